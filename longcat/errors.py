@@ -1,0 +1,50 @@
+"""The error tree. Every message names the offending value and what to do instead; HTTP statuses are mapped elsewhere.
+
+::
+
+    LithographError
+    ├── UserError                the caller can mend it
+    │   ├── PromptTooLongError
+    │   ├── FlavourError         no such model, or its files are missing or broken
+    │   ├── PrecisionError       this machine or model cannot do that precision
+    │   ├── DeviceError          no such device here, or it cannot do what was asked
+    │   └── RecipeError          a picture whose recipe is missing or belongs to another model
+    └── EngineError              the model ran and failed
+"""
+
+
+class LithographError(Exception):
+    """The root: catch this to catch everything that Lithograph raises on purpose."""
+
+
+class UserError(LithographError):
+    """Something that the caller gave cannot be done; the message says what to give instead."""
+
+
+class PromptTooLongError(UserError):
+    """A prompt has more tokens than the model reads."""
+
+    def __init__(self, *, tokens: int, max_tokens: int) -> None:
+        super().__init__(f"has {tokens} tokens; the model reads at most {max_tokens}: shorten it")
+        self.tokens = tokens
+        self.max_tokens = max_tokens
+
+
+class FlavourError(UserError):
+    """The flavour names no model that can be loaded."""
+
+
+class PrecisionError(UserError):
+    """The precision cannot be had on this machine or with these settings."""
+
+
+class DeviceError(UserError):
+    """The device is not there, or cannot do what was asked of it."""
+
+
+class RecipeError(UserError):
+    """A picture carries no recipe, or one that this model cannot follow."""
+
+
+class EngineError(LithographError):
+    """The model ran and did not produce a picture."""

@@ -1,0 +1,127 @@
+"""Flavour to model: where the files are, what they are, and the defaults that go with them. No torch.
+
+A model is a directory as ``LongCatImagePipeline.from_pretrained`` reads it. What that layout has no place for (prompt
+length, default size) stands in ``lithograph.json`` beside ``model_index.json``; without one, LongCat-Image's own apply.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from longcat.errors import FlavourError
+
+EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+HUB_IDS = {"final": "meituan-longcat/LongCat-Image", "dev": "meituan-longcat/LongCat-Image-Dev"}
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+SETTINGS_FILE = "lithograph.json"
+
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_LFS_BLOB = re.compile(r"^[0-9a-f]{64}$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What a model was made for. The defaults are LongCat-Image's."""
+
+    max_prompt_tokens: int = 512
+    """Tokens of a prompt, template aside; also where the image's positions start."""
+    default_size_px: int = 1024
+    """Width and height of a picture when a request names none."""
+    max_pixels: int = 2048 * 2048
+    """Largest width times height that the model still draws sensibly."""
+    default_steps: int = 30
+    """Denoising steps when a request names none."""
+    default_guidance_scale: float = 4.5
+    """Classifier-free guidance when a request names none."""
+    rewrites_prompts: bool = True
+    """Whether the text encoder is a language model that can rewrite prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flavour:
+    """A model that can be loaded."""
+
+    name: str
+    """As it was asked for: final, dev, embedded, a path or a hub id."""
+    folder: Path
+    revision: str | None
+    """The hub's commit, or None for local files."""
+    settings: ModelSettings
+
+
+def resolve(name: str, *, revision: str | None = None) -> Flavour:
+    """Find a flavour, downloading it from the hub unless it is there.
+
+    ``name`` is ``final``, ``dev``, ``embedded``, a directory, or a hub id (``organisation/name``); ``revision`` a branch,
+    tag or commit of the hub. Raises ``FlavourError`` if there is no such model or its files are not whole.
+    """
+    if name == "embedded":
+        return _local(name, EMBEDDED_FOLDER)
+    if name not in HUB_IDS and Path(name).is_dir():
+        return _local(name, Path(name))
+    hub_id = HUB_IDS.get(name, name)
+    if not _HUB_ID.match(hub_id):
+        known = ", ".join(["embedded", *HUB_IDS])
+        raise FlavourError(f"flavour {name!r} is neither one of {known}, a directory, nor a hub id (organisation/name)")
+    try:
+        folder = Path(snapshot_download(hub_id, revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FlavourError(
+            f"flavour {name!r}: cannot download {hub_id} ({type(error).__name__}: {str(error).splitlines()[0]}); check the "
+            f"name and the network, or download it elsewhere and give its directory as the flavour"
+        ) from error
+    found = _local(name, folder)
+    return Flavour(name=name, folder=folder, revision=folder.name, settings=found.settings)
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files that make the model, as 64 hex digits.
+
+    Weights in the hub's cache are stored under their SHA-256 already, so that 30 GB need not be read again.
+    """
+    digest = hashlib.sha256()
+    for path in _model_files(folder):
+        blob = path.resolve().name
+        content = blob if path.is_symlink() and _LFS_BLOB.match(blob) else _sha256(path)
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _local(name: str, folder: Path) -> Flavour:
+    missing = [part for part in ("model_index.json", *COMPONENTS) if not (folder / part).exists()]
+    if missing:
+        raise FlavourError(
+            f"flavour {name!r}: {folder} lacks {', '.join(missing)}; give a directory as LongCatImagePipeline.save_pretrained "
+            f"writes it"
+        )
+    return Flavour(name=name, folder=folder, revision=None, settings=_settings(name, folder / SETTINGS_FILE))
+
+
+def _settings(name: str, path: Path) -> ModelSettings:
+    if not path.exists():
+        return ModelSettings()
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        unknown = set(given) - {field.name for field in fields(ModelSettings)}
+    except (ValueError, TypeError) as error:
+        raise FlavourError(f"flavour {name!r}: {path} is not a JSON object: {error}") from error
+    if unknown:
+        raise FlavourError(f"flavour {name!r}: {path} has unknown keys {', '.join(sorted(unknown))}: remove them")
+    return ModelSettings(**given)
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
+    tops = [folder / name for name in ("model_index.json", SETTINGS_FILE) if (folder / name).exists()]
+    inner = [path for part in COMPONENTS for path in (folder / part).rglob("*") if path.is_file()]
+    yield from sorted(tops + inner, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

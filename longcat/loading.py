@@ -1,0 +1,157 @@
+"""Flavour, precision, device to components on that device."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import cpu_offload_with_hook
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, LongCatImageTransformer2DModel
+from diffusers.hooks import apply_group_offloading
+from torch import nn
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+from longcat.errors import DeviceError
+from longcat.flavour import Flavour, model_hash
+from longcat.precision import Precision, check_precision, quantize_base
+
+_log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Offload(StrEnum):
+    """Where the components wait while they are not computing."""
+
+    NONE = "none"
+    MODEL = "model"
+    """Each component visits the device while it works: the largest one has to fit."""
+    GROUP = "group"
+    """The transformer's and text encoder's blocks visit the device one by one: least memory, slowest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """A loaded model and what it is."""
+
+    flavour: Flavour
+    model_hash: str
+    precision: Precision
+    device: torch.device
+    """Where it computes."""
+    dtype: torch.dtype
+    transformer: LongCatImageTransformer2DModel
+    vae: AutoencoderKL
+    text_encoder: Qwen2_5_VLForConditionalGeneration
+    tokenizer: Qwen2Tokenizer
+    scheduler_config: Mapping[str, Any]
+
+
+def load(
+    flavour: Flavour,
+    *,
+    precision: Precision = Precision.NO_CHANGE,
+    text_encoder_precision: Precision = Precision.NO_CHANGE,
+    device: str = "auto",
+    dtype: str = "auto",
+    offload: Offload = Offload.NONE,
+) -> Components:
+    """Load a model for inference.
+
+    ``device``: auto, cpu, cuda, cuda:N or mps; ``dtype``: auto (float32 on a CPU, else bfloat16), float32, bfloat16 or
+    float16. Raises ``DeviceError`` or ``PrecisionError`` before anything is read if this machine cannot do it.
+    """
+    target = parse_device(device)
+    compute = parse_dtype(dtype, target)
+    for wanted in (precision, text_encoder_precision):
+        check_precision(wanted, device=target, dtype=compute)
+    if offload is not Offload.NONE and target.type == "cpu":
+        raise DeviceError(f"offload {offload.value!r} moves weights between a CPU and a device, and the device is the CPU: use 'none'")
+
+    folder = flavour.folder
+    transformer = LongCatImageTransformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=compute)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=compute)
+    text_encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, subfolder="text_encoder", dtype=compute)
+    for module in (transformer, vae, text_encoder):
+        module.eval().requires_grad_(False)
+    quantize_base(transformer, precision, device=target, training=False)
+    quantize_base(text_encoder, text_encoder_precision, device=target, training=False)
+    place(transformer, text_encoder, vae, device=target, offload=offload)
+    return Components(
+        flavour=flavour,
+        model_hash=model_hash(folder),
+        precision=precision,
+        device=target,
+        dtype=compute,
+        transformer=transformer,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=load_tokenizer(folder),
+        scheduler_config=FlowMatchEulerDiscreteScheduler.load_config(folder, subfolder="scheduler"),
+    )
+
+
+def parse_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is CUDA, else MPS, else the CPU. Raises ``DeviceError`` if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device {name!r} is not known; use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"device {name!r}: this process sees {torch.cuda.device_count()} CUDA devices; use cpu or another")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device 'mps': this machine has no Apple GPU that torch can use; use cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"device {name!r} is not supported; use auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def parse_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The compute dtype of that name; ``auto`` is float32 on a CPU, else bfloat16."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in _DTYPES:
+        raise DeviceError(f"dtype {name!r} is not known; use auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def place(transformer: nn.Module, text_encoder: nn.Module, vae: nn.Module, *, device: torch.device, offload: Offload) -> None:
+    """Move the components to the device, or arrange for them to visit it."""
+    if offload is Offload.NONE:
+        for module in (text_encoder, transformer, vae):
+            module.to(device)
+    elif offload is Offload.MODEL:
+        hook = None
+        for module in (text_encoder, transformer, vae):
+            _, hook = cpu_offload_with_hook(module, device, prev_module_hook=hook)
+    else:
+        for module in (transformer, text_encoder):
+            apply_group_offloading(
+                module,
+                onload_device=device,
+                offload_device=torch.device("cpu"),
+                offload_type="block_level",
+                num_blocks_per_group=1,
+            )
+        vae.to(device)
+
+
+def load_tokenizer(folder: Path) -> Qwen2Tokenizer:
+    """The tokenizer, with the chat template that prompt rewriting needs.
+
+    LongCat-Image keeps the template with its ``text_processor``, whose class needs torchvision; the template alone does not.
+    """
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
+    processor = folder / "text_processor"
+    if tokenizer.chat_template is None and (processor / "chat_template.jinja").exists():
+        tokenizer.chat_template = (processor / "chat_template.jinja").read_text(encoding="utf-8")
+    if tokenizer.chat_template is None and (processor / "chat_template.json").exists():
+        legacy = json.loads((processor / "chat_template.json").read_text(encoding="utf-8"))
+        tokenizer.chat_template = legacy["chat_template"]
+    return tokenizer

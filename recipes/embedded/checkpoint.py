@@ -1,0 +1,26 @@
+"""Checkpoints of a stage: whatever has a ``state_dict``, the step and the seconds spent. Written atomically."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], step: int, elapsed_seconds: float) -> None:
+    """Write beside ``path`` and rename, so that a reader sees the old checkpoint or the new one."""
+    partial = path.with_suffix(".partial")
+    torch.save(
+        {"step": step, "elapsed": elapsed_seconds, **{name: part.state_dict() for name, part in state.items()}}, partial
+    )
+    os.replace(partial, path)
+
+
+def load_checkpoint(path: Path, state: dict[str, Any]) -> tuple[int, float]:
+    """Restore ``state`` in place if there is a checkpoint; return its step and seconds spent (0, 0 if none)."""
+    if not path.exists():
+        return 0, 0.0
+    saved = torch.load(path, weights_only=True)
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
+    return saved["step"], saved["elapsed"]
