@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -52,6 +52,8 @@ class Flavour:
     folder: Path
     revision: str | None
     """The hub's commit, or None for local files."""
+    hash: str
+    """SHA-256 over the names and contents of all files that make the model, as 64 hex digits."""
     settings: ModelSettings
 
 
@@ -76,15 +78,11 @@ def resolve(name: str, *, revision: str | None = None) -> Flavour:
             f"flavour {name!r}: cannot download {hub_id} ({type(error).__name__}: {str(error).splitlines()[0]}); check the "
             f"name and the network, or download it elsewhere and give its directory as the flavour"
         ) from error
-    found = _local(name, folder)
-    return Flavour(name=name, folder=folder, revision=folder.name, settings=found.settings)
+    return replace(_local(name, folder), revision=folder.name)
 
 
-def model_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of all files that make the model, as 64 hex digits.
-
-    Weights in the hub's cache are stored under their SHA-256 already, so that 30 GB need not be read again.
-    """
+def _hash(folder: Path) -> str:
+    """Weights in the hub's cache are stored under their SHA-256 already, so that 30 GB need not be read again."""
     digest = hashlib.sha256()
     for path in _model_files(folder):
         blob = path.resolve().name
@@ -100,7 +98,8 @@ def _local(name: str, folder: Path) -> Flavour:
             f"flavour {name!r}: {folder} lacks {', '.join(missing)}; give a directory as LongCatImagePipeline.save_pretrained "
             f"writes it"
         )
-    return Flavour(name=name, folder=folder, revision=None, settings=_settings(name, folder / SETTINGS_FILE))
+    settings = _settings(name, folder / SETTINGS_FILE)
+    return Flavour(name=name, folder=folder, revision=None, hash=_hash(folder), settings=settings)
 
 
 def _settings(name: str, path: Path) -> ModelSettings:

@@ -1,11 +1,8 @@
 """Flavour, precision, device to components on that device."""
 
-import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +13,9 @@ from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from longcat.errors import DeviceError
-from longcat.flavour import Flavour, model_hash
+from longcat.flavour import Flavour
 from longcat.precision import Precision, check_precision, quantize_base
-
-_log = logging.getLogger(__name__)
+from longcat.tokenizer import load_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,8 +35,8 @@ class Components:
     """A loaded model and what it is."""
 
     flavour: Flavour
-    model_hash: str
     precision: Precision
+    text_encoder_precision: Precision
     device: torch.device
     """Where it computes."""
     dtype: torch.dtype
@@ -83,8 +79,8 @@ def load(
     place(transformer, text_encoder, vae, device=target, offload=offload)
     return Components(
         flavour=flavour,
-        model_hash=model_hash(folder),
         precision=precision,
+        text_encoder_precision=text_encoder_precision,
         device=target,
         dtype=compute,
         transformer=transformer,
@@ -140,18 +136,3 @@ def place(transformer: nn.Module, text_encoder: nn.Module, vae: nn.Module, *, de
                 num_blocks_per_group=1,
             )
         vae.to(device)
-
-
-def load_tokenizer(folder: Path) -> Qwen2Tokenizer:
-    """The tokenizer, with the chat template that prompt rewriting needs.
-
-    LongCat-Image keeps the template with its ``text_processor``, whose class needs torchvision; the template alone does not.
-    """
-    tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
-    processor = folder / "text_processor"
-    if tokenizer.chat_template is None and (processor / "chat_template.jinja").exists():
-        tokenizer.chat_template = (processor / "chat_template.jinja").read_text(encoding="utf-8")
-    if tokenizer.chat_template is None and (processor / "chat_template.json").exists():
-        legacy = json.loads((processor / "chat_template.json").read_text(encoding="utf-8"))
-        tokenizer.chat_template = legacy["chat_template"]
-    return tokenizer

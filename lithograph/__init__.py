@@ -1,0 +1,1 @@
+"""The ``lithograph`` command: one entry to everything that a person runs."""

@@ -1,0 +1,54 @@
+"""The ``lithograph`` command. Each package brings its own subcommands; they are imported when used.
+
+Every option can be given as an environment variable: ``LITHOGRAPH_SERVE_PORT=8123`` is ``serve --port 8123``.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping
+
+import click
+
+from longcat.errors import LithographError
+from longcat.quiet import silence_import_noise
+
+_COMMANDS: Mapping[str, str] = {
+    "serve": "service.commands:serve",
+    "generate": "service.commands:generate",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a subcommand's module when it is asked for, so that ``--help`` is quick and needs no torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="lithograph")
+def cli() -> None:
+    """Lithograph: draw with LongCat-Image, and teach it new styles."""
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line, not a stack trace."""
+    # Read by OpenMP when torch is imported, here or in a child process: spinning threads starve each other on few cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    silence_import_noise()
+    try:
+        cli(auto_envvar_prefix="LITHOGRAPH")
+    except LithographError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

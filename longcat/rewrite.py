@@ -1,0 +1,50 @@
+"""Prompt rewriting by the model's own text encoder, as diffusers' ``LongCatImagePipeline.rewire_prompt`` asks for it."""
+
+import re
+
+import torch
+from diffusers.pipelines.longcat_image.system_messages import SYSTEM_PROMPT_EN, SYSTEM_PROMPT_ZH
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+from longcat.prompt import tokenize_body
+from longcat.tokenizer import plain_ids
+
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+
+
+@torch.inference_mode()
+def rewrite_prompt(
+    text_encoder: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2Tokenizer, prompt: str, *, max_tokens: int
+) -> str:
+    """Let the language model enrich a prompt in its own language: at most ``max_tokens`` tokens.
+
+    Decoding is greedy, so that the same prompt is rewritten the same way each time.
+    """
+    if _CHINESE.search(prompt):
+        question = f"{SYSTEM_PROMPT_ZH}\n用户输入为：{prompt}\n改写后的prompt为："
+    else:
+        question = f"{SYSTEM_PROMPT_EN}\nUser Input: {prompt}\nRewritten prompt:"
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": [{"type": "text", "text": question}]}], tokenize=False, add_generation_prompt=True
+    )
+    inputs = tokenizer(text, return_tensors="pt").to(text_encoder.device)
+    generated = text_encoder.generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+    )
+    written = generated[0, inputs["input_ids"].shape[1] :]
+    rewritten = _decode(tokenizer, written)
+    # Decoded text may tokenise to more tokens than were generated: drop from the end until it fits.
+    while len(tokenize_body(rewritten, plain_ids(tokenizer))) > max_tokens:
+        written = written[:-1]
+        rewritten = _decode(tokenizer, written)
+    return rewritten
+
+
+def _decode(tokenizer: Qwen2Tokenizer, ids: torch.Tensor) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -1,0 +1,415 @@
+"""The LitServe surface: the processes, the routes, the replies. Nothing else imports litserve.
+
+LitServe's main process forks the HTTP process and spawns the engine process, which loads the model beside the running HTTP
+server: ``/healthz`` answers at once, ``/readyz`` once a warm-up picture is drawn. A request goes
+``parse -> resolve -> queue -> Engine.draw -> encode`` and comes back as files.
+"""
+
+import base64
+import logging
+import platform
+import signal
+import sys
+import threading
+import time
+import uuid
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import litserve
+from fastapi import Request
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.responses import JSONResponse, Response
+from litserve.loops.base import LitLoop
+from litserve.server import RegularRequestHandler
+from litserve.utils import LitAPIStatus, LoopResponseType
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from longcat.errors import LithographError, UserError
+from longcat.flavour import Flavour
+from longcat.quiet import silence_import_noise
+from longcat.prompt import Tokenize
+from longcat.tokenizer import load_tokenizer, plain_ids
+from service import metrics
+from service.config import ServiceConfig
+from service.picture import MEDIA_TYPES, ModelIdentity, Rendered, zip_pictures
+from service.schema import (
+    ErrorBody,
+    ErrorDetail,
+    GeneratedImage,
+    GenerateRequest,
+    GenerateResponse,
+    InvalidRequest,
+    Limits,
+    NotJson,
+    ResolvedRequest,
+    Timings,
+    parse_request,
+)
+
+if TYPE_CHECKING:
+    from service.renderer import Renderer
+
+log = logging.getLogger("lithograph")
+
+VERSION = version("lithograph")
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "optimum-quanto", "torchao", "litserve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The engine's reply to a request that it could not draw."""
+
+    status: int
+    code: str
+    message: str
+
+
+class EngineLoop(LitLoop):  # type: ignore[misc]  # litserve has no types
+    """The engine process: load, warm up, then draw one request after the other."""
+
+    def __call__(
+        self,
+        lit_api: "GenerateAPI",
+        device: str,  # noqa: ARG002 - ours is in the configuration
+        worker_id: int,  # noqa: ARG002
+        request_queue: Any,  # noqa: ANN401 - a multiprocessing queue proxy
+        transport: Any,  # noqa: ANN401
+        *_: object,
+    ) -> None:
+        """LitServe's entry point, in the spawned process."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends this one
+        renderer = lit_api.load()
+        while True:
+            response_queue_id, uid, submitted, request = request_queue.get()
+            reply = _reply(renderer, request, queue_seconds=time.monotonic() - submitted)
+            self.put_response(transport, response_queue_id, uid, reply, LitAPIStatus.OK, LoopResponseType.REGULAR)
+
+
+def _reply(renderer: "Renderer", request: ResolvedRequest, *, queue_seconds: float) -> Rendered | Failed:
+    try:
+        rendered = renderer.render(request)
+    except UserError as error:
+        return Failed(status=422, code="invalid_request", message=str(error))
+    except Exception as error:  # one request fails alone, whatever happened to it
+        log.exception("drawing failed: %s", request)
+        return Failed(status=500, code="engine_error", message=f"{type(error).__name__}: {error}")
+    return replace(rendered, timings=rendered.timings.model_copy(update={"queue_seconds": queue_seconds}))
+
+
+class GenerateAPI(litserve.LitAPI):  # type: ignore[misc]  # litserve has no types
+    """What LitServe ships to the engine process: the configuration, and where to say how far it is."""
+
+    def __init__(self, config: ServiceConfig, flavour: Flavour, limits: Limits) -> None:
+        super().__init__(api_path="/generate", loop=EngineLoop())
+        self.config = config
+        self.flavour = flavour
+        self.limits = limits
+        self.state: Any = None
+        """A dictionary shared by all processes: ``phase`` (loading, warming up, ready, failed) and what is loaded."""
+
+    def setup(self, device: str) -> None:
+        """Nothing: the loop loads the model, so that HTTP answers meanwhile."""
+
+    def predict(self, x: object) -> object:
+        """LitServe wants one; the loop draws."""
+        raise AssertionError(f"the engine loop draws, not LitServe's: {x!r}")
+
+    def load(self) -> "Renderer":
+        """Load the model and draw a warm-up picture. Runs in the engine process, and ends it if that fails."""
+        try:
+            silence_import_noise()
+            from service.renderer import Renderer  # here, so that the HTTP processes never import torch
+
+            begin = time.monotonic()
+            renderer = Renderer(self.config.model, self.flavour, max_rows=self.config.max_rows)
+            self.state.update(phase="warming up", device=str(renderer.model.device), **renderer.identity.model_dump())
+            warm_up = self.limits.resolve(GenerateRequest(prompt="warm-up", steps=1), plain_ids(renderer.model.tokenizer))
+            renderer.render(warm_up)
+            seconds = time.monotonic() - begin
+        except UserError as error:
+            log.error("cannot serve: %s", error)
+        except Exception:
+            log.exception("cannot serve: loading failed")
+        else:
+            self._announce(renderer.identity, str(renderer.model.device), seconds)
+            return renderer
+        self.state.update(phase="failed")
+        sys.exit(1)
+
+    def _announce(self, identity: ModelIdentity, device: str, seconds: float) -> None:
+        shown = identity.model_dump(include={"flavour", "hash", "precision", "dtype"})
+        metrics.MODEL_INFO.labels(**shown, device=device, version=VERSION).set(1)
+        metrics.LOAD_SECONDS.set(seconds)
+        metrics.READY.set(1)
+        self.state.update(phase="ready")
+        log.info(
+            "ready after %.1f s: %s %s, precision %s, %s on %s, http://%s:%d",
+            seconds,
+            identity.flavour,
+            identity.hash[:12],
+            identity.precision,
+            identity.dtype,
+            device,
+            self.config.host,
+            self.config.port,
+        )
+
+
+class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
+    """LitServe with our routes, error bodies and shutdown."""
+
+    def __init__(self, api: GenerateAPI) -> None:
+        self._api = api
+        self._tokenize: Tokenize = plain_ids(load_tokenizer(api.flavour.folder))
+        self._engine_ended = False
+        super().__init__(api, accelerator="cpu", devices=1, timeout=False)
+        self.app.title = "Lithograph"
+        self.app.version = VERSION
+        self.app.description = "Pictures from Chinese and English prompts with LongCat-Image."
+        self.app.add_exception_handler(LithographError, _user_error)
+        self.app.add_exception_handler(HTTPException, _http_error)
+
+    def serve(self) -> int:
+        """Serve until SIGTERM, Ctrl-C or the engine's end; return the exit code."""
+        signal.signal(signal.SIGTERM, _interrupt)
+        config = self._api.config
+        log.info(
+            "starting %s %s, precision %s, device %s, http://%s:%d",
+            self._api.flavour.name,
+            self._api.flavour.hash[:12],
+            config.model.precision,
+            config.model.device,
+            config.host,
+            config.port,
+        )
+        self.run(
+            host=config.host, port=config.port, num_api_servers=1, log_level="warning", generate_client_file=False
+        )
+        return 1 if self._engine_ended else 0
+
+    def _init_manager(self, num_api_servers: int) -> Any:  # noqa: ANN401
+        manager = super()._init_manager(num_api_servers)
+        self._api.state = manager.dict(phase="loading")
+        return manager
+
+    def _register_middleware(self) -> None:
+        """None of LitServe's: it would gzip pictures."""
+
+    def _register_internal_endpoints(self) -> None:
+        self.app.add_api_route("/healthz", self._healthz, methods=["GET"], tags=["operations"])
+        self.app.add_api_route(
+            "/readyz", self._readyz, methods=["GET"], tags=["operations"], responses={503: {"description": "not ready"}}
+        )
+        self.app.add_api_route("/metrics", self._metrics, methods=["GET"], tags=["operations"])
+        self.app.add_api_route("/v1/info", self._info, methods=["GET"], tags=["model"])
+
+    def _register_api_endpoints(self, lit_api: GenerateAPI, *_: object) -> None:
+        self._handler = RegularRequestHandler(lit_api, self)
+        self.app.add_api_route(
+            "/generate",
+            self._generate,
+            methods=["POST"],
+            tags=["model"],
+            summary="Draw pictures",
+            response_class=Response,
+            responses=_RESPONSES,
+            openapi_extra={
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": GenerateRequest.model_json_schema()}},
+                }
+            },
+        )
+
+    def _start_worker_monitoring(self, *_: object) -> None:
+        """Stop the server when the engine process is gone, instead of answering nothing."""
+        def watch() -> None:
+            for worker in self.inference_workers:
+                worker.join()
+            self._engine_ended = True
+            log.error("the engine process ended; stopping")
+            self._shutdown_event.set()
+
+        threading.Thread(target=watch, daemon=True, name="engine-watch").start()
+
+    async def _generate(self, request: Request) -> Response:
+        body = await self._read_body(request)
+        begin = time.monotonic()
+        with metrics.IN_PROGRESS.track_inprogress():
+            try:
+                response = await self._answer(parse_request(body))
+            except LithographError as error:
+                response = await _user_error(request, error)
+        metrics.REQUESTS.labels(str(response.status_code)).inc()
+        metrics.REQUEST_SECONDS.labels(str(response.status_code)).observe(time.monotonic() - begin)
+        return response
+
+    async def _read_body(self, request: Request) -> bytes:
+        limit = self._api.config.max_body_bytes
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                metrics.REQUESTS.labels("413").inc()
+                raise HTTPException(413, f"the body is over {limit} bytes; send a shorter prompt")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    async def _answer(self, request: GenerateRequest) -> Response:
+        if self._api.state["phase"] != "ready":
+            return _error(503, "not_ready", "the model is still loading; try again when /readyz says ready", retry_after=5)
+        resolved = self._api.limits.resolve(request, self._tokenize)
+        request_id = str(uuid.uuid4())
+        reply: Rendered | Failed = await self._handler.handle_request(resolved, ResolvedRequest)
+        if isinstance(reply, Failed):
+            log.error("request %s failed: %s", request_id, reply.message)
+            return _error(reply.status, reply.code, reply.message)
+        metrics.observe_timings(reply.timings)
+        metrics.PICTURES.inc(resolved.num_images)
+        metrics.STEPS.inc(resolved.steps * resolved.num_images)
+        log.info(
+            "request %s %dx%d steps %d images %d seed %d: %s",
+            request_id,
+            resolved.width,
+            resolved.height,
+            resolved.steps,
+            resolved.num_images,
+            resolved.seed,
+            " ".join(f"{phase} {seconds * 1000:.0f} ms" for phase, seconds in _phases(reply.timings).items()),
+        )
+        headers = {
+            "X-Request-Id": request_id,
+            "X-Seed": str(resolved.seed),
+            "X-Model-Hash": self._api.flavour.hash,
+            "Server-Timing": ", ".join(f"{name};dur={s * 1000:.1f}" for name, s in _phases(reply.timings).items()),
+        }
+        if request.response_format == "json":
+            return self._as_json(request_id, resolved, reply, headers)
+        return _as_files(resolved, reply, headers)
+
+    def _as_json(self, request_id: str, request: ResolvedRequest, reply: Rendered, headers: dict[str, str]) -> Response:
+        body = GenerateResponse(
+            request_id=request_id,
+            model_hash=self._api.flavour.hash,
+            prompt=reply.prompt,
+            request=request,
+            timings=reply.timings,
+            media_type=MEDIA_TYPES[request.output_format],
+            images=[
+                GeneratedImage(seed=request.seed + i, b64=base64.b64encode(file).decode("ascii"))
+                for i, file in enumerate(reply.files)
+            ],
+        )
+        return Response(body.model_dump_json(), media_type="application/json", headers=headers)
+
+    async def _healthz(self) -> dict[str, str]:
+        """Whether this process answers."""
+        return {"status": "ok"}
+
+    async def _readyz(self) -> JSONResponse:
+        """Whether a warm-up picture is drawn and requests are answered."""
+        phase = self._api.state["phase"]
+        return JSONResponse({"status": phase}, status_code=200 if phase == "ready" else 503)
+
+    async def _metrics(self) -> Response:
+        """Prometheus metrics of all processes."""
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    async def _info(self) -> dict[str, Any]:
+        """What is served, with which limits, by which versions."""
+        api, settings = self._api, self._api.flavour.settings
+        state = dict(self._api.state)
+        return {
+            "status": state.pop("phase"),
+            "model": {
+                "flavour": api.flavour.name,
+                "revision": api.flavour.revision,
+                "hash": api.flavour.hash,
+                **state,
+            },
+            "limits": {
+                "max_pixels": api.limits.max_pixels,
+                "max_steps": api.limits.max_steps,
+                "max_images": api.limits.max_images,
+                "max_prompt_tokens": settings.max_prompt_tokens,
+                "max_body_bytes": api.config.max_body_bytes,
+            },
+            "defaults": {
+                "width": settings.default_size_px,
+                "height": settings.default_size_px,
+                "steps": settings.default_steps,
+                "guidance_scale": settings.default_guidance_scale,
+            },
+            "versions": {
+                "lithograph": VERSION,
+                "python": platform.python_version(),
+                **{library: version(library) for library in _LIBRARIES},
+            },
+        }
+
+
+def _interrupt(signum: int, frame: object) -> None:  # noqa: ARG001
+    """SIGTERM ends the server as Ctrl-C does: LitServe itself would leave its processes behind."""
+    raise KeyboardInterrupt
+
+
+def _phases(timings: Timings) -> dict[str, float]:
+    return {name.removesuffix("_seconds"): seconds for name, seconds in timings.model_dump().items()}
+
+
+def _as_files(request: ResolvedRequest, reply: Rendered, headers: dict[str, str]) -> Response:
+    if len(reply.files) == 1:
+        return Response(reply.files[0], media_type=MEDIA_TYPES[request.output_format], headers=headers)
+    names = (f"{request.seed + i}.{request.output_format}" for i in range(len(reply.files)))
+    archive = zip_pictures(zip(names, reply.files, strict=True))
+    return Response(archive, media_type="application/zip", headers=headers)
+
+
+def _error(status: int, code: str, message: str, *, retry_after: int | None = None, **detail: Any) -> JSONResponse:  # noqa: ANN401
+    body = ErrorBody(error=ErrorDetail(code=code, message=message, **detail))
+    headers = None if retry_after is None else {"Retry-After": str(retry_after)}
+    return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+
+
+async def _user_error(_: Request, error: Exception) -> JSONResponse:
+    """The one place where our errors become HTTP statuses."""
+    match error:
+        case InvalidRequest():
+            return _error(422, "invalid_request", str(error), fields=error.problems)
+        case NotJson():
+            return _error(400, "not_json", str(error))
+        case UserError():
+            return _error(422, "invalid_request", str(error))
+        case _:
+            return _error(500, "engine_error", str(error))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    plain = await http_exception_handler(request, error)
+    code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
+    reply = _error(error.status_code, code, str(error.detail))
+    reply.headers.update({k: v for k, v in plain.headers.items() if k not in ("content-length", "content-type")})
+    return reply
+
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The picture; a zip of several; or JSON with the pictures in base64.",
+        "content": {
+            **{media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()},
+            "application/zip": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": GenerateResponse.model_json_schema(ref_template="#/components/schemas/{model}")},
+        },
+    },
+    400: {"description": "The body is not JSON.", "model": ErrorBody},
+    413: {"description": "The body is over the size limit.", "model": ErrorBody},
+    422: {"description": "A field is wrong: which, its value, and what to give instead.", "model": ErrorBody},
+    500: {"description": "The model failed.", "model": ErrorBody},
+    503: {"description": "The model is still loading.", "model": ErrorBody},
+}

@@ -1,0 +1,167 @@
+"""``lithograph serve`` and ``lithograph generate``: options to configuration, then run."""
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from longcat.errors import RecipeError, UserError
+from longcat.flavour import Flavour, resolve
+from longcat.tokenizer import load_tokenizer, plain_ids
+from service.config import ModelConfig, ServiceConfig
+
+if TYPE_CHECKING:
+    from service.schema import ResolvedRequest
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_OFFLOADS = ("none", "model", "group")
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _model_options(command: _Command) -> _Command:
+    for option in reversed(
+        (
+            click.option("--flavour", default="embedded", show_default=True, help="final, dev, embedded, a directory or a hub id."),
+            click.option("--revision", help="The hub's branch, tag or commit."),
+            click.option("--precision", default="no_change", show_default=True,
+                         help="Weights of the transformer: no_change, int8-quanto, int4-quanto, fp8-quanto, int8-torchao, fp8-torchao."),
+            click.option("--text-encoder-precision", default="no_change", show_default=True, help="Weights of the text encoder."),
+            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+            click.option("--dtype", type=click.Choice(_DTYPES), default="auto", show_default=True,
+                         help="What it computes in; auto is float32 on a CPU, else bfloat16."),
+            click.option("--offload", type=click.Choice(_OFFLOADS), default="none", show_default=True,
+                         help="Keep weights in main memory until they are needed: less GPU memory, slower."),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--host", type=click.Choice(["127.0.0.1", "0.0.0.0", "::"]), default="127.0.0.1", show_default=True,  # noqa: S104
+              help="Address to listen on.")  # fmt: skip
+@click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on.")
+@_model_options
+@click.option("--max-pixels", type=int, help="Largest width times height of a request. [default: what the model was made for]")
+@click.option("--max-steps", type=int, default=100, show_default=True, help="Most denoising steps of a request.")
+@click.option("--max-images", type=int, default=8, show_default=True, help="Most pictures of a request.")
+@click.option("--max-rows", type=int, default=8, show_default=True,
+              help="Most rows in one forward (a picture has two with guidance): bounds memory.")  # fmt: skip
+@click.option("--max-body-bytes", type=int, default=64 * 1024, show_default=True, help="Largest request body.")
+def serve(
+    host: str, port: int, max_pixels: int | None, max_steps: int, max_images: int, max_rows: int, max_body_bytes: int,
+    **model: Any,  # noqa: ANN401 - the options of ModelConfig
+) -> None:  # fmt: skip
+    """Serve POST /generate over HTTP."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for name in ("litserve", "httpx", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    metrics_dir = Path(tempfile.mkdtemp(prefix="lithograph-metrics-"))
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
+    try:
+        config = ServiceConfig(
+            model=ModelConfig(**model),
+            host=host,
+            port=port,
+            max_pixels=max_pixels,
+            max_steps=max_steps,
+            max_images=max_images,
+            max_rows=max_rows,
+            max_body_bytes=max_body_bytes,
+            metrics_dir=metrics_dir,
+        )
+        sys.exit(_run(config))
+    finally:
+        shutil.rmtree(metrics_dir, ignore_errors=True)
+
+
+def _run(config: ServiceConfig) -> int:
+    """Serve until SIGTERM, Ctrl-C or the engine's end; return the exit code."""
+    from service.api import GenerateAPI, Server  # after PROMETHEUS_MULTIPROC_DIR is set
+    from service.schema import Limits
+
+    flavour = resolve(config.model.flavour, revision=config.model.revision)
+    limits = Limits(
+        settings=flavour.settings,
+        max_pixels=config.max_pixels or flavour.settings.max_pixels,
+        max_steps=config.max_steps,
+        max_images=config.max_images,
+    )
+    server = Server(GenerateAPI(config, flavour, limits))
+    return server.serve()
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default="picture.png", show_default=True,
+              help="File to write; .png, .jpg or .webp. Several pictures get -0, -1, ... before the ending.")  # fmt: skip
+@click.option("--negative-prompt", help="What to keep away from.")
+@click.option("--width", type=int, help="In px, a multiple of 64.")
+@click.option("--height", type=int, help="In px, a multiple of 64.")
+@click.option("--steps", type=int, help="Denoising steps.")
+@click.option("--guidance-scale", type=float, help="Classifier-free guidance; 1 or less turns it off.")
+@click.option("--seed", type=int, help="Picture i is drawn from seed + i. Random if absent.")
+@click.option("--num-images", type=int, help="Pictures to draw.")
+@click.option("--cfg-renorm/--no-cfg-renorm", default=None, help="Keep guided norms at most the conditional ones.")
+@click.option("--rewrite-prompt", is_flag=True, default=None, help="Let the text encoder enrich the prompt first.")
+@click.option("--recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="A PNG that Lithograph made: make the same picture again, byte for byte.")  # fmt: skip
+@_model_options
+@click.pass_context
+def generate(
+    context: click.Context, prompt: str | None, output: Path, recipe: Path | None, **options: Any  # noqa: ANN401
+) -> None:
+    """Draw PROMPT (Chinese or English) into a file; no server needed."""
+    from service.picture import read_recipe
+    from service.schema import Limits, check_request
+
+    chosen = {name: options.pop(name) for name in ModelConfig.__dataclass_fields__}
+    given = {name: value for name, value in options.items() if value is not None}
+    if recipe is None:
+        if prompt is None:
+            raise click.UsageError("give a PROMPT, or --recipe PICTURE.png")
+        flavour = resolve(chosen["flavour"], revision=chosen["revision"])
+        wanted = check_request({"prompt": prompt, "output_format": _format_of(output), **given})
+        request = Limits.of_model(flavour.settings).resolve(wanted, plain_ids(load_tokenizer(flavour.folder)))
+    else:
+        if prompt is not None or given:
+            raise click.UsageError("--recipe repeats a picture as it is: give no prompt and no drawing options with it")
+        written = read_recipe(recipe)
+        request, drawn_by = written.request, written.model
+        chosen |= drawn_by.model_dump(include={"precision", "text_encoder_precision", "dtype"})
+        if context.get_parameter_source("flavour") is ParameterSource.DEFAULT:
+            chosen["flavour"] = drawn_by.flavour
+        flavour = resolve(chosen["flavour"], revision=chosen["revision"])
+        if flavour.hash != drawn_by.hash:
+            raise RecipeError(
+                f"{recipe} was drawn by model {drawn_by.hash[:12]} ({drawn_by.flavour}), and {flavour.name} is "
+                f"{flavour.hash[:12]}: name that model with --flavour or --revision"
+            )
+    _draw(ModelConfig(**chosen), flavour, request, output)
+
+
+def _draw(config: ModelConfig, flavour: Flavour, request: "ResolvedRequest", output: Path) -> None:
+    from service.renderer import Renderer
+
+    renderer = Renderer(config, flavour, max_rows=8)
+    with click.progressbar(length=request.steps * request.num_images, label="drawing", file=sys.stderr) as bar:
+        rendered = renderer.render(request, lambda made, total: bar.update(bar.length * made // total - bar.pos))
+    for index, content in enumerate(rendered.files):
+        path = output if len(rendered.files) == 1 else output.with_stem(f"{output.stem}-{index}")
+        path.write_bytes(content)
+        click.echo(f"{path} seed {request.seed + index}")
+
+
+def _format_of(output: Path) -> str:
+    formats = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+    if output.suffix.lower() not in formats:
+        raise UserError(f"output {output}: end the name in {', '.join(formats)}")
+    return formats[output.suffix.lower()]

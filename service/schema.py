@@ -1,0 +1,296 @@
+"""Request, response and error body of ``POST /generate``, and what makes a request valid for the model at hand. No torch.
+
+A body is checked twice: its shape here by pydantic, then against the model (``Limits.resolve``), which also fills in
+defaults. Both speak through ``InvalidRequest``: the field, its value, what is wrong, what to give instead.
+"""
+
+import difflib
+import math
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from longcat.errors import PromptTooLongError, UserError
+from longcat.flavour import ModelSettings
+from longcat.prompt import Tokenize, tokenize_prompt
+
+GRID_PX = 64
+SMALLEST_PX = 64
+LARGEST_SEED = 2**63 - 1
+_SHOWN_CHARACTERS = 80
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+
+class GenerateRequest(BaseModel):
+    """What to draw. Everything but the prompt has a default that fits the model."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {"prompt": "一个红苹果"},
+                {"prompt": "a red apple on a blue background", "seed": 7, "steps": 16, "response_format": "json"},
+            ]
+        },
+    )
+
+    prompt: Annotated[str, Field(min_length=1, description="What to draw, in Chinese or English.")]
+    negative_prompt: Annotated[str, Field(description="What to keep away from; needs guidance_scale over 1.")] = ""
+    width: Annotated[int | None, Field(ge=SMALLEST_PX, multiple_of=GRID_PX, description="In px, a multiple of 64.")] = None
+    height: Annotated[int | None, Field(ge=SMALLEST_PX, multiple_of=GRID_PX, description="In px, a multiple of 64.")] = None
+    steps: Annotated[int | None, Field(ge=1, description="Denoising steps.")] = None
+    guidance_scale: Annotated[
+        float | None,
+        Field(ge=0, le=30, allow_inf_nan=False, description="Classifier-free guidance; 1 or less turns it off."),
+    ] = None
+    seed: Annotated[
+        int | None, Field(ge=0, le=LARGEST_SEED, description="Picture i of a request is drawn from seed + i. Random if absent.")
+    ] = None
+    num_images: Annotated[int, Field(ge=1, description="Pictures to draw.")] = 1
+    cfg_renorm: Annotated[bool, Field(description="Keep each token's guided norm at most the conditional one's.")] = True
+    rewrite_prompt: Annotated[bool, Field(description="Let the model's text encoder enrich the prompt first.")] = False
+    output_format: Annotated[OutputFormat, Field(description="File format of the pictures.")] = "png"
+    response_format: Annotated[
+        Literal["binary", "json"],
+        Field(description="binary: the picture itself, or a zip of several; json: base64 with seed and timings."),
+    ] = "binary"
+
+
+class ResolvedRequest(BaseModel):
+    """A valid request with every default filled in: it makes the same picture each time. What a PNG carries."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    seed: int
+    num_images: int
+    cfg_renorm: bool
+    rewrite_prompt: bool
+    output_format: OutputFormat
+
+
+class Timings(BaseModel):
+    """Seconds that a request spent in each phase."""
+
+    model_config = ConfigDict(frozen=True)
+
+    queue_seconds: float = 0.0
+    text_seconds: float
+    denoise_seconds: float
+    decode_seconds: float
+    encode_seconds: float
+    """Writing PNG, JPEG or WebP."""
+
+
+class GeneratedImage(BaseModel):
+    """One picture of a JSON response."""
+
+    seed: int
+    b64: Annotated[str, Field(description="The file in base64.")]
+
+
+class GenerateResponse(BaseModel):
+    """The body with ``response_format: json``."""
+
+    request_id: str
+    model_hash: str
+    prompt: Annotated[str, Field(description="The prompt that was drawn: the rewritten one, if it was.")]
+    request: ResolvedRequest
+    timings: Timings
+    media_type: str
+    images: list[GeneratedImage]
+
+
+class FieldProblem(BaseModel):
+    """One field that is wrong."""
+
+    field: Annotated[str, Field(description="Its name; empty for the body as a whole.")]
+    value: Annotated[str, Field(description="What was given, shortened.")]
+    problem: str
+    remedy: str
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    code: str
+    message: str
+    fields: list[FieldProblem] = []
+
+
+class ErrorBody(BaseModel):
+    """The body of every reply that is not a picture."""
+
+    error: ErrorDetail
+
+
+class InvalidRequest(UserError):  # noqa: N818 - it is what HTTP calls it
+    """A request that cannot be drawn, with every field that is wrong."""
+
+    def __init__(self, problems: list[FieldProblem]) -> None:
+        super().__init__("; ".join(f"{p.field or 'body'}: {p.problem}; {p.remedy}" for p in problems))
+        self.problems = problems
+
+    @classmethod
+    def about(cls, field: str, value: object, problem: str, remedy: str) -> Self:
+        """One wrong field."""
+        return cls([FieldProblem(field=field, value=show(value), problem=problem, remedy=remedy)])
+
+
+class NotJson(UserError):  # noqa: N818 - it is what HTTP calls it
+    """A body that is no JSON at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request may ask of this model on this server."""
+
+    settings: ModelSettings
+    max_pixels: int
+    """Largest width times height."""
+    max_steps: int
+    max_images: int
+    """Most pictures a request."""
+
+    @classmethod
+    def of_model(cls, settings: ModelSettings) -> Self:
+        """No limits but the model's own: for a person drawing on their own machine."""
+        return cls(settings=settings, max_pixels=settings.max_pixels, max_steps=sys.maxsize, max_images=sys.maxsize)
+
+    def resolve(self, request: GenerateRequest, tokenize: Tokenize) -> ResolvedRequest:
+        """Fill in the model's defaults and hold the request against the limits. Raises ``InvalidRequest``."""
+        size = self.settings.default_size_px
+        resolved = ResolvedRequest(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            width=size if request.width is None else request.width,
+            height=size if request.height is None else request.height,
+            steps=self.settings.default_steps if request.steps is None else request.steps,
+            guidance_scale=(
+                self.settings.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
+            ),
+            seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+            num_images=request.num_images,
+            cfg_renorm=request.cfg_renorm,
+            rewrite_prompt=request.rewrite_prompt,
+            output_format=request.output_format,
+        )
+        problems = [*self._size_problems(resolved), *self._count_problems(resolved)]
+        for field in ("prompt", "negative_prompt"):
+            problems += self._prompt_problems(field, getattr(resolved, field), tokenize)
+        if resolved.rewrite_prompt and not self.settings.rewrites_prompts:
+            problems.append(
+                _problem("rewrite_prompt", True, "this model's text encoder cannot write", "give false, or serve flavour final")
+            )
+        if problems:
+            raise InvalidRequest(problems)
+        return resolved
+
+    def _size_problems(self, request: ResolvedRequest) -> list[FieldProblem]:
+        pixels = request.width * request.height
+        if pixels <= self.max_pixels:
+            return []
+        side = math.isqrt(self.max_pixels) // GRID_PX * GRID_PX
+        return [
+            _problem(
+                "width",
+                request.width,
+                f"{request.width} x {request.height} is {pixels} pixels; at most {self.max_pixels} are drawn here",
+                f"give at most {side} x {side}",
+            )
+        ]
+
+    def _count_problems(self, request: ResolvedRequest) -> list[FieldProblem]:
+        limits = {"steps": self.max_steps, "num_images": self.max_images}
+        problems = [
+            _problem(field, getattr(request, field), f"more than the {limit} allowed here", f"give at most {limit}")
+            for field, limit in limits.items()
+            if getattr(request, field) > limit
+        ]
+        if request.seed + request.num_images - 1 > LARGEST_SEED:
+            problems.append(_problem("seed", request.seed, "seed + num_images leaves 63 bits", "give a smaller seed"))
+        return problems
+
+    def _prompt_problems(self, field: str, prompt: str, tokenize: Tokenize) -> list[FieldProblem]:
+        try:
+            tokenize_prompt(prompt, tokenize, max_tokens=self.settings.max_prompt_tokens)
+        except PromptTooLongError as error:
+            remedy = f"shorten it by at least {error.tokens - error.max_tokens} tokens"
+            return [_problem(field, prompt, f"{error.tokens} tokens; the model reads at most {error.max_tokens}", remedy)]
+        return []
+
+
+def parse_request(body: bytes) -> GenerateRequest:
+    """A request from JSON, whatever content type it came with. Raises ``NotJson`` or ``InvalidRequest``."""
+    try:
+        return GenerateRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(error) from error
+
+
+def check_request(fields: Mapping[str, Any]) -> GenerateRequest:
+    """A request from its fields. Raises ``InvalidRequest``."""
+    try:
+        return GenerateRequest.model_validate(fields)
+    except ValidationError as error:
+        raise _refusal(error) from error
+
+
+def show(value: object) -> str:
+    """A value as an error message shows it: short, whatever it is."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(text)} characters)"
+
+
+def _problem(field: str, value: object, problem: str, remedy: str) -> FieldProblem:
+    return FieldProblem(field=field, value=show(value), problem=problem, remedy=remedy)
+
+
+def _refusal(error: ValidationError) -> UserError:
+    problems = error.errors(include_url=False)
+    if problems[0]["type"] == "json_invalid":
+        return NotJson(f"the body is not JSON ({problems[0]['ctx']['error']}); send one JSON object")
+    return InvalidRequest([_from_pydantic(problem) for problem in problems])
+
+
+def _from_pydantic(error: Mapping[str, Any]) -> FieldProblem:
+    field = ".".join(str(part) for part in error["loc"])
+    remedy = _REMEDIES.get(error["type"], lambda _: "see /docs for what the field takes")
+    if error["type"] == "extra_forbidden":
+        return _problem(field, error["input"], "unknown field", _nearest(field))
+    return _problem(field, error["input"], str(error["msg"]), remedy(error.get("ctx", {})))
+
+
+def _nearest(field: str) -> str:
+    names = list(GenerateRequest.model_fields)
+    close = difflib.get_close_matches(field, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(names)}"
+
+
+_REMEDIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "missing": lambda _: "give it",
+    "string_type": lambda _: "give a string",
+    "string_too_short": lambda _: "give some text",
+    "int_type": lambda _: "give a whole number, without quotes",
+    "int_from_float": lambda _: "give a whole number",
+    "float_type": lambda _: "give a number, without quotes",
+    "finite_number": lambda _: "give a finite number",
+    "bool_type": lambda _: "give true or false",
+    "multiple_of": lambda ctx: f"give a multiple of {ctx['multiple_of']}",
+    "greater_than_equal": lambda ctx: f"give at least {ctx['ge']}",
+    "less_than_equal": lambda ctx: f"give at most {ctx['le']}",
+    "literal_error": lambda ctx: f"give {ctx['expected']}",
+    "model_type": lambda _: "send one JSON object, such as {\"prompt\": \"a red apple\"}",
+}
