@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import click
 
 from longcat.errors import LithographError
-from longcat.quiet import silence_import_noise
+from longcat.logs import silence_import_noise
 
 _COMMANDS: Mapping[str, str] = {
     "serve": "service.commands:serve",

@@ -6,8 +6,9 @@ has its own schedule, guidance and seed; on a CPU it comes out bitwise the same 
 Shapes: B pictures, R rows of a forward (one a picture, two with guidance), N image tokens, C = 64, L prompt rows, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -112,11 +113,29 @@ def decode(vae: AutoencoderKL, picture: Denoising) -> np.ndarray:
 
 
 def make_rows_independent(transformer: LongCatImageTransformer2DModel) -> None:
-    """Make a row's result independent of how many rows share the forward, bitwise on a CPU.
+    """Make a row's result bitwise independent of how many rows share the forward, on a CPU. Call it once.
 
-    diffusers splits the attention's output into text and image rows without copying; a linear layer rounds differently
-    over such a strided view than over contiguous rows, and the view's strides depend on the batch.
+    Two things make it depend: diffusers splits the attention's output into text and image rows without copying, and a linear
+    layer rounds differently over such a strided view; and the layers that see one vector a row (time embedding, modulation)
+    round differently for one row than for many. Layers that see hundreds of tokens do not.
     """
     for block in transformer.transformer_blocks:
         for linear in (block.attn.to_out[0], block.attn.to_add_out):
             linear.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    for name, module in transformer.named_modules():
+        if name.endswith(_SEES_ONE_VECTOR_A_ROW):
+            module.forward = partial(_one_row_at_a_time, module.forward)
+
+
+_SEES_ONE_VECTOR_A_ROW = (
+    "timestep_embedder.linear_1",
+    "timestep_embedder.linear_2",
+    "norm.linear",
+    "norm1.linear",
+    "norm1_context.linear",
+    "norm_out.linear",
+)
+
+
+def _one_row_at_a_time(forward: Callable[[Tensor], Tensor], rows_RD: Tensor) -> Tensor:
+    return torch.cat([forward(row) for row in rows_RD.split(1)])

@@ -1,11 +1,13 @@
 """Flavour, precision, device to components on that device."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import torch
+import transformers
 from accelerate import cpu_offload_with_hook
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, LongCatImageTransformer2DModel
 from diffusers.hooks import apply_group_offloading
@@ -68,9 +70,11 @@ def load(
     if offload is not Offload.NONE and target.type == "cpu":
         raise DeviceError(f"offload {offload.value!r} moves weights between a CPU and a device, and the device is the CPU: use 'none'")
 
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
     folder = flavour.folder
-    transformer = LongCatImageTransformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=compute)
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=compute)
+    transformer = LongCatImageTransformer2DModel.from_pretrained(folder, subfolder="transformer", dtype=compute)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=compute)
     text_encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, subfolder="text_encoder", dtype=compute)
     for module in (transformer, vae, text_encoder):
         module.eval().requires_grad_(False)

@@ -7,6 +7,7 @@ server: ``/healthz`` answers at once, ``/readyz`` once a warm-up picture is draw
 
 import base64
 import logging
+import os
 import platform
 import signal
 import sys
@@ -29,7 +30,7 @@ from starlette.exceptions import HTTPException
 
 from longcat.errors import LithographError, UserError
 from longcat.flavour import Flavour
-from longcat.quiet import silence_import_noise
+from longcat.logs import set_up_logging, silence_import_noise
 from longcat.prompt import Tokenize
 from longcat.tokenizer import load_tokenizer, plain_ids
 from service import metrics
@@ -80,7 +81,9 @@ class EngineLoop(LitLoop):  # type: ignore[misc]  # litserve has no types
         *_: object,
     ) -> None:
         """LitServe's entry point, in the spawned process."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends this one
+        # Ctrl-C reaches the whole group, but it is the main process that ends this one, with SIGTERM.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _exit)
         renderer = lit_api.load()
         while True:
             response_queue_id, uid, submitted, request = request_queue.get()
@@ -120,6 +123,7 @@ class GenerateAPI(litserve.LitAPI):  # type: ignore[misc]  # litserve has no typ
     def load(self) -> "Renderer":
         """Load the model and draw a warm-up picture. Runs in the engine process, and ends it if that fails."""
         try:
+            set_up_logging()
             silence_import_noise()
             from service.renderer import Renderer  # here, so that the HTTP processes never import torch
 
@@ -164,7 +168,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
     def __init__(self, api: GenerateAPI) -> None:
         self._api = api
         self._tokenize: Tokenize = plain_ids(load_tokenizer(api.flavour.folder))
-        self._engine_ended = False
+        self._engine_ended = self._is_stopping = False
         super().__init__(api, accelerator="cpu", devices=1, timeout=False)
         self.app.title = "Lithograph"
         self.app.version = VERSION
@@ -174,7 +178,14 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
 
     def serve(self) -> int:
         """Serve until SIGTERM, Ctrl-C or the engine's end; return the exit code."""
-        signal.signal(signal.SIGTERM, _interrupt)
+        main = os.getpid()
+
+        def interrupt(*_: object) -> None:
+            # The forked HTTP process inherits this handler; uvicorn has its own and raises the signal again when done.
+            if os.getpid() == main:
+                raise KeyboardInterrupt
+
+        signal.signal(signal.SIGTERM, interrupt)  # LitServe itself would die and leave its processes behind
         config = self._api.config
         log.info(
             "starting %s %s, precision %s, device %s, http://%s:%d",
@@ -194,6 +205,10 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         manager = super()._init_manager(num_api_servers)
         self._api.state = manager.dict(phase="loading")
         return manager
+
+    def _perform_graceful_shutdown(self, *arguments: Any) -> None:  # noqa: ANN401
+        self._is_stopping = True
+        super()._perform_graceful_shutdown(*arguments)
 
     def _register_middleware(self) -> None:
         """None of LitServe's: it would gzip pictures."""
@@ -229,6 +244,8 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         def watch() -> None:
             for worker in self.inference_workers:
                 worker.join()
+            if self._is_stopping:
+                return
             self._engine_ended = True
             log.error("the engine process ended; stopping")
             self._shutdown_event.set()
@@ -352,9 +369,9 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         }
 
 
-def _interrupt(signum: int, frame: object) -> None:  # noqa: ARG001
-    """SIGTERM ends the server as Ctrl-C does: LitServe itself would leave its processes behind."""
-    raise KeyboardInterrupt
+def _exit(*_: object) -> None:
+    """End the process, running its exit handlers."""
+    sys.exit(0)
 
 
 def _phases(timings: Timings) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """``lithograph serve`` and ``lithograph generate``: options to configuration, then run."""
 
-import logging
 import os
 import shutil
 import sys
@@ -14,6 +13,7 @@ from click.core import ParameterSource
 
 from longcat.errors import RecipeError, UserError
 from longcat.flavour import Flavour, resolve
+from longcat.logs import set_up_logging
 from longcat.tokenizer import load_tokenizer, plain_ids
 from service.config import ModelConfig, ServiceConfig
 
@@ -61,9 +61,7 @@ def serve(
     **model: Any,  # noqa: ANN401 - the options of ModelConfig
 ) -> None:  # fmt: skip
     """Serve POST /generate over HTTP."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for name in ("litserve", "httpx", "uvicorn"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    set_up_logging()
     metrics_dir = Path(tempfile.mkdtemp(prefix="lithograph-metrics-"))
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
     try:

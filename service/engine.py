@@ -57,7 +57,8 @@ class Engine:
         """``max_rows``: most rows (pictures, twice with guidance) that share a forward; it bounds memory."""
         self.model = model
         self._max_pictures = max(1, max_rows // 2)
-        denoise.make_rows_independent(model.transformer)
+        if model.device.type == "cpu":
+            denoise.make_rows_independent(model.transformer)
 
     def draw(self, order: Order, on_step: OnStep | None = None) -> Drawn:
         """Draw all pictures of an order."""

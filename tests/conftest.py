@@ -1,0 +1,106 @@
+"""Fixtures: the embedded model, loaded once, and a real server on a free port."""
+
+import os
+
+# Read by OpenMP when torch is first imported: spinning threads starve each other on two cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from longcat.flavour import Flavour, resolve
+from longcat.loading import Components, load
+from longcat.logs import silence_import_noise
+
+silence_import_noise()
+
+START_SECONDS = 120
+
+
+@pytest.fixture(scope="session")
+def flavour() -> Flavour:
+    return resolve("embedded")
+
+
+@pytest.fixture(scope="session")
+def model(flavour: Flavour) -> Components:
+    return load(flavour, device="cpu")
+
+
+def run_lithograph(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The ``lithograph`` command, as a person runs it."""
+    return subprocess.run(
+        [sys.executable, "-m", "lithograph", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+class RunningServer:
+    """A ``lithograph serve`` of its own, its address and its log."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+        self.process = process
+        self.url = url
+        self._log = log
+
+    def log_text(self) -> str:
+        return self._log.read_text(encoding="utf-8")
+
+    def stop(self) -> int:
+        """SIGTERM to its main process; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+
+@contextmanager
+def serve(folder: Path, *arguments: str, wait: bool = True) -> Iterator[RunningServer]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / f"serve-{port}.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lithograph", "serve", "--port", str(port), *arguments], stdout=stream, stderr=stream
+        )
+    server = RunningServer(process, f"http://127.0.0.1:{port}", log)
+    try:
+        if wait:
+            wait_until_ready(server)
+        yield server
+    finally:
+        if process.poll() is None:
+            server.stop()
+
+
+def wait_until_ready(server: RunningServer) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.process.poll() is None:
+        try:
+            if httpx.get(f"{server.url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    pytest.fail(f"the server is not ready; its log:\n{server.log_text()}")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with serve(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=120) as session:
+        yield session

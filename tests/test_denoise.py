@@ -1,0 +1,136 @@
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import LongCatImagePipeline, LongCatImageTransformer2DModel
+
+from longcat import denoise, flow, latents
+from longcat.loading import Components, load
+from longcat.prompt import tokenize_prompt
+from longcat.text_encoder import encode_prompt
+from longcat.tokenizer import plain_ids
+
+# Ours runs the conditional and unconditional rows in one forward, the published pipeline in two; both in float32.
+LATENT_TOLERANCE = 2e-4
+PIXEL_TOLERANCE = 1
+
+
+def encode(model: Components, prompt: str) -> torch.Tensor:
+    tokens = tokenize_prompt(prompt, plain_ids(model.tokenizer), max_tokens=32)
+    return encode_prompt(model.text_encoder, tokens, pad_token_id=model.tokenizer.pad_token_id, max_tokens=32)
+
+
+def begin(model: Components, *, prompt: str = "a red apple", size: tuple[int, int] = (128, 128), **changes: object) -> denoise.Denoising:
+    settings = {"steps": 4, "guidance_scale": 3.0, "cfg_renorm": True, "seed": 7} | changes
+    return denoise.start(
+        model,
+        embeds_1LD=encode(model, prompt),
+        negative_embeds_1LD=encode(model, ""),
+        height_px=size[0],
+        width_px=size[1],
+        **settings,
+    )
+
+
+def finish(model: Components, *pictures: denoise.Denoising) -> None:
+    while not all(picture.is_done for picture in pictures):
+        denoise.advance(model.transformer, [picture for picture in pictures if not picture.is_done])
+
+
+@pytest.fixture(scope="module")
+def pipeline(model: Components) -> LongCatImagePipeline:
+    diffusers.utils.logging.disable_progress_bar()
+    loaded = LongCatImagePipeline.from_pretrained(model.flavour.folder, dtype=torch.float32)
+    loaded.tokenizer_max_length = 32
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.mark.parametrize("size", [(128, 128), (64, 192), (192, 128)])
+@pytest.mark.parametrize(("guidance", "renorm"), [(3.0, True), (3.0, False), (1.0, True)])
+def test_pictures_equal_the_published_pipeline(
+    model: Components, pipeline: LongCatImagePipeline, size: tuple[int, int], guidance: float, renorm: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    picture = begin(model, size=size, guidance_scale=guidance, cfg_renorm=renorm)
+    # Embeddings from us, everything else from diffusers; it crashes when given embeddings and no prompt (diffusers#13636).
+    monkeypatch.setattr(pipeline, "_encode_prompt", lambda prompts: encode(model, prompts[0]))
+    settings = {
+        "prompt": "a red apple",
+        "negative_prompt": "",
+        "height": size[0],
+        "width": size[1],
+        "num_inference_steps": 4,
+        "guidance_scale": guidance,
+        "enable_cfg_renorm": renorm,
+        "enable_prompt_rewrite": False,
+    }
+    expected_latents = pipeline(**settings, generator=torch.Generator().manual_seed(7), output_type="latent").images
+    expected = pipeline(**settings, generator=torch.Generator().manual_seed(7), output_type="np").images[0]
+    finish(model, picture)
+    torch.testing.assert_close(picture.latents_1NC, expected_latents, rtol=0, atol=LATENT_TOLERANCE)
+    pixels = denoise.decode(model.vae, picture).astype(int)
+    assert pixels.shape == (*size, 3)
+    assert np.abs(pixels - (expected * 255).round()).max() <= PIXEL_TOLERANCE
+
+
+def test_a_picture_is_bitwise_the_same_whoever_shares_its_forward(model: Components) -> None:
+    model = load(model.flavour, device="cpu")
+    denoise.make_rows_independent(model.transformer)
+    alone = begin(model, seed=3, steps=5)
+    finish(model, alone)
+    together = begin(model, seed=3, steps=5)
+    others = [
+        begin(model, prompt="一只猫", seed=9, steps=3),
+        begin(model, prompt="a blue car on black", seed=1, steps=6, guidance_scale=1.0),
+        begin(model, prompt="dog", seed=2, steps=4, guidance_scale=6.0, cfg_renorm=False),
+    ]
+    finish(model, others[0], together, *others[1:])
+    assert torch.equal(alone.latents_1NC, together.latents_1NC)
+    assert np.array_equal(denoise.decode(model.vae, alone), denoise.decode(model.vae, together))
+
+
+def test_packing_round_trips() -> None:
+    z = torch.randn(2, 16, 8, 24)
+    packed = latents.pack(z)
+    assert packed.shape == (2, 4 * 12, 64)
+    assert torch.equal(latents.unpack(packed, height_px=64, width_px=192), z)
+
+
+def test_noise_depends_on_the_seed_alone() -> None:
+    assert torch.equal(latents.seeded_noise(seed=5, height_px=64, width_px=128), latents.seeded_noise(seed=5, height_px=64, width_px=128))
+    assert not torch.equal(
+        latents.seeded_noise(seed=5, height_px=64, width_px=64), latents.seeded_noise(seed=6, height_px=64, width_px=64)
+    )
+
+
+def test_autoencoder_round_trip_is_close(model: Components) -> None:
+    picture = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
+    with torch.inference_mode():
+        again = latents.decode(model.vae, latents.encode(model.vae, picture))
+    assert (again - picture).abs().mean() < 0.1
+
+
+def test_mu_is_linear_in_tokens_and_clean_data_is_recovered_along_the_velocity(model: Components) -> None:
+    assert flow.shift_mu(256, model.scheduler_config) == pytest.approx(0.5)
+    assert flow.shift_mu(4096, model.scheduler_config) == pytest.approx(1.15)
+    clean, noise, sigma = torch.randn(3, 4, 64), torch.randn(3, 4, 64), torch.tensor([0.1, 0.5, 1.0])
+    noisy = flow.add_noise(clean, noise, sigma)
+    torch.testing.assert_close(noisy - sigma[:, None, None] * flow.velocity(clean, noise), clean, rtol=0, atol=1e-5)
+
+
+def test_training_sigmas_are_shifted_as_inference_shifts_them() -> None:
+    mu = 0.8
+    sigma = flow.training_sigmas(1000, mu=mu, generator=torch.Generator().manual_seed(0))
+    plain = torch.sigmoid(torch.randn(1000, generator=torch.Generator().manual_seed(0)))
+    shift = torch.tensor(mu).exp()
+    torch.testing.assert_close(sigma, shift * plain / (1 + (shift - 1) * plain))
+
+
+def test_the_full_size_transformer_has_6_27_billion_parameters() -> None:
+    with torch.device("meta"):
+        transformer = LongCatImageTransformer2DModel(
+            num_layers=10, num_single_layers=20, attention_head_dim=128, num_attention_heads=24,
+            joint_attention_dim=3584, pooled_projection_dim=3584,
+        )  # fmt: skip
+    assert round(sum(p.numel() for p in transformer.parameters()) / 1e9, 2) == 6.27
