@@ -67,7 +67,7 @@ def start(
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def advance(transformer: LongCatImageTransformer2DModel, pictures: Sequence[Denoising]) -> None:
     """Make one step of every picture in one forward. All must have one size; none may be done."""
     first = pictures[0]
@@ -103,7 +103,7 @@ def advance(transformer: LongCatImageTransformer2DModel, pictures: Sequence[Deno
         picture.step += 1
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(vae: AutoencoderKL, picture: Denoising) -> np.ndarray:
     """The picture's pixels, (H, W, 3) in uint8. One at a time: a batch rounds differently."""
     unpacked = latents.unpack(picture.latents_1NC, height_px=picture.height_px, width_px=picture.width_px)

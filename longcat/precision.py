@@ -4,6 +4,7 @@ Names are SimpleTuner's. Weights are quantized from bfloat16 or float32; activat
 under ``fp8-torchao`` for inference on a GPU that multiplies in fp8.
 """
 
+import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -147,4 +148,6 @@ def _unpack_int4_without_compiler() -> None:
         return torch.cat([(packed >> shift) & mask for shift in range(0, 8, bits)])
 
     _int4_library = torch.library.Library("quanto", "IMPL")
-    _int4_library.impl("unpack", unpack, "CPU", allow_override=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Warning only once for all operators", category=UserWarning)
+        _int4_library.impl("unpack", unpack, "CPU", allow_override=True)

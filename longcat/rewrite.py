@@ -12,7 +12,7 @@ from longcat.tokenizer import plain_ids
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def rewrite_prompt(
     text_encoder: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2Tokenizer, prompt: str, *, max_tokens: int
 ) -> str:

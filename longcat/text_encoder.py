@@ -24,7 +24,7 @@ def position_ids(attention_mask_BS: Tensor) -> Tensor:
     return positions.unsqueeze(0).expand(3, -1, -1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode_prompt(
     text_encoder: Qwen2_5_VLForConditionalGeneration, tokens: PromptTokens, *, pad_token_id: int, max_tokens: int
 ) -> Tensor:

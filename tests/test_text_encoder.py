@@ -30,7 +30,7 @@ def full_length(model: Components, prompt: str) -> tuple[Tensor, Tensor, int]:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-@torch.inference_mode()
+@torch.no_grad()
 def test_embeddings_equal_the_whole_template_with_transformers_4_positions(model: Components, prompt: str) -> None:
     ids, mask, _ = full_length(model, prompt)
     positions = torch.where(mask == 1, mask.cumsum(-1) - 1, 1)
@@ -44,7 +44,7 @@ def test_embeddings_equal_the_whole_template_with_transformers_4_positions(model
     torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_prompt_rows_equal_diffusers_and_pad_rows_are_one_row(model: Components) -> None:
     pipeline = LongCatImagePipeline.from_pretrained(model.flavour.folder, dtype=torch.float32)
     pipeline.tokenizer_max_length = 32

@@ -1,0 +1,195 @@
+"""Measure the embedded model: does it draw the right thing on the right background?
+
+200 prompts, half English, half Chinese, each in a template that was never trained with its concept, a third of them on white
+and two thirds on a background colour that was never trained with it either; default steps and guidance, fixed seeds. A
+picture counts as right (top-1) if, of all training concepts drawn on the named background, the right one is nearest to it
+(mean square distance of 32 px thumbnails); its background counts as right if the named colour is nearest to its corners.
+
+Writes ``evaluation.json`` and ``contact_sheet.png`` beside the model. Run it with ``make eval-embedded``.
+"""
+
+import argparse
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tqdm
+from PIL import Image, ImageDraw
+
+from longcat import denoise, flavour
+from longcat.loading import Components, load
+from longcat.prompt import tokenize_prompt
+from longcat.text_encoder import encode_prompt
+from longcat.tokenizer import plain_ids
+from recipes.embedded import concepts
+from recipes.embedded.captions import (
+    BACKGROUNDS,
+    LANGUAGES,
+    caption,
+    held_out_backgrounds,
+    held_out_templates,
+)
+from recipes.embedded.vae import background_colours, compose, load_sprites
+
+PROMPTS = 200
+SEED = 123
+TOGETHER = 10
+SHEET_COLUMNS = 10
+SHEET_PICTURES = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A prompt and what it should show."""
+
+    prompt: str
+    language: str
+    concept: int
+    background: int
+
+
+def draw_cases(everything: list[concepts.Concept]) -> list[Case]:
+    """The prompts, the same each time; neither their templates nor their backgrounds were trained with their concepts."""
+    rng = random.Random(SEED)
+    cases = []
+    for i in range(PROMPTS):
+        language = LANGUAGES[i % 2]
+        index = rng.randrange(len(everything))
+        background = 0 if i % 3 == 0 else rng.choice(sorted(held_out_backgrounds(index)))
+        template = rng.choice(sorted(held_out_templates(index, language)))
+        concept = everything[index]
+        name = concept.name_en if language == "en" else concept.name_zh
+        text = caption(name, background, language, template, rng)
+        cases.append(Case(prompt=text, language=language, concept=index, background=background))
+    return cases
+
+
+def draw_pictures(model: Components, cases: list[Case]) -> list[np.ndarray]:
+    """Pictures (H, W, 3) in uint8 at the model's defaults, case i from seed i."""
+    settings = model.flavour.settings
+    tokenize, pad = plain_ids(model.tokenizer), model.tokenizer.pad_token_id
+
+    def encode(prompt: str) -> torch.Tensor:
+        tokens = tokenize_prompt(prompt, tokenize, max_tokens=settings.max_prompt_tokens)
+        return encode_prompt(model.text_encoder, tokens, pad_token_id=pad, max_tokens=settings.max_prompt_tokens)
+
+    empty = encode("")
+    pictures = []
+    for first in tqdm.trange(0, len(cases), TOGETHER, desc="drawing", unit_scale=TOGETHER):
+        together = [
+            denoise.start(
+                model,
+                embeds_1LD=encode(case.prompt),
+                negative_embeds_1LD=empty,
+                height_px=settings.default_size_px,
+                width_px=settings.default_size_px,
+                steps=settings.default_steps,
+                guidance_scale=settings.default_guidance_scale,
+                cfg_renorm=True,
+                seed=first + i,
+            )
+            for i, case in enumerate(cases[first : first + TOGETHER])
+        ]
+        while not together[0].is_done:
+            denoise.advance(model.transformer, together)
+        pictures += [denoise.decode(model.vae, picture) for picture in together]
+    return pictures
+
+
+def judge(cases: list[Case], pictures: list[np.ndarray], sprites: torch.Tensor) -> list[dict[str, bool]]:
+    """For each case: is the concept right, is it among the five nearest, is the background right."""
+    small = F.avg_pool2d(sprites.float() / 255, 4)
+    colours = background_colours()
+    judged = []
+    for case, picture in zip(cases, pictures, strict=True):
+        pixels = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+        references = compose(small, colours[case.background].expand(len(small), -1))
+        distances = (references - F.avg_pool2d(pixels, 4)).square().mean((1, 2, 3))
+        nearer = int((distances < distances[case.concept]).sum())
+        corners = torch.cat([pixels[:, y, x].flatten(1) for y in _EDGES for x in _EDGES], dim=1).median(1).values
+        background = int((colours - corners).square().sum(1).argmin())
+        judged.append({"top1": nearer == 0, "top5": nearer < 5, "background": background == case.background})
+    return judged
+
+
+_EDGES = (slice(0, 6), slice(-6, None))
+
+
+def summarise(cases: list[Case], judged: list[dict[str, bool]]) -> dict[str, dict[str, float]]:
+    """Shares of right answers over all prompts and over parts of them."""
+    parts = {
+        "all": [True] * len(cases),
+        "en": [case.language == "en" for case in cases],
+        "zh": [case.language == "zh" for case in cases],
+        "white background": [case.background == 0 for case in cases],
+        "coloured background": [case.background != 0 for case in cases],
+    }
+    return {
+        part: {
+            "prompts": sum(chosen),
+            **{
+                key: round(sum(j[key] for j, c in zip(judged, chosen, strict=True) if c) / sum(chosen), 3)
+                for key in ("top1", "top5", "background")
+            },
+        }
+        for part, chosen in parts.items()
+    }
+
+
+def contact_sheet(
+    everything: list[concepts.Concept], cases: list[Case], pictures: list[np.ndarray], judged: list[dict[str, bool]]
+) -> Image.Image:
+    """The first pictures with what they should show; a cross marks those that count as wrong."""
+    size, foot = pictures[0].shape[0], 14
+    rows = -(-SHEET_PICTURES // SHEET_COLUMNS)
+    sheet = Image.new("RGB", (SHEET_COLUMNS * (size + 4), rows * (size + foot + 4)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (case, picture) in enumerate(zip(cases[:SHEET_PICTURES], pictures, strict=False)):
+        x, y = i % SHEET_COLUMNS * (size + 4), i // SHEET_COLUMNS * (size + foot + 4)
+        sheet.paste(Image.fromarray(picture), (x, y))
+        pen.rectangle((x, y, x + size - 1, y + size - 1), outline=(200, 200, 200))
+        mark = "" if judged[i]["top1"] and judged[i]["background"] else "X "
+        text = f"{mark}{case.language} {everything[case.concept].name_en}"
+        if case.background:
+            text += f"/{BACKGROUNDS[case.background].name_en}"
+        pen.text((x + 2, y + size + 1), text[:23], fill="red" if mark else "black")
+    return sheet
+
+
+def main() -> None:
+    """Evaluate, write the results, print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", type=Path, default=Path("build/embedded"), help="folder of the prepared data")
+    parser.add_argument("--model", default="embedded", help="flavour or directory to measure")
+    arguments = parser.parse_args()
+    arguments.build.mkdir(parents=True, exist_ok=True)
+    if not (arguments.build / "concepts.json").exists():
+        concepts.prepare(arguments.build)
+    everything, _ = concepts.load(arguments.build)
+    model = load(flavour.resolve(arguments.model), device="cpu")
+    cases = draw_cases(everything)
+    pictures = draw_pictures(model, cases)
+    judged = judge(cases, pictures, load_sprites(arguments.build))
+    summary = summarise(cases, judged)
+    settings = model.flavour.settings
+    report = {
+        "steps": settings.default_steps,
+        "guidance_scale": settings.default_guidance_scale,
+        "concepts": len(everything),
+        "seeds": f"0..{PROMPTS - 1}",
+        "results": summary,
+        "wrong": [case.prompt for case, j in zip(cases, judged, strict=True) if not (j["top1"] and j["background"])],
+    }
+    folder = model.flavour.folder
+    (folder / "evaluation.json").write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    contact_sheet(everything, cases, pictures, judged).save(folder / "contact_sheet.png", optimize=True)
+    for part, figures in summary.items():
+        print(f"{part:20}", " ".join(f"{key} {value}" for key, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from longcat.errors import FlavourError
+from longcat.flavour import EMBEDDED_FOLDER, Flavour, ModelSettings, resolve
+
+
+def test_the_embedded_model_ships_with_the_package(flavour: Flavour) -> None:
+    assert flavour.folder == EMBEDDED_FOLDER
+    assert flavour.settings.max_prompt_tokens == 32
+    assert not flavour.settings.rewrites_prompts
+    weights = sum(path.stat().st_size for path in EMBEDDED_FOLDER.rglob("*.safetensors"))
+    assert weights <= 40 * 2**20
+    assert (EMBEDDED_FOLDER / "README.md").exists()
+
+
+def test_a_directory_is_a_flavour_and_any_changed_byte_changes_its_hash(flavour: Flavour, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(EMBEDDED_FOLDER, copy)
+    assert resolve(str(copy)).hash == flavour.hash
+    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert resolve(str(copy)).hash != flavour.hash
+
+
+def test_settings_default_to_longcat_image_and_unknown_ones_are_refused(tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(EMBEDDED_FOLDER, copy)
+    (copy / "lithograph.json").unlink()
+    assert resolve(str(copy)).settings == ModelSettings()
+    assert (ModelSettings().default_size_px, ModelSettings().default_steps) == (1024, 30)
+    (copy / "lithograph.json").write_text(json.dumps({"max_tokens": 3}))
+    with pytest.raises(FlavourError, match="unknown keys max_tokens: remove them"):
+        resolve(str(copy))
+    (copy / "lithograph.json").write_text("[")
+    with pytest.raises(FlavourError, match="is not a JSON object"):
+        resolve(str(copy))
+
+
+def test_what_is_no_model_is_refused_with_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(FlavourError, match=r"lacks model_index.json, scheduler.*save_pretrained"):
+        resolve(str(tmp_path))
+    with pytest.raises(FlavourError, match="neither one of embedded, final, dev, a directory, nor a hub id"):
+        resolve("finale")
+    with pytest.raises(FlavourError, match="cannot download meituan-longcat/LongCat-Image "):
+        resolve("final")  # the tests run with HF_HUB_OFFLINE
