@@ -7,6 +7,7 @@ server: ``/healthz`` answers at once, ``/readyz`` once a warm-up picture is draw
 
 import base64
 import logging
+import multiprocessing.connection
 import os
 import platform
 import signal
@@ -242,8 +243,8 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
     def _start_worker_monitoring(self, *_: object) -> None:
         """Stop the server when the engine process is gone, instead of answering nothing."""
         def watch() -> None:
-            for worker in self.inference_workers:
-                worker.join()
+            # Not join(): two threads that wait for one child race for its exit status, and the loser thinks it alive.
+            multiprocessing.connection.wait([worker.sentinel for worker in self.inference_workers])
             if self._is_stopping:
                 return
             self._engine_ended = True

@@ -74,7 +74,6 @@ def serve(
             max_images=max_images,
             max_rows=max_rows,
             max_body_bytes=max_body_bytes,
-            metrics_dir=metrics_dir,
         )
         sys.exit(_run(config))
     finally:

@@ -1,7 +1,6 @@
 """What the service is started with."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from longcat.errors import UserError
 
@@ -40,8 +39,6 @@ class ServiceConfig:
     """Most rows (pictures, twice with guidance) in one forward: bounds activation memory."""
     max_body_bytes: int = 64 * 1024
     """Largest request body: a 512-token prompt is a few KiB."""
-    metrics_dir: Path
-    """Where the processes share their metrics; exists, empty, and is removed by whoever made it."""
 
     def __post_init__(self) -> None:
         """Raise ``UserError`` naming the first field that cannot be."""

@@ -1,0 +1,276 @@
+"""``POST /generate`` and its neighbours on a real server with the embedded model."""
+
+import base64
+import io
+import json
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.picture import Recipe
+from tests.conftest import serve
+
+APPLE = {"prompt": "a red apple", "seed": 1, "steps": 2}
+
+
+def pixels(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+
+
+def problem(reply: httpx.Response, field: str) -> dict[str, str]:
+    assert reply.status_code == 422, reply.text
+    found = [p for p in reply.json()["error"]["fields"] if p["field"] == field]
+    assert len(found) == 1, reply.text
+    return found[0]
+
+
+@pytest.mark.parametrize("prompt", ["一个红苹果", "a red apple"])
+def test_either_language_gives_a_picture_of_a_red_apple(client: httpx.Client, prompt: str) -> None:
+    reply = client.post("/generate", json={"prompt": prompt, "seed": 1})
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == "image/png"
+    picture = pixels(reply.content)
+    assert picture.shape == (128, 128, 3)
+    middle, corner = picture[50:90, 45:85].mean((0, 1)), picture[:8, :8].mean((0, 1))
+    assert middle[0] > 150 > 100 > max(middle[1], middle[2]), f"the middle is not red: {middle}"
+    assert corner.min() > 215, f"the corner is not white: {corner}"
+
+
+def test_a_reply_says_seed_model_and_timings_and_the_png_carries_its_recipe(client: httpx.Client) -> None:
+    reply = client.post("/generate", json=APPLE | {"width": 192, "height": 64})
+    info = client.get("/v1/info").json()
+    assert reply.headers["x-seed"] == "1"
+    assert reply.headers["x-model-hash"] == info["model"]["hash"]
+    phases = {part.split(";dur=")[0]: float(part.split(";dur=")[1]) for part in reply.headers["server-timing"].split(", ")}
+    assert phases.keys() == {"queue", "text", "denoise", "decode", "encode"}
+    assert phases["denoise"] > 0
+    image = Image.open(io.BytesIO(reply.content))
+    assert image.size == (192, 64)
+    recipe = Recipe.model_validate_json(image.info["lithograph"])
+    assert (recipe.request.prompt, recipe.request.seed, recipe.request.steps) == ("a red apple", 1, 2)
+    assert recipe.request.guidance_scale == info["defaults"]["guidance_scale"]
+    assert recipe.model.hash == info["model"]["hash"]
+
+
+def test_the_same_request_gives_the_same_bytes_and_no_seed_a_new_one(client: httpx.Client) -> None:
+    first, second = (client.post("/generate", json=APPLE) for _ in range(2))
+    assert first.content == second.content
+    unseeded = [client.post("/generate", json={"prompt": "cat", "steps": 1}).headers["x-seed"] for _ in range(2)]
+    assert unseeded[0] != unseeded[1]
+
+
+def test_json_carries_pictures_in_base64_with_what_made_them(client: httpx.Client) -> None:
+    body = client.post("/generate", json=APPLE | {"response_format": "json", "num_images": 3}).json()
+    assert [image["seed"] for image in body["images"]] == [1, 2, 3]
+    assert body["media_type"] == "image/png"
+    assert body["timings"]["denoise_seconds"] > 0
+    assert body["request"]["steps"] == 2
+    solo = client.post("/generate", json=APPLE | {"seed": 3})
+    assert base64.b64decode(body["images"][2]["b64"]) == solo.content, "a picture depends on its batch"
+
+
+def test_several_pictures_come_as_a_zip_named_by_seed(client: httpx.Client) -> None:
+    reply = client.post("/generate", json=APPLE | {"num_images": 2, "output_format": "webp"})
+    assert reply.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(reply.content)) as archive:
+        assert archive.namelist() == ["1.webp", "2.webp"]
+        assert Image.open(io.BytesIO(archive.read("2.webp"))).format == "WEBP"
+
+
+@pytest.mark.parametrize(("output_format", "media_type"), [("jpeg", "image/jpeg"), ("webp", "image/webp")])
+def test_other_formats_show_the_same_picture(client: httpx.Client, output_format: str, media_type: str) -> None:
+    png = client.post("/generate", json=APPLE)
+    other = client.post("/generate", json=APPLE | {"output_format": output_format})
+    assert other.headers["content-type"] == media_type
+    assert np.abs(pixels(png.content) - pixels(other.content)).mean() < 6
+
+
+def test_settings_matter(client: httpx.Client) -> None:
+    base = client.post("/generate", json=APPLE).content
+    changes = [
+        {"negative_prompt": "red"}, {"steps": 3}, {"guidance_scale": 1.0}, {"guidance_scale": 6}, {"cfg_renorm": False}, {"seed": 2},
+    ]  # fmt: skip
+    drawn = {client.post("/generate", json=APPLE | change).content for change in changes}
+    assert len(drawn | {base}) == len(changes) + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "value", "remedy"),
+    [
+        ({"widht": 64}, "widht", "64", "did you mean 'width'?"),
+        ({"colour": "red"}, "colour", "red", "known fields: prompt, negative_prompt"),
+        ({"width": 100}, "width", "100", "give a multiple of 64"),
+        ({"height": 0}, "height", "0", "give at least 64"),
+        ({"width": 512, "height": 512}, "width", "512", "give at most 256 x 256"),
+        ({"width": "128"}, "width", "128", "give a whole number, without quotes"),
+        ({"width": 128.5}, "width", "128.5", "give a whole number"),
+        ({"steps": 0}, "steps", "0", "give at least 1"),
+        ({"steps": 101}, "steps", "101", "give at most 100"),
+        ({"steps": True}, "steps", "True", "give a whole number"),
+        ({"num_images": 9}, "num_images", "9", "give at most 8"),
+        ({"guidance_scale": "high"}, "guidance_scale", "high", "give a number, without quotes"),
+        ({"guidance_scale": -1}, "guidance_scale", "-1", "give at least 0"),
+        ({"guidance_scale": 1000}, "guidance_scale", "1000", "give at most 30"),
+        ({"seed": -1}, "seed", "-1", "give at least 0"),
+        ({"seed": 2**63}, "seed", str(2**63), "give at most"),
+        ({"seed": 2**63 - 1, "num_images": 2}, "seed", str(2**63 - 1), "give a smaller seed"),
+        ({"prompt": ""}, "prompt", "", "give some text"),
+        ({"prompt": None}, "prompt", "None", "give a string"),
+        ({"prompt": "猫" * 33}, "prompt", "猫" * 33, "shorten it by at least 1 tokens"),
+        ({"negative_prompt": "'" + "x" * 40 + "'"}, "negative_prompt", "'" + "x" * 40 + "'", "shorten it by at least 10"),
+        ({"output_format": "gif"}, "output_format", "gif", "give 'png', 'jpeg' or 'webp'"),
+        ({"response_format": "xml"}, "response_format", "xml", "give 'binary' or 'json'"),
+        ({"cfg_renorm": "yes"}, "cfg_renorm", "yes", "give true or false"),
+        ({"rewrite_prompt": True}, "rewrite_prompt", "True", "give false, or serve flavour final"),
+    ],
+)  # fmt: skip
+def test_bad_input_names_the_field_the_value_and_the_remedy(
+    client: httpx.Client, change: dict[str, object], field: str, value: str, remedy: str
+) -> None:
+    found = problem(client.post("/generate", json=APPLE | change), field)
+    assert found["value"] == value
+    assert remedy in found["remedy"]
+
+
+def test_every_wrong_field_is_named_at_once(client: httpx.Client) -> None:
+    reply = client.post("/generate", json={"steps": 0, "width": 65})
+    assert {p["field"] for p in reply.json()["error"]["fields"]} == {"prompt", "steps", "width"}
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_none_are_refused(client: httpx.Client, number: str) -> None:
+    body = f'{{"prompt": "cat", "guidance_scale": {number}}}'
+    assert "finite" in problem(client.post("/generate", content=body), "guidance_scale")["remedy"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{nope", b"\xff\xfe", b'{"prompt": "\\ud800"}', b"[" * 5000])
+def test_what_is_not_json_is_a_bad_request(client: httpx.Client, body: bytes) -> None:
+    reply = client.post("/generate", content=body)
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["code"] == "not_json"
+
+
+@pytest.mark.parametrize("body", ["[]", '"a red apple"', "3", "null"])
+def test_json_that_is_no_object_is_refused(client: httpx.Client, body: str) -> None:
+    assert "send one JSON object" in problem(client.post("/generate", content=body), "")["remedy"]
+
+
+def test_a_body_over_the_limit_is_refused_however_it_is_sent(client: httpx.Client) -> None:
+    large = json.dumps({"prompt": "x" * 70_000}).encode()
+    for content in (large, iter([large[:40_000], large[40_000:]])):
+        reply = client.post("/generate", content=content)
+        assert reply.status_code == 413
+        assert "over 65536 bytes" in reply.json()["error"]["message"]
+
+
+def test_any_content_type_will_do(client: httpx.Client) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}  # what curl -d sends
+    assert client.post("/generate", content=json.dumps(APPLE), headers=form).status_code == 200
+
+
+def test_unknown_paths_and_methods_answer_in_the_same_shape(client: httpx.Client) -> None:
+    assert client.get("/nothing").json()["error"]["code"] == "not_found"
+    reply = client.get("/generate")
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+    assert reply.json()["error"]["code"] == "method_not_allowed"
+
+
+def test_operations_routes(client: httpx.Client) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ready"}
+    info = client.get("/v1/info").json()
+    assert info["model"] | {"hash": ""} == {
+        "flavour": "embedded", "revision": None, "hash": "", "device": "cpu", "precision": "no_change",
+        "text_encoder_precision": "no_change", "dtype": "float32",
+    }  # fmt: skip
+    assert info["limits"]["max_prompt_tokens"] == 32
+    assert info["versions"].keys() >= {"lithograph", "torch", "diffusers", "litserve"}
+    assert client.get("/docs").status_code == 200
+    operation = client.get("/openapi.json").json()["paths"]["/generate"]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert {"prompt": "一个红苹果"} in schema["examples"]
+    assert set(operation["responses"]) >= {"200", "400", "413", "422", "503"}
+
+
+def metric(client: httpx.Client, name: str, **labels: str) -> float:
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return sum(s.value for f in families for s in f.samples if s.name == name and labels.items() <= s.labels.items())
+
+
+def test_metrics_count_what_happens(client: httpx.Client) -> None:
+    names = [("lithograph_requests_total", {"status": "200"}), ("lithograph_requests_total", {"status": "422"})]
+    before = [metric(client, name, **labels) for name, labels in names] + [metric(client, "lithograph_pictures_total")]
+    client.post("/generate", json=APPLE | {"num_images": 2})
+    client.post("/generate", json=APPLE | {"steps": 0})
+    after = [metric(client, name, **labels) for name, labels in names] + [metric(client, "lithograph_pictures_total")]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 2]
+    assert metric(client, "lithograph_phase_seconds_count", phase="denoise") >= 1
+    assert metric(client, "lithograph_ready") == 1
+    assert metric(client, "lithograph_model_info", flavour="embedded", precision="no_change") == 1
+
+
+def test_requests_that_wait_are_counted_and_all_answered(client: httpx.Client) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        replies = [pool.submit(client.post, "/generate", json=APPLE | {"steps": 20, "seed": i}) for i in range(4)]
+        deadline = time.monotonic() + 20
+        while metric(client, "lithograph_requests_in_progress") < 2 and time.monotonic() < deadline:
+            pass
+        assert metric(client, "lithograph_requests_in_progress") >= 2
+        assert {reply.result().status_code for reply in replies} == {200}
+    assert metric(client, "lithograph_requests_in_progress") == 0
+
+
+def test_http_answers_while_the_model_loads_and_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
+    with serve(tmp_path, "--precision", "int8-torchao", "--dtype", "bfloat16", wait=False) as server:
+        phases = []
+        deadline = time.monotonic() + 120
+        while (not phases or phases[-1] != "ready") and time.monotonic() < deadline:
+            try:
+                reply = httpx.get(f"{server.url}/readyz")
+            except httpx.TransportError:
+                continue
+            phases.append(reply.json()["status"])
+            assert (reply.status_code == 200) == (phases[-1] == "ready")
+            if phases[-1] == "loading":
+                early = httpx.post(f"{server.url}/generate", json=APPLE)
+                assert early.status_code in (200, 503)
+        assert phases[0] == "loading"
+        assert phases[-1] == "ready"
+        info = httpx.get(f"{server.url}/v1/info").json()["model"]
+        assert (info["precision"], info["dtype"]) == ("int8-torchao", "bfloat16")
+        assert httpx.post(f"{server.url}/generate", json=APPLE, timeout=60).status_code == 200
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        assert len(family) >= 3
+        assert server.stop() == 0
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive
+        lines = server.log_text().splitlines()
+        assert "starting embedded" in lines[0]
+        assert "precision int8-torchao" in lines[0]
+        assert "ready after" in lines[1]
+        assert "bfloat16 on cpu" in lines[1]
+        assert server.url in lines[1]
+        assert not [line for line in lines if "warn" in line.lower() or "Traceback" in line], server.log_text()
+
+
+def test_a_model_that_cannot_load_ends_the_server_with_one_line_why(tmp_path: Path) -> None:
+    with serve(tmp_path, "--precision", "int4-quanto", wait=False) as server:
+        assert server.process.wait(timeout=120) == 1
+        assert "use --dtype bfloat16" in server.log_text()
+        assert "Traceback" not in server.log_text()
+
+
+def test_a_dead_engine_ends_the_server(tmp_path: Path) -> None:
+    with serve(tmp_path) as server:
+        engine = max(psutil.Process(server.process.pid).children(), key=lambda child: child.memory_info().rss)
+        engine.kill()
+        assert server.process.wait(timeout=60) == 1
+        assert "the engine process ended" in server.log_text()

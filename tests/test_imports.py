@@ -1,0 +1,99 @@
+"""Who may import whom: the rules of the architecture, held against every file."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = ("lithograph", "longcat", "service", "trainer", "studio", "loadtest", "recipes")
+FORBIDDEN = {
+    "longcat": {"service", "trainer", "studio", "lithograph", "recipes", "litserve", "fastapi", "kubernetes"},
+    "service": {"trainer", "studio", "lithograph", "recipes", "kubernetes"},
+    "trainer": {"service", "studio", "lithograph", "recipes", "litserve"},
+    "studio": {"service", "recipes", "litserve"},
+    "lithograph": {"recipes", "torch", "litserve"},
+    "loadtest": {"lithograph", "longcat", "service", "trainer", "studio", "recipes"},
+    "recipes": {"service", "trainer", "studio"},
+}
+
+
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, at its top or inside a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("package", [package for package in OURS if (ROOT / package).exists()])
+def test_packages_import_only_what_they_may(package: str) -> None:
+    assert files(package)
+    for path in files(package):
+        tops = {name.partition(".")[0] for name in imported(path)}
+        assert not tops & FORBIDDEN[package], path
+
+
+def test_only_the_http_surface_imports_litserve() -> None:
+    users = {p.relative_to(ROOT).as_posix() for p in files("service") if any(n.startswith("litserve") for n in imported(p))}
+    assert users == {"service/api.py"}
+
+
+@pytest.mark.parametrize("name", ["engine.py", "renderer.py"])
+def test_the_engine_knows_no_http(name: str) -> None:
+    tops = {top.partition(".")[0] for top in imported(ROOT / "service" / name)}
+    assert not tops & {"fastapi", "starlette", "litserve", "uvicorn"}
+    assert name == "renderer.py" or "service.schema" not in imported(ROOT / "service" / name)
+
+
+def test_only_entry_points_touch_the_environment() -> None:
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for package in OURS
+        for path in files(package)
+        if any(text in path.read_text(encoding="utf-8") for text in ("os.environ", "os.getenv", "getenv("))
+    }
+    assert users == {"lithograph/__main__.py", "service/commands.py"}
+
+
+def test_http_processes_never_import_torch() -> None:
+    code = (
+        "import sys, pathlib\n"
+        "from longcat.flavour import resolve\n"
+        "from service.api import GenerateAPI, Server\n"
+        "from service.config import ModelConfig, ServiceConfig\n"
+        "from service.schema import Limits\n"
+        "flavour = resolve('embedded')\n"
+        "config = ServiceConfig(model=ModelConfig())\n"
+        "Server(GenerateAPI(config, flavour, Limits.of_model(flavour.settings)))\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_importing_does_nothing() -> None:
+    # No thread, no handler, no file: importing every module of the product leaves no trace in the process.
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for package in ("longcat", "service", "lithograph")
+        for path in files(package)
+        if path.name != "__init__.py"
+    ]
+    code = (
+        "import importlib, logging, threading, os\n"
+        f"[importlib.import_module(m) for m in {modules!r}]\n"
+        "names = [t.name for t in threading.enumerate() if t is not threading.main_thread()]\n"
+        "ours = [n for n in ('lithograph', 'longcat', 'service') if logging.getLogger(n).handlers]\n"
+        "assert not ours and 'PROMETHEUS_MULTIPROC_DIR' not in os.environ, (names, ours)"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
