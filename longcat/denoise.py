@@ -81,9 +81,9 @@ def advance(transformer: LongCatImageTransformer2DModel, pictures: Sequence[Deno
         encoder_hidden_states=torch.cat([embeds for _, embeds in rows]),
         timestep=times,
         txt_ids=latents.text_ids(prompt_rows).to(device),
-        img_ids=latents.image_ids(
-            height_px=first.height_px, width_px=first.width_px, max_tokens=prompt_rows
-        ).to(device),
+        img_ids=latents.image_ids(height_px=first.height_px, width_px=first.width_px, max_tokens=prompt_rows).to(
+            device
+        ),
         return_dict=False,
     )[0]
     row = 0
@@ -138,4 +138,4 @@ _SEES_ONE_VECTOR_A_ROW = (
 
 
 def _one_row_at_a_time(forward: Callable[[Tensor], Tensor], rows_RD: Tensor) -> Tensor:
-    return torch.cat([forward(row) for row in rows_RD.split(1)])
+    return torch.cat([forward(row) for row in torch.split(rows_RD, 1)])

@@ -95,8 +95,8 @@ def _local(name: str, folder: Path) -> Flavour:
     missing = [part for part in ("model_index.json", *COMPONENTS) if not (folder / part).exists()]
     if missing:
         raise FlavourError(
-            f"flavour {name!r}: {folder} lacks {', '.join(missing)}; give a directory as LongCatImagePipeline.save_pretrained "
-            f"writes it"
+            f"flavour {name!r}: {folder} lacks {', '.join(missing)}; give a directory as "
+            "LongCatImagePipeline.save_pretrained writes it"
         )
     settings = _settings(name, folder / SETTINGS_FILE)
     return Flavour(name=name, folder=folder, revision=None, hash=_hash(folder), settings=settings)

@@ -29,7 +29,8 @@ def sigma_schedule(*, steps: int, image_tokens: int, scheduler_config: Mapping[s
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(scheduler_config))
     evenly = np.linspace(1.0, 1.0 / steps, steps)
     scheduler.set_timesteps(sigmas=evenly, mu=shift_mu(image_tokens, scheduler_config), device="cpu")
-    return scheduler.sigmas
+    sigmas: Tensor = scheduler.sigmas
+    return sigmas
 
 
 def training_sigmas(batch: int, *, mu: float, generator: torch.Generator | None = None) -> Tensor:
@@ -60,7 +61,8 @@ def guide(
         return guided
     wanted = torch.norm(conditional_BNC, dim=-1, keepdim=True)
     norm = torch.norm(guided, dim=-1, keepdim=True)
-    return guided * (wanted / (norm + 1e-8)).clamp(min=renorm_min, max=1.0)
+    limit: Tensor = (wanted / (norm + 1e-8)).clamp(min=renorm_min, max=1.0)
+    return guided * limit
 
 
 def euler_step(latents_BNC: Tensor, velocity_BNC: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:

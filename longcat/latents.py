@@ -56,7 +56,8 @@ def image_ids(*, height_px: int, width_px: int, max_tokens: int) -> Tensor:
 def encode(vae: AutoencoderKL, images_BCHW: Tensor) -> Tensor:
     """Images (B, 3, H, W) in -1..1 to normalised latents (B, C, H/8, W/8): (z - shift) * scale."""
     latents: Tensor = vae.encode(images_BCHW.to(vae.dtype)).latent_dist.mean
-    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    normalised: Tensor = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    return normalised
 
 
 def decode(vae: AutoencoderKL, latents_BCHW: Tensor) -> Tensor:

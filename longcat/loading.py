@@ -68,7 +68,9 @@ def load(
     for wanted in (precision, text_encoder_precision):
         check_precision(wanted, device=target, dtype=compute)
     if offload is not Offload.NONE and target.type == "cpu":
-        raise DeviceError(f"offload {offload.value!r} moves weights between a CPU and a device, and the device is the CPU: use 'none'")
+        raise DeviceError(
+            f"offload {offload.value!r} moves weights between a CPU and a device, and the device is the CPU: use 'none'"
+        )
 
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
@@ -104,7 +106,9 @@ def parse_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise DeviceError(f"device {name!r} is not known; use auto, cpu, cuda, cuda:N or mps") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device {name!r}: this process sees {torch.cuda.device_count()} CUDA devices; use cpu or another")
+        raise DeviceError(
+            f"device {name!r}: this process sees {torch.cuda.device_count()} CUDA devices; use cpu or another"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device 'mps': this machine has no Apple GPU that torch can use; use cpu")
     if device.type not in ("cpu", "cuda", "mps"):
@@ -121,7 +125,9 @@ def parse_dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
-def place(transformer: nn.Module, text_encoder: nn.Module, vae: nn.Module, *, device: torch.device, offload: Offload) -> None:
+def place(
+    transformer: nn.Module, text_encoder: nn.Module, vae: nn.Module, *, device: torch.device, offload: Offload
+) -> None:
     """Move the components to the device, or arrange for them to visit it."""
     if offload is Offload.NONE:
         for module in (text_encoder, transformer, vae):

@@ -7,6 +7,7 @@ under ``fp8-torchao`` for inference on a GPU that multiplies in fp8.
 import warnings
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import nn
@@ -101,7 +102,7 @@ def _quantize_quanto(model: nn.Module, names: list[str], precision: Precision, d
     for name in names:
         model.get_submodule(name).to(device)
         quanto.quantize(model, weights=kind, include=[name])
-        module = model.get_submodule(name)
+        module: Any = model.get_submodule(name)
         quanto.freeze(module)
         if plain_int4 and hasattr(module.weight, "weight_qbits_tensor"):
             # The packed form is eight times as slow in a CPU's backward pass.
@@ -131,7 +132,7 @@ def _multiplies_in_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FP8_MATMUL_CAPABILITY
 
 
-_int4_library: torch.library.Library | None = None
+_int4_library: Any = None
 
 
 def _unpack_int4_without_compiler() -> None:
@@ -147,7 +148,7 @@ def _unpack_int4_without_compiler() -> None:
         mask = 2**bits - 1
         return torch.cat([(packed >> shift) & mask for shift in range(0, 8, bits)])
 
-    _int4_library = torch.library.Library("quanto", "IMPL")
+    _int4_library = torch.library.Library("quanto", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Warning only once for all operators", category=UserWarning)
         _int4_library.impl("unpack", unpack, "CPU", allow_override=True)

@@ -77,8 +77,8 @@ class EngineLoop(LitLoop):  # type: ignore[misc]  # litserve has no types
         lit_api: "GenerateAPI",
         device: str,  # noqa: ARG002 - ours is in the configuration
         worker_id: int,  # noqa: ARG002
-        request_queue: Any,  # noqa: ANN401 - a multiprocessing queue proxy
-        transport: Any,  # noqa: ANN401
+        request_queue: Any,
+        transport: Any,
         *_: object,
     ) -> None:
         """LitServe's entry point, in the spawned process."""
@@ -131,7 +131,9 @@ class GenerateAPI(litserve.LitAPI):  # type: ignore[misc]  # litserve has no typ
             begin = time.monotonic()
             renderer = Renderer(self.config.model, self.flavour, max_rows=self.config.max_rows)
             self.state.update(phase="warming up", device=str(renderer.model.device), **renderer.identity.model_dump())
-            warm_up = self.limits.resolve(GenerateRequest(prompt="warm-up", steps=1), plain_ids(renderer.model.tokenizer))
+            warm_up = self.limits.resolve(
+                GenerateRequest(prompt="warm-up", steps=1), plain_ids(renderer.model.tokenizer)
+            )
             renderer.render(warm_up)
             seconds = time.monotonic() - begin
         except UserError as error:
@@ -197,17 +199,15 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
             config.host,
             config.port,
         )
-        self.run(
-            host=config.host, port=config.port, num_api_servers=1, log_level="warning", generate_client_file=False
-        )
+        self.run(host=config.host, port=config.port, num_api_servers=1, log_level="warning", generate_client_file=False)
         return 1 if self._engine_ended else 0
 
-    def _init_manager(self, num_api_servers: int) -> Any:  # noqa: ANN401
+    def _init_manager(self, num_api_servers: int) -> Any:
         manager = super()._init_manager(num_api_servers)
         self._api.state = manager.dict(phase="loading")
         return manager
 
-    def _perform_graceful_shutdown(self, *arguments: Any) -> None:  # noqa: ANN401
+    def _perform_graceful_shutdown(self, *arguments: Any) -> None:
         self._is_stopping = True
         super()._perform_graceful_shutdown(*arguments)
 
@@ -242,6 +242,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
 
     def _start_worker_monitoring(self, *_: object) -> None:
         """Stop the server when the engine process is gone, instead of answering nothing."""
+
         def watch() -> None:
             # Not join(): two threads that wait for one child race for its exit status, and the loser thinks it alive.
             multiprocessing.connection.wait([worker.sentinel for worker in self.inference_workers])
@@ -279,7 +280,9 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
 
     async def _answer(self, request: GenerateRequest) -> Response:
         if self._api.state["phase"] != "ready":
-            return _error(503, "not_ready", "the model is still loading; try again when /readyz says ready", retry_after=5)
+            return _error(
+                503, "not_ready", "the model is still loading; try again when /readyz says ready", retry_after=5
+            )
         resolved = self._api.limits.resolve(request, self._tokenize)
         request_id = str(uuid.uuid4())
         reply: Rendered | Failed = await self._handler.handle_request(resolved, ResolvedRequest)
@@ -387,7 +390,7 @@ def _as_files(request: ResolvedRequest, reply: Rendered, headers: dict[str, str]
     return Response(archive, media_type="application/zip", headers=headers)
 
 
-def _error(status: int, code: str, message: str, *, retry_after: int | None = None, **detail: Any) -> JSONResponse:  # noqa: ANN401
+def _error(status: int, code: str, message: str, *, retry_after: int | None = None, **detail: Any) -> JSONResponse:
     body = ErrorBody(error=ErrorDetail(code=code, message=message, **detail))
     headers = None if retry_after is None else {"Retry-After": str(retry_after)}
     return JSONResponse(body.model_dump(), status_code=status, headers=headers)
@@ -422,7 +425,9 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "content": {
             **{media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()},
             "application/zip": {"schema": {"type": "string", "format": "binary"}},
-            "application/json": {"schema": GenerateResponse.model_json_schema(ref_template="#/components/schemas/{model}")},
+            "application/json": {
+                "schema": GenerateResponse.model_json_schema(ref_template="#/components/schemas/{model}")
+            },
         },
     },
     400: {"description": "The body is not JSON.", "model": ErrorBody},

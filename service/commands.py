@@ -29,11 +29,14 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 def _model_options(command: _Command) -> _Command:
     for option in reversed(
         (
-            click.option("--flavour", default="embedded", show_default=True, help="final, dev, embedded, a directory or a hub id."),
+            click.option("--flavour", default="embedded", show_default=True,
+                         help="final, dev, embedded, a directory or a hub id."),
             click.option("--revision", help="The hub's branch, tag or commit."),
             click.option("--precision", default="no_change", show_default=True,
-                         help="Weights of the transformer: no_change, int8-quanto, int4-quanto, fp8-quanto, int8-torchao, fp8-torchao."),
-            click.option("--text-encoder-precision", default="no_change", show_default=True, help="Weights of the text encoder."),
+                         help="The transformer's weights: no_change, int8-quanto, int4-quanto, fp8-quanto, int8-torchao, "
+                              "fp8-torchao."),
+            click.option("--text-encoder-precision", default="no_change", show_default=True,
+                         help="The text encoder's weights, likewise."),
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
             click.option("--dtype", type=click.Choice(_DTYPES), default="auto", show_default=True,
                          help="What it computes in; auto is float32 on a CPU, else bfloat16."),
@@ -50,7 +53,9 @@ def _model_options(command: _Command) -> _Command:
               help="Address to listen on.")  # fmt: skip
 @click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on.")
 @_model_options
-@click.option("--max-pixels", type=int, help="Largest width times height of a request. [default: what the model was made for]")
+@click.option(
+    "--max-pixels", type=int, help="Largest width times height of a request. [default: what the model was made for]"
+)
 @click.option("--max-steps", type=int, default=100, show_default=True, help="Most denoising steps of a request.")
 @click.option("--max-images", type=int, default=8, show_default=True, help="Most pictures of a request.")
 @click.option("--max-rows", type=int, default=8, show_default=True,
@@ -58,7 +63,7 @@ def _model_options(command: _Command) -> _Command:
 @click.option("--max-body-bytes", type=int, default=64 * 1024, show_default=True, help="Largest request body.")
 def serve(
     host: str, port: int, max_pixels: int | None, max_steps: int, max_images: int, max_rows: int, max_body_bytes: int,
-    **model: Any,  # noqa: ANN401 - the options of ModelConfig
+    **model: Any,
 ) -> None:  # fmt: skip
     """Serve POST /generate over HTTP."""
     set_up_logging()
@@ -114,7 +119,12 @@ def _run(config: ServiceConfig) -> int:
 @_model_options
 @click.pass_context
 def generate(
-    context: click.Context, prompt: str | None, output: Path, recipe: Path | None, **options: Any  # noqa: ANN401
+    context: click.Context,
+    /,
+    prompt: str | None,
+    output: Path,
+    recipe: Path | None,
+    **options: Any,
 ) -> None:
     """Draw PROMPT (Chinese or English) into a file; no server needed."""
     from service.picture import read_recipe
@@ -122,17 +132,22 @@ def generate(
 
     chosen = {name: options.pop(name) for name in ModelConfig.__dataclass_fields__}
     given = {name: value for name, value in options.items() if value is not None}
+    output_format = _format_of(output)
     if recipe is None:
         if prompt is None:
             raise click.UsageError("give a PROMPT, or --recipe PICTURE.png")
         flavour = resolve(chosen["flavour"], revision=chosen["revision"])
-        wanted = check_request({"prompt": prompt, "output_format": _format_of(output), **given})
+        wanted = check_request({"prompt": prompt, "output_format": output_format, **given})
         request = Limits.of_model(flavour.settings).resolve(wanted, plain_ids(load_tokenizer(flavour.folder)))
     else:
         if prompt is not None or given:
             raise click.UsageError("--recipe repeats a picture as it is: give no prompt and no drawing options with it")
         written = read_recipe(recipe)
         request, drawn_by = written.request, written.model
+        if output_format != request.output_format:
+            raise click.UsageError(
+                f"--recipe repeats a {request.output_format} file: end --output in .{request.output_format}"
+            )
         chosen |= drawn_by.model_dump(include={"precision", "text_encoder_precision", "dtype"})
         if context.get_parameter_source("flavour") is ParameterSource.DEFAULT:
             chosen["flavour"] = drawn_by.flavour
@@ -149,11 +164,14 @@ def _draw(config: ModelConfig, flavour: Flavour, request: "ResolvedRequest", out
     from service.renderer import Renderer
 
     renderer = Renderer(config, flavour, max_rows=8)
-    with click.progressbar(length=request.steps * request.num_images, label="drawing", file=sys.stderr) as bar:
-        rendered = renderer.render(request, lambda made, total: bar.update(bar.length * made // total - bar.pos))
+    steps = request.steps * request.num_images
+    with click.progressbar(length=steps, label="drawing", file=sys.stderr) as bar:
+        rendered = renderer.render(request, lambda made, total: bar.update(steps * made // total - bar.pos))
     for index, content in enumerate(rendered.files):
         path = output if len(rendered.files) == 1 else output.with_stem(f"{output.stem}-{index}")
-        path.write_bytes(content)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(content)
+        partial.replace(path)
         click.echo(f"{path} seed {request.seed + index}")
 
 
@@ -161,4 +179,6 @@ def _format_of(output: Path) -> str:
     formats = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
     if output.suffix.lower() not in formats:
         raise UserError(f"output {output}: end the name in {', '.join(formats)}")
+    if not output.parent.is_dir():
+        raise UserError(f"output {output}: there is no directory {output.parent}; make it first")
     return formats[output.suffix.lower()]

@@ -18,9 +18,7 @@ REQUEST_SECONDS = Histogram(
 PHASE_SECONDS = Histogram(
     "lithograph_phase_seconds", "Seconds that answered requests spent in each phase.", ["phase"], buckets=_SECONDS
 )
-IN_PROGRESS = Gauge(
-    "lithograph_requests_in_progress", "Requests queued or being drawn.", multiprocess_mode="livesum"
-)
+IN_PROGRESS = Gauge("lithograph_requests_in_progress", "Requests queued or being drawn.", multiprocess_mode="livesum")
 PICTURES = Counter("lithograph_pictures", "Pictures drawn.")
 STEPS = Counter("lithograph_steps", "Denoising steps of answered requests, times pictures.")
 READY = Gauge("lithograph_ready", "1 once a warm-up picture is drawn.", multiprocess_mode="max")
@@ -42,5 +40,5 @@ def observe_timings(timings: Timings) -> None:
 def exposition() -> bytes:
     """All processes' metrics in Prometheus' text format."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)

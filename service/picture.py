@@ -84,7 +84,9 @@ def read_recipe(path: Path) -> Recipe:
             image.load()
             text = image.info.get(RECIPE_KEY)
     except (OSError, UnidentifiedImageError) as error:
-        raise RecipeError(f"{path} is not a picture that can be read ({error}); give a PNG that Lithograph made") from error
+        raise RecipeError(
+            f"{path} is not a picture that can be read ({error}); give a PNG that Lithograph made"
+        ) from error
     if not isinstance(text, str):
         raise RecipeError(f"{path} carries no recipe; give a PNG that Lithograph made, not edited since")
     try:

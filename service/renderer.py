@@ -1,4 +1,4 @@
-"""The renderer: a loaded model that turns resolved requests into picture files. The service and the command line share it."""
+"""A loaded model that turns resolved requests into picture files. The service and the command line share it."""
 
 import time
 
@@ -51,7 +51,8 @@ class Renderer:
         )
         begin = time.monotonic()
         files = tuple(
-            encode_picture(pixels, Recipe.of_image(request, i, self.identity)) for i, pixels in enumerate(drawn.pictures)
+            encode_picture(pixels, Recipe.of_image(request, i, self.identity))
+            for i, pixels in enumerate(drawn.pictures)
         )
         timings = Timings(
             text_seconds=drawn.text_seconds,

@@ -8,7 +8,7 @@ import difflib
 import math
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -43,18 +43,25 @@ class GenerateRequest(BaseModel):
 
     prompt: Annotated[str, Field(min_length=1, description="What to draw, in Chinese or English.")]
     negative_prompt: Annotated[str, Field(description="What to keep away from; needs guidance_scale over 1.")] = ""
-    width: Annotated[int | None, Field(ge=SMALLEST_PX, multiple_of=GRID_PX, description="In px, a multiple of 64.")] = None
-    height: Annotated[int | None, Field(ge=SMALLEST_PX, multiple_of=GRID_PX, description="In px, a multiple of 64.")] = None
+    width: Annotated[int | None, Field(ge=SMALLEST_PX, multiple_of=GRID_PX, description="In px, a multiple of 64.")] = (
+        None
+    )
+    height: Annotated[
+        int | None, Field(ge=SMALLEST_PX, multiple_of=GRID_PX, description="In px, a multiple of 64.")
+    ] = None
     steps: Annotated[int | None, Field(ge=1, description="Denoising steps.")] = None
     guidance_scale: Annotated[
         float | None,
         Field(ge=0, le=30, allow_inf_nan=False, description="Classifier-free guidance; 1 or less turns it off."),
     ] = None
     seed: Annotated[
-        int | None, Field(ge=0, le=LARGEST_SEED, description="Picture i of a request is drawn from seed + i. Random if absent.")
+        int | None,
+        Field(ge=0, le=LARGEST_SEED, description="Picture i of a request is drawn from seed + i. Random if absent."),
     ] = None
     num_images: Annotated[int, Field(ge=1, description="Pictures to draw.")] = 1
-    cfg_renorm: Annotated[bool, Field(description="Keep each token's guided norm at most the conditional one's.")] = True
+    cfg_renorm: Annotated[bool, Field(description="Keep each token's guided norm at most the conditional one's.")] = (
+        True
+    )
     rewrite_prompt: Annotated[bool, Field(description="Let the model's text encoder enrich the prompt first.")] = False
     output_format: Annotated[OutputFormat, Field(description="File format of the pictures.")] = "png"
     response_format: Annotated[
@@ -192,7 +199,12 @@ class Limits:
             problems += self._prompt_problems(field, getattr(resolved, field), tokenize)
         if resolved.rewrite_prompt and not self.settings.rewrites_prompts:
             problems.append(
-                _problem("rewrite_prompt", True, "this model's text encoder cannot write", "give false, or serve flavour final")
+                _problem(
+                    "rewrite_prompt",
+                    True,
+                    "this model's text encoder cannot write",
+                    "give false, or serve flavour final",
+                )
             )
         if problems:
             raise InvalidRequest(problems)
@@ -228,7 +240,9 @@ class Limits:
             tokenize_prompt(prompt, tokenize, max_tokens=self.settings.max_prompt_tokens)
         except PromptTooLongError as error:
             remedy = f"shorten it by at least {error.tokens - error.max_tokens} tokens"
-            return [_problem(field, prompt, f"{error.tokens} tokens; the model reads at most {error.max_tokens}", remedy)]
+            return [
+                _problem(field, prompt, f"{error.tokens} tokens; the model reads at most {error.max_tokens}", remedy)
+            ]
         return []
 
 
@@ -267,10 +281,10 @@ def _refusal(error: ValidationError) -> UserError:
 
 def _from_pydantic(error: Mapping[str, Any]) -> FieldProblem:
     field = ".".join(str(part) for part in error["loc"])
-    remedy = _REMEDIES.get(error["type"], lambda _: "see /docs for what the field takes")
     if error["type"] == "extra_forbidden":
         return _problem(field, error["input"], "unknown field", _nearest(field))
-    return _problem(field, error["input"], str(error["msg"]), remedy(error.get("ctx", {})))
+    remedy = _REMEDIES.get(error["type"], "see /docs for what the field takes").format_map(error.get("ctx", {}))
+    return _problem(field, error["input"], str(error["msg"]), remedy)
 
 
 def _nearest(field: str) -> str:
@@ -279,18 +293,19 @@ def _nearest(field: str) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(names)}"
 
 
-_REMEDIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "missing": lambda _: "give it",
-    "string_type": lambda _: "give a string",
-    "string_too_short": lambda _: "give some text",
-    "int_type": lambda _: "give a whole number, without quotes",
-    "int_from_float": lambda _: "give a whole number",
-    "float_type": lambda _: "give a number, without quotes",
-    "finite_number": lambda _: "give a finite number",
-    "bool_type": lambda _: "give true or false",
-    "multiple_of": lambda ctx: f"give a multiple of {ctx['multiple_of']}",
-    "greater_than_equal": lambda ctx: f"give at least {ctx['ge']}",
-    "less_than_equal": lambda ctx: f"give at most {ctx['le']}",
-    "literal_error": lambda ctx: f"give {ctx['expected']}",
-    "model_type": lambda _: "send one JSON object, such as {\"prompt\": \"a red apple\"}",
+_REMEDIES = {
+    "missing": "give it",
+    "string_type": "give a string",
+    "string_too_short": "give some text",
+    "int_type": "give a whole number, without quotes",
+    "int_from_float": "give a whole number",
+    "float_type": "give a number, without quotes",
+    "finite_number": "give a finite number",
+    "bool_type": "give true or false",
+    "multiple_of": "give a multiple of {multiple_of}",
+    "greater_than_equal": "give at least {ge}",
+    "less_than_equal": "give at most {le}",
+    "literal_error": "give {expected}",
+    "model_type": 'send one JSON object with at least a "prompt"',
 }
+"""What to do about each of pydantic's error types; braces are filled from the error's context."""

@@ -41,7 +41,12 @@ def model(flavour: Flavour) -> Components:
 def run_lithograph(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The ``lithograph`` command, as a person runs it."""
     return subprocess.run(
-        [sys.executable, "-m", "lithograph", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "lithograph", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 

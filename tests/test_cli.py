@@ -29,7 +29,14 @@ def a_recipe(**changes: object) -> Recipe:
 
 def test_a_served_picture_is_made_again_byte_for_byte(client: httpx.Client, tmp_path: Path) -> None:
     # The second of two pictures, so that the recipe also has to undo the batch.
-    body = {"prompt": "一个红苹果，蓝色背景", "seed": 11, "steps": 3, "num_images": 2, "negative_prompt": "绿色", "cfg_renorm": False}
+    body = {
+        "prompt": "一个红苹果，蓝色背景",
+        "seed": 11,
+        "steps": 3,
+        "num_images": 2,
+        "negative_prompt": "绿色",
+        "cfg_renorm": False,
+    }
     archive = zipfile.ZipFile(io.BytesIO(client.post("/generate", json=body).content))
     (tmp_path / "served.png").write_bytes(archive.read("12.png"))
     finished = run_lithograph("generate", "--recipe", "served.png", "-o", "again.png", cwd=tmp_path)
@@ -60,6 +67,8 @@ def test_generate_draws_without_a_server_and_its_picture_can_be_repeated(tmp_pat
         (["generate", "cat", "--steps", "0"], "error: steps: "),
         (["generate", "cat", "--width", "100"], "give a multiple of 64"),
         (["generate", "cat", "-o", "cat.gif"], "end the name in .png"),
+        (["generate", "cat", "-o", "no/such/cat.png"], "there is no directory no/such; make it first"),
+        (["generate", "--recipe", "foreign.png", "-o", "again.jpg"], "end --output in .png"),
         (["generate", "cat", "--flavour", "nope"], "error: flavour 'nope' is neither"),
         (["generate", "cat", "--precision", "int4-torchao"], "use 'int4-quanto'"),
         (["generate", "cat", "--device", "cuda:9"], "error: device 'cuda:9'"),

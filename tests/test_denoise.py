@@ -20,7 +20,9 @@ def encode(model: Components, prompt: str) -> torch.Tensor:
     return encode_prompt(model.text_encoder, tokens, pad_token_id=model.tokenizer.pad_token_id, max_tokens=32)
 
 
-def begin(model: Components, *, prompt: str = "a red apple", size: tuple[int, int] = (128, 128), **changes: object) -> denoise.Denoising:
+def begin(
+    model: Components, *, prompt: str = "a red apple", size: tuple[int, int] = (128, 128), **changes: object
+) -> denoise.Denoising:
     settings = {"steps": 4, "guidance_scale": 3.0, "cfg_renorm": True, "seed": 7} | changes
     return denoise.start(
         model,
@@ -49,7 +51,11 @@ def pipeline(model: Components) -> LongCatImagePipeline:
 @pytest.mark.parametrize("size", [(128, 128), (64, 192), (192, 128)])
 @pytest.mark.parametrize(("guidance", "renorm"), [(3.0, True), (3.0, False), (1.0, True)])
 def test_pictures_equal_the_published_pipeline(
-    model: Components, pipeline: LongCatImagePipeline, size: tuple[int, int], guidance: float, renorm: bool,
+    model: Components,
+    pipeline: LongCatImagePipeline,
+    size: tuple[int, int],
+    guidance: float,
+    renorm: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     picture = begin(model, size=size, guidance_scale=guidance, cfg_renorm=renorm)
@@ -98,7 +104,10 @@ def test_packing_round_trips() -> None:
 
 
 def test_noise_depends_on_the_seed_alone() -> None:
-    assert torch.equal(latents.seeded_noise(seed=5, height_px=64, width_px=128), latents.seeded_noise(seed=5, height_px=64, width_px=128))
+    assert torch.equal(
+        latents.seeded_noise(seed=5, height_px=64, width_px=128),
+        latents.seeded_noise(seed=5, height_px=64, width_px=128),
+    )
     assert not torch.equal(
         latents.seeded_noise(seed=5, height_px=64, width_px=64), latents.seeded_noise(seed=6, height_px=64, width_px=64)
     )

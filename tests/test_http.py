@@ -49,7 +49,9 @@ def test_a_reply_says_seed_model_and_timings_and_the_png_carries_its_recipe(clie
     info = client.get("/v1/info").json()
     assert reply.headers["x-seed"] == "1"
     assert reply.headers["x-model-hash"] == info["model"]["hash"]
-    phases = {part.split(";dur=")[0]: float(part.split(";dur=")[1]) for part in reply.headers["server-timing"].split(", ")}
+    phases = {
+        part.split(";dur=")[0]: float(part.split(";dur=")[1]) for part in reply.headers["server-timing"].split(", ")
+    }
     assert phases.keys() == {"queue", "text", "denoise", "decode", "encode"}
     assert phases["denoise"] > 0
     image = Image.open(io.BytesIO(reply.content))
@@ -96,7 +98,8 @@ def test_other_formats_show_the_same_picture(client: httpx.Client, output_format
 def test_settings_matter(client: httpx.Client) -> None:
     base = client.post("/generate", json=APPLE).content
     changes = [
-        {"negative_prompt": "red"}, {"steps": 3}, {"guidance_scale": 1.0}, {"guidance_scale": 6}, {"cfg_renorm": False}, {"seed": 2},
+        {"negative_prompt": "red"}, {"steps": 3}, {"guidance_scale": 1.0}, {"guidance_scale": 6}, {"cfg_renorm": False},
+        {"seed": 2},
     ]  # fmt: skip
     drawn = {client.post("/generate", json=APPLE | change).content for change in changes}
     assert len(drawn | {base}) == len(changes) + 1

@@ -44,7 +44,9 @@ def test_packages_import_only_what_they_may(package: str) -> None:
 
 
 def test_only_the_http_surface_imports_litserve() -> None:
-    users = {p.relative_to(ROOT).as_posix() for p in files("service") if any(n.startswith("litserve") for n in imported(p))}
+    users = {
+        p.relative_to(ROOT).as_posix() for p in files("service") if any(n.startswith("litserve") for n in imported(p))
+    }
     assert users == {"service/api.py"}
 
 

@@ -59,7 +59,9 @@ def test_gradients_flow_through_a_base_quantized_for_training(flavour: Flavour, 
 def test_a_quantized_text_encoder_still_tells_prompts_apart(flavour: Flavour) -> None:
     whole = load(flavour, device="cpu", dtype="bfloat16")
     small = load(flavour, device="cpu", dtype="bfloat16", text_encoder_precision=Precision.INT8_TORCHAO)
-    apple, same, other = (begin(m, prompt=p).embeds_1LD for m, p in ((whole, "苹果"), (small, "苹果"), (small, "一只猫")))
+    apple, same, other = (
+        begin(m, prompt=p).embeds_1LD for m, p in ((whole, "苹果"), (small, "苹果"), (small, "一只猫"))
+    )
     assert (same - apple).norm() < 0.1 * (other - apple).norm()
 
 

@@ -168,7 +168,10 @@ def _initialise(transformer: LongCatImageTransformer2DModel) -> None:
             if module.bias is not None:
                 torch.nn.init.zeros_(module.bias)
     for name, module in transformer.named_modules():
-        if name.endswith(("norm.linear", "norm1.linear", "norm1_context.linear", "norm_out.linear")) or name == "proj_out":
+        if (
+            name.endswith(("norm.linear", "norm1.linear", "norm1_context.linear", "norm_out.linear"))
+            or name == "proj_out"
+        ):
             torch.nn.init.zeros_(module.weight)
             torch.nn.init.zeros_(module.bias)
     embedder = transformer.time_embed.timestep_embedder

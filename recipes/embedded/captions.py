@@ -60,7 +60,12 @@ _BACKGROUND_TEMPLATES = {
         "在{colour}背景上的{thing}", "{thing}, {colour}背景",
     ),
 }  # fmt: skip
-_COLOUR_SYNONYMS = {"gray": ("gray", "grey"), "粉色": ("粉色", "粉红色"), "红色": ("红色",), "purple": ("purple", "violet")}
+_COLOUR_SYNONYMS = {
+    "gray": ("gray", "grey"),
+    "粉色": ("粉色", "粉红色"),
+    "红色": ("红色",),
+    "purple": ("purple", "violet"),
+}
 
 HELD_OUT_TEMPLATES = 3
 HELD_OUT_BACKGROUNDS = 2

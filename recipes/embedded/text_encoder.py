@@ -149,7 +149,10 @@ def train(folder: Path, *, seconds: float) -> None:
 
 @torch.no_grad()
 def initialise(
-    text_encoder: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2Tokenizer, everything: list[Concept], thumbnails: Tensor
+    text_encoder: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: Qwen2Tokenizer,
+    everything: list[Concept],
+    thumbnails: Tensor,
 ) -> None:
     """Closed-form start: embeddings from ridge regression, first attention layer close to the mean of its values."""
     rng = random.Random(3)

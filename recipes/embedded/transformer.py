@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 import torch.distributed
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, LongCatImageTransformer2DModel
+from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from longcat import flow, latents
 from recipes.embedded import concepts
 from recipes.embedded.architecture import BODY_TOKENS, build_scheduler, build_transformer
-from recipes.embedded.captions import BACKGROUNDS, LANGUAGES, training_backgrounds, training_caption
+from recipes.embedded.captions import LANGUAGES, training_backgrounds, training_caption
 from recipes.embedded.checkpoint import load_checkpoint, save_checkpoint
 from recipes.embedded.text_encoder import BatchEncoder
 from recipes.embedded.vae import background_colours, compose, load_sprites
@@ -59,16 +59,17 @@ def prepare_latents(folder: Path, vae_name: str) -> None:
                 small = F.avg_pool2d(sprite[None].float() / 255, 128 // size).expand(len(colours), -1, -1, -1)
                 rows.append(vae.encode(compose(small, colours) * 2 - 1).latent_dist.mean)
     shift, scale = torch.stack(raw[128]).mean().item(), 1 / torch.stack(raw[128]).std().item()
-    packed = {f"latents_{size}": torch.stack([latents.pack((z - shift) * scale) for z in rows]).half() for size, rows in raw.items()}
+    packed = {
+        f"latents_{size}": torch.stack([latents.pack((z - shift) * scale) for z in rows]).half()
+        for size, rows in raw.items()
+    }
     torch.save({"shift": shift, "scale": scale, **packed}, folder / "latents.pt")
 
 
 def train(rank: int, processes: int, folder: Path, phases: list[Phase], port: int) -> None:
     """One process of the training; run ``processes`` of them with ranks from 0. Resumes from the last checkpoint."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
     torch.manual_seed(0)
     transformer = build_transformer()
     average = copy.deepcopy(transformer).requires_grad_(False)

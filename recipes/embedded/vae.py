@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from recipes.embedded import concepts
@@ -72,7 +71,9 @@ def build_linear_start(sprites: torch.Tensor) -> AutoencoderKL:
     return vae
 
 
-def train(folder: Path, *, seconds: float, learning_rate: float, name: str, start: str | None, decoder_only: bool) -> None:
+def train(
+    folder: Path, *, seconds: float, learning_rate: float, name: str, start: str | None, decoder_only: bool
+) -> None:
     """Train for ``seconds`` of wall time and save the exponential average as ``folder/name``.
 
     ``start`` names the autoencoder to go on from (none: the linear start); ``decoder_only`` keeps its latents as they are.
@@ -157,7 +158,13 @@ def _batch(sprites: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         top, left = (int(np.clip(middle + rng.normal() * middle * 0.6, 0, 2 * middle)) for _ in range(2))
         sprite = sprites[rng.integers(len(sprites)), :, top : top + CROP_PX, left : left + CROP_PX].float() / 255
         draw = rng.random()
-        colour = colours[rng.integers(10)] if draw < 0.6 else torch.ones(3) if draw < 0.8 else torch.from_numpy(rng.random(3))
+        colour = (
+            colours[rng.integers(10)]
+            if draw < 0.6
+            else torch.ones(3)
+            if draw < 0.8
+            else torch.from_numpy(rng.random(3))
+        )
         image = compose(sprite[None], colour[None].float())[0]
         draw = rng.random()
         if draw < 0.04:

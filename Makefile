@@ -1,0 +1,69 @@
+# Everything that people and CI run. `make serve` and `make test` set up all they need in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Read by OpenMP when torch is imported: spinning threads starve each other on few cores.
+export OMP_WAIT_POLICY ?= passive
+export GOMP_SPINCOUNT ?= 0
+
+HOST ?= 127.0.0.1
+PORT ?= 8000
+FLAVOUR ?= embedded
+ARGS ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+# One stamp per set of dependencies; the constraints file is the lock.
+$(VENV)/base.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/base.stamp
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/recipes.stamp: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[recipes]'
+	touch $@
+
+.PHONY: serve
+serve: $(VENV)/base.stamp ## Serve the embedded model on http://127.0.0.1:8000 (PORT=, HOST=, FLAVOUR=, ARGS=).
+	$(BIN)/lithograph serve --host $(HOST) --port $(PORT) --flavour $(FLAVOUR) $(ARGS)
+
+.PHONY: test
+test: $(VENV)/dev.stamp ## Run the tests (ARGS= goes to pytest).
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/dev.stamp ## Check formatting, lint and types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(VENV)/dev.stamp ## Format the code and mend what lint can mend.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: eval-embedded
+eval-embedded: $(VENV)/recipes.stamp ## Measure the embedded model; rewrites its figures and contact sheet.
+	$(BIN)/python -m recipes.embedded.evaluate
+
+.PHONY: embedded
+embedded: $(VENV)/recipes.stamp ## Make the embedded model again: about two hours on two cores, resumable.
+	$(BIN)/python -m recipes.embedded
+
+.PHONY: bench
+bench: $(VENV)/base.stamp ## Time one picture at default settings (ARGS=--dtype bfloat16, ...).
+	$(BIN)/python -m benchmarks.one_picture $(ARGS)
+
+.PHONY: lock
+lock: $(VENV)/recipes.stamp ## Write what is installed into constraints.txt.
+	$(BIN)/python -m pip list --format=freeze --exclude-editable \
+	  | sed 's/+cpu//' | grep -vE '^(pip|setuptools|wheel)==' | sort -f > constraints.txt
