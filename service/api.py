@@ -11,18 +11,23 @@ import multiprocessing.connection
 import os
 import platform
 import signal
+import socket
 import sys
 import threading
 import time
 import uuid
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fastapi_offline
 import litserve
 from fastapi import Request
 from fastapi.exception_handlers import http_exception_handler
-from fastapi.responses import JSONResponse, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
 from litserve.loops.base import LitLoop
 from litserve.server import RegularRequestHandler
 from litserve.utils import LitAPIStatus, LoopResponseType
@@ -176,6 +181,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         self.app.title = "Lithograph"
         self.app.version = VERSION
         self.app.description = "Pictures from Chinese and English prompts with LongCat-Image."
+        self._serve_docs_offline()
         self.app.add_exception_handler(LithographError, _user_error)
         self.app.add_exception_handler(HTTPException, _http_error)
 
@@ -184,12 +190,17 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         main = os.getpid()
 
         def interrupt(*_: object) -> None:
-            # The forked HTTP process inherits this handler; uvicorn has its own and raises the signal again when done.
-            if os.getpid() == main:
+            # The forked HTTP process inherits this handler; uvicorn has its own, and raises the signal again when done.
+            if os.getpid() == main and not self._is_stopping:
                 raise KeyboardInterrupt
 
-        signal.signal(signal.SIGTERM, interrupt)  # LitServe itself would die and leave its processes behind
+        for number in (
+            signal.SIGTERM,
+            signal.SIGINT,
+        ):  # on SIGTERM, LitServe itself would die and leave its processes behind
+            signal.signal(number, interrupt)
         config = self._api.config
+        _check_port_is_free(config.host, config.port)
         log.info(
             "starting %s %s, precision %s, device %s, http://%s:%d",
             self._api.flavour.name,
@@ -201,6 +212,22 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         )
         self.run(host=config.host, port=config.port, num_api_servers=1, log_level="warning", generate_client_file=False)
         return 1 if self._engine_ended else 0
+
+    def _serve_docs_offline(self) -> None:
+        """Swagger UI from files that ship with us: FastAPI's own page loads it from a CDN, which a cluster may not reach."""
+        routes = self.app.router.routes
+        routes[:] = [route for route in routes if getattr(route, "path", None) not in ("/docs", "/redoc")]
+        assets = Path(fastapi_offline.__file__).parent / "static"
+        self.app.mount("/docs-assets", StaticFiles(directory=assets), name="docs-assets")
+        page = get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="Lithograph",
+            swagger_js_url="docs-assets/swagger-ui-bundle.js",
+            swagger_css_url="docs-assets/swagger-ui.css",
+            swagger_favicon_url="docs-assets/favicon.png",
+        )
+        self.app.add_api_route("/docs", lambda: page, include_in_schema=False)
+        self.app.add_api_route("/", lambda: RedirectResponse("docs"), include_in_schema=False)
 
     def _init_manager(self, num_api_servers: int) -> Any:
         manager = super()._init_manager(num_api_servers)
@@ -371,6 +398,20 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
                 **{library: version(library) for library in _LIBRARIES},
             },
         }
+
+
+def _check_port_is_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as uvicorn does: lingering connections are no hindrance
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} on {host} cannot be had ({error.strerror}); give another with --port"
+            ) from error
 
 
 def _exit(*_: object) -> None:

@@ -75,7 +75,10 @@ def serve(folder: Path, *arguments: str, wait: bool = True) -> Iterator[RunningS
     log = folder / f"serve-{port}.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lithograph", "serve", "--port", str(port), *arguments], stdout=stream, stderr=stream
+            [sys.executable, "-m", "lithograph", "serve", "--port", str(port), *arguments],
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
         )
     server = RunningServer(process, f"http://127.0.0.1:{port}", log)
     try:

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import os
+import signal
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.picture import Recipe
-from tests.conftest import serve
+from tests.conftest import run_lithograph, serve
 
 APPLE = {"prompt": "a red apple", "seed": 1, "steps": 2}
 
@@ -196,7 +198,12 @@ def test_operations_routes(client: httpx.Client) -> None:
     }  # fmt: skip
     assert info["limits"]["max_prompt_tokens"] == 32
     assert info["versions"].keys() >= {"lithograph", "torch", "diffusers", "litserve"}
-    assert client.get("/docs").status_code == 200
+    docs = client.get("/", follow_redirects=True)
+    assert docs.url.path == "/docs"
+    assert "http" not in docs.text.replace(str(client.base_url), ""), "the page loads something from elsewhere"
+    for asset in ("swagger-ui-bundle.js", "swagger-ui.css"):
+        assert asset in docs.text
+        assert client.get(f"/docs-assets/{asset}").status_code == 200
     operation = client.get("/openapi.json").json()["paths"]["/generate"]["post"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     assert {"prompt": "一个红苹果"} in schema["examples"]
@@ -268,6 +275,19 @@ def test_a_model_that_cannot_load_ends_the_server_with_one_line_why(tmp_path: Pa
     with serve(tmp_path, "--precision", "int4-quanto", wait=False) as server:
         assert server.process.wait(timeout=120) == 1
         assert "use --dtype bfloat16" in server.log_text()
+        assert "Traceback" not in server.log_text()
+
+
+def test_ctrl_c_ends_the_server_and_a_taken_port_is_named(tmp_path: Path) -> None:
+    with serve(tmp_path) as server:
+        port = server.url.rpartition(":")[2]
+        second = run_lithograph("serve", "--port", port, cwd=tmp_path)
+        assert second.returncode == 1
+        assert f"error: port {port} on 127.0.0.1 cannot be had (Address already in use)" in second.stderr
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        os.killpg(server.process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+        assert server.process.wait(timeout=60) == 0
+        assert not psutil.wait_procs(family, timeout=10)[1]
         assert "Traceback" not in server.log_text()
 
 
