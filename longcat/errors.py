@@ -9,6 +9,9 @@
     │   ├── PrecisionError       this machine or model cannot do that precision
     │   ├── DeviceError          no such device here, or it cannot do what was asked
     │   └── RecipeError          a picture whose recipe is missing or belongs to another model
+    ├── StorageError             shared storage cannot be reached, or refuses
+    │   ├── StorageMissingError  nothing under that key
+    │   └── StorageConflictError the key is taken, or has changed since it was read
     └── EngineError              the model ran and failed
 """
 
@@ -44,6 +47,18 @@ class DeviceError(UserError):
 
 class RecipeError(UserError):
     """A picture carries no recipe, or one that this model cannot follow."""
+
+
+class StorageError(LithographError):
+    """Shared storage cannot be reached, or refuses."""
+
+
+class StorageMissingError(StorageError):
+    """Nothing is stored under that key."""
+
+
+class StorageConflictError(StorageError):
+    """Another writer was first: the key is taken, or has changed since it was read."""
 
 
 class EngineError(LithographError):
