@@ -8,7 +8,8 @@
     │   ├── FlavourError         no such model, or its files are missing or broken
     │   ├── PrecisionError       this machine or model cannot do that precision
     │   ├── DeviceError          no such device here, or it cannot do what was asked
-    │   └── RecipeError          a picture whose recipe is missing or belongs to another model
+    │   ├── RecipeError          a picture whose recipe is missing or belongs to another model
+    │   └── AdapterError         an adapter that is damaged, or does not fit the model
     ├── StorageError             shared storage cannot be reached, or refuses
     │   ├── StorageMissingError  nothing under that key
     │   └── StorageConflictError the key is taken, or has changed since it was read
@@ -47,6 +48,10 @@ class DeviceError(UserError):
 
 class RecipeError(UserError):
     """A picture carries no recipe, or one that this model cannot follow."""
+
+
+class AdapterError(UserError):
+    """An adapter is damaged, badly named, or does not fit the model."""
 
 
 class StorageError(LithographError):

@@ -1,4 +1,4 @@
-"""Fixtures: the embedded model, loaded once, and a real server on a free port."""
+"""Fixtures: the embedded model, loaded once; a real server on a free port; storage on a directory and a real S3 server."""
 
 import os
 
@@ -12,20 +12,30 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import boto3
 import httpx
 import pytest
+from botocore.exceptions import BotoCoreError, ClientError
 
 from longcat.flavour import Flavour, resolve
 from longcat.loading import Components, load
 from longcat.logs import silence_import_noise
+from longcat.storage import Storage, open_storage
 
 silence_import_noise()
 
 START_SECONDS = 120
+BUCKET = "adapters"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
@@ -69,9 +79,7 @@ class RunningServer:
 
 @contextmanager
 def serve(folder: Path, *arguments: str, wait: bool = True) -> Iterator[RunningServer]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = folder / f"serve-{port}.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
@@ -112,3 +120,51 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 def client(server: RunningServer) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=120) as session:
         yield session
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("seaweed"), free_port()
+    credentials = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret-of-tester"}
+    ports = {name: free_port() for name in ("master", "volume", "filer")}
+    command = [
+        "weed", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false",
+        "-admin.ui=false", "-webdav=false", f"-s3.port={port}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        *(f"-{name}.port={number}" for name, number in ports.items()),
+    ]  # fmt: skip
+    environment = os.environ | credentials | {"S3_BUCKET": BUCKET}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    endpoint = f"http://127.0.0.1:{port}"
+    patch = pytest.MonkeyPatch()
+    for name, value in (credentials | {"AWS_DEFAULT_REGION": "us-east-1"}).items():
+        patch.setenv(name, value)
+    try:
+        client = boto3.client("s3", endpoint_url=endpoint)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                client.head_bucket(Bucket=BUCKET)
+                break
+            except (BotoCoreError, ClientError):
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.2)
+        yield endpoint
+    finally:
+        patch.undo()
+        process.send_signal(signal.SIGKILL)  # SIGTERM can hang
+        process.wait()
+
+
+@pytest.fixture(params=["file", "s3"])
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Storage]:
+    """Opens one empty storage as often as called: as several machines would."""
+    if request.param == "file":
+        return lambda: open_storage((tmp_path / "root").as_uri())
+    endpoint = request.getfixturevalue("s3_endpoint")
+    return lambda: open_storage(f"s3://{BUCKET}/{tmp_path.name}", endpoint_url=endpoint)
+
+
+@pytest.fixture
+def storage(opener: Callable[[], Storage]) -> Storage:
+    return opener()

@@ -1,77 +1,17 @@
 """Storage on a directory and on a real S3 server (SeaweedFS): the same promises on both."""
 
 import os
-import signal
-import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import boto3
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError
 
 from longcat.errors import StorageConflictError, StorageError, StorageMissingError
 from longcat.storage import FileStorage, Storage, open_storage
+from tests.conftest import BUCKET, free_port
 
-BUCKET = "adapters"
 LARGE = os.urandom(20 * 2**20)  # over the size from which S3 takes several parts
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="session")
-def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("seaweed"), free_port()
-    credentials = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret-of-tester"}
-    ports = {name: free_port() for name in ("master", "volume", "filer")}
-    command = [
-        "weed", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false",
-        "-admin.ui=false", "-webdav=false", f"-s3.port={port}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-        *(f"-{name}.port={number}" for name, number in ports.items()),
-    ]  # fmt: skip
-    environment = os.environ | credentials | {"S3_BUCKET": BUCKET}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    endpoint = f"http://127.0.0.1:{port}"
-    patch = pytest.MonkeyPatch()
-    for name, value in (credentials | {"AWS_DEFAULT_REGION": "us-east-1"}).items():
-        patch.setenv(name, value)
-    try:
-        client = boto3.client("s3", endpoint_url=endpoint)
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                client.head_bucket(Bucket=BUCKET)
-                break
-            except (BotoCoreError, ClientError):
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.2)
-        yield endpoint
-    finally:
-        patch.undo()
-        process.send_signal(signal.SIGKILL)  # SIGTERM can hang
-        process.wait()
-
-
-@pytest.fixture(params=["file", "s3"])
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Storage]:
-    """Opens one empty storage as often as called: as several machines would."""
-    if request.param == "file":
-        return lambda: open_storage((tmp_path / "root").as_uri())
-    endpoint = request.getfixturevalue("s3_endpoint")
-    return lambda: open_storage(f"s3://{BUCKET}/{tmp_path.name}", endpoint_url=endpoint)
-
-
-@pytest.fixture
-def storage(opener: Callable[[], Storage]) -> Storage:
-    return opener()
 
 
 def test_what_is_created_is_read_listed_replaced_and_deleted(storage: Storage) -> None:

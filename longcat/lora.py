@@ -1,0 +1,126 @@
+"""LoRA weights in memory and in a file, and what makes them fit a transformer.
+
+A file holds ``transformer.<module>.lora_A.weight`` (rank, in) and ``transformer.<module>.lora_B.weight`` (out, rank), as
+diffusers names them, and in its header what diffusers reads there (``lora_adapter_metadata``): without it, alpha would be
+lost and the scale silently 1. Safetensors only; nothing is unpickled.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from longcat.errors import AdapterError
+
+_PREFIX = "transformer."
+_METADATA = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """One module's update: ``up @ down`` times alpha / rank."""
+
+    down: Tensor
+    """A, (rank, in)."""
+    up: Tensor
+    """B, (out, rank)."""
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraWeights:
+    """An adapter's weights: alpha, and a layer for each module that it changes."""
+
+    alpha: float
+    layers: Mapping[str, LoraLayer]
+
+    @property
+    def rank(self) -> int:
+        """The rank that all layers have."""
+        return next(iter(self.layers.values())).rank
+
+
+def save_lora(weights: LoraWeights, path: Path) -> None:
+    """Write a file that diffusers' ``load_lora_adapter`` reads with the right scale."""
+    tensors = {}
+    for module, layer in weights.layers.items():
+        tensors[f"{_PREFIX}{module}.lora_A.weight"] = layer.down.contiguous()
+        tensors[f"{_PREFIX}{module}.lora_B.weight"] = layer.up.contiguous()
+    config = {"r": weights.rank, "lora_alpha": weights.alpha, "target_modules": sorted(weights.layers)}
+    metadata = {"format": "pt", _METADATA: json.dumps({f"{_PREFIX}{key}": value for key, value in config.items()})}
+    save_file(tensors, path, metadata=metadata)
+
+
+def load_lora(path: Path) -> LoraWeights:
+    """Read what ``save_lora`` wrote. Raises ``AdapterError`` for anything else."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dictionary
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} is not a safetensors file: {error}") from error
+    if _METADATA not in metadata:
+        raise AdapterError(f"{path} does not say its alpha ({_METADATA}); import it, so that its scale is known")
+    alpha = json.loads(metadata[_METADATA]).get(f"{_PREFIX}lora_alpha")
+    if not isinstance(alpha, int | float) or alpha <= 0:
+        raise AdapterError(f"{path} says alpha {alpha!r}, which is no positive number")
+    layers: dict[str, LoraLayer] = {}
+    for name in tensors:
+        module, _, kind = name.removeprefix(_PREFIX).rpartition(".lora_")
+        if not name.startswith(_PREFIX) or kind not in ("A.weight", "B.weight"):
+            raise AdapterError(
+                f"{path} holds {name!r}, which is neither transformer.*.lora_A.weight nor .lora_B.weight"
+            )
+        other = f"{_PREFIX}{module}.lora_{'B' if kind[0] == 'A' else 'A'}.weight"
+        if other not in tensors:
+            raise AdapterError(f"{path} holds {name!r} without {other!r}")
+        if kind == "A.weight":
+            layers[module] = LoraLayer(tensors[name], tensors[other])
+    if not layers:
+        raise AdapterError(f"{path} holds no LoRA weights")
+    return LoraWeights(alpha=float(alpha), layers=layers)
+
+
+def lora_targets(transformer: nn.Module) -> dict[str, tuple[int, int]]:
+    """Modules that an adapter may change, with their (in, out) widths: every linear layer inside a block.
+
+    Modulations (``norm*.linear``) are left out: they see the time alone, and tables of them are computed ahead.
+    """
+    return {
+        name: (module.in_features, module.out_features)
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and ".norm" not in name and "transformer_blocks." in name
+    }
+
+
+def check_lora(weights: LoraWeights, targets: Mapping[str, tuple[int, int]], *, max_rank: int) -> None:
+    """Hold an adapter against a transformer before a byte of it is used. Raises ``AdapterError`` with what does not fit."""
+    unknown = sorted(set(weights.layers) - set(targets))
+    if unknown:
+        raise AdapterError(f"changes {len(unknown)} modules that this model has not or keeps fixed, as {unknown[0]!r}")
+    ranks = {layer.rank for layer in weights.layers.values()}
+    if len(ranks) > 1:
+        raise AdapterError(f"has layers of ranks {sorted(ranks)} under one alpha, so that their scale is not known")
+    if weights.rank > max_rank:
+        raise AdapterError(f"has rank {weights.rank}; at most {max_rank} is served here: serve with a larger rank")
+    for module, layer in weights.layers.items():
+        width_in, width_out = targets[module]
+        for kind, tensor, shape in (
+            ("A", layer.down, (weights.rank, width_in)),
+            ("B", layer.up, (width_out, weights.rank)),
+        ):
+            if tuple(tensor.shape) != shape:
+                raise AdapterError(f"{module} lora_{kind} has shape {tuple(tensor.shape)}; this model needs {shape}")
+            if not tensor.is_floating_point():
+                raise AdapterError(f"{module} lora_{kind} holds {tensor.dtype}; it has to be a floating-point tensor")
+            if not torch.isfinite(tensor).all():
+                raise AdapterError(f"{module} lora_{kind} holds numbers that are not finite")
