@@ -21,6 +21,7 @@ HUB_IDS = {"final": "meituan-longcat/LongCat-Image", "dev": "meituan-longcat/Lon
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 SETTINGS_FILE = "lithograph.json"
 
+_DOWNLOADED = ["model_index.json", SETTINGS_FILE, *(f"{part}/*" for part in (*COMPONENTS, "text_processor"))]
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _LFS_BLOB = re.compile(r"^[0-9a-f]{64}$")
 
@@ -72,7 +73,7 @@ def resolve(name: str, *, revision: str | None = None) -> Flavour:
         known = ", ".join(["embedded", *HUB_IDS])
         raise FlavourError(f"flavour {name!r} is neither one of {known}, a directory, nor a hub id (organisation/name)")
     try:
-        folder = Path(snapshot_download(hub_id, revision=revision))
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=_DOWNLOADED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FlavourError(
             f"flavour {name!r}: cannot download {hub_id} ({type(error).__name__}: {str(error).splitlines()[0]}); check the "

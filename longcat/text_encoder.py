@@ -26,16 +26,20 @@ def position_ids(attention_mask_BS: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode_prompt(
-    text_encoder: Qwen2_5_VLForConditionalGeneration, tokens: PromptTokens, *, pad_token_id: int, max_tokens: int
+    text_encoder: Qwen2_5_VLForConditionalGeneration,
+    tokens: PromptTokens,
+    *,
+    pad_token_id: int,
+    max_tokens: int,
+    device: torch.device,
 ) -> Tensor:
-    """Embed one prompt: (1, L, D), ``max_tokens`` rows, in the text encoder's dtype.
+    """Embed one prompt: (1, L, D), ``max_tokens`` rows, in the text encoder's dtype, on ``device``, where it computes.
 
     Each prompt is encoded alone, so that its embedding does not depend on other prompts. The template's suffix comes
     after every row that is kept, and attention is causal, so it need not be computed.
     """
     pads = max_tokens - len(tokens.body)
     ids = [*tokens.prefix, *tokens.body, *([pad_token_id] if pads else [])]
-    device = text_encoder.device
     mask = torch.ones(1, len(ids), dtype=torch.long, device=device)
     if pads:
         mask[:, -1] = 0

@@ -66,7 +66,9 @@ class Engine:
         prompt = order.prompt
         if order.rewrite_prompt:
             limit = self.model.flavour.settings.max_prompt_tokens
-            prompt = rewrite_prompt(self.model.text_encoder, self.model.tokenizer, prompt, max_tokens=limit)
+            prompt = rewrite_prompt(
+                self.model.text_encoder, self.model.tokenizer, prompt, max_tokens=limit, device=self.model.device
+            )
         embeds = self._encode(prompt)
         negative_embeds = self._encode(order.negative_prompt) if order.guidance_scale > 1 else None
         encoded = time.monotonic()
@@ -104,8 +106,11 @@ class Engine:
         )
 
     def _encode(self, prompt: str) -> Tensor:
-        limit = self.model.flavour.settings.max_prompt_tokens
-        tokenizer = self.model.tokenizer
-        tokens = tokenize_prompt(prompt, plain_ids(tokenizer), max_tokens=limit)
-        embeds = encode_prompt(self.model.text_encoder, tokens, pad_token_id=tokenizer.pad_token_id, max_tokens=limit)
-        return embeds.to(device=self.model.device, dtype=self.model.dtype)
+        limit, tokenizer = self.model.flavour.settings.max_prompt_tokens, self.model.tokenizer
+        return encode_prompt(
+            self.model.text_encoder,
+            tokenize_prompt(prompt, plain_ids(tokenizer), max_tokens=limit),
+            pad_token_id=tokenizer.pad_token_id,
+            max_tokens=limit,
+            device=self.model.device,
+        )

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import LongCatImagePipeline, LongCatImageTransformer2DModel
+from diffusers.pipelines.longcat_image.pipeline_longcat_image import prepare_pos_ids
 
 from longcat import denoise, flow, latents
 from longcat.loading import Components, load
@@ -17,7 +18,9 @@ PIXEL_TOLERANCE = 1
 
 def encode(model: Components, prompt: str) -> torch.Tensor:
     tokens = tokenize_prompt(prompt, plain_ids(model.tokenizer), max_tokens=32)
-    return encode_prompt(model.text_encoder, tokens, pad_token_id=model.tokenizer.pad_token_id, max_tokens=32)
+    return encode_prompt(
+        model.text_encoder, tokens, pad_token_id=model.tokenizer.pad_token_id, max_tokens=32, device=model.device
+    )
 
 
 def begin(
@@ -101,6 +104,17 @@ def test_packing_round_trips() -> None:
     packed = latents.pack(z)
     assert packed.shape == (2, 4 * 12, 64)
     assert torch.equal(latents.unpack(packed, height_px=64, width_px=192), z)
+
+
+def test_position_ids_are_diffusers_own_in_float32() -> None:
+    ours = latents.text_ids(512), latents.image_ids(height_px=64, width_px=192, max_tokens=512)
+    theirs = (
+        prepare_pos_ids(type="text", num_token=512),
+        prepare_pos_ids(modality_id=1, type="image", start=(512, 512), height=4, width=12),
+    )
+    for mine, their in zip(ours, theirs, strict=True):
+        assert mine.dtype is torch.float32  # MPS has no float64, bfloat16 would round positions over 256
+        assert torch.equal(mine, their)
 
 
 def test_noise_depends_on_the_seed_alone() -> None:

@@ -16,7 +16,9 @@ TOLERANCE = 2e-5
 def encode(model: Components, prompt: str) -> Tensor:
     limit = model.flavour.settings.max_prompt_tokens
     tokens = tokenize_prompt(prompt, plain_ids(model.tokenizer), max_tokens=limit)
-    return encode_prompt(model.text_encoder, tokens, pad_token_id=model.tokenizer.pad_token_id, max_tokens=limit)
+    return encode_prompt(
+        model.text_encoder, tokens, pad_token_id=model.tokenizer.pad_token_id, max_tokens=limit, device=model.device
+    )
 
 
 def full_length(model: Components, prompt: str) -> tuple[Tensor, Tensor, int]:

@@ -5,7 +5,8 @@ and two thirds on a background colour that was never trained with it either; def
 picture counts as right (top-1) if, of all training concepts drawn on the named background, the right one is nearest to it
 (mean square distance of 32 px thumbnails); its background counts as right if the named colour is nearest to its corners.
 
-Writes ``evaluation.json`` and ``contact_sheet.png`` beside the model. Run it with ``make eval-embedded``.
+Writes ``evaluation.json`` and ``contact_sheet.png`` beside the model, and the figures into its card. Run it with
+``make eval-embedded``.
 """
 
 import argparse
@@ -75,7 +76,9 @@ def draw_pictures(model: Components, cases: list[Case]) -> list[np.ndarray]:
 
     def encode(prompt: str) -> torch.Tensor:
         tokens = tokenize_prompt(prompt, tokenize, max_tokens=settings.max_prompt_tokens)
-        return encode_prompt(model.text_encoder, tokens, pad_token_id=pad, max_tokens=settings.max_prompt_tokens)
+        return encode_prompt(
+            model.text_encoder, tokens, pad_token_id=pad, max_tokens=settings.max_prompt_tokens, device=model.device
+        )
 
     empty = encode("")
     pictures = []
@@ -160,6 +163,27 @@ def contact_sheet(
     return sheet
 
 
+def write_card(card: Path, report: dict, summary: dict[str, dict[str, float]]) -> None:
+    """Replace the figures between the card's markers."""
+    text = card.read_text(encoding="utf-8")
+    start, end = "make eval-embedded` -->\n", "<!-- /evaluation -->"
+    rows = [
+        f"| {part} | {figures['prompts']} | {figures['top1']:.1%} | {figures['top5']:.1%} | {figures['background']:.1%} |"
+        for part, figures in summary.items()
+    ]
+    lines = [
+        f"{PROMPTS} prompts at the defaults ({report['steps']} steps, guidance {report['guidance_scale']}), seeds "
+        f"{report['seeds']}:",
+        "",
+        "| prompts | number | right thing | among five nearest | right background |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+    before, rest = text.split(start)
+    card.write_text(before + start + "\n".join(lines) + end + rest.split(end)[1], encoding="utf-8")
+
+
 def main() -> None:
     """Evaluate, write the results, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -186,6 +210,8 @@ def main() -> None:
     }
     folder = model.flavour.folder
     (folder / "evaluation.json").write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if (folder / "README.md").exists():
+        write_card(folder / "README.md", report, summary)
     contact_sheet(everything, cases, pictures, judged).save(folder / "contact_sheet.png", optimize=True)
     for part, figures in summary.items():
         print(f"{part:20}", " ".join(f"{key} {value}" for key, value in figures.items()))
