@@ -6,20 +6,30 @@ Every option can be given as an environment variable: ``LITHOGRAPH_SERVE_PORT=81
 import importlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import click
 
 from longcat.errors import LithographError
 from longcat.logs import silence_import_noise
 
-_COMMANDS: Mapping[str, str] = {
-    "serve": "service.commands:serve",
-    "generate": "service.commands:generate",
+
+@dataclass(frozen=True)
+class _Subcommand:
+    target: str
+    """``module:function``."""
+    summary: str
+    """Its line in ``lithograph --help``."""
+
+
+_COMMANDS: Mapping[str, _Subcommand] = {
+    "serve": _Subcommand("service.commands:serve", "Serve POST /generate over HTTP."),
+    "generate": _Subcommand("service.commands:generate", "Draw a prompt into a file; no server needed."),
 }
 
 
 class _LazyGroup(click.Group):
-    """Imports a subcommand's module when it is asked for, so that ``--help`` is quick and needs no torch."""
+    """Imports a subcommand's module when it is run, so that ``--help`` is quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
@@ -27,9 +37,13 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        module, _, name = _COMMANDS[cmd_name].partition(":")
+        module, _, name = _COMMANDS[cmd_name].target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.summary) for name, command in _COMMANDS.items()])
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

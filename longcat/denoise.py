@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, LongCatImageTransformer2DModel
 from torch import Tensor
 
 from longcat import flow, latents
+from longcat.errors import EngineError
 from longcat.loading import Components
 
 
@@ -33,6 +34,8 @@ class Denoising:
     sigmas: Tensor
     """(steps + 1,) in float32 on the CPU, the last 0."""
     latents_1NC: Tensor
+    text_ids_L3: Tensor
+    image_ids_N3: Tensor
     step: int = 0
 
     @property
@@ -54,6 +57,7 @@ def start(
     seed: int,
 ) -> Denoising:
     """A picture that is still noise. Guidance needs a scale over 1 and negative embeddings."""
+    prompt_rows = embeds_1LD.shape[1]
     noise = latents.seeded_noise(seed=seed, height_px=height_px, width_px=width_px)
     return Denoising(
         height_px=height_px,
@@ -64,6 +68,8 @@ def start(
         cfg_renorm=cfg_renorm,
         sigmas=flow.sigma_schedule(steps=steps, image_tokens=noise.shape[1], scheduler_config=model.scheduler_config),
         latents_1NC=noise.to(device=model.device, dtype=model.dtype),
+        text_ids_L3=latents.text_ids(prompt_rows).to(model.device),
+        image_ids_N3=latents.image_ids(height_px=height_px, width_px=width_px, max_tokens=prompt_rows).to(model.device),
     )
 
 
@@ -72,7 +78,7 @@ def advance(transformer: LongCatImageTransformer2DModel, pictures: Sequence[Deno
     """Make one step of every picture in one forward. All must have one size; none may be done."""
     first = pictures[0]
     device, dtype = first.latents_1NC.device, first.latents_1NC.dtype
-    prompt_rows = first.embeds_1LD.shape[1]
+    assert all((p.height_px, p.width_px) == (first.height_px, first.width_px) and not p.is_done for p in pictures)
     rows = [(p, embeds) for p in pictures for embeds in (p.embeds_1LD, p.negative_embeds_1LD) if embeds is not None]
     # The model is given t / 1000 in its own dtype, as the published pipeline gives it: bfloat16 rounds t first.
     times = torch.stack([p.sigmas[p.step] * 1000 for p, _ in rows]).to(device=device, dtype=dtype) / 1000
@@ -80,10 +86,8 @@ def advance(transformer: LongCatImageTransformer2DModel, pictures: Sequence[Deno
         hidden_states=torch.cat([p.latents_1NC for p, _ in rows]),
         encoder_hidden_states=torch.cat([embeds for _, embeds in rows]),
         timestep=times,
-        txt_ids=latents.text_ids(prompt_rows).to(device),
-        img_ids=latents.image_ids(height_px=first.height_px, width_px=first.width_px, max_tokens=prompt_rows).to(
-            device
-        ),
+        txt_ids=first.text_ids_L3,
+        img_ids=first.image_ids_N3,
         return_dict=False,
     )[0]
     row = 0
@@ -105,9 +109,14 @@ def advance(transformer: LongCatImageTransformer2DModel, pictures: Sequence[Deno
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, picture: Denoising) -> np.ndarray:
-    """The picture's pixels, (H, W, 3) in uint8. One at a time: a batch rounds differently."""
+    """The picture's pixels, (H, W, 3) in uint8. One at a time: a batch rounds differently.
+
+    Raises ``EngineError`` if the numbers left the dtype's range.
+    """
     unpacked = latents.unpack(picture.latents_1NC, height_px=picture.height_px, width_px=picture.width_px)
     image = latents.decode(vae, unpacked)[0]
+    if not torch.isfinite(image).all():
+        raise EngineError(f"the picture is not finite in {image.dtype}: serve with --dtype bfloat16 or float32")
     pixels = (image * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
     return np.asarray((pixels * 255).round().astype(np.uint8))
 

@@ -5,14 +5,15 @@ length, default size) stands in ``lithograph.json`` beside ``model_index.json``;
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longcat.errors import FlavourError
 
@@ -22,20 +23,21 @@ COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 SETTINGS_FILE = "lithograph.json"
 
 _DOWNLOADED = ["model_index.json", SETTINGS_FILE, *(f"{part}/*" for part in (*COMPONENTS, "text_processor"))]
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_HUB_ID = re.compile(r"^\w[\w.-]*/\w[\w.-]*$")
 _LFS_BLOB = re.compile(r"^[0-9a-f]{64}$")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(BaseModel):
     """What a model was made for. The defaults are LongCat-Image's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     max_prompt_tokens: int = 512
     """Tokens of a prompt, template aside; also where the image's positions start."""
     default_size_px: int = 1024
     """Width and height of a picture when a request names none."""
     max_pixels: int = 2048 * 2048
-    """Largest width times height that the model still draws sensibly."""
+    """Largest width times height of a request, unless the server is configured otherwise."""
     default_steps: int = 30
     """Denoising steps when a request names none."""
     default_guidance_scale: float = 4.5
@@ -74,7 +76,7 @@ def resolve(name: str, *, revision: str | None = None) -> Flavour:
         raise FlavourError(f"flavour {name!r} is neither one of {known}, a directory, nor a hub id (organisation/name)")
     try:
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=_DOWNLOADED))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         raise FlavourError(
             f"flavour {name!r}: cannot download {hub_id} ({type(error).__name__}: {str(error).splitlines()[0]}); check the "
             f"name and the network, or download it elsewhere and give its directory as the flavour"
@@ -107,17 +109,16 @@ def _settings(name: str, path: Path) -> ModelSettings:
     if not path.exists():
         return ModelSettings()
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        unknown = set(given) - {field.name for field in fields(ModelSettings)}
-    except (ValueError, TypeError) as error:
-        raise FlavourError(f"flavour {name!r}: {path} is not a JSON object: {error}") from error
-    if unknown:
-        raise FlavourError(f"flavour {name!r}: {path} has unknown keys {', '.join(sorted(unknown))}: remove them")
-    return ModelSettings(**given)
+        return ModelSettings.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file as a whole"
+        raise FlavourError(f"flavour {name!r}: {path} is wrong at {where}: {first['msg']}") from error
 
 
 def _model_files(folder: Path) -> Iterator[Path]:
     tops = [folder / name for name in ("model_index.json", SETTINGS_FILE) if (folder / name).exists()]
+    tops += (folder / "text_processor").glob("chat_template.*")
     inner = [path for part in COMPONENTS for path in (folder / part).rglob("*") if path.is_file()]
     yield from sorted(tops + inner, key=lambda path: path.relative_to(folder).as_posix())
 

@@ -3,33 +3,25 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
+import diffusers
 import torch
 import transformers
 from accelerate import cpu_offload_with_hook
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, LongCatImageTransformer2DModel
 from diffusers.hooks import apply_group_offloading
+from safetensors import SafetensorError
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from longcat.errors import DeviceError
+from longcat.errors import DeviceError, FlavourError
 from longcat.flavour import Flavour
-from longcat.precision import Precision, check_precision, quantize_base
+from longcat.precision import Offload, Precision
+from longcat.quantize import check_precision, quantize_base
 from longcat.tokenizer import load_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class Offload(StrEnum):
-    """Where the components wait while they are not computing."""
-
-    NONE = "none"
-    MODEL = "model"
-    """Each component visits the device while it works: the largest one has to fit."""
-    GROUP = "group"
-    """The transformer's and text encoder's blocks visit the device one by one: least memory, slowest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +58,7 @@ def load(
     target = parse_device(device)
     compute = parse_dtype(dtype, target)
     for wanted in (precision, text_encoder_precision):
-        check_precision(wanted, device=target, dtype=compute)
+        check_precision(wanted, device=target, dtype=compute, offload=offload)
     if offload is not Offload.NONE and target.type == "cpu":
         raise DeviceError(
             f"offload {offload.value!r} moves weights between a CPU and a device, and the device is the CPU: use 'none'"
@@ -74,14 +66,25 @@ def load(
 
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
+        diffusers.utils.logging.disable_progress_bar()
     folder = flavour.folder
-    transformer = LongCatImageTransformer2DModel.from_pretrained(folder, subfolder="transformer", dtype=compute)
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=compute)
-    text_encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, subfolder="text_encoder", dtype=compute)
+    try:
+        transformer = LongCatImageTransformer2DModel.from_pretrained(folder, subfolder="transformer", dtype=compute)
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=compute)
+        text_encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder, subfolder="text_encoder", dtype=compute
+        )
+        scheduler_config = FlowMatchEulerDiscreteScheduler.load_config(folder, subfolder="scheduler")
+        tokenizer = load_tokenizer(folder)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FlavourError(
+            f"flavour {flavour.name!r}: the files in {folder} are missing or damaged: {reason}"
+        ) from error
     for module in (transformer, vae, text_encoder):
         module.eval().requires_grad_(False)
-    quantize_base(transformer, precision, device=target, training=False)
-    quantize_base(text_encoder, text_encoder_precision, device=target, training=False)
+    quantize_base(transformer, precision, device=target, training=False, offload=offload)
+    quantize_base(text_encoder, text_encoder_precision, device=target, training=False, offload=offload)
     place(transformer, text_encoder, vae, device=target, offload=offload)
     return Components(
         flavour=flavour,
@@ -92,8 +95,8 @@ def load(
         transformer=transformer,
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=load_tokenizer(folder),
-        scheduler_config=FlowMatchEulerDiscreteScheduler.load_config(folder, subfolder="scheduler"),
+        tokenizer=tokenizer,
+        scheduler_config=scheduler_config,
     )
 
 
@@ -133,16 +136,16 @@ def place(
         for module in (text_encoder, transformer, vae):
             module.to(device)
     elif offload is Offload.MODEL:
-        hook = None
-        for module in (text_encoder, transformer, vae):
-            _, hook = cpu_offload_with_hook(module, device, prev_module_hook=hook)
+        _, text_hook = cpu_offload_with_hook(text_encoder, device)
+        _, transformer_hook = cpu_offload_with_hook(transformer, device, prev_module_hook=text_hook)
+        cpu_offload_with_hook(vae, device, prev_module_hook=transformer_hook)
+        # The text encoder sends the transformer away too: after a request that failed before decoding, it is still there.
+        text_hook.hook.prev_module_hook = transformer_hook
     else:
-        for module in (transformer, text_encoder):
-            apply_group_offloading(
-                module,
-                onload_device=device,
-                offload_device=torch.device("cpu"),
-                offload_type="block_level",
-                num_blocks_per_group=1,
-            )
+        cpu = torch.device("cpu")
+        apply_group_offloading(
+            transformer, onload_device=device, offload_device=cpu, offload_type="block_level", num_blocks_per_group=1
+        )
+        # By layer: its blocks are not where diffusers looks for them, and the whole of it would be one group.
+        apply_group_offloading(text_encoder, onload_device=device, offload_device=cpu, offload_type="leaf_level")
         vae.to(device)

@@ -14,17 +14,11 @@ _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 @torch.no_grad()
 def rewrite_prompt(
-    text_encoder: Qwen2_5_VLForConditionalGeneration,
-    tokenizer: Qwen2Tokenizer,
-    prompt: str,
-    *,
-    max_tokens: int,
-    device: torch.device,
+    text_encoder: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2Tokenizer, prompt: str, *, max_tokens: int
 ) -> str:
     """Let the language model enrich a prompt in its own language: at most ``max_tokens`` tokens.
 
-    Decoding is greedy, so that the same prompt is rewritten the same way each time. ``device`` is where the text encoder
-    computes: while it is offloaded, its weights are elsewhere.
+    Decoding is greedy, so that the same prompt is rewritten the same way each time.
     """
     if _CHINESE.search(prompt):
         question = f"{SYSTEM_PROMPT_ZH}\n用户输入为：{prompt}\n改写后的prompt为："
@@ -33,7 +27,7 @@ def rewrite_prompt(
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": [{"type": "text", "text": question}]}], tokenize=False, add_generation_prompt=True
     )
-    inputs = tokenizer(text, return_tensors="pt").to(device)
+    inputs = tokenizer(text, return_tensors="pt").to(text_encoder.device)
     generated = text_encoder.generate(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],

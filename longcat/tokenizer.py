@@ -14,12 +14,11 @@ def load_tokenizer(folder: Path) -> Qwen2Tokenizer:
     LongCat-Image keeps the template with its ``text_processor``, whose class needs torchvision; the template alone does not.
     """
     tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
-    processor = folder / "text_processor"
-    if tokenizer.chat_template is None and (processor / "chat_template.jinja").exists():
-        tokenizer.chat_template = (processor / "chat_template.jinja").read_text(encoding="utf-8")
-    if tokenizer.chat_template is None and (processor / "chat_template.json").exists():
-        legacy = json.loads((processor / "chat_template.json").read_text(encoding="utf-8"))
-        tokenizer.chat_template = legacy["chat_template"]
+    template, legacy = (folder / "text_processor" / f"chat_template.{ending}" for ending in ("jinja", "json"))
+    if template.exists():
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    elif legacy.exists():
+        tokenizer.chat_template = json.loads(legacy.read_text(encoding="utf-8"))["chat_template"]
     return tokenizer
 
 

@@ -5,7 +5,6 @@ server: ``/healthz`` answers at once, ``/readyz`` once a warm-up picture is draw
 ``parse -> resolve -> queue -> Engine.draw -> encode`` and comes back as files.
 """
 
-import base64
 import logging
 import multiprocessing.connection
 import os
@@ -24,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import fastapi_offline
 import litserve
 from fastapi import Request
-from fastapi.exception_handlers import http_exception_handler
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -33,28 +31,18 @@ from litserve.server import RegularRequestHandler
 from litserve.utils import LitAPIStatus, LoopResponseType
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from longcat.errors import LithographError, UserError
+from longcat.errors import UserError
 from longcat.flavour import Flavour
 from longcat.logs import set_up_logging, silence_import_noise
 from longcat.prompt import Tokenize
 from longcat.tokenizer import load_tokenizer, plain_ids
 from service import metrics
 from service.config import ServiceConfig
-from service.picture import MEDIA_TYPES, ModelIdentity, Rendered, zip_pictures
-from service.schema import (
-    ErrorBody,
-    ErrorDetail,
-    GeneratedImage,
-    GenerateRequest,
-    GenerateResponse,
-    InvalidRequest,
-    Limits,
-    NotJson,
-    ResolvedRequest,
-    Timings,
-    parse_request,
-)
+from service.picture import ModelIdentity, Rendered
+from service.replies import RESPONSES, error_reply, phases, pictures_as_files, pictures_as_json, reply_to_error
+from service.schema import BodyTooLargeError, GenerateRequest, Limits, ResolvedRequest, parse_request
 
 if TYPE_CHECKING:
     from service.renderer import Renderer
@@ -176,14 +164,14 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
     def __init__(self, api: GenerateAPI) -> None:
         self._api = api
         self._tokenize: Tokenize = plain_ids(load_tokenizer(api.flavour.folder))
-        self._engine_ended = self._is_stopping = False
+        self._has_failed = self._is_stopping = False
         super().__init__(api, accelerator="cpu", devices=1, timeout=False)
         self.app.title = "Lithograph"
         self.app.version = VERSION
         self.app.description = "Pictures from Chinese and English prompts with LongCat-Image."
         self._serve_docs_offline()
-        self.app.add_exception_handler(LithographError, _user_error)
-        self.app.add_exception_handler(HTTPException, _http_error)
+        for kind in (HTTPException, Exception):
+            self.app.add_exception_handler(kind, _on_error)
 
     def serve(self) -> int:
         """Serve until SIGTERM, Ctrl-C or the engine's end; return the exit code."""
@@ -202,16 +190,26 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         config = self._api.config
         _check_port_is_free(config.host, config.port)
         log.info(
-            "starting %s %s, precision %s, device %s, http://%s:%d",
+            "starting %s %s, precision %s, text encoder %s, device %s, http://%s:%d",
             self._api.flavour.name,
             self._api.flavour.hash[:12],
             config.model.precision,
+            config.model.text_encoder_precision,
             config.model.device,
             config.host,
             config.port,
         )
-        self.run(host=config.host, port=config.port, num_api_servers=1, log_level="warning", generate_client_file=False)
-        return 1 if self._engine_ended else 0
+        try:
+            self.run(
+                host=config.host, port=config.port, num_api_servers=1, log_level="warning", generate_client_file=False
+            )
+        except KeyboardInterrupt:  # before LitServe was up: it looks after its processes only from then on
+            for worker in getattr(self, "inference_workers", ()):
+                worker.terminate()
+        return 1 if self._has_failed else 0
+
+    def verify_worker_status(self) -> None:
+        """LitServe would start HTTP only once the engine process is up; here it answers, not ready, from the start."""
 
     def _serve_docs_offline(self) -> None:
         """Swagger UI from files that ship with us: FastAPI's own page loads it from a CDN, which a cluster may not reach."""
@@ -258,7 +256,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
             tags=["model"],
             summary="Draw pictures",
             response_class=Response,
-            responses=_RESPONSES,
+            responses=RESPONSES,
             openapi_extra={
                 "requestBody": {
                     "required": True,
@@ -267,58 +265,59 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
             },
         )
 
-    def _start_worker_monitoring(self, *_: object) -> None:
-        """Stop the server when the engine process is gone, instead of answering nothing."""
+    def _start_worker_monitoring(self, manager: object, uvicorn_workers: dict[int, Any]) -> None:  # noqa: ARG002
+        """Stop the server when one of its processes is gone, instead of answering nothing."""
+        processes = {"engine": self.inference_workers, "HTTP": list(uvicorn_workers.values())}
 
         def watch() -> None:
             # Not join(): two threads that wait for one child race for its exit status, and the loser thinks it alive.
-            multiprocessing.connection.wait([worker.sentinel for worker in self.inference_workers])
+            sentinels = {p.sentinel: name for name, group in processes.items() for p in group}
+            ended = multiprocessing.connection.wait(list(sentinels))
             if self._is_stopping:
                 return
-            self._engine_ended = True
-            log.error("the engine process ended; stopping")
+            self._has_failed = True
+            self.uvicorn_graceful_timeout = 1  # requests that wait for a dead engine would be waited for
+            log.error("the %s process ended; stopping", sentinels[ended[0]])
             self._shutdown_event.set()
 
-        threading.Thread(target=watch, daemon=True, name="engine-watch").start()
+        threading.Thread(target=watch, daemon=True, name="process-watch").start()
 
     async def _generate(self, request: Request) -> Response:
-        body = await self._read_body(request)
         begin = time.monotonic()
         with metrics.IN_PROGRESS.track_inprogress():
             try:
-                response = await self._answer(parse_request(body))
-            except LithographError as error:
-                response = await _user_error(request, error)
+                response = await self._answer(parse_request(await self._read_body(request)))
+            except ClientDisconnect:
+                response = Response(status_code=499)  # nobody reads it; nginx counts such requests under this number
+            except Exception as error:
+                response = reply_to_error(error)
         metrics.REQUESTS.labels(str(response.status_code)).inc()
         metrics.REQUEST_SECONDS.labels(str(response.status_code)).observe(time.monotonic() - begin)
         return response
 
     async def _read_body(self, request: Request) -> bytes:
         limit = self._api.config.max_body_bytes
-        chunks: list[bytes] = []
-        size = 0
+        body = bytearray()
         async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                metrics.REQUESTS.labels("413").inc()
-                raise HTTPException(413, f"the body is over {limit} bytes; send a shorter prompt")
-            chunks.append(chunk)
-        return b"".join(chunks)
+            body += chunk
+            if len(body) > limit:
+                raise BodyTooLargeError(f"the body is over {limit} bytes; send a shorter prompt")
+        return bytes(body)
 
     async def _answer(self, request: GenerateRequest) -> Response:
         if self._api.state["phase"] != "ready":
-            return _error(
-                503, "not_ready", "the model is still loading; try again when /readyz says ready", retry_after=5
-            )
+            message = "the model is still loading; try again when /readyz says ready"
+            return error_reply(503, "not_ready", message, retry_after=5)
         resolved = self._api.limits.resolve(request, self._tokenize)
         request_id = str(uuid.uuid4())
         reply: Rendered | Failed = await self._handler.handle_request(resolved, ResolvedRequest)
         if isinstance(reply, Failed):
             log.error("request %s failed: %s", request_id, reply.message)
-            return _error(reply.status, reply.code, reply.message)
+            return error_reply(reply.status, reply.code, reply.message)
         metrics.observe_timings(reply.timings)
         metrics.PICTURES.inc(resolved.num_images)
         metrics.STEPS.inc(resolved.steps * resolved.num_images)
+        seconds = phases(reply.timings)
         log.info(
             "request %s %dx%d steps %d images %d seed %d: %s",
             request_id,
@@ -327,32 +326,17 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
             resolved.steps,
             resolved.num_images,
             resolved.seed,
-            " ".join(f"{phase} {seconds * 1000:.0f} ms" for phase, seconds in _phases(reply.timings).items()),
+            ", ".join(f"{phase} {value * 1000:.0f} ms" for phase, value in seconds.items()),
         )
         headers = {
             "X-Request-Id": request_id,
             "X-Seed": str(resolved.seed),
             "X-Model-Hash": self._api.flavour.hash,
-            "Server-Timing": ", ".join(f"{name};dur={s * 1000:.1f}" for name, s in _phases(reply.timings).items()),
+            "Server-Timing": ", ".join(f"{phase};dur={value * 1000:.1f}" for phase, value in seconds.items()),
         }
         if request.response_format == "json":
-            return self._as_json(request_id, resolved, reply, headers)
-        return _as_files(resolved, reply, headers)
-
-    def _as_json(self, request_id: str, request: ResolvedRequest, reply: Rendered, headers: dict[str, str]) -> Response:
-        body = GenerateResponse(
-            request_id=request_id,
-            model_hash=self._api.flavour.hash,
-            prompt=reply.prompt,
-            request=request,
-            timings=reply.timings,
-            media_type=MEDIA_TYPES[request.output_format],
-            images=[
-                GeneratedImage(seed=request.seed + i, b64=base64.b64encode(file).decode("ascii"))
-                for i, file in enumerate(reply.files)
-            ],
-        )
-        return Response(body.model_dump_json(), media_type="application/json", headers=headers)
+            return pictures_as_json(request_id, self._api.flavour.hash, resolved, reply, headers)
+        return pictures_as_files(resolved, reply, headers)
 
     async def _healthz(self) -> dict[str, str]:
         """Whether this process answers."""
@@ -414,66 +398,10 @@ def _check_port_is_free(host: str, port: int) -> None:
             ) from error
 
 
+async def _on_error(_: Request, error: Exception) -> JSONResponse:
+    return reply_to_error(error)
+
+
 def _exit(*_: object) -> None:
     """End the process, running its exit handlers."""
     sys.exit(0)
-
-
-def _phases(timings: Timings) -> dict[str, float]:
-    return {name.removesuffix("_seconds"): seconds for name, seconds in timings.model_dump().items()}
-
-
-def _as_files(request: ResolvedRequest, reply: Rendered, headers: dict[str, str]) -> Response:
-    if len(reply.files) == 1:
-        return Response(reply.files[0], media_type=MEDIA_TYPES[request.output_format], headers=headers)
-    names = (f"{request.seed + i}.{request.output_format}" for i in range(len(reply.files)))
-    archive = zip_pictures(zip(names, reply.files, strict=True))
-    return Response(archive, media_type="application/zip", headers=headers)
-
-
-def _error(status: int, code: str, message: str, *, retry_after: int | None = None, **detail: Any) -> JSONResponse:
-    body = ErrorBody(error=ErrorDetail(code=code, message=message, **detail))
-    headers = None if retry_after is None else {"Retry-After": str(retry_after)}
-    return JSONResponse(body.model_dump(), status_code=status, headers=headers)
-
-
-async def _user_error(_: Request, error: Exception) -> JSONResponse:
-    """The one place where our errors become HTTP statuses."""
-    match error:
-        case InvalidRequest():
-            return _error(422, "invalid_request", str(error), fields=error.problems)
-        case NotJson():
-            return _error(400, "not_json", str(error))
-        case UserError():
-            return _error(422, "invalid_request", str(error))
-        case _:
-            return _error(500, "engine_error", str(error))
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    plain = await http_exception_handler(request, error)
-    code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
-    reply = _error(error.status_code, code, str(error.detail))
-    reply.headers.update({k: v for k, v in plain.headers.items() if k not in ("content-length", "content-type")})
-    return reply
-
-
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The picture; a zip of several; or JSON with the pictures in base64.",
-        "content": {
-            **{media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()},
-            "application/zip": {"schema": {"type": "string", "format": "binary"}},
-            "application/json": {
-                "schema": GenerateResponse.model_json_schema(ref_template="#/components/schemas/{model}")
-            },
-        },
-    },
-    400: {"description": "The body is not JSON.", "model": ErrorBody},
-    413: {"description": "The body is over the size limit.", "model": ErrorBody},
-    422: {"description": "A field is wrong: which, its value, and what to give instead.", "model": ErrorBody},
-    500: {"description": "The model failed.", "model": ErrorBody},
-    503: {"description": "The model is still loading.", "model": ErrorBody},
-}

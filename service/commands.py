@@ -6,23 +6,22 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from longcat.errors import RecipeError, UserError
-from longcat.flavour import Flavour, resolve
+from longcat.flavour import HUB_IDS, Flavour, resolve
 from longcat.logs import set_up_logging
+from longcat.precision import Offload
 from longcat.tokenizer import load_tokenizer, plain_ids
 from service.config import ModelConfig, ServiceConfig
-
-if TYPE_CHECKING:
-    from service.schema import ResolvedRequest
+from service.picture import read_recipe
+from service.schema import GenerateRequest, Limits, ResolvedRequest, check_request
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_OFFLOADS = ("none", "model", "group")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -40,7 +39,7 @@ def _model_options(command: _Command) -> _Command:
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
             click.option("--dtype", type=click.Choice(_DTYPES), default="auto", show_default=True,
                          help="What it computes in; auto is float32 on a CPU, else bfloat16."),
-            click.option("--offload", type=click.Choice(_OFFLOADS), default="none", show_default=True,
+            click.option("--offload", type=click.Choice([o.value for o in Offload]), default="none", show_default=True,
                          help="Keep weights in main memory until they are needed: less GPU memory, slower."),
         )
     ):  # fmt: skip
@@ -88,17 +87,9 @@ def serve(
 def _run(config: ServiceConfig) -> int:
     """Serve until SIGTERM, Ctrl-C or the engine's end; return the exit code."""
     from service.api import GenerateAPI, Server  # after PROMETHEUS_MULTIPROC_DIR is set
-    from service.schema import Limits
 
     flavour = resolve(config.model.flavour, revision=config.model.revision)
-    limits = Limits(
-        settings=flavour.settings,
-        max_pixels=config.max_pixels or flavour.settings.max_pixels,
-        max_steps=config.max_steps,
-        max_images=config.max_images,
-    )
-    server = Server(GenerateAPI(config, flavour, limits))
-    return server.serve()
+    return Server(GenerateAPI(config, flavour, config.limits(flavour.settings))).serve()
 
 
 @click.command()
@@ -127,40 +118,63 @@ def generate(
     **options: Any,
 ) -> None:
     """Draw PROMPT (Chinese or English) into a file; no server needed."""
-    from service.picture import read_recipe
-    from service.schema import Limits, check_request
-
     chosen = {name: options.pop(name) for name in ModelConfig.__dataclass_fields__}
     given = {name: value for name, value in options.items() if value is not None}
-    output_format = _format_of(output)
-    if recipe is None:
-        if prompt is None:
-            raise click.UsageError("give a PROMPT, or --recipe PICTURE.png")
-        flavour = resolve(chosen["flavour"], revision=chosen["revision"])
-        wanted = check_request({"prompt": prompt, "output_format": output_format, **given})
-        request = Limits.of_model(flavour.settings).resolve(wanted, plain_ids(load_tokenizer(flavour.folder)))
-    else:
-        if prompt is not None or given:
+    if recipe is not None:
+        fixed = (*_FIXED_BY_RECIPE, *options)
+        explicit = {name for name in fixed if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+        if prompt is not None or explicit:
             raise click.UsageError("--recipe repeats a picture as it is: give no prompt and no drawing options with it")
-        written = read_recipe(recipe)
-        request, drawn_by = written.request, written.model
-        if output_format != request.output_format:
-            raise click.UsageError(
-                f"--recipe repeats a {request.output_format} file: end --output in .{request.output_format}"
-            )
-        chosen |= drawn_by.model_dump(include={"precision", "text_encoder_precision", "dtype"})
-        if context.get_parameter_source("flavour") is ParameterSource.DEFAULT:
-            chosen["flavour"] = drawn_by.flavour
-        flavour = resolve(chosen["flavour"], revision=chosen["revision"])
-        if flavour.hash != drawn_by.hash:
+        follow_flavour = context.get_parameter_source("flavour") is ParameterSource.DEFAULT
+        config, flavour, request = _from_recipe(recipe, chosen, output, follow_flavour=follow_flavour)
+    elif prompt is not None:
+        fields = {"prompt": prompt, "output_format": _format_of(output), **given}
+        config = ModelConfig(**chosen)
+        flavour = resolve(config.flavour, revision=config.revision)
+        request = _resolve(check_request(fields), flavour)
+    else:
+        raise click.UsageError("give a PROMPT, or --recipe PICTURE.png")
+    _draw(config, flavour, request, output)
+
+
+_FIXED_BY_RECIPE = ("precision", "text_encoder_precision", "dtype")
+
+
+def _from_recipe(
+    path: Path, chosen: dict[str, Any], output: Path, *, follow_flavour: bool
+) -> tuple[ModelConfig, Flavour, ResolvedRequest]:
+    """How a picture was drawn. Raises ``RecipeError`` unless the same model is at hand."""
+    recipe = read_recipe(path)
+    drawn_by = recipe.model
+    if _format_of(output) != recipe.request.output_format:
+        raise UserError(
+            f"output {output}: the recipe is of a {recipe.request.output_format} file; end the name likewise"
+        )
+    chosen = chosen | {name: getattr(drawn_by, name) for name in _FIXED_BY_RECIPE}
+    if follow_flavour:
+        # A picture from somewhere must not make this machine download or open whatever it names.
+        if drawn_by.flavour not in ("embedded", *HUB_IDS):
             raise RecipeError(
-                f"{recipe} was drawn by model {drawn_by.hash[:12]} ({drawn_by.flavour}), and {flavour.name} is "
-                f"{flavour.hash[:12]}: name that model with --flavour or --revision"
+                f"{path} was drawn by {drawn_by.flavour!r}: if you trust that model, name it with --flavour"
             )
-    _draw(ModelConfig(**chosen), flavour, request, output)
+        chosen |= {"flavour": drawn_by.flavour, "revision": drawn_by.revision}
+    config = ModelConfig(**chosen)
+    flavour = resolve(config.flavour, revision=config.revision)
+    if flavour.hash != drawn_by.hash:
+        raise RecipeError(
+            f"{path} was drawn by model {drawn_by.hash[:12]} ({drawn_by.flavour}), and {flavour.name} is "
+            f"{flavour.hash[:12]}: name that model with --flavour or --revision"
+        )
+    return config, flavour, _resolve(check_request(recipe.request.model_dump()), flavour)
 
 
-def _draw(config: ModelConfig, flavour: Flavour, request: "ResolvedRequest", output: Path) -> None:
+def _resolve(request: GenerateRequest, flavour: Flavour) -> ResolvedRequest:
+    """A person at their own machine is limited by the model alone."""
+    tokenize = plain_ids(load_tokenizer(flavour.folder))
+    return Limits.of_model(flavour.settings).resolve(request, tokenize)
+
+
+def _draw(config: ModelConfig, flavour: Flavour, request: ResolvedRequest, output: Path) -> None:
     from service.renderer import Renderer
 
     renderer = Renderer(config, flavour, max_rows=8)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from longcat import denoise
@@ -54,24 +55,22 @@ class Engine:
     """Draws orders one after the other on the device of its model."""
 
     def __init__(self, model: Components, *, max_rows: int) -> None:
-        """``max_rows``: most rows (pictures, twice with guidance) that share a forward; it bounds memory."""
+        """``max_rows``: most rows (a picture has two, with guidance) that share a forward; it bounds memory; at least 2."""
         self.model = model
-        self._max_pictures = max(1, max_rows // 2)
+        self._max_pictures = max_rows // 2
         if model.device.type == "cpu":
             denoise.make_rows_independent(model.transformer)
 
     def draw(self, order: Order, on_step: OnStep | None = None) -> Drawn:
         """Draw all pictures of an order."""
-        begin = time.monotonic()
+        begin = self._now()
         prompt = order.prompt
         if order.rewrite_prompt:
             limit = self.model.flavour.settings.max_prompt_tokens
-            prompt = rewrite_prompt(
-                self.model.text_encoder, self.model.tokenizer, prompt, max_tokens=limit, device=self.model.device
-            )
+            prompt = rewrite_prompt(self.model.text_encoder, self.model.tokenizer, prompt, max_tokens=limit)
         embeds = self._encode(prompt)
         negative_embeds = self._encode(order.negative_prompt) if order.guidance_scale > 1 else None
-        encoded = time.monotonic()
+        encoded = self._now()
         pictures = [
             denoise.start(
                 self.model,
@@ -95,15 +94,23 @@ class Engine:
                 made += 1
                 if on_step is not None:
                     on_step(made, total)
-        denoised = time.monotonic()
+        denoised = self._now()
         pixels = tuple(denoise.decode(self.model.vae, picture) for picture in pictures)
         return Drawn(
             pictures=pixels,
             prompt=prompt,
             text_seconds=encoded - begin,
             denoise_seconds=denoised - encoded,
-            decode_seconds=time.monotonic() - denoised,
+            decode_seconds=self._now() - denoised,
         )
+
+    def _now(self) -> float:
+        """Seconds on a clock, once the device has done what it was told so far."""
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        elif self.model.device.type == "mps":
+            torch.mps.synchronize()
+        return time.monotonic()
 
     def _encode(self, prompt: str) -> Tensor:
         limit, tokenizer = self.model.flavour.settings.max_prompt_tokens, self.model.tokenizer

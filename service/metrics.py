@@ -13,7 +13,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80,
 
 REQUESTS = Counter("lithograph_requests", "Requests to POST /generate by HTTP status.", ["status"])
 REQUEST_SECONDS = Histogram(
-    "lithograph_request_seconds", "From the request's last byte to its reply.", ["status"], buckets=_SECONDS
+    "lithograph_request_seconds", "From a request's arrival to its reply.", ["status"], buckets=_SECONDS
 )
 PHASE_SECONDS = Histogram(
     "lithograph_phase_seconds", "Seconds that answered requests spent in each phase.", ["phase"], buckets=_SECONDS

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
@@ -29,6 +30,8 @@ class ModelIdentity(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     flavour: str
+    revision: str | None
+    """The hub's commit, or None for local files."""
     hash: str
     precision: str
     text_encoder_precision: str
@@ -40,7 +43,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: int = 1
+    format: Literal[1] = 1
     request: ResolvedRequest
     model: ModelIdentity
 
@@ -92,7 +95,8 @@ def read_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate_json(text)
     except ValidationError as error:
-        raise RecipeError(f"{path} carries a recipe that this version cannot read: {error}") from error
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise RecipeError(f"{path} carries a recipe that this version cannot read ({where})") from error
 
 
 def zip_pictures(files: Iterable[tuple[str, bytes]]) -> bytes:

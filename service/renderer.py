@@ -3,8 +3,8 @@
 import time
 
 from longcat.flavour import Flavour
-from longcat.loading import Offload, load
-from longcat.precision import parse_precision
+from longcat.loading import load
+from longcat.precision import Offload, parse_precision
 from service.config import ModelConfig
 from service.engine import Engine, OnStep, Order
 from service.picture import ModelIdentity, Recipe, Rendered, encode_picture
@@ -26,6 +26,7 @@ class Renderer:
         )
         self.identity = ModelIdentity(
             flavour=flavour.name,
+            revision=flavour.revision,
             hash=flavour.hash,
             precision=self.model.precision.value,
             text_encoder_precision=self.model.text_encoder_precision.value,

@@ -1,7 +1,7 @@
 """Request, response and error body of ``POST /generate``, and what makes a request valid for the model at hand. No torch.
 
 A body is checked twice: its shape here by pydantic, then against the model (``Limits.resolve``), which also fills in
-defaults. Both speak through ``InvalidRequest``: the field, its value, what is wrong, what to give instead.
+defaults. Both speak through ``InvalidRequestError``: the field, its value, what is wrong, what to give instead.
 """
 
 import difflib
@@ -143,21 +143,20 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-class InvalidRequest(UserError):  # noqa: N818 - it is what HTTP calls it
+class InvalidRequestError(UserError):
     """A request that cannot be drawn, with every field that is wrong."""
 
     def __init__(self, problems: list[FieldProblem]) -> None:
         super().__init__("; ".join(f"{p.field or 'body'}: {p.problem}; {p.remedy}" for p in problems))
         self.problems = problems
 
-    @classmethod
-    def about(cls, field: str, value: object, problem: str, remedy: str) -> Self:
-        """One wrong field."""
-        return cls([FieldProblem(field=field, value=show(value), problem=problem, remedy=remedy)])
 
-
-class NotJson(UserError):  # noqa: N818 - it is what HTTP calls it
+class NotJsonError(UserError):
     """A body that is no JSON at all."""
+
+
+class BodyTooLargeError(UserError):
+    """A body over the size limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,14 +176,14 @@ class Limits:
         return cls(settings=settings, max_pixels=settings.max_pixels, max_steps=sys.maxsize, max_images=sys.maxsize)
 
     def resolve(self, request: GenerateRequest, tokenize: Tokenize) -> ResolvedRequest:
-        """Fill in the model's defaults and hold the request against the limits. Raises ``InvalidRequest``."""
+        """Fill in the model's defaults and hold the request against the limits. Raises ``InvalidRequestError``."""
         size = self.settings.default_size_px
         resolved = ResolvedRequest(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             width=size if request.width is None else request.width,
             height=size if request.height is None else request.height,
-            steps=self.settings.default_steps if request.steps is None else request.steps,
+            steps=min(self.settings.default_steps, self.max_steps) if request.steps is None else request.steps,
             guidance_scale=(
                 self.settings.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
             ),
@@ -207,7 +206,7 @@ class Limits:
                 )
             )
         if problems:
-            raise InvalidRequest(problems)
+            raise InvalidRequestError(problems)
         return resolved
 
     def _size_problems(self, request: ResolvedRequest) -> list[FieldProblem]:
@@ -247,7 +246,7 @@ class Limits:
 
 
 def parse_request(body: bytes) -> GenerateRequest:
-    """A request from JSON, whatever content type it came with. Raises ``NotJson`` or ``InvalidRequest``."""
+    """A request from JSON, whatever content type it came with. Raises ``NotJsonError`` or ``InvalidRequestError``."""
     try:
         return GenerateRequest.model_validate_json(body)
     except ValidationError as error:
@@ -255,7 +254,7 @@ def parse_request(body: bytes) -> GenerateRequest:
 
 
 def check_request(fields: Mapping[str, Any]) -> GenerateRequest:
-    """A request from its fields. Raises ``InvalidRequest``."""
+    """A request from its fields. Raises ``InvalidRequestError``."""
     try:
         return GenerateRequest.model_validate(fields)
     except ValidationError as error:
@@ -275,8 +274,8 @@ def _problem(field: str, value: object, problem: str, remedy: str) -> FieldProbl
 def _refusal(error: ValidationError) -> UserError:
     problems = error.errors(include_url=False)
     if problems[0]["type"] == "json_invalid":
-        return NotJson(f"the body is not JSON ({problems[0]['ctx']['error']}); send one JSON object")
-    return InvalidRequest([_from_pydantic(problem) for problem in problems])
+        return NotJsonError(f"the body is not JSON ({problems[0]['ctx']['error']}); send one JSON object")
+    return InvalidRequestError([_from_pydantic(problem) for problem in problems])
 
 
 def _from_pydantic(error: Mapping[str, Any]) -> FieldProblem:

@@ -22,7 +22,12 @@ def a_recipe(**changes: object) -> Recipe:
         cfg_renorm=True, rewrite_prompt=False, output_format="png",
     )  # fmt: skip
     identity = ModelIdentity(
-        flavour="embedded", hash="0" * 64, precision="no_change", text_encoder_precision="no_change", dtype="float32"
+        flavour="embedded",
+        revision=None,
+        hash="0" * 64,
+        precision="no_change",
+        text_encoder_precision="no_change",
+        dtype="float32",
     )
     return Recipe(request=request.model_copy(update=changes), model=identity)
 
@@ -68,7 +73,13 @@ def test_generate_draws_without_a_server_and_its_picture_can_be_repeated(tmp_pat
         (["generate", "cat", "--width", "100"], "give a multiple of 64"),
         (["generate", "cat", "-o", "cat.gif"], "end the name in .png"),
         (["generate", "cat", "-o", "no/such/cat.png"], "there is no directory no/such; make it first"),
-        (["generate", "--recipe", "foreign.png", "-o", "again.jpg"], "end --output in .png"),
+        (["generate", "--recipe", "foreign.png", "-o", "again.jpg"], "end the name likewise"),
+        (
+            ["generate", "--recipe", "foreign.png", "--dtype", "bfloat16"],
+            "give no prompt and no drawing options with it",
+        ),
+        (["generate", "--recipe", "elsewhere.png"], "if you trust that model, name it with --flavour"),
+        (["generate", "--recipe", "broken.png"], "steps: Input should be greater than or equal to 1"),
         (["generate", "cat", "--flavour", "nope"], "error: flavour 'nope' is neither"),
         (["generate", "cat", "--precision", "int4-torchao"], "use 'int4-quanto'"),
         (["generate", "cat", "--device", "cuda:9"], "error: device 'cuda:9'"),
@@ -77,13 +88,26 @@ def test_generate_draws_without_a_server_and_its_picture_can_be_repeated(tmp_pat
         (["generate", "--recipe", "foreign.png"], "name that model with --flavour"),
         (["generate", "cat", "--recipe", "plain.png"], "give no prompt and no drawing options with it"),
         (["serve", "--port", "80"], "error: port 80 is not a port from 1024 to 65535"),
-        (["serve", "--max-steps", "0"], "error: max_steps 0 is less than 1"),
+        (["serve", "--max-steps", "0"], "error: max_steps 0 is too small: give at least 1"),
+        (["serve", "--max-pixels", "4096"], "error: max_pixels 4096 is less than the model's default size"),
+        (["serve", "--precision", "int9"], "error: precision 'int9' is not known; use one of no_change"),
         (["serve", "--flavour", "/nowhere/at/all"], "neither one of embedded"),
     ],
 )
-def test_a_mistake_is_one_line_that_says_what_to_do(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_a_mistake_is_one_line_that_says_what_to_do(
+    tmp_path: Path, flavour: Flavour, arguments: list[str], message: str
+) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "plain.png")
-    (tmp_path / "foreign.png").write_bytes(encode_picture(np.zeros((64, 64, 3), np.uint8), a_recipe()))
+    black = np.zeros((64, 64, 3), np.uint8)
+    elsewhere = a_recipe().model.model_copy(update={"flavour": "someone/else"})
+    here = a_recipe().model.model_copy(update={"hash": flavour.hash})
+    recipes = {
+        "foreign.png": a_recipe(),
+        "elsewhere.png": a_recipe().model_copy(update={"model": elsewhere}),
+        "broken.png": a_recipe(steps=0).model_copy(update={"model": here}),
+    }
+    for name, recipe in recipes.items():
+        (tmp_path / name).write_bytes(encode_picture(black, recipe))
     finished = run_lithograph(*arguments, cwd=tmp_path)
     assert finished.returncode != 0
     assert message in finished.stderr
@@ -114,10 +138,10 @@ def test_recipes_survive_the_file_and_broken_ones_are_refused(tmp_path: Path) ->
     path.write_bytes(encode_picture(np.zeros((64, 64, 3), np.uint8), a_recipe()))
     assert read_recipe(path) == a_recipe()
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_itxt("lithograph", '{"format": 9}')
+    chunks.add_itxt("lithograph", a_recipe().model_dump_json().replace('"format":1', '"format":9'))
     Image.new("RGB", (8, 8)).save(tmp_path / "future.png", pnginfo=chunks)
     (tmp_path / "text.png").write_text("hello")
-    for name, message in (("future.png", "cannot read"), ("text.png", "not a picture that can be read")):
+    for name, message in (("future.png", r"cannot read \(format\)"), ("text.png", "not a picture that can be read")):
         with pytest.raises(RecipeError, match=message):
             read_recipe(tmp_path / name)
 

@@ -6,6 +6,8 @@ from diffusers import LongCatImagePipeline, LongCatImageTransformer2DModel
 from diffusers.pipelines.longcat_image.pipeline_longcat_image import prepare_pos_ids
 
 from longcat import denoise, flow, latents
+from longcat.errors import EngineError
+from longcat.flavour import Flavour
 from longcat.loading import Components, load
 from longcat.prompt import tokenize_prompt
 from longcat.text_encoder import encode_prompt
@@ -83,20 +85,49 @@ def test_pictures_equal_the_published_pipeline(
     assert np.abs(pixels - (expected * 255).round()).max() <= PIXEL_TOLERANCE
 
 
-def test_a_picture_is_bitwise_the_same_whoever_shares_its_forward(model: Components) -> None:
-    model = load(model.flavour, device="cpu")
+@pytest.mark.parametrize("size", [(128, 128), (64, 64), (64, 192)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_picture_is_bitwise_the_same_whoever_shares_its_forward(
+    flavour: Flavour, size: tuple[int, int], dtype: str
+) -> None:
+    model = load(flavour, device="cpu", dtype=dtype)
     denoise.make_rows_independent(model.transformer)
-    alone = begin(model, seed=3, steps=5)
+    alone = begin(model, seed=3, steps=5, size=size)
     finish(model, alone)
-    together = begin(model, seed=3, steps=5)
+    together = begin(model, seed=3, steps=5, size=size)
     others = [
-        begin(model, prompt="一只猫", seed=9, steps=3),
-        begin(model, prompt="a blue car on black", seed=1, steps=6, guidance_scale=1.0),
-        begin(model, prompt="dog", seed=2, steps=4, guidance_scale=6.0, cfg_renorm=False),
+        begin(model, prompt="一只猫", seed=9, steps=3, size=size),
+        begin(model, prompt="a blue car on black", seed=1, steps=6, guidance_scale=1.0, size=size),
+        begin(model, prompt="dog", seed=2, steps=4, guidance_scale=6.0, cfg_renorm=False, size=size),
     ]
     finish(model, others[0], together, *others[1:])
     assert torch.equal(alone.latents_1NC, together.latents_1NC)
     assert np.array_equal(denoise.decode(model.vae, alone), denoise.decode(model.vae, together))
+
+
+def test_bfloat16_rounds_times_as_the_published_pipeline_does(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(flavour, device="cpu", dtype="bfloat16")
+    pipeline = LongCatImagePipeline.from_pretrained(flavour.folder, dtype=torch.bfloat16)
+    pipeline.tokenizer_max_length = 32
+    pipeline.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(pipeline, "_encode_prompt", lambda prompts: encode(model, prompts[0]))
+    ours: list[float] = []
+    theirs: list[float] = []
+    for transformer, seen in ((model.transformer, ours), (pipeline.transformer, theirs)):
+        transformer.time_embed.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0][0].item()))
+    finish(model, begin(model, steps=7, guidance_scale=1.0))
+    pipeline("cat", height=128, width=128, num_inference_steps=7, guidance_scale=1.0, enable_prompt_rewrite=False)
+    assert len(ours) == 7
+    assert ours == theirs
+
+
+def test_a_picture_that_is_not_finite_is_an_error(model: Components) -> None:
+    picture = begin(model, steps=1)
+    picture.latents_1NC = picture.latents_1NC * float("nan")
+    with pytest.raises(EngineError, match=r"not finite in torch\.float32: serve with --dtype bfloat16 or float32"):
+        denoise.decode(model.vae, picture)
 
 
 def test_packing_round_trips() -> None:

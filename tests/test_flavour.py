@@ -1,4 +1,3 @@
-import json
 import shutil
 from pathlib import Path
 
@@ -6,6 +5,7 @@ import pytest
 
 from longcat.errors import FlavourError
 from longcat.flavour import EMBEDDED_FOLDER, Flavour, ModelSettings, resolve
+from longcat.loading import load
 
 
 def test_the_embedded_model_ships_with_the_package(flavour: Flavour) -> None:
@@ -34,18 +34,33 @@ def test_settings_default_to_longcat_image_and_unknown_ones_are_refused(tmp_path
     (copy / "lithograph.json").unlink()
     assert resolve(str(copy)).settings == ModelSettings()
     assert (ModelSettings().default_size_px, ModelSettings().default_steps) == (1024, 30)
-    (copy / "lithograph.json").write_text(json.dumps({"max_tokens": 3}))
-    with pytest.raises(FlavourError, match="unknown keys max_tokens: remove them"):
-        resolve(str(copy))
-    (copy / "lithograph.json").write_text("[")
-    with pytest.raises(FlavourError, match="is not a JSON object"):
-        resolve(str(copy))
+    for content, where in (
+        ('{"max_tokens": 3}', "wrong at max_tokens: Extra inputs are not permitted"),
+        ('{"default_steps": "many"}', "wrong at default_steps"),
+        ("[]", "wrong at the file as a whole"),
+        ("[", "wrong at the file as a whole"),
+    ):
+        (copy / "lithograph.json").write_text(content)
+        with pytest.raises(FlavourError, match=where):
+            resolve(str(copy))
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(EMBEDDED_FOLDER, copy)
+    weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(FlavourError, match="are missing or damaged"):
+        load(resolve(str(copy)), device="cpu")
 
 
 def test_what_is_no_model_is_refused_with_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(FlavourError, match=r"lacks model_index.json, scheduler.*save_pretrained"):
         resolve(str(tmp_path))
-    with pytest.raises(FlavourError, match="neither one of embedded, final, dev, a directory, nor a hub id"):
-        resolve("finale")
+    for name in ("finale", "./missing", "../x", "/nowhere/at/all"):
+        with pytest.raises(FlavourError, match="neither one of embedded, final, dev, a directory, nor a hub id"):
+            resolve(name)
+    with pytest.raises(FlavourError, match=r"cannot download a/b\.git"):
+        resolve("a/b.git")
     with pytest.raises(FlavourError, match="cannot download meituan-longcat/LongCat-Image "):
         resolve("final")  # the tests run with HF_HUB_OFFLINE

@@ -4,10 +4,13 @@ import base64
 import io
 import json
 import os
+import re
 import signal
+import socket
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from pathlib import Path
 
 import httpx
@@ -208,6 +211,11 @@ def test_operations_routes(client: httpx.Client) -> None:
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     assert {"prompt": "一个红苹果"} in schema["examples"]
     assert set(operation["responses"]) >= {"200", "400", "413", "422", "503"}
+    document = client.get("/openapi.json").json()
+    references = re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(document))
+    assert references
+    for reference in references:
+        reduce(lambda node, key: node[key], reference.split("/"), document)
 
 
 def metric(client: httpx.Client, name: str, **labels: str) -> float:
@@ -278,6 +286,27 @@ def test_a_model_that_cannot_load_ends_the_server_with_one_line_why(tmp_path: Pa
         assert "Traceback" not in server.log_text()
 
 
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 4.0])
+def test_a_server_can_be_stopped_while_it_starts(tmp_path: Path, seconds: float) -> None:
+    with serve(tmp_path, wait=False) as server:
+        time.sleep(seconds)
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        server.stop()
+        assert not psutil.wait_procs(family, timeout=20)[1]
+        assert "Traceback" not in server.log_text(), server.log_text()
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_error(client: httpx.Client) -> None:
+    before = metric(client, "lithograph_requests_total", status="499")
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+        connection.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        time.sleep(0.5)
+    deadline = time.monotonic() + 10
+    while metric(client, "lithograph_requests_total", status="499") == before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert metric(client, "lithograph_requests_total", status="499") == before + 1
+
+
 def test_ctrl_c_ends_the_server_and_a_taken_port_is_named(tmp_path: Path) -> None:
     with serve(tmp_path) as server:
         port = server.url.rpartition(":")[2]
@@ -291,9 +320,20 @@ def test_ctrl_c_ends_the_server_and_a_taken_port_is_named(tmp_path: Path) -> Non
         assert "Traceback" not in server.log_text()
 
 
-def test_a_dead_engine_ends_the_server(tmp_path: Path) -> None:
-    with serve(tmp_path) as server:
-        engine = max(psutil.Process(server.process.pid).children(), key=lambda child: child.memory_info().rss)
-        engine.kill()
+@pytest.mark.parametrize("victim", ["engine", "HTTP"])
+def test_a_dead_process_ends_the_server_also_during_a_request(tmp_path: Path, victim: str) -> None:
+    with serve(tmp_path) as server, ThreadPoolExecutor(1) as pool:
+        children = psutil.Process(server.process.pid).children()
+        engine = max(children, key=lambda child: child.memory_info().rss)
+        http = next(child for child in children if child.net_connections() and child != engine)
+        waiting = pool.submit(
+            httpx.post, f"{server.url}/generate", json=APPLE | {"steps": 100, "num_images": 8}, timeout=60
+        )
+        time.sleep(1)
+        begin = time.monotonic()
+        (engine if victim == "engine" else http).kill()
         assert server.process.wait(timeout=60) == 1
-        assert "the engine process ended" in server.log_text()
+        assert time.monotonic() - begin < 20
+        assert f"the {victim} process ended" in server.log_text()
+        with pytest.raises(httpx.TransportError):
+            waiting.result()

@@ -4,8 +4,9 @@ import torch
 from longcat import denoise
 from longcat.errors import DeviceError, PrecisionError
 from longcat.flavour import Flavour
-from longcat.loading import Components, Offload, load, parse_device, parse_dtype, place
-from longcat.precision import Precision, check_precision, parse_precision, quantize_base
+from longcat.loading import Components, load, parse_device, parse_dtype, place
+from longcat.precision import Offload, Precision, parse_precision
+from longcat.quantize import check_precision, quantize_base
 from tests.test_denoise import begin, finish
 
 QUANTIZED = [precision for precision in Precision if precision is not Precision.NO_CHANGE]
@@ -78,7 +79,20 @@ def test_int4_computes_in_bfloat16_only(flavour: Flavour) -> None:
 
 def test_apple_gpus_have_no_fp8() -> None:
     with pytest.raises(PrecisionError, match="int8-quanto"):
-        check_precision(Precision.FP8_TORCHAO, device=torch.device("mps"), dtype=torch.bfloat16)
+        check_precision(Precision.FP8_TORCHAO, device=torch.device("mps"), dtype=torch.bfloat16, offload=Offload.NONE)
+
+
+@pytest.mark.parametrize(
+    ("precision", "offload", "remedy"),
+    [
+        (Precision.INT4_QUANTO, Offload.MODEL, "int8-torchao"),
+        (Precision.INT8_QUANTO, Offload.GROUP, "--offload model"),
+        (Precision.FP8_QUANTO, Offload.NONE, "fp8-torchao"),
+    ],
+)
+def test_what_a_gpu_cannot_do_is_refused(precision: Precision, offload: Offload, remedy: str) -> None:
+    with pytest.raises(PrecisionError, match=remedy):
+        check_precision(precision, device=torch.device("cuda"), dtype=torch.bfloat16, offload=offload)
 
 
 def test_devices_that_are_not_there_are_refused(flavour: Flavour) -> None:
@@ -104,3 +118,19 @@ def test_offloaded_components_draw_the_same(model: Components, flavour: Flavour,
         finish(m, picture)
     expected, actual = (denoise.decode(m.vae, p) for m, p in zip((model, hooked), pictures, strict=True))
     assert (expected == actual).all()
+
+
+def test_offloading_by_group_moves_the_text_encoder_layer_by_layer(flavour: Flavour) -> None:
+    hooked = load(flavour, device="cpu")
+    place(hooked.transformer, hooked.text_encoder, hooked.vae, device=CPU, offload=Offload.GROUP)
+    layers = hooked.text_encoder.model.language_model.layers
+    linears = [module for layer in layers for module in layer.modules() if isinstance(module, torch.nn.Linear)]
+    groups = [module._diffusers_hook.get_hook("group_offloading").group for module in linears]
+    assert all(group.modules == [module] for group, module in zip(groups, linears, strict=True))
+
+
+def test_a_request_that_failed_does_not_leave_the_transformer_on_the_device(flavour: Flavour) -> None:
+    hooked = load(flavour, device="cpu")
+    place(hooked.transformer, hooked.text_encoder, hooked.vae, device=CPU, offload=Offload.MODEL)
+    previous = hooked.text_encoder._hf_hook.prev_module_hook
+    assert previous.model is hooked.transformer

@@ -10,7 +10,7 @@ from longcat.tokenizer import plain_ids
 @pytest.mark.parametrize("prompt", ["a red apple", "一个红苹果"])
 def test_rewriting_writes_what_diffusers_writes_within_the_model_s_length(model: Components, prompt: str) -> None:
     # The embedded text encoder was never taught to write, so the words mean nothing; how they come about is the real thing.
-    ours = rewrite_prompt(model.text_encoder, model.tokenizer, prompt, max_tokens=32, device=model.device)
+    ours = rewrite_prompt(model.text_encoder, model.tokenizer, prompt, max_tokens=32)
     pipeline = LongCatImagePipeline(
         scheduler=None, vae=None, transformer=None, text_encoder=model.text_encoder,
         tokenizer=model.tokenizer, text_processor=model.tokenizer,

@@ -1,8 +1,8 @@
-"""The recipe of the embedded model: emoji and their names in, a bilingual LongCat-Image of 13 M parameters out.
+"""The recipe of the embedded model: emoji and their names in, a bilingual LongCat-Image of 15 M parameters out.
 
 Stages, each of which writes into ``build/embedded/`` and is skipped when its result is there::
 
     concepts -> tokenizer -> vae -> text_encoder -> transformer -> decoder -> assemble -> evaluate
 
-Run all of them with ``make embedded``.
+Run all of them with ``make embedded``; npm brings the data.
 """

@@ -12,6 +12,7 @@ import torch
 
 from recipes.embedded import assemble, concepts, text_encoder, transformer, vae
 from recipes.embedded.architecture import train_tokenizer
+from recipes.embedded.checkpoint import save_result
 
 VAE_SECONDS = 960
 TEXT_ENCODER_SECONDS = 300
@@ -40,7 +41,7 @@ def main() -> None:
     if not (folder / "concepts.json").exists():
         concepts.prepare(folder)
     if not (folder / "tokenizer").exists():
-        train_tokenizer(concepts.load(folder)[0]).save_pretrained(folder / "tokenizer")
+        save_result(folder / "tokenizer", train_tokenizer(concepts.load(folder)[0]).save_pretrained)
     if not (folder / "vae_joint").exists():
         vae.train(folder, seconds=VAE_SECONDS, learning_rate=2e-3, name="vae_joint", start=None, decoder_only=False)
     if not (folder / "text_encoder").exists():
@@ -51,6 +52,7 @@ def main() -> None:
         _train_transformer(folder, arguments.processes)
     if not (folder / "vae").exists():
         vae.train(folder, seconds=DECODER_SECONDS, learning_rate=1e-3, name="vae", start="vae_joint", decoder_only=True)
+    print(f"autoencoder: PSNR {vae.measure_psnr(folder, 'vae'):.2f} dB on whole pictures")
     assemble.assemble(folder, arguments.output)
 
 

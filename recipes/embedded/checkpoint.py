@@ -1,6 +1,8 @@
-"""Checkpoints of a stage: whatever has a ``state_dict``, the step and the seconds spent. Written atomically."""
+"""Checkpoints of a stage (whatever has a ``state_dict``, the step, the seconds spent) and its result, written atomically."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +26,12 @@ def load_checkpoint(path: Path, state: dict[str, Any]) -> tuple[int, float]:
     for name, part in state.items():
         part.load_state_dict(saved[name])
     return saved["step"], saved["elapsed"]
+
+
+def save_result(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file or directory beside ``path``, then rename it: a stage whose result is there is finished."""
+    partial = path.with_name(f"{path.name}.unfinished")
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    write(partial)
+    os.replace(partial, path)

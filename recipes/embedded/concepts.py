@@ -7,6 +7,7 @@ Names and tags: ``emojibase-data`` (MIT), from Unicode CLDR.
 import io
 import json
 import re
+import shutil
 import subprocess
 import tarfile
 from dataclasses import asdict, dataclass
@@ -198,6 +199,10 @@ def _read_package(folder: Path, package: str, member: str) -> bytes:
     name, _, version = package.rpartition("@")
     archive = folder / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
     if not archive.exists():
+        if shutil.which("npm") is None:
+            raise SystemExit(
+                "npm is not installed; the emoji and their names come from its registry: install nodejs and npm"
+            )
         subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True)
     with tarfile.open(archive) as tar:
         stream = tar.extractfile(f"package/{member}")

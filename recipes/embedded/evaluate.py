@@ -210,9 +210,9 @@ def main() -> None:
     }
     folder = model.flavour.folder
     (folder / "evaluation.json").write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    if (folder / "README.md").exists():
-        write_card(folder / "README.md", report, summary)
     contact_sheet(everything, cases, pictures, judged).save(folder / "contact_sheet.png", optimize=True)
+    if folder == flavour.EMBEDDED_FOLDER:
+        write_card(folder / "README.md", report, summary)
     for part, figures in summary.items():
         print(f"{part:20}", " ".join(f"{key} {value}" for key, value in figures.items()))
 

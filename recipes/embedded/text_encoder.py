@@ -24,7 +24,7 @@ from longcat.text_encoder import position_ids
 from recipes.embedded import concepts
 from recipes.embedded.architecture import TEXT_WIDTH, build_text_encoder
 from recipes.embedded.captions import BACKGROUNDS, LANGUAGES, training_backgrounds, training_caption
-from recipes.embedded.checkpoint import load_checkpoint, save_checkpoint
+from recipes.embedded.checkpoint import load_checkpoint, save_checkpoint, save_result
 from recipes.embedded.concepts import Concept
 from recipes.embedded.vae import background_colours, compose, load_sprites
 
@@ -41,8 +41,8 @@ class BatchEncoder:
     tokenizer: Qwen2Tokenizer
     text_encoder: Qwen2_5_VLForConditionalGeneration
 
-    def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, T, D), where every row from a caption's length on is its pad row, and lengths (B,)."""
+    def __call__(self, captions: list[str]) -> Tensor:
+        """Embeddings (B, T, D), where every row from a caption's length on is its pad row."""
         bodies = [tokenize_body(caption, self._tokenize) for caption in captions]
         lengths = torch.tensor([len(body) for body in bodies])
         width = int(lengths.max()) + 1
@@ -69,7 +69,8 @@ class BatchEncoder:
             past_key_values=cache,
             use_cache=True,
         )
-        return rows.last_hidden_state, lengths
+        embedded: Tensor = rows.last_hidden_state
+        return embedded
 
     def _tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -120,8 +121,7 @@ def train(folder: Path, *, seconds: float) -> None:
         wanted, wanted_background = torch.tensor(chosen), torch.tensor(backgrounds)
         picture = compose(thumbnails[wanted], colours[wanted_background]) * 2 - 1
         with torch.autocast("cpu", torch.bfloat16):
-            rows, _ = encode(captions)
-            pad_row = rows[:, -1]
+            pad_row = encode(captions)[:, -1]
             concept = heads.concept(pad_row).float()
             background = heads.background(pad_row).float()
             thumbnail = heads.thumbnail(pad_row).float()
@@ -142,8 +142,7 @@ def train(folder: Path, *, seconds: float) -> None:
         if time.monotonic() - last_save > 120:
             save_checkpoint(folder / "text_encoder.pt", state, step, elapsed)
             last_save = time.monotonic()
-    text_encoder.save_pretrained(folder / "text_encoder")
-    torch.save(heads.state_dict(), folder / "text_encoder_heads.pt")
+    save_result(folder / "text_encoder", text_encoder.save_pretrained)
     (folder / "text_encoder.pt").unlink(missing_ok=True)
 
 

@@ -23,7 +23,7 @@ from longcat import flow, latents
 from recipes.embedded import concepts
 from recipes.embedded.architecture import BODY_TOKENS, build_scheduler, build_transformer
 from recipes.embedded.captions import LANGUAGES, training_backgrounds, training_caption
-from recipes.embedded.checkpoint import load_checkpoint, save_checkpoint
+from recipes.embedded.checkpoint import load_checkpoint, save_checkpoint, save_result
 from recipes.embedded.text_encoder import BatchEncoder
 from recipes.embedded.vae import background_colours, compose, load_sprites
 
@@ -63,7 +63,7 @@ def prepare_latents(folder: Path, vae_name: str) -> None:
         f"latents_{size}": torch.stack([latents.pack((z - shift) * scale) for z in rows]).half()
         for size, rows in raw.items()
     }
-    torch.save({"shift": shift, "scale": scale, **packed}, folder / "latents.pt")
+    save_result(folder / "latents.pt", lambda path: torch.save({"shift": shift, "scale": scale, **packed}, path))
 
 
 def train(rank: int, processes: int, folder: Path, phases: list[Phase], port: int) -> None:
@@ -139,7 +139,7 @@ def train(rank: int, processes: int, folder: Path, phases: list[Phase], port: in
                 last_save = time.monotonic()
     if rank == 0:
         save_checkpoint(checkpoint, state, step, elapsed)
-        average.save_pretrained(folder / "transformer")
+        save_result(folder / "transformer", average.save_pretrained)
     torch.distributed.destroy_process_group()
 
 
@@ -172,8 +172,8 @@ class CaptionPool:
                 text = training_caption(concept, index, background, LANGUAGES[i % 2], rng)
                 drawn.append((index, background, text))
         with torch.inference_mode():
-            parts = [encode([text for _, _, text in drawn[i : i + 64]])[0] for i in range(0, len(drawn), 64)]
-            empty = encode([""])[0][0, -1].expand(BODY_TOKENS, -1)
+            parts = [encode([text for _, _, text in drawn[i : i + 64]]) for i in range(0, len(drawn), 64)]
+            empty = encode([""])[0, -1].expand(BODY_TOKENS, -1)
         width = max(part.shape[1] for part in parts)
         return cls(
             rows=torch.cat([_extend(part, width) for part in parts]).bfloat16(),

@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL
 from recipes.embedded import concepts
 from recipes.embedded.architecture import build_vae
 from recipes.embedded.captions import BACKGROUNDS
-from recipes.embedded.checkpoint import load_checkpoint, save_checkpoint
+from recipes.embedded.checkpoint import load_checkpoint, save_checkpoint, save_result
 
 CROP_PX = 64
 BATCH = 8
@@ -132,7 +132,7 @@ def train(
         if time.monotonic() - last_save > 120:
             save_checkpoint(folder / f"{name}.pt", state, step, elapsed)
             last_save = time.monotonic()
-    average.to(memory_format=torch.contiguous_format).save_pretrained(folder / name)
+    save_result(folder / name, average.to(memory_format=torch.contiguous_format).save_pretrained)
     (folder / f"{name}.pt").unlink(missing_ok=True)
 
 
