@@ -230,6 +230,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
     def _init_manager(self, num_api_servers: int) -> Any:
         manager = super()._init_manager(num_api_servers)
         self._api.state = manager.dict(phase="loading")
+        self._manager_process = manager._process  # it holds the queues: without it, nothing moves
         return manager
 
     def _perform_graceful_shutdown(self, *arguments: Any) -> None:
@@ -265,9 +266,13 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
             },
         )
 
-    def _start_worker_monitoring(self, manager: object, uvicorn_workers: dict[int, Any]) -> None:  # noqa: ARG002
+    def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[int, Any]) -> None:  # noqa: ARG002
         """Stop the server when one of its processes is gone, instead of answering nothing."""
-        processes = {"engine": self.inference_workers, "HTTP": list(uvicorn_workers.values())}
+        processes = {
+            "engine": self.inference_workers,
+            "HTTP": list(uvicorn_workers.values()),
+            "manager": [self._manager_process],
+        }
 
         def watch() -> None:
             # Not join(): two threads that wait for one child race for its exit status, and the loser thinks it alive.
@@ -278,7 +283,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
             self._has_failed = True
             self.uvicorn_graceful_timeout = 1  # requests that wait for a dead engine would be waited for
             log.error("the %s process ended; stopping", sentinels[ended[0]])
-            self._shutdown_event.set()
+            os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=watch, daemon=True, name="process-watch").start()
 
