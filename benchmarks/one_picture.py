@@ -5,16 +5,14 @@ Run it with ``make bench``. It measures what ``POST /generate`` does for a reque
 
 import argparse
 import json
+import os
 import statistics
 import time
-
-import torch
 
 from longcat.flavour import resolve
 from longcat.logs import silence_import_noise
 from longcat.tokenizer import load_tokenizer, plain_ids
 from service.config import ModelConfig
-from service.renderer import Renderer
 from service.schema import GenerateRequest, Limits
 
 PROMPTS = ("一个红苹果", "a red apple", "一只猫，蓝色背景", "a rocket on a black background")
@@ -29,6 +27,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=20)
     arguments = parser.parse_args()
     silence_import_noise()
+    from service.renderer import Renderer  # imports torch, after the noise is silenced
+
     flavour = resolve(arguments.flavour)
     limits, tokenize = Limits.of_model(flavour.settings), plain_ids(load_tokenizer(flavour.folder))
     config = ModelConfig(flavour=arguments.flavour, dtype=arguments.dtype, precision=arguments.precision)
@@ -48,7 +48,7 @@ def main() -> None:
         "steps": flavour.settings.default_steps,
         "dtype": str(renderer.model.dtype).removeprefix("torch."),
         "precision": arguments.precision,
-        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
         "pictures": arguments.pictures,
         "seconds": {
             phase: {"median": round(statistics.median(values), 4), "worst": round(max(values), 4)}

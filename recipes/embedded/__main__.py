@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 import torch
+from torch.multiprocessing.spawn import spawn
 
 from recipes.embedded import assemble, concepts, text_encoder, transformer, vae
 from recipes.embedded.architecture import train_tokenizer
@@ -60,7 +61,7 @@ def _train_transformer(folder: Path, processes: int) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(transformer.train, args=(processes, folder, PHASES, port), nprocs=processes)
+    spawn(transformer.train, args=(processes, folder, PHASES, port), nprocs=processes)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import resvg_py
@@ -149,18 +150,19 @@ def prepare(folder: Path) -> None:
 def load(folder: Path) -> tuple[list[Concept], np.ndarray]:
     """The concepts and their sprites (N, 128, 128, 4), premultiplied uint8."""
     rows = json.loads((folder / "concepts.json").read_text(encoding="utf-8"))
-    concepts = [Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows]
+    fields: list[dict[str, Any]] = [{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
+    concepts = [Concept(**field) for field in fields]
     return concepts, np.load(folder / "sprites.npy")
 
 
-def _is_wanted(entry: dict) -> bool:
+def _is_wanted(entry: dict[str, Any]) -> bool:
     label = entry["label"]
     if label in FACES:
         return True
     return entry.get("subgroup") in SUBGROUPS and label not in NEAR_COPIES and not LEFT_OUT.search(label)
 
 
-def _concept(english: dict, chinese: dict) -> Concept:
+def _concept(english: dict[str, Any], chinese: dict[str, Any]) -> Concept:
     name = english["label"].replace("’", "'").replace("“", "").replace("”", "")
     synonyms = SYNONYMS.get(name, ())
     return Concept(
@@ -174,7 +176,7 @@ def _concept(english: dict, chinese: dict) -> Concept:
     )
 
 
-def _draw(icon: dict, icons: dict) -> np.ndarray:
+def _draw(icon: dict[str, Any], icons: dict[str, Any]) -> np.ndarray:
     """Draw one icon centred on a transparent canvas: (128, 128, 4), premultiplied uint8."""
     width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
     svg = (

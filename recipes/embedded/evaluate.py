@@ -14,6 +14,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -163,7 +164,7 @@ def contact_sheet(
     return sheet
 
 
-def write_card(card: Path, report: dict, summary: dict[str, dict[str, float]]) -> None:
+def write_card(card: Path, report: dict[str, Any], summary: dict[str, dict[str, float]]) -> None:
     """Replace the figures between the card's markers."""
     text = card.read_text(encoding="utf-8")
     start, end = "make eval-embedded` -->\n", "<!-- /evaluation -->"

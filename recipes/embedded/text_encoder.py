@@ -21,6 +21,7 @@ from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration, Qwen2
 
 from longcat.prompt import TEMPLATE_PREFIX, tokenize_body
 from longcat.text_encoder import position_ids
+from longcat.tokenizer import plain_ids
 from recipes.embedded import concepts
 from recipes.embedded.architecture import TEXT_WIDTH, build_text_encoder
 from recipes.embedded.captions import BACKGROUNDS, LANGUAGES, training_backgrounds, training_caption
@@ -73,7 +74,7 @@ class BatchEncoder:
         return embedded
 
     def _tokenize(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return plain_ids(self.tokenizer)(text)
 
 
 class Heads(torch.nn.Module):

@@ -52,7 +52,7 @@ def prepare_latents(folder: Path, vae_name: str) -> None:
     """Encode every concept on every background at 64 and 128 px; store normalised, packed latents and their statistics."""
     vae = AutoencoderKL.from_pretrained(folder / vae_name)
     sprites, colours = load_sprites(folder), background_colours()
-    raw = {64: [], 128: []}
+    raw: dict[int, list[Tensor]] = {64: [], 128: []}
     with torch.inference_mode():
         for sprite in sprites:
             for size, rows in raw.items():

@@ -238,7 +238,8 @@ def _reset_decoder(vae: AutoencoderKL) -> None:
             _zero(module)
         elif isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-            torch.nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
     vae.decoder.conv_out.weight *= 0.3
 
 
