@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -241,12 +242,16 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         """None of LitServe's: it would gzip pictures."""
 
     def _register_internal_endpoints(self) -> None:
-        self.app.add_api_route("/healthz", self._healthz, methods=["GET"], tags=["operations"])
-        self.app.add_api_route(
-            "/readyz", self._readyz, methods=["GET"], tags=["operations"], responses={503: {"description": "not ready"}}
-        )
-        self.app.add_api_route("/metrics", self._metrics, methods=["GET"], tags=["operations"])
-        self.app.add_api_route("/v1/info", self._info, methods=["GET"], tags=["model"])
+        self.app.openapi_tags = [{"name": "model"}, {"name": "operations"}]
+        not_ready = {503: {"description": "not ready"}}
+        self._get("/healthz", self._healthz, "Is the process alive?", "operations")
+        self._get("/readyz", self._readyz, "Is a warm-up picture drawn?", "operations", responses=not_ready)
+        self._get("/metrics", self._metrics, "Prometheus metrics", "operations")
+        self._get("/v1/info", self._info, "Model, limits, defaults, versions", "model")
+
+    def _get(self, path: str, endpoint: Callable[..., Any], summary: str, tag: str, **options: Any) -> None:
+        name = path.strip("/").replace("/", "_")
+        self.app.add_api_route(path, endpoint, methods=["GET"], name=name, summary=summary, tags=[tag], **options)
 
     def _register_api_endpoints(self, lit_api: GenerateAPI, *_: object) -> None:
         self._handler = RegularRequestHandler(lit_api, self)
@@ -254,6 +259,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
             "/generate",
             self._generate,
             methods=["POST"],
+            name="generate",
             tags=["model"],
             summary="Draw pictures",
             response_class=Response,
