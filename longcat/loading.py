@@ -75,7 +75,6 @@ def load(
             folder, subfolder="text_encoder", dtype=compute
         )
         scheduler_config = FlowMatchEulerDiscreteScheduler.load_config(folder, subfolder="scheduler")
-        tokenizer = load_tokenizer(folder)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FlavourError(
@@ -95,7 +94,7 @@ def load(
         transformer=transformer,
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=tokenizer,
+        tokenizer=load_tokenizer(folder),
         scheduler_config=scheduler_config,
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import Qwen2Tokenizer
 
+from longcat.errors import FlavourError
 from longcat.prompt import Tokenize
 
 
@@ -13,7 +14,10 @@ def load_tokenizer(folder: Path) -> Qwen2Tokenizer:
 
     LongCat-Image keeps the template with its ``text_processor``, whose class needs torchvision; the template alone does not.
     """
-    tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
+    try:
+        tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
+    except Exception as error:  # tokenizers raises no narrower type
+        raise FlavourError(f"the tokenizer in {folder} is missing or damaged: {error}") from error
     template, legacy = (folder / "text_processor" / f"chat_template.{ending}" for ending in ("jinja", "json"))
     if template.exists():
         tokenizer.chat_template = template.read_text(encoding="utf-8")

@@ -175,7 +175,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
             self.app.add_exception_handler(kind, _on_error)
 
     def serve(self) -> int:
-        """Serve until SIGTERM, Ctrl-C or the engine's end; return the exit code."""
+        """Serve until SIGTERM, Ctrl-C or the end of one of our processes; return the exit code."""
         main = os.getpid()
 
         def interrupt(*_: object) -> None:
@@ -183,10 +183,8 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
             if os.getpid() == main and not self._is_stopping:
                 raise KeyboardInterrupt
 
-        for number in (
-            signal.SIGTERM,
-            signal.SIGINT,
-        ):  # on SIGTERM, LitServe itself would die and leave its processes behind
+        # On SIGTERM, LitServe itself would die and leave its processes behind.
+        for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, interrupt)
         config = self._api.config
         _check_port_is_free(config.host, config.port)

@@ -85,7 +85,7 @@ def serve(
 
 
 def _run(config: ServiceConfig) -> int:
-    """Serve until SIGTERM, Ctrl-C or the engine's end; return the exit code."""
+    """Serve until SIGTERM, Ctrl-C or the end of one of our processes; return the exit code."""
     from service.api import GenerateAPI, Server  # after PROMETHEUS_MULTIPROC_DIR is set
 
     flavour = resolve(config.model.flavour, revision=config.model.revision)

@@ -6,6 +6,7 @@ import pytest
 from longcat.errors import FlavourError
 from longcat.flavour import EMBEDDED_FOLDER, Flavour, ModelSettings, resolve
 from longcat.loading import load
+from longcat.tokenizer import load_tokenizer
 
 
 def test_the_embedded_model_ships_with_the_package(flavour: Flavour) -> None:
@@ -52,6 +53,9 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(FlavourError, match="are missing or damaged"):
         load(resolve(str(copy)), device="cpu")
+    (copy / "tokenizer" / "tokenizer.json").write_text("{")
+    with pytest.raises(FlavourError, match="tokenizer in .* is missing or damaged"):
+        load_tokenizer(copy)
 
 
 def test_what_is_no_model_is_refused_with_what_to_give(tmp_path: Path) -> None:
