@@ -18,6 +18,7 @@ from pathlib import Path
 
 import boto3
 import httpx
+import hypothesis
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -27,6 +28,9 @@ from longcat.logs import silence_import_noise
 from longcat.storage import Storage, open_storage
 
 silence_import_noise()
+# No deadline: other load makes examples slow, not wrong. The same examples each time: a red run can be repeated.
+hypothesis.settings.register_profile("lithograph", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("lithograph")
 
 START_SECONDS = 120
 BUCKET = "adapters"

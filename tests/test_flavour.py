@@ -54,7 +54,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FlavourError, match="are missing or damaged"):
         load(resolve(str(copy)), device="cpu")
     (copy / "tokenizer" / "tokenizer.json").write_text("{")
-    with pytest.raises(FlavourError, match="tokenizer in .* is missing or damaged"):
+    with pytest.raises(FlavourError, match=r"tokenizer in .* is missing or damaged"):
         load_tokenizer(copy)
 
 
