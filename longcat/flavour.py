@@ -51,7 +51,7 @@ class Flavour:
     """A model that can be loaded."""
 
     name: str
-    """As it was asked for: final, dev, embedded, a path or a hub id."""
+    """final, dev, embedded, a hub id, or a directory's own name: pictures carry it, and no path of this machine."""
     folder: Path
     revision: str | None
     """The hub's commit, or None for local files."""
@@ -69,7 +69,7 @@ def resolve(name: str, *, revision: str | None = None) -> Flavour:
     if name == "embedded":
         return _local(name, EMBEDDED_FOLDER)
     if name not in HUB_IDS and Path(name).is_dir():
-        return _local(name, Path(name))
+        return _local(Path(name).resolve().name, Path(name))
     hub_id = HUB_IDS.get(name, name)
     if not _HUB_ID.match(hub_id):
         known = ", ".join(["embedded", *HUB_IDS])
