@@ -95,7 +95,7 @@ def _quantize_torchao(model: nn.Module, name: str, precision: Precision, *, trai
     layer: Any = model.get_submodule(name)
     if precision is Precision.INT8_TORCHAO:
         config = Int8WeightOnlyConfig()
-    elif not training and _multiplies_in_fp8(layer.weight.device):
+    elif not training and layer.weight.dtype is torch.bfloat16 and _multiplies_in_fp8(layer.weight.device):
         # Scales per row: one scale for the whole activation would let a picture's batch-mates change it.
         config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
     else:
