@@ -17,7 +17,7 @@ from recipes.embedded.checkpoint import save_result
 
 VAE_SECONDS = 960
 TEXT_ENCODER_SECONDS = 300
-DECODER_SECONDS = 600
+DECODER_SECONDS = 420
 PHASES = [
     transformer.Phase(
         size_px=64, batch=16, seconds=1080, learning_rate=1.5e-3, end_learning_rate=1.0e-3, average_decay=0.997

@@ -14,7 +14,7 @@ SETTINGS = {
     "default_size_px": 128,
     "max_pixels": 256 * 256,
     "default_steps": 16,
-    "default_guidance_scale": 3.0,
+    "default_guidance_scale": 2.0,
     "rewrites_prompts": False,
 }
 """What the directory layout has no place for; ``longcat.flavour`` reads it from ``lithograph.json``."""
