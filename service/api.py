@@ -181,6 +181,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         def interrupt(*_: object) -> None:
             # The forked HTTP process inherits this handler; uvicorn has its own, and raises the signal again when done.
             if os.getpid() == main and not self._is_stopping:
+                self._is_stopping = True
                 raise KeyboardInterrupt
 
         # On SIGTERM, LitServe itself would die and leave its processes behind.
@@ -205,6 +206,8 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         except KeyboardInterrupt:  # before LitServe was up: it looks after its processes only from then on
             for worker in getattr(self, "inference_workers", ()):
                 worker.terminate()
+        except (EOFError, ConnectionError):  # LitServe waits on the manager process, and that is gone
+            self._fail("manager")
         return 1 if self._has_failed else 0
 
     def verify_worker_status(self) -> None:
@@ -233,8 +236,16 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         return manager
 
     def _perform_graceful_shutdown(self, *arguments: Any) -> None:
-        self._is_stopping = True
+        if not self._is_stopping:  # nobody asked: LitServe stops by itself when the manager process is gone
+            self._is_stopping = True
+            self._fail("manager")
         super()._perform_graceful_shutdown(*arguments)
+
+    def _fail(self, process: str) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            self.uvicorn_graceful_timeout = 1  # requests that wait for a dead process would be waited for
+            log.error("the %s process ended; stopping", process)
 
     def _register_middleware(self) -> None:
         """None of LitServe's: it would gzip pictures."""
@@ -284,9 +295,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
             ended = multiprocessing.connection.wait(list(sentinels))
             if self._is_stopping:
                 return
-            self._has_failed = True
-            self.uvicorn_graceful_timeout = 1  # requests that wait for a dead engine would be waited for
-            log.error("the %s process ended; stopping", sentinels[ended[0]])
+            self._fail(sentinels[ended[0]])
             os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=watch, daemon=True, name="process-watch").start()
