@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import random
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import boto3
@@ -127,11 +128,24 @@ def client(server: RunningServer) -> Iterator[httpx.Client]:
         yield session
 
 
+def low_ports(count: int) -> list[int]:
+    """Free ports that stay valid when SeaweedFS adds 10000 to each for gRPC."""
+    found: list[int] = []
+    for port in random.sample(range(20_000, 30_000), 200):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports between 20000 and 30000")
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("seaweed"), free_port()
+    folder = tmp_path_factory.mktemp("seaweed")
+    port, *others = low_ports(4)
     credentials = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret-of-tester"}
-    ports = {name: free_port() for name in ("master", "volume", "filer")}
+    ports = dict(zip(("master", "volume", "filer"), others, strict=True))
     command = [
         Path(sysconfig.get_path("scripts"), "weed"), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         "-master.telemetry=false", "-admin.ui=false",
