@@ -6,6 +6,7 @@ lost and the scale silently 1. Safetensors only; nothing is unpickled.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,12 @@ def load_lora(path: Path) -> LoraWeights:
         raise AdapterError(f"{path} is not a safetensors file: {error}") from error
     if _METADATA not in metadata:
         raise AdapterError(f"{path} does not say its alpha ({_METADATA}); import it, so that its scale is known")
-    alpha = json.loads(metadata[_METADATA]).get(f"{_PREFIX}lora_alpha")
-    if not isinstance(alpha, int | float) or alpha <= 0:
+    try:
+        config = json.loads(metadata[_METADATA])
+    except ValueError as error:
+        raise AdapterError(f"{path} has a header that is not JSON ({_METADATA}): {error}") from error
+    alpha = config.get(f"{_PREFIX}lora_alpha") if isinstance(config, dict) else None
+    if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
         raise AdapterError(f"{path} says alpha {alpha!r}, which is no positive number")
     layers: dict[str, LoraLayer] = {}
     for name in tensors:
@@ -79,6 +84,10 @@ def load_lora(path: Path) -> LoraWeights:
         if not name.startswith(_PREFIX) or kind not in ("A.weight", "B.weight"):
             raise AdapterError(
                 f"{path} holds {name!r}, which is neither transformer.*.lora_A.weight nor .lora_B.weight"
+            )
+        if tensors[name].ndim != 2:
+            raise AdapterError(
+                f"{path} holds {name!r} with shape {tuple(tensors[name].shape)}; LoRA weights are matrices"
             )
         other = f"{_PREFIX}{module}.lora_{'B' if kind[0] == 'A' else 'A'}.weight"
         if other not in tensors:

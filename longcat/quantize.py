@@ -52,10 +52,12 @@ def quantize_base(
     if precision is Precision.NO_CHANGE:
         return 0
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _may_shrink(name)]
-    quantize_layer = _quantize_quanto if precision.value.endswith("-quanto") else _quantize_torchao
     for name in names:
         model.get_submodule(name).to(device)
-        quantize_layer(model, name, precision, training=training)
+        if precision.value.endswith("-quanto"):
+            _quantize_quanto(model, name, precision)
+        else:
+            _quantize_torchao(model, name, precision, training=training)
         if offload is not Offload.NONE:
             model.get_submodule(name).to("cpu")
     return len(names)
@@ -66,7 +68,7 @@ def _may_shrink(name: str) -> bool:
     return path[0] not in _KEPT_AT_TOP and not _KEPT_ANYWHERE & set(path)
 
 
-def _quantize_quanto(model: nn.Module, name: str, precision: Precision, *, training: bool) -> None:  # noqa: ARG001
+def _quantize_quanto(model: nn.Module, name: str, precision: Precision) -> None:
     from optimum import quanto
 
     kind = {

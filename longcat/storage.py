@@ -137,9 +137,12 @@ class FileStorage(Storage):
         with _file_errors(f"{self.uri}/{key}"):
             path.unlink(missing_ok=True)
             for parent in path.parents:
-                if parent == self._root or not parent.is_dir() or any(parent.iterdir()):
+                if parent == self._root:
                     return
-                parent.rmdir()
+                try:
+                    parent.rmdir()
+                except OSError:  # not empty, or another writer is putting something there
+                    return
 
     def _path(self, key: str) -> Path:
         return self._root / _checked(key)

@@ -184,8 +184,14 @@ def _draw(config: ModelConfig, flavour: Flavour, request: ResolvedRequest, outpu
     for index, content in enumerate(rendered.files):
         path = output if len(rendered.files) == 1 else output.with_stem(f"{output.stem}-{index}")
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(content)
-        partial.replace(path)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise UserError(
+                f"output {path} cannot be written ({error.strerror}); give another with --output"
+            ) from error
         click.echo(f"{path} seed {request.seed + index}")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longcat.errors import RecipeError
@@ -86,7 +86,7 @@ def read_recipe(path: Path) -> Recipe:
         with Image.open(path) as image:
             image.load()
             text = image.info.get(RECIPE_KEY)
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of them
         raise RecipeError(
             f"{path} is not a picture that can be read ({error}); give a PNG that Lithograph made"
         ) from error

@@ -205,6 +205,9 @@ def test_files_that_are_not_ours_are_refused(tmp_path: Path) -> None:
         "which is neither": ({"base_model.model.x.lora_A.weight": down}, header),
         "holds no LoRA weights": ({}, header),
         "no positive number": ({}, {"lora_adapter_metadata": "{}"}),
+        "alpha None": ({}, {"lora_adapter_metadata": "[]"}),
+        "not JSON": ({}, {"lora_adapter_metadata": "{"}),
+        "are matrices": ({"transformer.x.lora_A.weight": torch.zeros(()), "transformer.x.lora_B.weight": up}, header),
     }
     for message, (tensors, metadata) in files.items():
         save_file(tensors, tmp_path / "a.safetensors", metadata=metadata)

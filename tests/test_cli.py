@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 
 import httpx
@@ -141,7 +142,18 @@ def test_recipes_survive_the_file_and_broken_ones_are_refused(tmp_path: Path) ->
     chunks.add_itxt("lithograph", a_recipe().model_dump_json().replace('"format":1', '"format":9'))
     Image.new("RGB", (8, 8)).save(tmp_path / "future.png", pnginfo=chunks)
     (tmp_path / "text.png").write_text("hello")
-    for name, message in (("future.png", r"cannot read \(format\)"), ("text.png", "not a picture that can be read")):
+    bomb = bytearray(path.read_bytes())
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    (tmp_path / "cut.png").write_bytes(path.read_bytes()[:-40])
+    broken = "not a picture that can be read"
+    for name, message in (
+        ("bomb.png", broken),
+        ("cut.png", broken),
+        ("future.png", r"cannot read \(format\)"),
+        ("text.png", "not a picture that can be read"),
+    ):
         with pytest.raises(RecipeError, match=message):
             read_recipe(tmp_path / name)
 
