@@ -25,6 +25,7 @@ class _Subcommand:
 _COMMANDS: Mapping[str, _Subcommand] = {
     "serve": _Subcommand("service.commands:serve", "Serve POST /generate over HTTP."),
     "generate": _Subcommand("service.commands:generate", "Draw a prompt into a file; no server needed."),
+    "adapters": _Subcommand("lithograph.adapters:adapters", "List, import, export, roll back and remove adapters."),
 }
 
 

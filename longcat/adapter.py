@@ -2,9 +2,11 @@
 
 ``<name>/<version>/adapter.safetensors`` and, written last, ``<name>/<version>/manifest.json``; ``<name>/latest`` names a
 version. Versions are numbered from 1 and never change. A reader that sees a manifest sees a whole adapter; one that does
-not sees nothing. ``latest`` is moved by compare-and-swap.
+not sees nothing. ``latest`` is moved by compare-and-swap. What was removed leaves ``<name>/<version>/removed``, so that its
+number never means anything else.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -181,11 +183,51 @@ def read_manifest(storage: Storage, name: str, version: int) -> Manifest:
     return manifest
 
 
-def list_versions(storage: Storage) -> Iterator[tuple[str, int]]:
+def find(storage: Storage, reference: Reference) -> Manifest:
+    """The manifest of what a reference means now. Raises ``AdapterError`` if it means nothing."""
+    try:
+        version = reference.version or latest_version(storage, reference.name)
+        return read_manifest(storage, reference.name, version)
+    except StorageMissingError as error:
+        wanted = "no latest version" if reference.version is None else f"no version {reference.version}"
+        there = ", ".join(str(version) for version in sorted(_whole(storage, reference.name))) or "none at all"
+        raise AdapterError(f"adapter {reference.name!r} has {wanted} at {storage.uri}; it has {there}") from error
+
+
+def previous_version(storage: Storage, name: str) -> int:
+    """The version to roll back to: the one before the latest. Raises ``AdapterError`` if there is none."""
+    latest = latest_version(storage, name)
+    earlier = [version for version in _whole(storage, name) if version < latest]
+    if not earlier:
+        raise AdapterError(
+            f"adapter {name!r}: nothing is there before {latest}, its latest; say which version to move to"
+        )
+    return max(earlier)
+
+
+def list_versions(storage: Storage, prefix: str = "") -> Iterator[tuple[str, int]]:
     """Name and version of everything that is whole, in no particular order."""
-    for entry in storage.list():
+    for entry in storage.list(prefix):
         if match := _MANIFEST.match(entry.key):
             yield match["name"], int(match["version"])
+
+
+def remove_version(storage: Storage, name: str, version: int) -> None:
+    """Remove a version, manifest first, so that nobody sees half of it.
+
+    Raises ``AdapterError`` if it is not there, or if it is the latest: whoever asks for the name would find nothing.
+    """
+    with contextlib.suppress(StorageMissingError):
+        if latest_version(storage, name) == version:
+            raise AdapterError(
+                f"adapter {name}@{version} is the latest of its name: roll back or publish first, or remove all of {name}"
+            )
+    _remove(storage, f"{name}/{version}/", keep=version)
+
+
+def remove_adapter(storage: Storage, name: str) -> None:
+    """Remove all versions of an adapter: first ``latest``, then the manifests. Raises ``AdapterError`` if there is none."""
+    _remove(storage, f"{name}/", keep=max(_claimed(storage, name), default=1))
 
 
 def fetch(storage: Storage, manifest: Manifest, folder: Path) -> Path:
@@ -208,6 +250,25 @@ def fetch(storage: Storage, manifest: Manifest, folder: Path) -> Path:
             )
         os.replace(partial, target)
     return target
+
+
+def _remove(storage: Storage, prefix: str, *, keep: int) -> None:
+    """Delete what is under the prefix, in an order that shows readers whole adapters only; leave the number's mark."""
+    name = prefix.split("/")[0]
+    keys = {entry.key for entry in storage.list(prefix)}
+    if all(key.endswith("/removed") for key in keys):
+        raise AdapterError(f"adapter {prefix.rstrip('/').replace('/', '@')}: nothing of that name is at {storage.uri}")
+    mark = f"{name}/{keep}/removed"
+    with contextlib.suppress(StorageConflictError):
+        storage.create(mark, b"\n")  # before anything goes: the number is never free
+    first = [f"{name}/latest", *(key for key in keys if _MANIFEST.match(key))]
+    for key in (*first, *keys.difference(first, [mark])):
+        if key in keys:
+            storage.delete(key)
+
+
+def _whole(storage: Storage, name: str) -> Iterator[int]:
+    return (version for _, version in list_versions(storage, f"{name}/"))
 
 
 def _claimed(storage: Storage, name: str) -> Iterator[int]:

@@ -10,9 +10,11 @@
     │   ├── DeviceError          no such device here, or it cannot do what was asked
     │   ├── RecipeError          a picture whose recipe is missing or belongs to another model
     │   └── AdapterError         an adapter that is damaged, or does not fit the model
+    │       └── UnknownAdapterError  none of that name or version
     ├── StorageError             shared storage cannot be reached, or refuses
     │   ├── StorageMissingError  nothing under that key
     │   └── StorageConflictError the key is taken, or has changed since it was read
+    ├── DeadlineError            the time that a request was given is over
     └── EngineError              the model ran and failed
 """
 
@@ -54,6 +56,10 @@ class AdapterError(UserError):
     """An adapter is damaged, badly named, or does not fit the model."""
 
 
+class UnknownAdapterError(AdapterError):
+    """No adapter has that name, or none that version."""
+
+
 class StorageError(LithographError):
     """Shared storage cannot be reached, or refuses."""
 
@@ -64,6 +70,10 @@ class StorageMissingError(StorageError):
 
 class StorageConflictError(StorageError):
     """Another writer was first: the key is taken, or has changed since it was read."""
+
+
+class DeadlineError(LithographError):
+    """The time that a request was given is over."""
 
 
 class EngineError(LithographError):

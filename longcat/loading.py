@@ -142,9 +142,8 @@ def place(
         text_hook.hook.prev_module_hook = transformer_hook
     else:
         cpu = torch.device("cpu")
-        apply_group_offloading(
-            transformer, onload_device=device, offload_device=cpu, offload_type="block_level", num_blocks_per_group=1
-        )
-        # By layer: its blocks are not where diffusers looks for them, and the whole of it would be one group.
-        apply_group_offloading(text_encoder, onload_device=device, offload_device=cpu, offload_type="leaf_level")
+        # By layer: the transformer's blocks are not called (longcat.forward calls their layers), and the text encoder's are
+        # not where diffusers looks for them.
+        for module in (transformer, text_encoder):
+            apply_group_offloading(module, onload_device=device, offload_device=cpu, offload_type="leaf_level")
         vae.to(device)

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from longcat.errors import AdapterError
+from longcat.peft_config import METADATA
 
 _PREFIX = "transformer."
-_METADATA = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
@@ -52,29 +52,40 @@ class LoraWeights:
 
 def save_lora(weights: LoraWeights, path: Path) -> None:
     """Write a file that diffusers' ``load_lora_adapter`` reads with the right scale."""
+    tensors, metadata = as_file(weights)
+    save_file(tensors, path, metadata=metadata)
+
+
+def as_file(weights: LoraWeights) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What ``save_lora`` writes: tensors by key, and the header."""
     tensors = {}
     for module, layer in weights.layers.items():
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = layer.down.contiguous()
         tensors[f"{_PREFIX}{module}.lora_B.weight"] = layer.up.contiguous()
     config = {"r": weights.rank, "lora_alpha": weights.alpha, "target_modules": sorted(weights.layers)}
-    metadata = {"format": "pt", _METADATA: json.dumps({f"{_PREFIX}{key}": value for key, value in config.items()})}
-    save_file(tensors, path, metadata=metadata)
+    metadata = {"format": "pt", METADATA: json.dumps({f"{_PREFIX}{key}": value for key, value in config.items()})}
+    return tensors, metadata
+
+
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A safetensors file: tensors by key, and its header. Raises ``AdapterError`` if it is none."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            return {key: stream.get_tensor(key) for key in stream.keys()}, metadata  # noqa: SIM118 - not a dictionary
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} is not a safetensors file: {error}") from error
 
 
 def load_lora(path: Path) -> LoraWeights:
     """Read what ``save_lora`` wrote. Raises ``AdapterError`` for anything else."""
+    tensors, metadata = read_file(path)
+    if METADATA not in metadata:
+        raise AdapterError(f"{path} does not say its alpha ({METADATA}); import it, so that its scale is known")
     try:
-        with safe_open(path, framework="pt") as stream:
-            metadata = stream.metadata() or {}
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dictionary
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{path} is not a safetensors file: {error}") from error
-    if _METADATA not in metadata:
-        raise AdapterError(f"{path} does not say its alpha ({_METADATA}); import it, so that its scale is known")
-    try:
-        config = json.loads(metadata[_METADATA])
+        config = json.loads(metadata[METADATA])
     except ValueError as error:
-        raise AdapterError(f"{path} has a header that is not JSON ({_METADATA}): {error}") from error
+        raise AdapterError(f"{path} has a header that is not JSON ({METADATA}): {error}") from error
     alpha = config.get(f"{_PREFIX}lora_alpha") if isinstance(config, dict) else None
     if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
         raise AdapterError(f"{path} says alpha {alpha!r}, which is no positive number")
@@ -119,17 +130,24 @@ def check_lora(weights: LoraWeights, targets: Mapping[str, tuple[int, int]], *, 
     ranks = {layer.rank for layer in weights.layers.values()}
     if len(ranks) > 1:
         raise AdapterError(f"has layers of ranks {sorted(ranks)} under one alpha, so that their scale is not known")
-    if weights.rank > max_rank:
-        raise AdapterError(f"has rank {weights.rank}; at most {max_rank} is served here: serve with a larger rank")
     for module, layer in weights.layers.items():
-        width_in, width_out = targets[module]
-        for kind, tensor, shape in (
-            ("A", layer.down, (weights.rank, width_in)),
-            ("B", layer.up, (width_out, weights.rank)),
-        ):
-            if tuple(tensor.shape) != shape:
-                raise AdapterError(f"{module} lora_{kind} has shape {tuple(tensor.shape)}; this model needs {shape}")
-            if not tensor.is_floating_point():
-                raise AdapterError(f"{module} lora_{kind} holds {tensor.dtype}; it has to be a floating-point tensor")
-            if not torch.isfinite(tensor).all():
-                raise AdapterError(f"{module} lora_{kind} holds numbers that are not finite")
+        check_layer(module, layer, targets[module], max_rank=max_rank)
+
+
+def check_layer(module: str, layer: LoraLayer, widths: tuple[int, int], *, max_rank: int) -> None:
+    """Hold one layer against the (in, out) widths of its module. Raises ``AdapterError`` with what does not fit."""
+    width_in, width_out = widths
+    if layer.rank > max_rank:
+        raise AdapterError(f"has rank {layer.rank}; at most {max_rank} is served here: serve with a larger rank")
+    if layer.rank == 0:
+        raise AdapterError(f"{module} has rank 0, which changes nothing: leave it out")
+    for kind, tensor, shape in (
+        ("A", layer.down, (layer.rank, width_in)),
+        ("B", layer.up, (width_out, layer.rank)),
+    ):
+        if tuple(tensor.shape) != shape:
+            raise AdapterError(f"{module} lora_{kind} has shape {tuple(tensor.shape)}; this model needs {shape}")
+        if not tensor.is_floating_point():
+            raise AdapterError(f"{module} lora_{kind} holds {tensor.dtype}; it has to be a floating-point tensor")
+        if not torch.isfinite(tensor.float()).all():  # as float32: what float64 alone can hold is not finite in a slot
+            raise AdapterError(f"{module} lora_{kind} holds numbers that are not finite")

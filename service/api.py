@@ -1,23 +1,21 @@
-"""The LitServe surface: the processes, the routes, the replies. Nothing else imports litserve.
+"""The LitServe surface: the processes and how they start, drain, restart and end. Nothing else imports litserve.
 
 LitServe's main process forks the HTTP process and spawns the engine process, which loads the model beside the running HTTP
-server: ``/healthz`` answers at once, ``/readyz`` once a warm-up picture is drawn. A request goes
-``parse -> resolve -> queue -> Engine.draw -> encode`` and comes back as files.
+server: ``/healthz`` answers at once, ``/readyz`` once a warm-up picture is drawn. The engine process has one step loop, fed
+by a thread that reads commands; another thread looks for adapters.
 """
 
+import functools
 import logging
 import multiprocessing.connection
 import os
-import platform
 import signal
 import socket
 import sys
 import threading
 import time
-import uuid
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,46 +23,39 @@ import fastapi_offline
 import litserve
 from fastapi import Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from litserve.loops.base import LitLoop
-from litserve.server import RegularRequestHandler
 from litserve.utils import LitAPIStatus, LoopResponseType
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from longcat.errors import UserError
 from longcat.flavour import Flavour
 from longcat.logs import set_up_logging, silence_import_noise
-from longcat.prompt import Tokenize
 from longcat.tokenizer import load_tokenizer, plain_ids
 from service import metrics
 from service.config import ServiceConfig
-from service.picture import ModelIdentity, Rendered
-from service.replies import RESPONSES, error_reply, phases, pictures_as_files, pictures_as_json, reply_to_error
-from service.schema import BodyTooLargeError, GenerateRequest, Limits, ResolvedRequest, parse_request
+from service.exchange import ENGINE, Exchange
+from service.messages import AdapterCommand, Cancel, Command, Draw, Reply
+from service.picture import ModelIdentity
+from service.replies import failure_of, reply_to_error
+from service.routes import VERSION, Routes
+from service.schema import GenerateRequest, Limits
 
 if TYPE_CHECKING:
-    from service.renderer import Renderer
+    from service.renderer import News, Renderer
 
 log = logging.getLogger("lithograph")
 
-VERSION = version("lithograph")
-_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "optimum-quanto", "torchao", "litserve")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failed:
-    """The engine's reply to a request that it could not draw."""
-
-    status: int
-    code: str
-    message: str
+_IDLE_SECONDS = 0.5
+"""How long the step loop sleeps at most before it looks at deadlines."""
+_MOST_RESTARTS = 3
+_RESTART_WINDOW_SECONDS = 300.0
+"""An engine that dies more often than that would die again: the supervisor is to know."""
 
 
 class EngineLoop(LitLoop):  # type: ignore[misc]  # litserve has no types
-    """The engine process: load, warm up, then draw one request after the other."""
+    """The engine process: load, warm up, then draw whatever is ordered, together."""
 
     def __call__(
         self,
@@ -79,34 +70,56 @@ class EngineLoop(LitLoop):  # type: ignore[misc]  # litserve has no types
         # Ctrl-C reaches the whole group, but it is the main process that ends this one, with SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, _exit)
+        begin = time.monotonic()
         renderer = lit_api.load()
+
+        def send(queue_id: int, uid: str, reply: Reply) -> None:
+            self.put_response(transport, queue_id, uid, reply, LitAPIStatus.OK, LoopResponseType.STREAMING)
+
+        def read() -> None:
+            while True:
+                queue_id, uid, command = request_queue.get()
+                _obey(renderer, command, begin, functools.partial(send, queue_id, uid))
+
+        threading.Thread(target=read, daemon=True, name="commands").start()
+        threading.Thread(target=lit_api.attend, args=(renderer, begin), daemon=True, name="adapters").start()
         while True:
-            response_queue_id, uid, submitted, request = request_queue.get()
-            reply = _reply(renderer, request, queue_seconds=time.monotonic() - submitted)
-            self.put_response(transport, response_queue_id, uid, reply, LitAPIStatus.OK, LoopResponseType.REGULAR)
+            renderer.turn(_IDLE_SECONDS)
 
 
-def _reply(renderer: "Renderer", request: ResolvedRequest, *, queue_seconds: float) -> Rendered | Failed:
-    try:
-        rendered = renderer.render(request)
-    except UserError as error:
-        return Failed(status=422, code="invalid_request", message=str(error))
-    except Exception as error:  # one request fails alone, whatever happened to it
-        log.exception("drawing failed: %s", request)
-        return Failed(status=500, code="engine_error", message=f"{type(error).__name__}: {error}")
-    return replace(rendered, timings=rendered.timings.model_copy(update={"queue_seconds": queue_seconds}))
+def _obey(renderer: "Renderer", command: Command, started: float, send: Callable[[Reply], None]) -> None:
+    """Pass a command on. ``started``: requests from before that were meant for an engine that is dead."""
+
+    def hear(news: "News") -> None:
+        send(failure_of(news) if isinstance(news, Exception) else news)
+
+    def manage(command: AdapterCommand) -> None:
+        try:
+            send(renderer.manage(command.action, command.name))
+        except Exception as error:
+            send(failure_of(error))
+
+    match command:
+        case Draw():
+            if command.submitted_at > started:
+                renderer.submit(command, hear)
+        case Cancel():
+            renderer.cancel(command.id)
+        case AdapterCommand():  # may wait for storage, and requests must not
+            threading.Thread(target=manage, args=(command,), daemon=True, name="manage").start()
 
 
 class GenerateAPI(litserve.LitAPI):  # type: ignore[misc]  # litserve has no types
     """What LitServe ships to the engine process: the configuration, and where to say how far it is."""
 
     def __init__(self, config: ServiceConfig, flavour: Flavour, limits: Limits) -> None:
-        super().__init__(api_path="/generate", loop=EngineLoop())
+        super().__init__(api_path="/generate", loop=EngineLoop(), stream=True)
         self.config = config
         self.flavour = flavour
         self.limits = limits
         self.state: Any = None
-        """A dictionary shared by all processes: ``phase`` (loading, warming up, ready, failed) and what is loaded."""
+        """A dictionary shared by all processes: ``phase`` (loading, warming up, waiting for adapters, ready, draining,
+        restarting, failed) and what is loaded."""
 
     def setup(self, device: str) -> None:
         """Nothing: the loop loads the model, so that HTTP answers meanwhile."""
@@ -122,23 +135,34 @@ class GenerateAPI(litserve.LitAPI):  # type: ignore[misc]  # litserve has no typ
             silence_import_noise()
             from service.renderer import Renderer  # here, so that the HTTP processes never import torch
 
-            begin = time.monotonic()
-            renderer = Renderer(self.config.model, self.flavour, max_rows=self.config.max_rows)
+            config = self.config
+            renderer = Renderer(config.model, self.flavour, max_rows=config.max_rows, adapters=config.adapters)
             self.state.update(phase="warming up", device=str(renderer.model.device), **renderer.identity.model_dump())
-            warm_up = self.limits.resolve(
-                GenerateRequest(prompt="warm-up", steps=1), plain_ids(renderer.model.tokenizer)
-            )
-            renderer.render(warm_up)
-            seconds = time.monotonic() - begin
+            renderer.engine.warm_up()
+            tokenize = plain_ids(renderer.model.tokenizer)
+            renderer.render(self.limits.resolve(GenerateRequest(prompt="warm-up", steps=1), tokenize))
         except UserError as error:
             log.error("cannot serve: %s", error)
         except Exception:
             log.exception("cannot serve: loading failed")
         else:
-            self._announce(renderer.identity, str(renderer.model.device), seconds)
             return renderer
         self.state.update(phase="failed")
         sys.exit(1)
+
+    def attend(self, renderer: "Renderer", begin: float) -> None:
+        """Look for adapters now and again; say that all is ready once the required ones are there."""
+        device, registry, config = str(renderer.model.device), renderer.registry, self.config.adapters
+        if registry is not None and config is not None:
+            registry.look()
+            if missing := registry.missing(config.required):
+                self.state.update(phase="waiting for adapters")
+                log.warning("not ready: waiting for adapters %s in %s", ", ".join(missing), config.uri)
+            while registry.missing(config.required):
+                registry.wait(config.poll_seconds)
+        self._announce(renderer.identity, device, time.monotonic() - begin)
+        while registry is not None and config is not None:
+            registry.wait(config.poll_seconds)
 
     def _announce(self, identity: ModelIdentity, device: str, seconds: float) -> None:
         shown = identity.model_dump(include={"flavour", "hash", "precision", "dtype"})
@@ -160,13 +184,20 @@ class GenerateAPI(litserve.LitAPI):  # type: ignore[misc]  # litserve has no typ
 
 
 class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
-    """LitServe with our routes, error bodies and shutdown."""
+    """LitServe with our routes, error bodies, drain and restart."""
 
     def __init__(self, api: GenerateAPI) -> None:
         self._api = api
-        self._tokenize: Tokenize = plain_ids(load_tokenizer(api.flavour.folder))
         self._has_failed = self._is_stopping = False
+        self._restarts: deque[float] = deque(maxlen=_MOST_RESTARTS)
+        mailboxes: dict[str, Any] = {}
+        self._exchange = Exchange(
+            mailboxes, max_requests=api.config.max_queue, pictures_at_a_time=max(1, api.config.max_rows // 2)
+        )
+        tokenize = plain_ids(load_tokenizer(api.flavour.folder))
+        self._routes = Routes(api.config, api.flavour, api.limits, tokenize, self._exchange)
         super().__init__(api, accelerator="cpu", devices=1, timeout=False)
+        self.response_buffer = mailboxes
         self.app.title = "Lithograph"
         self.app.version = VERSION
         self.app.description = "Pictures from Chinese and English prompts with LongCat-Image."
@@ -175,14 +206,17 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
             self.app.add_exception_handler(kind, _on_error)
 
     def serve(self) -> int:
-        """Serve until SIGTERM, Ctrl-C or the end of one of our processes; return the exit code."""
+        """Serve until SIGTERM, Ctrl-C or the end of a process that cannot be started again; return the exit code."""
         main = os.getpid()
 
         def interrupt(*_: object) -> None:
             # The forked HTTP process inherits this handler; uvicorn has its own, and raises the signal again when done.
-            if os.getpid() == main and not self._is_stopping:
-                self._is_stopping = True
+            if os.getpid() != main:
+                return
+            if self._is_stopping:  # the drain is over, or somebody is in a hurry
                 raise KeyboardInterrupt
+            self._is_stopping = True
+            threading.Thread(target=self._drain, daemon=True, name="drain").start()
 
         # On SIGTERM, LitServe itself would die and leave its processes behind.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -230,8 +264,11 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         self.app.add_api_route("/", lambda: RedirectResponse("docs"), include_in_schema=False)
 
     def _init_manager(self, num_api_servers: int) -> Any:
+        """Runs in the main process before the others are started."""
         manager = super()._init_manager(num_api_servers)
-        self._api.state = manager.dict(phase="loading")
+        self._api.state = self._routes.state = manager.dict(phase="loading")
+        commands = self.litapi_request_queues[self._api.api_path]
+        self._exchange.connect(lambda command: commands.put((0, command.id, command)))
         self._manager_process = manager._process  # it holds the queues: without it, nothing moves
         return manager
 
@@ -240,6 +277,21 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
             self._is_stopping = True
             self._fail("manager")
         super()._perform_graceful_shutdown(*arguments)
+
+    def _drain(self) -> None:
+        """Take no more requests, let those under way finish, then stop."""
+        config, begin = self._api.config, time.monotonic()
+        if self._api.state is not None:
+            self._api.state.update(phase="draining")
+        log.info(
+            "stopping once %d requests are finished, in %g s at most", self._exchange.requests, config.grace_seconds
+        )
+        while self._exchange.requests and time.monotonic() - begin < config.grace_seconds:
+            time.sleep(0.05)
+        if left := self._exchange.requests:
+            log.warning("%d requests are not finished after %g s; stopping anyway", left, config.grace_seconds)
+            self.uvicorn_graceful_timeout = 1
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _fail(self, process: str) -> None:
         if not self._has_failed:
@@ -251,155 +303,51 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         """None of LitServe's: it would gzip pictures."""
 
     def _register_internal_endpoints(self) -> None:
-        self.app.openapi_tags = [{"name": "model"}, {"name": "operations"}]
-        not_ready = {503: {"description": "not ready"}}
-        self._get("/healthz", self._healthz, "Is the process alive?", "operations")
-        self._get("/readyz", self._readyz, "Is a warm-up picture drawn?", "operations", responses=not_ready)
-        self._get("/metrics", self._metrics, "Prometheus metrics", "operations")
-        self._get("/v1/info", self._info, "Model, limits, defaults, versions", "model")
+        self.app.openapi_tags = [{"name": "model"}, {"name": "adapters"}, {"name": "operations"}]
+        self._routes.add_to(self.app)
 
-    def _get(self, path: str, endpoint: Callable[..., Any], summary: str, tag: str, **options: Any) -> None:
-        name = path.strip("/").replace("/", "_")
-        self.app.add_api_route(path, endpoint, methods=["GET"], name=name, summary=summary, tags=[tag], **options)
-
-    def _register_api_endpoints(self, lit_api: GenerateAPI, *_: object) -> None:
-        self._handler = RegularRequestHandler(lit_api, self)
-        self.app.add_api_route(
-            "/generate",
-            self._generate,
-            methods=["POST"],
-            name="generate",
-            tags=["model"],
-            summary="Draw pictures",
-            response_class=Response,
-            responses=RESPONSES,
-            openapi_extra={
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": GenerateRequest.model_json_schema()}},
-                }
-            },
-        )
+    def _register_api_endpoints(self, *_: object) -> None:
+        self._routes.add_generate(self.app)
 
     def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[int, Any]) -> None:  # noqa: ARG002
-        """Stop the server when one of its processes is gone, instead of answering nothing."""
-        processes = {
-            "engine": self.inference_workers,
-            "HTTP": list(uvicorn_workers.values()),
-            "manager": [self._manager_process],
-        }
+        """Start the engine process again when it ends; stop the server when another does, instead of answering nothing."""
 
         def watch() -> None:
-            # Not join(): two threads that wait for one child race for its exit status, and the loser thinks it alive.
-            sentinels = {p.sentinel: name for name, group in processes.items() for p in group}
-            ended = multiprocessing.connection.wait(list(sentinels))
-            if self._is_stopping:
+            while True:
+                # Not join(): two threads that wait for one child race for its exit status, and the loser thinks it alive.
+                processes = {"HTTP": list(uvicorn_workers.values()), "manager": [self._manager_process]}
+                sentinels = {p.sentinel: name for name, group in processes.items() for p in group}
+                engine = self.inference_workers[0]
+                ended = multiprocessing.connection.wait([*sentinels, engine.sentinel])
+                if engine.sentinel in ended and self._bring_back(engine.pid):
+                    continue
+                if self._is_stopping:
+                    return
+                self._is_stopping = True
+                self._fail(next((sentinels[s] for s in ended if s in sentinels), "engine"))
+                os.kill(os.getpid(), signal.SIGTERM)
                 return
-            self._fail(sentinels[ended[0]])
-            os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=watch, daemon=True, name="process-watch").start()
 
-    async def _generate(self, request: Request) -> Response:
-        begin = time.monotonic()
-        with metrics.IN_PROGRESS.track_inprogress():
-            try:
-                response = await self._answer(parse_request(await self._read_body(request)))
-            except ClientDisconnect:
-                response = Response(status_code=499)  # nobody reads it; nginx counts such requests under this number
-            except Exception as error:
-                response = reply_to_error(error)
-        metrics.REQUESTS.labels(str(response.status_code)).inc()
-        metrics.REQUEST_SECONDS.labels(str(response.status_code)).observe(time.monotonic() - begin)
-        return response
-
-    async def _read_body(self, request: Request) -> bytes:
-        limit = self._api.config.max_body_bytes
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise BodyTooLargeError(f"the body is over {limit} bytes; send a shorter prompt")
-        return bytes(body)
-
-    async def _answer(self, request: GenerateRequest) -> Response:
-        if self._api.state["phase"] != "ready":
-            message = "the model is still loading; try again when /readyz says ready"
-            return error_reply(503, "not_ready", message, retry_after=5)
-        resolved = self._api.limits.resolve(request, self._tokenize)
-        request_id = str(uuid.uuid4())
-        reply: Rendered | Failed = await self._handler.handle_request(resolved, ResolvedRequest)
-        if isinstance(reply, Failed):
-            log.error("request %s failed: %s", request_id, reply.message)
-            return error_reply(reply.status, reply.code, reply.message)
-        metrics.observe_timings(reply.timings)
-        metrics.PICTURES.inc(resolved.num_images)
-        metrics.STEPS.inc(resolved.steps * resolved.num_images)
-        seconds = phases(reply.timings)
-        log.info(
-            "request %s %dx%d steps %d images %d seed %d: %s",
-            request_id,
-            resolved.width,
-            resolved.height,
-            resolved.steps,
-            resolved.num_images,
-            resolved.seed,
-            ", ".join(f"{phase} {value * 1000:.0f} ms" for phase, value in seconds.items()),
-        )
-        headers = {
-            "X-Request-Id": request_id,
-            "X-Seed": str(resolved.seed),
-            "X-Model-Hash": self._api.flavour.hash,
-            "Server-Timing": ", ".join(f"{phase};dur={value * 1000:.1f}" for phase, value in seconds.items()),
-        }
-        if request.response_format == "json":
-            return pictures_as_json(request_id, self._api.flavour.hash, resolved, reply, headers)
-        return pictures_as_files(resolved, reply, headers)
-
-    async def _healthz(self) -> dict[str, str]:
-        """Whether this process answers."""
-        return {"status": "ok"}
-
-    async def _readyz(self) -> JSONResponse:
-        """Whether a warm-up picture is drawn and requests are answered."""
-        phase = self._api.state["phase"]
-        return JSONResponse({"status": phase}, status_code=200 if phase == "ready" else 503)
-
-    async def _metrics(self) -> Response:
-        """Prometheus metrics of all processes."""
-        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
-
-    async def _info(self) -> dict[str, Any]:
-        """What is served, with which limits, by which versions."""
-        api, settings = self._api, self._api.flavour.settings
-        state = dict(self._api.state)
-        return {
-            "status": state.pop("phase"),
-            "model": {
-                "flavour": api.flavour.name,
-                "revision": api.flavour.revision,
-                "hash": api.flavour.hash,
-                **state,
-            },
-            "limits": {
-                "max_pixels": api.limits.max_pixels,
-                "max_steps": api.limits.max_steps,
-                "max_images": api.limits.max_images,
-                "max_prompt_tokens": settings.max_prompt_tokens,
-                "max_body_bytes": api.config.max_body_bytes,
-            },
-            "defaults": {
-                "width": settings.default_size_px,
-                "height": settings.default_size_px,
-                "steps": settings.default_steps,
-                "guidance_scale": settings.default_guidance_scale,
-            },
-            "versions": {
-                "lithograph": VERSION,
-                "python": platform.python_version(),
-                **{library: version(library) for library in _LIBRARIES},
-            },
-        }
+    def _bring_back(self, pid: int) -> bool:
+        """The engine process has ended: tell whoever waits for it, and start another, unless that is hopeless."""
+        metrics.process_ended(pid)
+        state, now = self._api.state, time.monotonic()
+        was_ready = state["phase"] == "ready"
+        if was_ready:
+            state.update(phase="restarting")
+        self._transport.send((ENGINE, (None, LitAPIStatus.OK, LoopResponseType.STREAMING, 0)), consumer_id=0)
+        if self._is_stopping or not was_ready:  # not wanted any more, or it could not even load
+            return False
+        if len(self._restarts) == _MOST_RESTARTS and now - self._restarts[0] < _RESTART_WINDOW_SECONDS:
+            log.error("the engine process ended %d times in %.0f s", _MOST_RESTARTS + 1, now - self._restarts[0])
+            return False
+        self._restarts.append(now)
+        metrics.ENGINE_RESTARTS.inc()
+        log.error("the engine process ended; starting it again")
+        self.inference_workers[0] = self.launch_single_inference_worker(self._api, 0)
+        return True
 
 
 def _check_port_is_free(host: str, port: int) -> None:

@@ -1,11 +1,13 @@
 """What the service is started with."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from longcat.adapter import parse_reference
 from longcat.errors import UserError
 from longcat.flavour import ModelSettings
 from longcat.precision import Offload, parse_precision
-from service.schema import Limits
+from service.schema import MAX_ADAPTERS, Limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,8 @@ class ModelConfig:
     """What it computes in: auto is float32 on a CPU, where it is exact and portable, else bfloat16."""
     offload: str = "none"
     """Where weights wait while they are not computing."""
+    compile: bool = False
+    """Whether the blocks run through torch.compile: minutes to warm up, faster steps after."""
 
     def __post_init__(self) -> None:
         """Refuse what no machine can do, before anything is downloaded. Raises ``PrecisionError``."""
@@ -35,10 +39,50 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Where adapters come from, and how many are kept how near."""
+
+    uri: str
+    """file:///directory or s3://bucket/prefix."""
+    folder: Path
+    """For downloads."""
+    endpoint_url: str | None = None
+    """Of an S3 store that is not AWS."""
+    slots: int = 8
+    """Adapters that pictures of one forward can use: each takes memory on the device, all layers at full rank."""
+    rank: int = 64
+    """Largest rank that is served: a slot has room for it."""
+    required: tuple[str, ...] = ()
+    """Names without which the service is not ready."""
+    poll_seconds: float = 2.0
+    """Between looks at storage: how old news can be."""
+    cache_mib: int = 2048
+    """Verified adapters in main memory, from where a slot is loaded in milliseconds."""
+    disk_mib: int = 10240
+    """Downloaded files, from where memory is filled without the network."""
+
+    def __post_init__(self) -> None:
+        """Raise ``UserError`` naming the first field that cannot be."""
+        smallest = {"slots": MAX_ADAPTERS, "rank": 1, "poll_seconds": 0.1, "cache_mib": 1, "disk_mib": 1}
+        for name, least in smallest.items():
+            if getattr(self, name) < least:
+                raise UserError(f"adapter {name} {getattr(self, name)} is too small: give at least {least}")
+        for name in self.required:
+            parse_reference(name)
+
+    @property
+    def most_pinned(self) -> int:
+        """Slots that may be pinned: one request must always find as many as it may ask for."""
+        return self.slots - MAX_ADAPTERS
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServiceConfig:
     """How the service runs."""
 
     model: ModelConfig
+    adapters: AdapterConfig | None = None
+    """None serves the base model alone."""
     host: str = "127.0.0.1"
     """Loopback unless asked otherwise: there is no authentication."""
     port: int = 8000
@@ -48,9 +92,17 @@ class ServiceConfig:
     max_steps: int = 100
     """Most denoising steps of a request: with max_images, it bounds how long one request can take."""
     max_images: int = 8
-    """Most pictures a request: one request occupies the device until its last picture."""
+    """Most pictures a request."""
     max_rows: int = 8
-    """Most rows in one forward (a picture has two, with guidance): bounds activation memory."""
+    """Most rows in one forward at the default size (a picture has two, with guidance): bounds activation memory."""
+    max_queue: int = 64
+    """Most requests queued or being drawn; beyond it, 429 with the time to come back."""
+    timeout_seconds: float = 600.0
+    """From a request's arrival to its reply, and the most that a request may ask for."""
+    grace_seconds: float = 60.0
+    """How long requests that are being drawn may take to finish after SIGTERM."""
+    admin_key: str | None = None
+    """What changes adapters asks for, as a bearer token; without one, nothing is removed over HTTP."""
     max_body_bytes: int = 64 * 1024
     """Largest request body: a 512-token prompt is a few KiB."""
 
@@ -58,7 +110,10 @@ class ServiceConfig:
         """Raise ``UserError`` naming the first field that cannot be."""
         if not 1024 <= self.port <= 65535:
             raise UserError(f"port {self.port} is not a port from 1024 to 65535")
-        smallest = {"max_pixels": 64 * 64, "max_steps": 1, "max_images": 1, "max_rows": 2, "max_body_bytes": 1024}
+        smallest = {
+            "max_pixels": 64 * 64, "max_steps": 1, "max_images": 1, "max_rows": 2, "max_body_bytes": 1024, "max_queue": 1,
+            "timeout_seconds": 0.1, "grace_seconds": 0,
+        }  # fmt: skip
         for name, least in smallest.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -72,4 +127,10 @@ class ServiceConfig:
             raise UserError(
                 f"max_pixels {max_pixels} is less than the model's default size: give at least {side * side}"
             )
-        return Limits(settings=settings, max_pixels=max_pixels, max_steps=self.max_steps, max_images=self.max_images)
+        return Limits(
+            settings=settings,
+            max_pixels=max_pixels,
+            max_steps=self.max_steps,
+            max_images=self.max_images,
+            has_adapters=self.adapters is not None,
+        )

@@ -1,31 +1,77 @@
-"""The engine: one request's prompt to pictures. It knows neither HTTP nor the request schema, and owns the device.
+"""The engine: one loop that owns the device. It knows neither HTTP nor the request schema.
 
-One way through: rewrite -> encode text -> denoise (all pictures of the request in one forward a step) -> decode.
+An order is prepared beside the loop (adapters at hand, prompts encoded), waits until there is room for its pictures, and is
+finished beside the loop again (decoded, and whatever the listener does with it). Between steps the loop admits, cancels
+and finishes; a step is one forward for all pictures of one size, each at its own step of its own schedule, with its own
+adapters.
+
+What waits, and for how long at most:
+
+- Sizes take turns: between two steps of a picture there is at most one forward for each other size being drawn.
+- Pictures of one size are admitted in the order of arrival, as rows of the forward become free.
+- A picture whose adapters find no slot lets no later picture with adapters pass, so that slots become free once the pictures
+  that hold them are finished; later pictures without adapters may pass it, until it has its slots: then it is first again.
 """
 
+import copy
+import logging
+import queue
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from longcat import denoise
+from longcat import denoise, latents
+from longcat.denoise import Denoising
+from longcat.errors import DeadlineError, EngineError
+from longcat.forward import Forward
 from longcat.loading import Components
+from longcat.lora import lora_targets
 from longcat.prompt import tokenize_prompt
 from longcat.rewrite import rewrite_prompt
+from longcat.slots import AdapterSlots
 from longcat.text_encoder import encode_prompt
 from longcat.tokenizer import plain_ids
+from service.slots import Adapter, Occupant, SlotTable
 
-OnStep = Callable[[int, int], None]
-"""Called after every forward with the steps made and the steps in all."""
+log = logging.getLogger("lithograph")
+
+_PROMPT_CACHE_BYTES = 256 * 2**20
+_PREVIEW_PX = 256
+"""Longest side of a preview, at most."""
+
+Size = tuple[int, int]
+"""Height and width in px."""
+
+
+class AdapterSource(Protocol):
+    """Where orders' adapters come from."""
+
+    def resolve(self, reference: str) -> Adapter:
+        """The version that a name means now. May take a while; raises ``AdapterError`` or ``StorageError``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterUse:
+    """An adapter as an order names it (``ink`` or ``ink@3``), and how strongly."""
+
+    reference: str
+    scale: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """What to draw: everything is decided, nothing is left to a default."""
 
+    id: str
     prompt: str
     negative_prompt: str
     width_px: int
@@ -36,6 +82,34 @@ class Order:
     rewrite_prompt: bool
     seeds: tuple[int, ...]
     """One picture each."""
+    adapters: tuple[AdapterUse, ...] = ()
+    deadline: float | None = None
+    """Past it, no more steps are made."""
+    submitted_at: float = field(default_factory=time.monotonic)
+    """Both on ``time.monotonic``'s clock."""
+    progress: bool = False
+    """Whether the listener hears of every step."""
+    previews: bool = False
+    """Whether it gets small pictures of what is becoming."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A step of one picture is made."""
+
+    picture: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What a picture was becoming after a step. A slow decoder makes fewer of them, not a queue."""
+
+    picture: int
+    step: int
+    pixels: np.ndarray
+    """(h, w, 3) in uint8, smaller than the picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,63 +120,353 @@ class Drawn:
     """Each (H, W, 3) in uint8."""
     prompt: str
     """The prompt that was drawn: the rewritten one, if it was."""
+    adapters: tuple[Adapter, ...]
+    """In the order in which the order names them."""
+    queue_seconds: float
+    """Before it was looked at, and for room among the rows and slots."""
     text_seconds: float
+    """Adapters and prompts."""
     denoise_seconds: float
     decode_seconds: float
 
 
+Event = Progress | Preview | Drawn | Exception
+Listener = Callable[[Order, Event], None]
+"""Called from any thread. Every order ends with one ``Drawn`` or one exception, unless it is cancelled."""
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """An order on its way."""
+
+    order: Order
+    number: int
+    """Of arrival."""
+    prompt: str = ""
+    embeds: Tensor | None = None
+    negative_embeds: Tensor | None = None
+    adapters: tuple[Adapter, ...] = ()
+    pending: deque[int] = field(default_factory=deque)
+    """Pictures that are not admitted yet."""
+    pixels: dict[int, np.ndarray] = field(default_factory=dict)
+    begun_at: float = 0.0
+    stepped_at: float = 0.0
+    text_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    previewing: bool = False
+    over: bool = False
+    """Nothing more is to be done or said about it."""
+
+    @property
+    def size(self) -> Size:
+        return self.order.height_px, self.order.width_px
+
+
+@dataclass(eq=False)
+class _Running:
+    job: _Job
+    index: int
+    picture: Denoising
+
+
 class Engine:
-    """Draws orders one after the other on the device of its model."""
+    """Draws orders together. ``submit`` and ``cancel`` may be called from any thread; ``turn`` from one."""
 
-    def __init__(self, model: Components, *, max_rows: int) -> None:
-        """``max_rows``: most rows (a picture has two, with guidance) that share a forward; it bounds memory; at least 2."""
+    def __init__(
+        self,
+        model: Components,
+        listener: Listener,
+        *,
+        max_rows: int,
+        adapter_slots: int = 0,
+        adapter_rank: int = 1,
+        compiled: bool = False,
+        beside: bool = True,
+    ) -> None:
+        """Nothing runs yet.
+
+        ``max_rows``: most rows of a forward at the default size (a picture has two, with guidance), at least 2; larger
+        pictures get fewer. ``beside``: prepare and decode in threads; not with weights that move between devices.
+        """
         self.model = model
-        self._max_pictures = max_rows // 2
-        if model.device.type == "cpu":
-            denoise.make_rows_independent(model.transformer)
+        self.forward = Forward(model.transformer, compiled=compiled)
+        self.source: AdapterSource | None = None
+        """Set before the first order that names an adapter."""
+        slots = AdapterSlots(
+            lora_targets(model.transformer),
+            count=adapter_slots,
+            rank=adapter_rank,
+            device=model.device,
+            dtype=model.dtype,
+            whole=compiled,
+        )
+        self.table = SlotTable(slots)
+        self._listener = listener
+        self._max_rows = max_rows
+        self._beside: Executor = ThreadPoolExecutor(2, "beside", _one_core) if beside else _Inline()
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._jobs: dict[str, _Job] = {}
+        self._waiting: list[_Job] = []
+        self._running: dict[Size, list[_Running]] = {}
+        """In the order in which the sizes take turns."""
+        self._arrivals = 0
+        self._finishing = threading.Lock()
+        settings = model.flavour.settings
+        embedding_bytes = (
+            settings.max_prompt_tokens * model.transformer.config.joint_attention_dim * model.dtype.itemsize
+        )
+        self.encode = lru_cache(max(1, _PROMPT_CACHE_BYTES // embedding_bytes))(self._encode)
 
-    def draw(self, order: Order, on_step: OnStep | None = None) -> Drawn:
-        """Draw all pictures of an order."""
-        begin = self._now()
-        prompt = order.prompt
+    @property
+    def occupants(self) -> tuple[Occupant, ...]:
+        """Which adapters sit in slots."""
+        return self.table.occupants
+
+    @property
+    def active_rows(self) -> int:
+        """Rows of all pictures that are being denoised."""
+        return sum(len(r.picture.contexts) for group in self._running.values() for r in group)
+
+    @property
+    def waiting(self) -> int:
+        """Orders that have pictures which are not admitted yet."""
+        return sum(1 for job in list(self._jobs.values()) if job.pending)
+
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """Run forwards of every number of rows at the default size, with and without adapters, if they are compiled."""
+        if not self.forward.compiled:
+            return
+        settings, width = self.model.flavour.settings, self.model.transformer.config.joint_attention_dim
+        side, device, dtype = settings.default_size_px, self.model.device, self.model.dtype
+        embeds = torch.zeros(1, settings.max_prompt_tokens, width, device=device, dtype=dtype)
+        context = self.forward.context(embeds)
+        modulation = self.forward.modulation(torch.tensor(0.5, device=device, dtype=dtype))
+        rope = self.forward.rope(height_px=side, width_px=side, prompt_rows=settings.max_prompt_tokens)
+        noise = latents.seeded_noise(seed=0, height_px=side, width_px=side).to(device=device, dtype=dtype)
+        slots = self.table.slots
+        for rows in range(1, self._max_rows + 1):
+            noises, contexts, modulations = (
+                noise.repeat(rows, 1, 1),
+                context.repeat(rows, 1, 1),
+                modulation.repeat(rows, 1),
+            )
+            for uses in [(), ((slots.count, 1.0),)] if slots.count else [()]:
+                self.forward(noises, contexts, modulations, rope, slots.gather([uses] * rows))
+
+    def submit(self, order: Order) -> None:
+        """Take an order in."""
+        self._inbox.put(lambda: self._take(order))
+
+    def cancel(self, order_id: str) -> None:
+        """Make no more steps for an order, and say nothing more about it."""
+        self._inbox.put(lambda: self._drop(order_id))
+
+    def pin(self, adapters: Sequence[Adapter]) -> None:
+        """Keep these adapters in slots, and no others. From any thread."""
+        self._inbox.put(lambda: self.table.pin(adapters))
+
+    def turn(self, wait_seconds: float = 0.0) -> bool:
+        """Hear what came in (waiting for it if there is nothing to draw), then make one step; whether one was made."""
+        self._hear(wait_seconds)
+        self._check_deadlines()
+        self._admit()
+        if not self._running:
+            return False
+        self._step()
+        return True
+
+    def _hear(self, wait_seconds: float) -> None:
+        block = not self._running
+        try:
+            while True:
+                self._inbox.get(block=block, timeout=wait_seconds if block else None)()
+                block = False
+        except queue.Empty:
+            pass
+
+    def _take(self, order: Order) -> None:
+        self._arrivals += 1
+        job = _Job(order=order, number=self._arrivals, pending=deque(range(len(order.seeds))))
+        self._jobs[order.id] = job
+        self._aside(job, self._prepare)
+
+    def _aside(self, job: _Job, work: Callable[..., None], *arguments: Any) -> None:
+        """Do a part of a job beside the loop; if it fails, the job fails, alone."""
+
+        def run() -> None:
+            if job.over:
+                return
+            try:
+                work(job, *arguments)
+            except Exception as error:  # whatever happened to it
+                failure = error
+                self._inbox.put(lambda: self._fail(job, failure))
+
+        self._beside.submit(run)
+
+    @torch.no_grad()
+    def _prepare(self, job: _Job) -> None:
+        begin = time.monotonic()
+        order, prompt = job.order, job.order.prompt
+        if order.adapters:
+            if self.source is None:
+                raise EngineError("adapters were ordered of an engine that has no source of them")
+            job.adapters = tuple(self.source.resolve(use.reference) for use in order.adapters)
         if order.rewrite_prompt:
             limit = self.model.flavour.settings.max_prompt_tokens
             prompt = rewrite_prompt(self.model.text_encoder, self.model.tokenizer, prompt, max_tokens=limit)
-        embeds = self._encode(prompt)
-        negative_embeds = self._encode(order.negative_prompt) if order.guidance_scale > 1 else None
-        encoded = self._now()
-        pictures = [
-            denoise.start(
-                self.model,
-                embeds_1LD=embeds,
-                negative_embeds_1LD=negative_embeds,
-                height_px=order.height_px,
-                width_px=order.width_px,
-                steps=order.steps,
-                guidance_scale=order.guidance_scale,
-                cfg_renorm=order.cfg_renorm,
-                seed=seed,
-            )
-            for seed in order.seeds
-        ]
-        total = order.steps * -(-len(pictures) // self._max_pictures)
-        made = 0
-        for first in range(0, len(pictures), self._max_pictures):
-            together = pictures[first : first + self._max_pictures]
-            while not together[0].is_done:
-                denoise.advance(self.model.transformer, together)
-                made += 1
-                if on_step is not None:
-                    on_step(made, total)
-        denoised = self._now()
-        pixels = tuple(denoise.decode(self.model.vae, picture) for picture in pictures)
-        return Drawn(
-            pictures=pixels,
-            prompt=prompt,
-            text_seconds=encoded - begin,
-            denoise_seconds=denoised - encoded,
-            decode_seconds=self._now() - denoised,
+        job.prompt = prompt
+        job.embeds = self.encode(prompt)
+        job.negative_embeds = self.encode(order.negative_prompt) if order.guidance_scale > 1 else None
+        job.text_seconds = self._now() - begin
+        self._inbox.put(lambda: self._queue(job))
+
+    def _queue(self, job: _Job) -> None:
+        if not job.over:
+            self._waiting.append(job)
+            self._waiting.sort(key=lambda waiting: waiting.number)
+
+    def _admit(self) -> None:
+        """Start every picture for which there is room; see the module's docstring for who goes first."""
+        self.table.seat_pinned()
+        full: set[Size] = set()
+        slots_wanted = False
+        for job in list(self._waiting):
+            while job.pending and job.size not in full and not (job.adapters and slots_wanted):
+                rows = 2 if job.negative_embeds is not None else 1
+                if self._rows_used(job.size) + rows > self._rows_at(job.size):
+                    full.add(job.size)
+                elif (slots := self.table.acquire(job.adapters)) is None:
+                    slots_wanted = True
+                else:
+                    self._begin(job, slots)
+            if not job.pending:
+                self._waiting.remove(job)
+
+    def _rows_at(self, size: Size) -> int:
+        """Most rows of a forward at this size: memory grows with the pixels."""
+        default = self.model.flavour.settings.default_size_px**2
+        return max(2, min(self._max_rows, self._max_rows * default // (size[0] * size[1])))
+
+    def _rows_used(self, size: Size) -> int:
+        return sum(len(running.picture.contexts) for running in self._running.get(size, ()))
+
+    def _begin(self, job: _Job, slots: tuple[int, ...]) -> None:
+        order, index = job.order, job.pending.popleft()
+        if not job.begun_at:
+            job.begun_at = time.monotonic()
+        assert job.embeds is not None
+        picture = denoise.start(
+            self.model,
+            self.forward,
+            embeds_1LJ=job.embeds,
+            negative_embeds_1LJ=job.negative_embeds,
+            height_px=order.height_px,
+            width_px=order.width_px,
+            steps=order.steps,
+            guidance_scale=order.guidance_scale,
+            cfg_renorm=order.cfg_renorm,
+            seed=order.seeds[index],
         )
+        picture.adapters = tuple((slot, use.scale) for slot, use in zip(slots, order.adapters, strict=True))
+        self._running.setdefault(job.size, []).append(_Running(job, index, picture))
+
+    def _step(self) -> None:
+        size, group = next(iter(self._running.items()))
+        for running in self._stepped(group):
+            job = running.job
+            self._report(running)
+            if running.picture.is_done:
+                group.remove(running)
+                self.table.release(job.adapters)
+                job.stepped_at = time.monotonic()
+                self._aside(job, self._decode, running)
+        self._running.pop(size, None)
+        if group:
+            self._running[size] = group  # behind the other sizes
+
+    def _stepped(self, group: list[_Running]) -> list[_Running]:
+        """Advance pictures together; if that fails, each alone, so that one fails without the others."""
+        try:
+            denoise.advance(self.forward, [running.picture for running in group], self.table.slots)
+            self._now()  # on a GPU, not before the step is made
+            return list(group)
+        except Exception as error:
+            if len(group) == 1:
+                self._fail(group[0].job, error)
+                return []
+            log.warning("a step of %d pictures failed (%s); making it one by one", len(group), error)
+            return [stepped for running in list(group) for stepped in self._stepped([running])]
+
+    def _report(self, running: _Running) -> None:
+        job, picture = running.job, running.picture
+        if job.order.progress:
+            self._listener(job.order, Progress(picture=running.index, step=picture.step, steps=picture.steps))
+        if job.order.previews and not job.previewing and not picture.is_done:
+            job.previewing = True
+            self._aside(job, self._preview, running.index, copy.copy(picture))
+
+    @torch.no_grad()
+    def _preview(self, job: _Job, index: int, picture: Denoising) -> None:
+        shrink = 2
+        while max(picture.height_px, picture.width_px) / shrink > _PREVIEW_PX:
+            shrink *= 2
+        pixels = denoise.preview(self.model.vae, picture, shrink=shrink)
+        job.previewing = False
+        if not job.over:
+            self._listener(job.order, Preview(picture=index, step=picture.step, pixels=pixels))
+
+    def _decode(self, job: _Job, running: _Running) -> None:
+        begin = self._now()
+        pixels = denoise.decode(self.model.vae, running.picture)
+        with self._finishing:
+            job.pixels[running.index] = pixels
+            job.decode_seconds += self._now() - begin
+            is_last = len(job.pixels) == len(job.order.seeds)
+        if is_last:
+            self._finish(job)
+
+    def _finish(self, job: _Job) -> None:
+        job.over = True
+        self._inbox.put(lambda: self._forget(job))
+        drawn = Drawn(
+            pictures=tuple(job.pixels[i] for i in range(len(job.order.seeds))),
+            prompt=job.prompt,
+            adapters=job.adapters,
+            queue_seconds=job.begun_at - job.order.submitted_at - job.text_seconds,
+            text_seconds=job.text_seconds,
+            denoise_seconds=job.stepped_at - job.begun_at,
+            decode_seconds=job.decode_seconds,
+        )
+        self._listener(job.order, drawn)
+
+    def _check_deadlines(self) -> None:
+        now = time.monotonic()
+        for job in [job for job in self._jobs.values() if job.order.deadline is not None and now > job.order.deadline]:
+            self._fail(job, DeadlineError("timeout_seconds is over; give more, or ask for fewer steps or pictures"))
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        if not job.over:
+            self._forget(job)
+            self._listener(job.order, error)
+
+    def _drop(self, order_id: str) -> None:
+        if job := self._jobs.get(order_id):
+            self._forget(job)
+
+    def _forget(self, job: _Job) -> None:
+        job.over = True
+        job.pending.clear()
+        self._jobs.pop(job.order.id, None)
+        if job in self._waiting:
+            self._waiting.remove(job)
+        group = self._running.get(job.size, [])
+        for running in [running for running in group if running.job is job]:
+            group.remove(running)
+            self.table.release(job.adapters)
+        if not group:
+            self._running.pop(job.size, None)
 
     def _now(self) -> float:
         """Seconds on a clock, once the device has done what it was told so far."""
@@ -121,3 +485,17 @@ class Engine:
             max_tokens=limit,
             device=self.model.device,
         )
+
+
+class _Inline(Executor):
+    """Does things at once."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+def _one_core() -> None:
+    """What is done beside the steps takes one core of a CPU, so that it delays them least."""
+    torch.set_num_threads(1)

@@ -16,12 +16,13 @@ from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longcat.errors import RecipeError
-from service.schema import OutputFormat, ResolvedRequest, Timings
+from service.schema import AdapterChoice, AppliedAdapter, OutputFormat, ResolvedRequest, Timings
 
 RECIPE_KEY = "lithograph"
 MEDIA_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _JPEG_QUALITY = 95
 _WEBP_QUALITY = 95
+_PREVIEW_QUALITY = 75
 
 
 class ModelIdentity(BaseModel):
@@ -46,12 +47,16 @@ class Recipe(BaseModel):
     format: Literal[1] = 1
     request: ResolvedRequest
     model: ModelIdentity
+    adapters: tuple[AppliedAdapter, ...] = ()
 
     @classmethod
-    def of_image(cls, request: ResolvedRequest, index: int, model: ModelIdentity) -> "Recipe":
-        """The recipe of picture ``index`` of a request: a request for that picture alone."""
-        alone = request.model_copy(update={"seed": request.seed + index, "num_images": 1})
-        return cls(request=alone, model=model)
+    def of_image(
+        cls, request: ResolvedRequest, index: int, model: ModelIdentity, adapters: tuple[AppliedAdapter, ...]
+    ) -> "Recipe":
+        """The recipe of picture ``index`` of a request: a request for that picture alone, with the versions it had."""
+        choices = tuple(AdapterChoice(name=applied.reference, scale=applied.scale) for applied in adapters)
+        alone = request.model_copy(update={"seed": request.seed + index, "num_images": 1, "adapters": choices})
+        return cls(request=alone, model=model, adapters=adapters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,7 @@ class Rendered:
     files: tuple[bytes, ...]
     prompt: str
     """The prompt that was drawn: the rewritten one, if it was."""
+    adapters: tuple[AppliedAdapter, ...]
     timings: Timings
 
 
@@ -77,6 +83,13 @@ def encode_picture(pixels: np.ndarray, recipe: Recipe) -> bytes:
             image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         case "webp":
             image.save(buffer, "WEBP", quality=_WEBP_QUALITY)
+    return buffer.getvalue()
+
+
+def encode_preview(pixels: np.ndarray) -> bytes:
+    """Pixels (h, w, 3) in uint8 to a small JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=_PREVIEW_QUALITY)
     return buffer.getvalue()
 
 

@@ -1,20 +1,34 @@
 """A loaded model that turns resolved requests into picture files. The service and the command line share it."""
 
+import math
 import time
+from collections.abc import Callable
 
+from longcat.adapter import remove_adapter
+from longcat.errors import UserError
 from longcat.flavour import Flavour
 from longcat.loading import load
 from longcat.precision import Offload, parse_precision
-from service.config import ModelConfig
-from service.engine import Engine, OnStep, Order
-from service.picture import ModelIdentity, Recipe, Rendered, encode_picture
-from service.schema import ResolvedRequest, Timings
+from longcat.storage import open_storage
+from service import metrics
+from service.config import AdapterConfig, ModelConfig
+from service.engine import AdapterUse, Drawn, Engine, Event, Order, Preview, Progress
+from service.messages import AdapterAction, AdapterReport, Draw, PreviewFile, SlotStatus, Step
+from service.picture import ModelIdentity, Recipe, Rendered, encode_picture, encode_preview
+from service.registry import Registry
+from service.schema import AppliedAdapter, ResolvedRequest, Timings
+
+News = Step | PreviewFile | Rendered | Exception
+Hear = Callable[[News], None]
+"""Called from any thread. The last news is ``Rendered`` or an exception."""
 
 
 class Renderer:
     """Draws requests and writes them as files that carry their recipe."""
 
-    def __init__(self, config: ModelConfig, flavour: Flavour, *, max_rows: int) -> None:
+    def __init__(
+        self, config: ModelConfig, flavour: Flavour, *, max_rows: int, adapters: AdapterConfig | None = None
+    ) -> None:
         """Load the model. Raises ``DeviceError`` or ``PrecisionError`` if this machine cannot."""
         self.model = load(
             flavour,
@@ -32,12 +46,26 @@ class Renderer:
             text_encoder_precision=self.model.text_encoder_precision.value,
             dtype=str(self.model.dtype).removeprefix("torch."),
         )
-        self._engine = Engine(self.model, max_rows=max_rows)
+        self.engine = Engine(
+            self.model,
+            self._heard,
+            max_rows=max_rows,
+            adapter_slots=adapters.slots if adapters else 0,
+            adapter_rank=adapters.rank if adapters else 1,
+            compiled=config.compile,
+            beside=config.offload == Offload.NONE.value,
+        )
+        self.registry = self._open_registry(adapters) if adapters else None
+        self._waiting: dict[str, tuple[ResolvedRequest, Hear]] = {}
+        self._counted = (0, 0, 0, 0)
 
-    def render(self, request: ResolvedRequest, on_step: OnStep | None = None) -> Rendered:
-        """Draw and encode every picture of a request."""
-        drawn = self._engine.draw(
+    def submit(self, draw: Draw, hear: Hear) -> None:
+        """Take a request in; ``hear`` gets steps and previews, if asked for, and at last ``Rendered`` or an exception."""
+        request = draw.request
+        self._waiting[draw.id] = (request, hear)
+        self.engine.submit(
             Order(
+                id=draw.id,
                 prompt=request.prompt,
                 negative_prompt=request.negative_prompt,
                 width_px=request.width,
@@ -47,18 +75,142 @@ class Renderer:
                 cfg_renorm=request.cfg_renorm,
                 rewrite_prompt=request.rewrite_prompt,
                 seeds=tuple(request.seed + i for i in range(request.num_images)),
-            ),
-            on_step,
+                adapters=tuple(AdapterUse(reference=choice.name, scale=choice.scale) for choice in request.adapters),
+                deadline=draw.deadline,
+                submitted_at=draw.submitted_at,
+                progress=draw.progress,
+                previews=draw.previews,
+            )
         )
+
+    def cancel(self, request_id: str) -> None:
+        """Nobody waits for a request any more."""
+        self.engine.cancel(request_id)
+        if self._waiting.pop(request_id, None) is not None:
+            metrics.CANCELLED.inc()
+
+    def turn(self, wait_seconds: float) -> None:
+        """Let the engine make a step, waiting for work if there is none."""
         begin = time.monotonic()
+        if self.engine.turn(wait_seconds):
+            metrics.STEP_SECONDS.observe(time.monotonic() - begin)
+        self._count()
+
+    def render(self, request: ResolvedRequest, on_step: Callable[[int, int], None] | None = None) -> Rendered:
+        """Draw and encode every picture of a request; ``on_step`` hears steps made and steps in all.
+
+        Only one request at a time, and not while ``turn`` is called elsewhere. Raises what went wrong.
+        """
+        outcome: list[Rendered | Exception] = []
+        made = 0
+
+        def hear(news: News) -> None:
+            nonlocal made
+            if isinstance(news, Rendered | Exception):
+                outcome.append(news)
+            elif isinstance(news, Step) and on_step is not None:
+                made += 1
+                on_step(made, news.steps * request.num_images)
+
+        draw = Draw(
+            id="", request=request, submitted_at=time.monotonic(), deadline=math.inf, progress=True, previews=False
+        )
+        self.submit(draw, hear)
+        while not outcome:
+            self.engine.turn(0.05)
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
+
+    def manage(self, action: AdapterAction, name: str) -> AdapterReport:
+        """Do something about an adapter. Raises ``UserError`` or ``StorageError``."""
+        registry = self.registry
+        if registry is None:
+            raise UserError("no adapter storage is configured here; start with --adapters")
+        match action:
+            case AdapterAction.LOAD:
+                registry.load(name)
+            case AdapterAction.PIN | AdapterAction.UNPIN:
+                registry.pin(name, pinned=action is AdapterAction.PIN)
+            case AdapterAction.UNLOAD:
+                registry.unload(name)
+            case AdapterAction.REMOVE:
+                remove_adapter(registry.storage, name)
+                registry.look()
+        return AdapterReport(
+            storage=registry.storage.uri,
+            reachable=registry.reachable,
+            slots=self.engine.table.slots.count,
+            slots_used=tuple(SlotStatus(adapter=o.reference, pictures=o.pictures) for o in self.engine.occupants),
+            adapters=tuple(registry.status()),
+        )
+
+    def _open_registry(self, config: AdapterConfig) -> Registry:
+        registry = Registry(
+            open_storage(config.uri, endpoint_url=config.endpoint_url),
+            base_hash=self.identity.hash,
+            check=self.engine.table.slots.check,
+            folder=config.folder,
+            cache_bytes=config.cache_mib * 2**20,
+            disk_bytes=config.disk_mib * 2**20,
+            most_pinned=config.most_pinned,
+            on_pins=self.engine.pin,
+        )
+        self.engine.source = registry
+        return registry
+
+    def _heard(self, order: Order, event: Event) -> None:
+        """An engine's event as files and numbers. Called from any thread."""
+        if order.id not in self._waiting:
+            return
+        request, hear = self._waiting[order.id]
+        match event:
+            case Progress():
+                hear(Step(image=event.picture, step=event.step, steps=event.steps))
+            case Preview():
+                hear(PreviewFile(image=event.picture, step=event.step, content=encode_preview(event.pixels)))
+            case Drawn():
+                rendered = self._rendered(request, event)
+                self._waiting.pop(order.id, None)
+                hear(rendered)
+            case Exception():
+                self._waiting.pop(order.id, None)
+                hear(event)
+
+    def _rendered(self, request: ResolvedRequest, drawn: Drawn) -> Rendered:
+        begin = time.monotonic()
+        applied = tuple(
+            AppliedAdapter(
+                name=adapter.manifest.name,
+                version=adapter.manifest.version,
+                scale=choice.scale,
+                sha256=adapter.digest,
+                modules=len(adapter.weights.layers),
+            )
+            for adapter, choice in zip(drawn.adapters, request.adapters, strict=True)
+        )
         files = tuple(
-            encode_picture(pixels, Recipe.of_image(request, i, self.identity))
+            encode_picture(pixels, Recipe.of_image(request, i, self.identity, applied))
             for i, pixels in enumerate(drawn.pictures)
         )
         timings = Timings(
+            queue_seconds=drawn.queue_seconds,
             text_seconds=drawn.text_seconds,
             denoise_seconds=drawn.denoise_seconds,
             decode_seconds=drawn.decode_seconds,
             encode_seconds=time.monotonic() - begin,
         )
-        return Rendered(files=files, prompt=drawn.prompt, timings=timings)
+        return Rendered(files=files, prompt=drawn.prompt, adapters=applied, timings=timings)
+
+    def _count(self) -> None:
+        """Bring the engine's gauges and counts up to date."""
+        engine, cache = self.engine, self.engine.encode.cache_info()
+        metrics.QUEUED.set(engine.waiting)
+        metrics.ACTIVE_ROWS.set(engine.active_rows)
+        metrics.SLOTS_USED.set(len(engine.occupants))
+        counts = (engine.table.loads, engine.table.evictions, cache.hits, cache.misses)
+        hits, misses = metrics.PROMPT_CACHE.labels("hit"), metrics.PROMPT_CACHE.labels("miss")
+        counters = (metrics.SLOT_LOADS, metrics.SLOT_EVICTIONS, hits, misses)
+        for counter, now, before in zip(counters, counts, self._counted, strict=True):
+            counter.inc(now - before)
+        self._counted = counts

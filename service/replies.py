@@ -2,17 +2,22 @@
 
 import base64
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
+from fastapi.sse import format_sse_event
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from longcat.errors import UserError
+from longcat.errors import DeadlineError, StorageError, UnknownAdapterError, UserError
+from service.messages import Failed
 from service.picture import MEDIA_TYPES, Rendered, zip_pictures
 from service.schema import (
     BodyTooLargeError,
     ErrorBody,
     ErrorDetail,
+    FieldProblem,
     GeneratedImage,
     GenerateResponse,
     InvalidRequestError,
@@ -33,15 +38,16 @@ def pictures_as_files(request: ResolvedRequest, rendered: Rendered, headers: dic
     return Response(archive, media_type="application/zip", headers=headers)
 
 
-def pictures_as_json(
-    request_id: str, model_hash: str, request: ResolvedRequest, rendered: Rendered, headers: dict[str, str]
-) -> Response:
+def pictures_in_json(
+    request_id: str, model_hash: str, request: ResolvedRequest, rendered: Rendered
+) -> GenerateResponse:
     """The pictures in base64, with what made them."""
-    body = GenerateResponse(
+    return GenerateResponse(
         request_id=request_id,
         model_hash=model_hash,
         prompt=rendered.prompt,
         request=request,
+        adapters=list(rendered.adapters),
         timings=rendered.timings,
         media_type=MEDIA_TYPES[request.output_format],
         images=[
@@ -49,7 +55,21 @@ def pictures_as_json(
             for i, file in enumerate(rendered.files)
         ],
     )
-    return Response(body.model_dump_json(), media_type="application/json", headers=headers)
+
+
+def headers_of(request_id: str, model_hash: str, request: ResolvedRequest, rendered: Rendered) -> dict[str, str]:
+    """What a reply says beside its pictures."""
+    headers = {
+        "X-Request-Id": request_id,
+        "X-Seed": str(request.seed),
+        "X-Model-Hash": model_hash,
+        "Server-Timing": ", ".join(f"{name};dur={s * 1000:.1f}" for name, s in phases(rendered.timings).items()),
+    }
+    if rendered.adapters:
+        headers["X-Adapters"] = ", ".join(
+            f"{a.reference};scale={a.scale:g};modules={a.modules};sha256={a.sha256}" for a in rendered.adapters
+        )
+    return headers
 
 
 def phases(timings: Timings) -> dict[str, float]:
@@ -57,33 +77,70 @@ def phases(timings: Timings) -> dict[str, float]:
     return {name.removesuffix("_seconds"): seconds for name, seconds in timings.model_dump().items()}
 
 
-def error_reply(status: int, code: str, message: str, *, retry_after: int | None = None, **detail: Any) -> JSONResponse:
-    """An error in the one shape that all have; ``detail`` goes into its body."""
-    body = ErrorBody(error=ErrorDetail(code=code, message=message, **detail))
-    headers = None if retry_after is None else {"Retry-After": str(retry_after)}
-    return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+def event(name: str, data: BaseModel) -> bytes:
+    """One server-sent event."""
+    return format_sse_event(event=name, data_str=data.model_dump_json())
+
+
+def failure_of(error: Exception) -> Failed:
+    """What an error means to a client; what nobody foresaw is logged, and answered with 500."""
+    match error:
+        case NotJsonError():
+            status, code = 400, "not_json"
+        case UnknownAdapterError():
+            status, code = 404, "adapter_not_found"
+        case BodyTooLargeError():
+            status, code = 413, "body_too_large"
+        case UserError():
+            status, code = 422, "invalid_request"
+        case StorageError():
+            status, code = 503, "storage_unreachable"
+        case DeadlineError():
+            status, code = 504, "timeout"
+        case _:
+            log.error("request failed", exc_info=error)
+            return Failed(
+                status=500, code="engine_error", message=f"{type(error).__name__}: {error}; the log says more"
+            )
+    return Failed(status=status, code=code, message=str(error))
+
+
+def reply_to_failure(failed: Failed, fields: Sequence[FieldProblem] = ()) -> JSONResponse:
+    """An error in the one shape that all have."""
+    body = ErrorBody(error=ErrorDetail(code=failed.code, message=failed.message, fields=list(fields)))
+    headers = None if failed.retry_after_seconds is None else {"Retry-After": str(failed.retry_after_seconds)}
+    return JSONResponse(body.model_dump(), status_code=failed.status, headers=headers)
 
 
 def reply_to_error(error: Exception) -> JSONResponse:
-    """Any error as a reply; what nobody foresaw is logged and answered with 500."""
+    """Any error as a reply."""
     match error:
-        case InvalidRequestError():
-            return error_reply(422, "invalid_request", str(error), fields=error.problems)
-        case NotJsonError():
-            return error_reply(400, "not_json", str(error))
-        case BodyTooLargeError():
-            return error_reply(413, "body_too_large", str(error))
-        case UserError():
-            return error_reply(422, "invalid_request", str(error))
         case HTTPException():
             code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-            reply = error_reply(error.status_code, code, str(error.detail))
+            reply = reply_to_failure(Failed(status=error.status_code, code=code, message=str(error.detail)))
             reply.headers.update(error.headers or {})
             return reply
+        case InvalidRequestError():
+            return reply_to_failure(failure_of(error), error.problems)
         case _:
-            log.error("request failed", exc_info=error)
-            return error_reply(500, "internal_error", f"{type(error).__name__}; the log says more")
+            return reply_to_failure(failure_of(error))
 
+
+NOT_READY = Failed(
+    status=503,
+    code="not_ready",
+    message="the model is not ready; try again when /readyz says ready",
+    retry_after_seconds=5,
+)
+DRAINING = Failed(
+    status=503, code="draining", message="this server is stopping; try again, on another", retry_after_seconds=1
+)
+ENGINE_ENDED = Failed(
+    status=503,
+    code="engine_ended",
+    message="the engine ended while drawing; it is starting again",
+    retry_after_seconds=10,
+)
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -97,6 +154,9 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"description": "The body is not JSON.", "model": ErrorBody},
     413: {"description": "The body is over the size limit.", "model": ErrorBody},
     422: {"description": "A field is wrong: which, its value, and what to give instead.", "model": ErrorBody},
+    404: {"description": "No adapter has that name or version.", "model": ErrorBody},
+    429: {"description": "Too many requests are under way; Retry-After says when to come back.", "model": ErrorBody},
     500: {"description": "The model failed.", "model": ErrorBody},
-    503: {"description": "The model is still loading.", "model": ErrorBody},
+    503: {"description": "Not ready, stopping, or adapter storage cannot be reached.", "model": ErrorBody},
+    504: {"description": "timeout_seconds is over.", "model": ErrorBody},
 }

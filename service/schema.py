@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from longcat.errors import PromptTooLongError, UserError
+from longcat.adapter import parse_reference
+from longcat.errors import AdapterError, PromptTooLongError, UserError
 from longcat.flavour import ModelSettings
 from longcat.prompt import Tokenize, tokenize_prompt
 
@@ -23,7 +24,19 @@ SMALLEST_PX = 64
 LARGEST_SEED = 2**63 - 1
 _SHOWN_CHARACTERS = 80
 
+MAX_ADAPTERS = 4
+"""Most adapters of one request: each slot that it holds is one that others wait for."""
+
 OutputFormat = Literal["png", "jpeg", "webp"]
+
+
+class AdapterChoice(BaseModel):
+    """A LoRA adapter, and how strongly it is applied."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: Annotated[str, Field(min_length=1, description="ink: its latest version; ink@3: that version.")]
+    scale: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False, description="1 is as it was trained.")] = 1.0
 
 
 class GenerateRequest(BaseModel):
@@ -63,7 +76,20 @@ class GenerateRequest(BaseModel):
         True
     )
     rewrite_prompt: Annotated[bool, Field(description="Let the model's text encoder enrich the prompt first.")] = False
+    adapters: Annotated[
+        tuple[AdapterChoice, ...], Field(max_length=MAX_ADAPTERS, description="LoRA adapters, applied together.")
+    ] = ()
     output_format: Annotated[OutputFormat, Field(description="File format of the pictures.")] = "png"
+    timeout_seconds: Annotated[
+        float | None,
+        Field(
+            gt=0, allow_inf_nan=False, description="From arrival to reply; past it, 504, and no more steps are made."
+        ),
+    ] = None
+    stream: Annotated[
+        bool, Field(description="Reply with server-sent events: progress after every step, then the result as JSON.")
+    ] = False
+    previews: Annotated[bool, Field(description="With stream: small pictures of what is becoming, too.")] = False
     response_format: Annotated[
         Literal["binary", "json"],
         Field(description="binary: the picture itself, or a zip of several; json: base64 with seed and timings."),
@@ -86,6 +112,24 @@ class ResolvedRequest(BaseModel):
     cfg_renorm: bool
     rewrite_prompt: bool
     output_format: OutputFormat
+    adapters: tuple[AdapterChoice, ...] = ()
+
+
+class AppliedAdapter(BaseModel):
+    """Proof of what was applied."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    version: int
+    scale: float
+    sha256: Annotated[str, Field(description="Of the adapter's file.")]
+    modules: Annotated[int, Field(description="Layers of the model that it changed.")]
+
+    @property
+    def reference(self) -> str:
+        """``name@version``."""
+        return f"{self.name}@{self.version}"
 
 
 class Timings(BaseModel):
@@ -115,9 +159,27 @@ class GenerateResponse(BaseModel):
     model_hash: str
     prompt: Annotated[str, Field(description="The prompt that was drawn: the rewritten one, if it was.")]
     request: ResolvedRequest
+    adapters: list[AppliedAdapter]
     timings: Timings
     media_type: str
     images: list[GeneratedImage]
+
+
+class StepEvent(BaseModel):
+    """The data of the server-sent event ``progress``."""
+
+    image: int
+    step: int
+    steps: int
+
+
+class PreviewEvent(BaseModel):
+    """The data of the server-sent event ``preview``."""
+
+    image: int
+    step: int
+    media_type: str = "image/jpeg"
+    b64: str
 
 
 class FieldProblem(BaseModel):
@@ -169,11 +231,19 @@ class Limits:
     max_steps: int
     max_images: int
     """Most pictures a request."""
+    has_adapters: bool
+    """Whether adapters can be had at all."""
 
     @classmethod
-    def of_model(cls, settings: ModelSettings) -> Self:
+    def of_model(cls, settings: ModelSettings, *, has_adapters: bool = False) -> Self:
         """No limits but the model's own: for a person drawing on their own machine."""
-        return cls(settings=settings, max_pixels=settings.max_pixels, max_steps=sys.maxsize, max_images=sys.maxsize)
+        return cls(
+            settings=settings,
+            max_pixels=settings.max_pixels,
+            max_steps=sys.maxsize,
+            max_images=sys.maxsize,
+            has_adapters=has_adapters,
+        )
 
     def resolve(self, request: GenerateRequest, tokenize: Tokenize) -> ResolvedRequest:
         """Fill in the model's defaults and hold the request against the limits. Raises ``InvalidRequestError``."""
@@ -192,8 +262,11 @@ class Limits:
             cfg_renorm=request.cfg_renorm,
             rewrite_prompt=request.rewrite_prompt,
             output_format=request.output_format,
+            adapters=request.adapters,
         )
-        problems = [*self._size_problems(resolved), *self._count_problems(resolved)]
+        problems = [
+            *self._size_problems(resolved), *self._count_problems(resolved), *self._adapter_problems(resolved)
+        ]  # fmt: skip
         for field in ("prompt", "negative_prompt"):
             problems += self._prompt_problems(field, getattr(resolved, field), tokenize)
         if resolved.rewrite_prompt and not self.settings.rewrites_prompts:
@@ -232,6 +305,22 @@ class Limits:
         ]
         if request.seed + request.num_images - 1 > LARGEST_SEED:
             problems.append(_problem("seed", request.seed, "seed + num_images leaves 63 bits", "give a smaller seed"))
+        return problems
+
+    def _adapter_problems(self, request: ResolvedRequest) -> list[FieldProblem]:
+        if request.adapters and not self.has_adapters:
+            remedy = "leave it out, or start with --adapters"
+            return [_problem("adapters", request.adapters[0].name, "no adapter storage is configured here", remedy)]
+        problems, names = [], set()
+        for i, choice in enumerate(request.adapters):
+            try:
+                name = parse_reference(choice.name).name
+            except AdapterError as error:
+                problems.append(_problem(f"adapters.{i}.name", choice.name, str(error), "give a name that can be"))
+                continue
+            if name in names:
+                problems.append(_problem(f"adapters.{i}.name", choice.name, f"{name} is there twice", "give it once"))
+            names.add(name)
         return problems
 
     def _prompt_problems(self, field: str, prompt: str, tokenize: Tokenize) -> list[FieldProblem]:
@@ -300,6 +389,8 @@ _REMEDIES = {
     "int_from_float": "give a whole number",
     "float_type": "give a number, without quotes",
     "finite_number": "give a finite number",
+    "greater_than": "give more than {gt}",
+    "too_long": "give at most {max_length}",
     "bool_type": "give true or false",
     "multiple_of": "give a multiple of {multiple_of}",
     "greater_than_equal": "give at least {ge}",

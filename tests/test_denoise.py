@@ -8,6 +8,7 @@ from diffusers.pipelines.longcat_image.pipeline_longcat_image import prepare_pos
 from longcat import denoise, flow, latents
 from longcat.errors import EngineError
 from longcat.flavour import Flavour
+from longcat.forward import Forward
 from longcat.loading import Components, load
 from longcat.prompt import tokenize_prompt
 from longcat.text_encoder import encode_prompt
@@ -31,8 +32,9 @@ def begin(
     settings = {"steps": 4, "guidance_scale": 3.0, "cfg_renorm": True, "seed": 7} | changes
     return denoise.start(
         model,
-        embeds_1LD=encode(model, prompt),
-        negative_embeds_1LD=encode(model, ""),
+        Forward(model.transformer),
+        embeds_1LJ=encode(model, prompt),
+        negative_embeds_1LJ=encode(model, ""),
         height_px=size[0],
         width_px=size[1],
         **settings,
@@ -40,8 +42,9 @@ def begin(
 
 
 def finish(model: Components, *pictures: denoise.Denoising) -> None:
+    forward = Forward(model.transformer)
     while not all(picture.is_done for picture in pictures):
-        denoise.advance(model.transformer, [picture for picture in pictures if not picture.is_done])
+        denoise.advance(forward, [picture for picture in pictures if not picture.is_done])
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,6 @@ def test_a_picture_is_bitwise_the_same_whoever_shares_its_forward(
     flavour: Flavour, size: tuple[int, int], dtype: str
 ) -> None:
     model = load(flavour, device="cpu", dtype=dtype)
-    denoise.make_rows_independent(model.transformer)
     alone = begin(model, seed=3, steps=5, size=size)
     finish(model, alone)
     together = begin(model, seed=3, steps=5, size=size)

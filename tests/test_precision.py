@@ -7,7 +7,7 @@ from longcat.flavour import Flavour
 from longcat.loading import Components, load, parse_device, parse_dtype, place
 from longcat.precision import Offload, Precision, parse_precision
 from longcat.quantize import check_precision, quantize_base
-from tests.test_denoise import begin, finish
+from tests.test_denoise import begin, encode, finish
 
 QUANTIZED = [precision for precision in Precision if precision is not Precision.NO_CHANGE]
 # Relative error of one forward against bfloat16 weights, with the room that the smallest model needs.
@@ -22,10 +22,9 @@ CPU = torch.device("cpu")
 
 
 def velocity(model: Components, hidden: torch.Tensor) -> torch.Tensor:
-    picture = begin(model)
     return model.transformer(
         hidden_states=hidden,
-        encoder_hidden_states=picture.embeds_1LD,
+        encoder_hidden_states=encode(model, "a red apple"),
         timestep=torch.tensor([0.5], dtype=model.dtype),
         txt_ids=denoise.latents.text_ids(32),
         img_ids=denoise.latents.image_ids(height_px=128, width_px=128, max_tokens=32),
@@ -60,9 +59,7 @@ def test_gradients_flow_through_a_base_quantized_for_training(flavour: Flavour, 
 def test_a_quantized_text_encoder_still_tells_prompts_apart(flavour: Flavour) -> None:
     whole = load(flavour, device="cpu", dtype="bfloat16")
     small = load(flavour, device="cpu", dtype="bfloat16", text_encoder_precision=Precision.INT8_TORCHAO)
-    apple, same, other = (
-        begin(m, prompt=p).embeds_1LD for m, p in ((whole, "苹果"), (small, "苹果"), (small, "一只猫"))
-    )
+    apple, same, other = (encode(m, p) for m, p in ((whole, "苹果"), (small, "苹果"), (small, "一只猫")))
     assert (same - apple).norm() < 0.1 * (other - apple).norm()
 
 

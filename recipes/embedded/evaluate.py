@@ -23,6 +23,7 @@ import tqdm
 from PIL import Image, ImageDraw
 
 from longcat import denoise, flavour
+from longcat.forward import Forward
 from longcat.loading import Components, load
 from longcat.prompt import tokenize_prompt
 from longcat.text_encoder import encode_prompt
@@ -82,13 +83,15 @@ def draw_pictures(model: Components, cases: list[Case]) -> list[np.ndarray]:
         )
 
     empty = encode("")
+    forward = Forward(model.transformer)
     pictures = []
     for first in tqdm.trange(0, len(cases), TOGETHER, desc="drawing", unit_scale=TOGETHER):
         together = [
             denoise.start(
                 model,
-                embeds_1LD=encode(case.prompt),
-                negative_embeds_1LD=empty,
+                forward,
+                embeds_1LJ=encode(case.prompt),
+                negative_embeds_1LJ=empty,
                 height_px=settings.default_size_px,
                 width_px=settings.default_size_px,
                 steps=settings.default_steps,
@@ -99,7 +102,7 @@ def draw_pictures(model: Components, cases: list[Case]) -> list[np.ndarray]:
             for i, case in enumerate(cases[first : first + TOGETHER])
         ]
         while not together[0].is_done:
-            denoise.advance(model.transformer, together)
+            denoise.advance(forward, together)
         pictures += [denoise.decode(model.vae, picture) for picture in together]
     return pictures
 
