@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from longcat.errors import AdapterError, StorageConflictError, StorageMissingError
+from longcat.errors import AdapterError, StorageConflictError, StorageMissingError, UnknownAdapterError
 from longcat.prompt import POSITION_POLICY
 from longcat.storage import Storage
 
@@ -191,7 +191,7 @@ def find(storage: Storage, reference: Reference) -> Manifest:
     except StorageMissingError as error:
         wanted = "no latest version" if reference.version is None else f"no version {reference.version}"
         there = ", ".join(str(version) for version in sorted(_whole(storage, reference.name))) or "none at all"
-        raise AdapterError(f"adapter {reference.name!r} has {wanted} at {storage.uri}; it has {there}") from error
+        raise UnknownAdapterError(f"adapter {reference.name!r} has {wanted} at {storage.uri}; it has {there}") from error
 
 
 def previous_version(storage: Storage, name: str) -> int:
@@ -257,7 +257,7 @@ def _remove(storage: Storage, prefix: str, *, keep: int) -> None:
     name = prefix.split("/")[0]
     keys = {entry.key for entry in storage.list(prefix)}
     if all(key.endswith("/removed") for key in keys):
-        raise AdapterError(f"adapter {prefix.rstrip('/').replace('/', '@')}: nothing of that name is at {storage.uri}")
+        raise UnknownAdapterError(f"adapter {prefix.rstrip('/').replace('/', '@')}: nothing of that name is at {storage.uri}")
     mark = f"{name}/{keep}/removed"
     with contextlib.suppress(StorageConflictError):
         storage.create(mark, b"\n")  # before anything goes: the number is never free

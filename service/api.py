@@ -343,6 +343,8 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         if len(self._restarts) == _MOST_RESTARTS and now - self._restarts[0] < _RESTART_WINDOW_SECONDS:
             log.error("the engine process ended %d times in %.0f s", _MOST_RESTARTS + 1, now - self._restarts[0])
             return False
+        # The dead engine was waiting for a command, and the manager process still waits on its behalf: the next is lost.
+        self._exchange.put(Cancel(id=""))
         self._restarts.append(now)
         metrics.ENGINE_RESTARTS.inc()
         log.error("the engine process ended; starting it again")

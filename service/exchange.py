@@ -62,7 +62,8 @@ class Exchange:
         self._mailboxes[ENGINE] = _EngineWatch(self._end_all)
         self._max_requests = max_requests
         self._pictures_at_a_time = pictures_at_a_time
-        self._put: Callable[[Command], None]
+        self.put: Callable[[Command], None]
+        """Sends a command that has no reply."""
         self._requests = multiprocessing.Value("i", 0)  # the main process waits for it to become 0 before it ends
         self._steps = 0
         """Of all requests under way, times pictures."""
@@ -71,7 +72,7 @@ class Exchange:
 
     def connect(self, put: Callable[[Command], None]) -> None:
         """Where commands go."""
-        self._put = put
+        self.put = put
 
     @property
     def requests(self) -> int:
@@ -97,7 +98,7 @@ class Exchange:
             self._requests.value += 1
         self._steps += steps
         try:
-            await asyncio.to_thread(self._put, command)
+            await asyncio.to_thread(self.put, command)
             yield mailbox
         finally:
             self._steps -= steps
@@ -105,13 +106,13 @@ class Exchange:
                 self._requests.value -= 1
             del self._mailboxes[command.id]
             if not mailbox.is_over:
-                self._put(Cancel(id=command.id))
+                self.put(Cancel(id=command.id))
 
     async def ask(self, command: AdapterCommand) -> Reply:
         """Send a command that has one reply."""
         mailbox = self._mailboxes[command.id] = Mailbox()
         try:
-            await asyncio.to_thread(self._put, command)
+            await asyncio.to_thread(self.put, command)
             return await mailbox.next()
         finally:
             del self._mailboxes[command.id]

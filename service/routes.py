@@ -104,7 +104,8 @@ class Routes:
 
     def add_generate(self, app: FastAPI) -> None:
         """Register ``POST /generate``."""
-        schema = GenerateRequest.model_json_schema()
+        schema = GenerateRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+        schema.pop("$defs")  # they are among the components already, as parts of the response
         app.add_api_route(
             "/generate",
             self._generate,
