@@ -191,7 +191,9 @@ def find(storage: Storage, reference: Reference) -> Manifest:
     except StorageMissingError as error:
         wanted = "no latest version" if reference.version is None else f"no version {reference.version}"
         there = ", ".join(str(version) for version in sorted(_whole(storage, reference.name))) or "none at all"
-        raise UnknownAdapterError(f"adapter {reference.name!r} has {wanted} at {storage.uri}; it has {there}") from error
+        raise UnknownAdapterError(
+            f"adapter {reference.name!r} has {wanted} at {storage.uri}; it has {there}"
+        ) from error
 
 
 def previous_version(storage: Storage, name: str) -> int:
@@ -257,7 +259,9 @@ def _remove(storage: Storage, prefix: str, *, keep: int) -> None:
     name = prefix.split("/")[0]
     keys = {entry.key for entry in storage.list(prefix)}
     if all(key.endswith("/removed") for key in keys):
-        raise UnknownAdapterError(f"adapter {prefix.rstrip('/').replace('/', '@')}: nothing of that name is at {storage.uri}")
+        raise UnknownAdapterError(
+            f"adapter {prefix.rstrip('/').replace('/', '@')}: nothing of that name is at {storage.uri}"
+        )
     mark = f"{name}/{keep}/removed"
     with contextlib.suppress(StorageConflictError):
         storage.create(mark, b"\n")  # before anything goes: the number is never free

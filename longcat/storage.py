@@ -95,7 +95,7 @@ class FileStorage(Storage):
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Walks the directory; files that are being written are not seen."""
         with _file_errors(self.uri):
-            for folder, folders, names in os.walk(self._root):
+            for folder, folders, names in os.walk(self._root, onerror=_unless_missing):
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 for name in names:
                     path = Path(folder, name)
@@ -315,6 +315,12 @@ def _checked(key: str) -> str:
     if not _KEY.match(key):
         raise StorageError(f"key {key!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit")
     return key
+
+
+def _unless_missing(error: OSError) -> None:
+    """A directory that is gone holds nothing; one that cannot be read is not the same as an empty one."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _file_etag(status: os.stat_result) -> str:

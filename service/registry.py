@@ -199,7 +199,7 @@ class Registry:
             desired = latest_version(self.storage, entry.name)
             with self._lock:
                 entry.desired = desired
-            adapter = self._version(entry.name, desired)
+            adapter = self._fresh(read_manifest(self.storage, entry.name, desired))
         except StorageMissingError as error:  # its manifest is not there: half written, or being removed; look again
             self._refuse(entry, f"version {entry.desired} is not whole: {error}", "incomplete", etag=None)
         except AdapterError as error:

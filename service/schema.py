@@ -376,8 +376,9 @@ def _from_pydantic(error: Mapping[str, Any]) -> FieldProblem:
 
 
 def _nearest(field: str) -> str:
-    names = list(GenerateRequest.model_fields)
-    close = difflib.get_close_matches(field, names, n=1)
+    model = AdapterChoice if field.startswith("adapters.") else GenerateRequest
+    names = list(model.model_fields)
+    close = difflib.get_close_matches(field.rpartition(".")[2], names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(names)}"
 
 

@@ -54,7 +54,14 @@ def assert_no_more_steps(client: httpx.Client) -> None:
 
 def test_requests_together_give_the_bytes_that_each_gives_alone(client: httpx.Client) -> None:
     bodies = [
-        {"prompt": prompt, "seed": i, "steps": 2 + i, "guidance_scale": 1 + i / 2, "width": 64 * (1 + i % 2), "height": 64}
+        {
+            "prompt": prompt,
+            "seed": i,
+            "steps": 2 + i,
+            "guidance_scale": 1 + i / 2,
+            "width": 64 * (1 + i % 2),
+            "height": 64,
+        }
         for i, prompt in enumerate(["一只猫", "a red apple", "a car", "dog", "苹果", "a blue bird"])
     ]
     alone = [client.post("/generate", json=body).content for body in bodies]
@@ -145,7 +152,11 @@ def test_when_the_engine_dies_requests_get_503_at_once_and_it_comes_back(small: 
 
 
 def test_sigterm_lets_requests_finish_takes_no_more_and_leaves_no_process(tmp_path: Path) -> None:
-    with serve(tmp_path) as server, httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(1) as pool:
+    with (
+        serve(tmp_path) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
         family = psutil.Process(server.process.pid).children(recursive=True)
         finishing = pool.submit(client.post, "/generate", json=APPLE | {"steps": 60})
         wait_for_steps(client, steps_made(client))

@@ -1,0 +1,249 @@
+"""Adapters over HTTP: published by one process, served by another, without a restart."""
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from longcat.loading import Components
+from longcat.lora import lora_targets, save_lora
+from longcat.storage import Storage, open_storage
+from service.picture import read_recipe
+from tests.conftest import RunningServer, run_lithograph, serve
+from tests.test_http import metric, problem
+from tests.test_registry import put
+from tests.test_serving import LONG, wait_for_steps
+from tests.test_slots import random_lora
+
+CAT = {"prompt": "一只猫", "seed": 3, "steps": 3}
+KEY = {"Authorization": "Bearer secret"}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    return open_storage(tmp_path_factory.mktemp("adapters").as_uri())
+
+
+@pytest.fixture(scope="module")
+def adapters_server(tmp_path_factory: pytest.TempPathFactory, storage: Storage) -> Iterator[RunningServer]:
+    options = ("--adapter-slots", "4", "--adapter-rank", "16", "--adapter-poll-seconds", "0.3", "--admin-key", "secret")
+    with serve(tmp_path_factory.mktemp("server"), "--adapters", storage.uri, *options) as running:
+        yield running
+
+
+@pytest.fixture
+def http(adapters_server: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=adapters_server.url, timeout=60) as session:
+        yield session
+
+
+def with_adapters(*choices: tuple[str, float], **fields: Any) -> dict[str, Any]:
+    return CAT | fields | {"adapters": [{"name": name, "scale": scale} for name, scale in choices]}
+
+
+def wait_until(http: httpx.Client, name: str, **expected: object) -> dict[str, Any]:
+    deadline = time.monotonic() + 20
+    while True:
+        listed = http.get("/v1/adapters").json()["adapters"]
+        found = next((a for a in listed if a["name"] == name), {})
+        if expected.items() <= found.items():
+            return dict(found)
+        assert time.monotonic() < deadline, listed
+        time.sleep(0.05)
+
+
+def test_a_published_adapter_serves_without_a_restart_and_the_reply_proves_it(
+    http: httpx.Client, storage: Storage, model: Components, tmp_path: Path
+) -> None:
+    targets = lora_targets(model.transformer)
+    plain = http.post("/generate", json=CAT)
+    assert "x-adapters" not in plain.headers
+    first = put(storage, model, tmp_path, "ink", random_lora(targets, seed=1))
+    reply = http.post("/generate", json=with_adapters(("ink", 1.0)))  # at once, before any look at storage
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["x-adapters"] == f"ink@1;scale=1;modules=20;sha256={first.weights.sha256}"
+    assert reply.content != plain.content
+    off = http.post("/generate", json=with_adapters(("ink", 0.0)))
+    assert Image.open(io.BytesIO(off.content)).tobytes() == Image.open(io.BytesIO(plain.content)).tobytes()
+
+    second = put(storage, model, tmp_path, "ink", random_lora(targets, seed=2))
+    wait_until(http, "ink", version=2, desired_version=2, state="ready", sha256=second.weights.sha256)
+    body = http.post("/generate", json=with_adapters(("ink", 1.0), response_format="json")).json()
+    assert body["adapters"] == [
+        {"name": "ink", "version": 2, "scale": 1.0, "sha256": second.weights.sha256, "modules": 20}
+    ]
+    assert http.post("/generate", json=with_adapters(("ink@1", 1.0))).headers["x-adapters"].startswith("ink@1;")
+
+
+def test_mixed_adapters_more_of_them_than_slots_give_the_bytes_that_each_gives_alone(
+    http: httpx.Client, storage: Storage, model: Components, tmp_path: Path
+) -> None:
+    targets = lora_targets(model.transformer)
+    for i in range(7):
+        put(storage, model, tmp_path, f"mix{i}", random_lora(targets, seed=i, rank=2 + 2 * i))
+    bodies = [with_adapters((f"mix{i}", 1.0), seed=i, steps=2 + i) for i in range(7)]
+    bodies += [with_adapters(("mix0", 0.5), ("mix3", 1.5), ("mix5", -1.0), ("mix6", 0.3)), CAT]
+    alone = [http.post("/generate", json=body).content for body in bodies]
+    assert len(set(alone)) == len(bodies)
+    with ThreadPoolExecutor(18) as pool:
+        together = list(pool.map(lambda body: http.post("/generate", json=body).content, bodies * 2))
+    assert together == alone * 2
+    report = http.get("/v1/adapters").json()
+    assert report["slots"] == len(report["slots_used"]) == 4
+    assert metric(http, "lithograph_adapter_slot_evictions_total") > 3
+    assert metric(http, "lithograph_adapter_slots_used") == 4
+    assert metric(http, "lithograph_adapter_requests_total", adapter="mix3") == 6
+
+
+def test_a_running_picture_keeps_what_it_started_with(
+    http: httpx.Client, storage: Storage, model: Components, tmp_path: Path
+) -> None:
+    targets = lora_targets(model.transformer)
+    put(storage, model, tmp_path, "swap", random_lora(targets, seed=1))
+    body = with_adapters(("swap", 1.0), steps=40)
+    expected = http.post("/generate", json=body)
+    begin = metric(http, "lithograph_step_seconds_count")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(http.post, "/generate", json=body)
+        wait_for_steps(http, begin + 3)
+        put(storage, model, tmp_path, "swap", random_lora(targets, seed=2))
+        wait_until(http, "swap", version=2)
+        after = http.post("/generate", json=with_adapters(("swap", 1.0), steps=2))
+        assert http.delete("/v1/adapters/swap", headers=KEY).status_code == 200
+        assert not running.done()
+        assert running.result().content == expected.content
+        assert running.result().headers["x-adapters"] == expected.headers["x-adapters"]
+    assert after.headers["x-adapters"].startswith("swap@2;")
+    assert http.post("/generate", json=body).status_code == 404
+
+
+def test_a_bad_adapter_fails_alone_and_says_why(
+    http: httpx.Client, storage: Storage, model: Components, tmp_path: Path
+) -> None:
+    put(storage, model, tmp_path, "wide", random_lora(lora_targets(model.transformer), seed=1, rank=17))
+    wait_until(http, "wide", state="refused", version=None)
+    begin = metric(http, "lithograph_step_seconds_count")
+    with ThreadPoolExecutor(1) as pool:
+        good = pool.submit(http.post, "/generate", json=CAT | {"steps": 30})
+        wait_for_steps(http, begin)
+        refused = http.post("/generate", json=with_adapters(("wide", 1.0)))
+        unknown = http.post("/generate", json=with_adapters(("nobody", 1.0)))
+        assert good.result().status_code == 200
+    assert (refused.status_code, "rank 17; at most 16" in refused.json()["error"]["message"]) == (422, True)
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "adapter_not_found")
+    assert metric(http, "lithograph_adapter_refusals_total", reason="unfit") >= 1
+
+
+@pytest.mark.parametrize(
+    ("adapters", "field", "remedy"),
+    [
+        ([{"name": "Ink!"}], "adapters.0.name", "give a name"),
+        ([{"name": "ink", "scale": 11}], "adapters.0.scale", "at most 10"),
+        ([{"name": "ink"}, {"name": "ink@1"}], "adapters.1.name", "once"),
+        ([{"name": f"a{i}"} for i in range(5)], "adapters", "at most 4"),
+        ([{"nmae": "ink"}], "adapters.0.nmae", "did you mean 'name'"),
+    ],
+)
+def test_what_is_wrong_with_adapters_is_named(
+    http: httpx.Client, adapters: list[dict[str, object]], field: str, remedy: str
+) -> None:
+    assert remedy in problem(http.post("/generate", json=CAT | {"adapters": adapters}), field)["remedy"]
+
+
+def test_without_storage_adapters_are_refused(client: httpx.Client) -> None:
+    found = problem(client.post("/generate", json=with_adapters(("ink", 1.0))), "adapters")
+    assert "--adapters" in found["remedy"]
+    assert client.get("/v1/adapters").status_code == 422
+
+
+def test_changing_adapters_takes_the_key(
+    http: httpx.Client, storage: Storage, model: Components, tmp_path: Path
+) -> None:
+    put(storage, model, tmp_path, "key", random_lora(lora_targets(model.transformer), seed=1))
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        assert http.post("/v1/adapters/key/pin", headers=headers).status_code == 401
+        assert http.delete("/v1/adapters/key", headers=headers).status_code == 401
+    assert http.post("/v1/adapters/key/unload", headers=KEY).status_code in (200, 404)
+    assert http.post("/v1/adapters/key/load", headers=KEY).status_code == 200
+    wait_until(http, "key", state="ready", pinned=False)
+    reply = http.post("/v1/adapters/key/pin", headers=KEY)
+    assert (reply.status_code, "pinned already" in reply.text) == (422, True)  # all four slots may be one request's
+    assert http.post("/v1/adapters/key/polish", headers=KEY).status_code == 404
+    assert http.post("/v1/adapters/key/unload", headers=KEY).status_code == 200
+    assert http.post("/generate", json=with_adapters(("key", 1.0))).status_code == 404
+    assert http.delete("/v1/adapters/nobody", headers=KEY).status_code == 404
+
+
+def test_a_recipe_names_versions_and_makes_the_same_file_again(
+    http: httpx.Client, storage: Storage, model: Components, tmp_path: Path
+) -> None:
+    put(storage, model, tmp_path, "paint", random_lora(lora_targets(model.transformer), seed=5))
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(http.post("/generate", json=with_adapters(("paint", 0.8))).content)
+    recipe = read_recipe(picture)
+    assert [(a.reference, a.scale) for a in recipe.adapters] == [("paint@1", 0.8)]
+    missing = run_lithograph("generate", "--recipe", str(picture), "-o", "again.png", cwd=tmp_path)
+    assert "say with --adapters where they are" in missing.stderr
+    options = ("--adapters", storage.uri, "-o", "again.png")
+    again = run_lithograph("generate", "--recipe", str(picture), *options, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "again.png").read_bytes() == picture.read_bytes()
+    fresh = run_lithograph(
+        "generate", "一只猫", "--seed", "3", "--steps", "3", "--adapter", "paint@1:0.8", *options, cwd=tmp_path
+    )
+    assert fresh.returncode == 0, fresh.stderr
+    assert (tmp_path / "again.png").read_bytes() == picture.read_bytes()
+
+
+def test_imported_by_the_command_required_by_the_service_from_s3(
+    model: Components, s3_endpoint: str, tmp_path: Path
+) -> None:
+    uri = f"s3://adapters/{tmp_path.name}"
+    save_lora(random_lora(lora_targets(model.transformer), seed=1), tmp_path / "foreign.safetensors")
+    options = ("--adapters", uri, "--adapters-endpoint-url", s3_endpoint, "--require-adapter", "style")
+    with serve(tmp_path, *options, "--adapter-poll-seconds", "0.2", wait=False) as server:
+        with httpx.Client(base_url=server.url, timeout=60) as http:
+            deadline = time.monotonic() + 60
+            while "waiting for adapters style" not in server.log_text():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert http.get("/readyz").json() == {"status": "waiting for adapters"}
+            imported = run_lithograph(
+                "adapters", "import", "foreign.safetensors", "--name", "style", "--storage", uri,
+                "--endpoint-url", s3_endpoint, cwd=tmp_path,
+            )  # fmt: skip
+            assert imported.returncode == 0, imported.stderr
+            while http.get("/readyz").status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            reply = http.post("/generate", json=with_adapters(("style", 1.0)))
+            assert reply.headers["x-adapters"].startswith("style@1;scale=1;modules=20;")
+            listed = run_lithograph(
+                "adapters", "list", "--json", "--storage", uri, "--endpoint-url", s3_endpoint, cwd=tmp_path
+            )
+            assert json.loads(listed.stdout)[0]["name"] == "style"
+
+
+def test_requests_that_wait_for_slots_time_out_without_holding_any(
+    http: httpx.Client, storage: Storage, model: Components, tmp_path: Path
+) -> None:
+    targets = lora_targets(model.transformer)
+    for i in range(5):
+        put(storage, model, tmp_path, f"hold{i}", random_lora(targets, seed=i))
+    holders = [(f"hold{i}", 1.0) for i in range(4)]
+    with ThreadPoolExecutor(2) as pool:
+        begin = metric(http, "lithograph_step_seconds_count")
+        holding = pool.submit(http.post, "/generate", json=LONG | with_adapters(*holders, steps=100, timeout_seconds=3))
+        wait_for_steps(http, begin + 1)
+        waiting = http.post("/generate", json=with_adapters(("hold4", 1.0), timeout_seconds=0.5))
+        passing = http.post("/generate", json=CAT)
+        assert (waiting.status_code, passing.status_code) == (504, 200)
+        assert holding.result().status_code == 504
+    assert http.post("/generate", json=with_adapters(("hold4", 1.0))).status_code == 200
