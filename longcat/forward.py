@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from longcat import latents
 
-Rope = tuple[Tensor, Tensor]
-"""Cosines and sines, each (T, head width)."""
+Rope = Tensor
+"""Rotations: (T, head width / 2) of complex numbers; where those are not to be had, cosines and sines (2, T, head width)."""
 Update = tuple[slice | None, Tensor, Tensor]
 """Some rows (None: all) and what their adapters do to a linear layer: down (rows, in, r) and up (rows, r, out), scaled."""
 BlockUpdates = Mapping[str, Sequence[Update]]
@@ -101,11 +101,17 @@ class Forward:
                 image = latents.image_ids(height_px=height_px, width_px=width_px, max_tokens=prompt_rows)
                 device = self.transformer.proj_out.bias.device if self._offload_hook is None else None
                 ids = torch.cat([text, image]).to(device or self._offload_hook.execution_device)
-                self._ropes[key] = self.transformer.pos_embed(ids)
+                self._ropes[key] = self._rotations(ids)
                 if len(self._ropes) > _SIZES:
                     self._ropes.popitem(last=False)
             self._ropes.move_to_end(key)
             return self._ropes[key]
+
+    def _rotations(self, ids_T3: Tensor) -> Rope:
+        cosines, sines = self.transformer.pos_embed(ids_T3)
+        if self.compiled or ids_T3.device.type == "mps":
+            return torch.stack([cosines, sines])
+        return torch.complex(cosines[:, ::2].contiguous(), sines[:, ::2].contiguous())  # each is there twice
 
     @torch.no_grad()
     def __call__(
@@ -230,13 +236,13 @@ def _double_block(
     attended = _attend(_rotate(query, rope), _rotate(key, rope), value)
     text, image = attended[:, : text.shape[1]].contiguous(), attended[:, text.shape[1] :].contiguous()
 
-    image_RND = image_RND + gate * _linear(attn.to_out[0], image, updates.get("attn.to_out.0"))
+    image_RND = torch.addcmul(image_RND, gate, _linear(attn.to_out[0], image, updates.get("attn.to_out.0")))
     image = _feed_forward(block.ff, _normed(image_RND, mlp_scale, mlp_shift), updates, "ff")
-    image_RND = image_RND + mlp_gate * image
+    image_RND = torch.addcmul(image_RND, mlp_gate, image)
 
-    text_RLD = text_RLD + c_gate * _linear(attn.to_add_out, text, updates.get("attn.to_add_out"))
+    text_RLD = torch.addcmul(text_RLD, c_gate, _linear(attn.to_add_out, text, updates.get("attn.to_add_out")))
     text = _feed_forward(block.ff_context, _normed(text_RLD, c_mlp_scale, c_mlp_shift), updates, "ff_context")
-    text_RLD = text_RLD + c_mlp_gate * text
+    text_RLD = torch.addcmul(text_RLD, c_mlp_gate, text)
     return _in_range(text_RLD), image_RND
 
 
@@ -252,12 +258,12 @@ def _single_block(
     def heads(name: str, x: Tensor) -> Tensor:
         return _heads(_linear(getattr(attn, name), x, updates.get(f"attn.{name}")), attn.heads)
 
-    query = _rotate(attn.norm_q(heads("to_q", asking)), (rope[0][skip:], rope[1][skip:]))
+    query = _rotate(attn.norm_q(heads("to_q", asking)), rope[..., skip:, :])
     key = _rotate(attn.norm_k(heads("to_k", attending)), rope)
     attended = _attend(query, key, heads("to_v", attending))
     mlp = F.gelu(_linear(block.proj_mlp, asking, updates.get("proj_mlp")), approximate="tanh")  # type: ignore[arg-type]
     out = _linear(block.proj_out, torch.cat([attended, mlp], dim=2), updates.get("proj_out"))  # type: ignore[arg-type]
-    return _in_range(tokens_RTD[:, skip:] + gate * out)
+    return _in_range(torch.addcmul(tokens_RTD[:, skip:], gate, out))
 
 
 def _feed_forward(layers: Any, x: Tensor, updates: BlockUpdates, name: str) -> Tensor:
@@ -266,12 +272,16 @@ def _feed_forward(layers: Any, x: Tensor, updates: BlockUpdates, name: str) -> T
 
 
 def _normed(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
 
 def _rotate(x: Tensor, rope: Rope) -> Tensor:
-    rotated: Tensor = apply_rotary_emb(x, rope, sequence_dim=1)
-    return rotated
+    """Turn pairs of numbers of (R, T, heads, width) by their token's angles, in float32."""
+    if not rope.is_complex():
+        rotated: Tensor = apply_rotary_emb(x, (rope[0], rope[1]), sequence_dim=1)
+        return rotated
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rope[:, None]).flatten(3).to(x.dtype)
 
 
 def _heads(x_RTD: Tensor, count: int) -> Tensor:

@@ -63,5 +63,6 @@ def encode(vae: AutoencoderKL, images_BCHW: Tensor) -> Tensor:
 def decode(vae: AutoencoderKL, latents_BCHW: Tensor) -> Tensor:
     """Normalised latents to images (B, 3, H, W), nominally in -1..1, in the autoencoder's dtype: z / scale + shift."""
     latents = latents_BCHW / vae.config.scaling_factor + vae.config.shift_factor
-    images: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    latents = latents.to(vae.dtype).contiguous(memory_format=torch.channels_last)
+    images: Tensor = vae.decode(latents, return_dict=False)[0]
     return images

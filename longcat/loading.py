@@ -84,6 +84,7 @@ def load(
         module.eval().requires_grad_(False)
     quantize_base(transformer, precision, device=target, training=False, offload=offload)
     quantize_base(text_encoder, text_encoder_precision, device=target, training=False, offload=offload)
+    vae.to(memory_format=torch.channels_last)  # convolutions are a sixth faster so
     place(transformer, text_encoder, vae, device=target, offload=offload)
     return Components(
         flavour=flavour,

@@ -110,12 +110,12 @@ def test_what_is_not_good_never_serves_and_the_version_before_does(
     name = next(iter(broken.layers))
     infinite = LoraLayer(broken.layers[name].down * float("inf"), broken.layers[name].up)
     cases = {
-        "not finite": dict(weights=LoraWeights(alpha=16, layers={**broken.layers, name: infinite})),
-        "has rank 17; at most 16": dict(weights=some_lora(3, rank=17)),
-        "is for base model embedded 000000000000": dict(weights=broken, base="0" * 64),
-        "modules that this model has not": dict(
-            weights=LoraWeights(alpha=1, layers={"x.to_q": LoraLayer(torch.zeros(1, 8), torch.zeros(8, 1))})
-        ),
+        "not finite": {"weights": LoraWeights(alpha=16, layers={**broken.layers, name: infinite})},
+        "has rank 17; at most 16": {"weights": some_lora(3, rank=17)},
+        "is for base model embedded 000000000000": {"weights": broken, "base": "0" * 64},
+        "modules that this model has not": {
+            "weights": LoraWeights(alpha=1, layers={"x.to_q": LoraLayer(torch.zeros(1, 8), torch.zeros(8, 1))})
+        },
     }
     for version, (reason, options) in enumerate(cases.items(), 2):
         put(storage, model, tmp_path / "new", "ink", **options)  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ def test_what_is_not_good_never_serves_and_the_version_before_does(
     put(storage, model, tmp_path / "new", "bad", some_lora(3, rank=17))
     service.registry.look()
     assert service.state("bad")[0] is AdapterState.REFUSED
-    with pytest.raises(AdapterError, match="'bad' is not served: .*rank 17"):
+    with pytest.raises(AdapterError, match=r"'bad' is not served: .*rank 17"):
         service.registry.resolve("bad")
     last = put(storage, model, tmp_path / "new", "ink", some_lora(4))
     service.registry.look()
