@@ -63,6 +63,14 @@ embedded: $(VENV)/recipes.stamp ## Make the embedded model again: about two hour
 bench: $(VENV)/base.stamp ## Time one picture at default settings (ARGS=--dtype bfloat16, ...).
 	$(BIN)/python -m benchmarks.one_picture $(ARGS)
 
+.PHONY: bench-adapters
+bench-adapters: $(VENV)/base.stamp ## What adapters cost in a forward.
+	$(BIN)/python -m benchmarks.adapter_cost $(ARGS)
+
+.PHONY: loadtest
+loadtest: $(VENV)/dev.stamp ## Load a server and plain LitServe side by side, briefly (see loadtest/README.md).
+	$(BIN)/python -m loadtest.closed_loop --rounds 2 --pictures 4 $(ARGS)
+
 .PHONY: lock
 lock: $(VENV)/recipes.stamp ## Write what is installed into constraints.txt.
 	$(BIN)/python -m pip list --format=freeze --exclude-editable \

@@ -123,9 +123,8 @@ class Drawn:
     adapters: tuple[Adapter, ...]
     """In the order in which the order names them."""
     queue_seconds: float
-    """Before it was looked at, and for room among the rows and slots."""
+    """Before it was looked at, for its adapters, and for room among the rows and slots."""
     text_seconds: float
-    """Adapters and prompts."""
     denoise_seconds: float
     decode_seconds: float
 
@@ -204,6 +203,8 @@ class Engine:
         self._listener = listener
         self._max_rows = max_rows
         self._beside: Executor = ThreadPoolExecutor(2, "beside", _one_core) if beside else _Inline()
+        # A download can take long, and pictures that need none must not wait for it.
+        self._fetching: Executor = ThreadPoolExecutor(4, "fetching") if beside else _Inline()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: dict[str, _Job] = {}
         self._waiting: list[_Job] = []
@@ -289,9 +290,12 @@ class Engine:
         self._arrivals += 1
         job = _Job(order=order, number=self._arrivals, pending=deque(range(len(order.seeds))))
         self._jobs[order.id] = job
-        self._aside(job, self._prepare)
+        if order.adapters:
+            self._aside(self._fetching, job, self._fetch)
+        else:
+            self._aside(self._beside, job, self._prepare)
 
-    def _aside(self, job: _Job, work: Callable[..., None], *arguments: Any) -> None:
+    def _aside(self, pool: Executor, job: _Job, work: Callable[..., None], *arguments: Any) -> None:
         """Do a part of a job beside the loop; if it fails, the job fails, alone."""
 
         def run() -> None:
@@ -303,16 +307,18 @@ class Engine:
                 failure = error
                 self._inbox.put(lambda: self._fail(job, failure))
 
-        self._beside.submit(run)
+        pool.submit(run)
+
+    def _fetch(self, job: _Job) -> None:
+        if self.source is None:
+            raise EngineError("adapters were ordered of an engine that has no source of them")
+        job.adapters = tuple(self.source.resolve(use.reference) for use in job.order.adapters)
+        self._aside(self._beside, job, self._prepare)
 
     @torch.no_grad()
     def _prepare(self, job: _Job) -> None:
         begin = time.monotonic()
         order, prompt = job.order, job.order.prompt
-        if order.adapters:
-            if self.source is None:
-                raise EngineError("adapters were ordered of an engine that has no source of them")
-            job.adapters = tuple(self.source.resolve(use.reference) for use in order.adapters)
         if order.rewrite_prompt:
             limit = self.model.flavour.settings.max_prompt_tokens
             prompt = rewrite_prompt(self.model.text_encoder, self.model.tokenizer, prompt, max_tokens=limit)
@@ -340,8 +346,8 @@ class Engine:
                 elif (slots := self.table.acquire(job.adapters)) is None:
                     slots_wanted = True
                 else:
-                    self._begin(job, slots)
-            if not job.pending:
+                    self._begin_or_fail(job, slots)
+            if not job.pending and job in self._waiting:
                 self._waiting.remove(job)
 
     def _rows_at(self, size: Size) -> int:
@@ -351,6 +357,13 @@ class Engine:
 
     def _rows_used(self, size: Size) -> int:
         return sum(len(running.picture.contexts) for running in self._running.get(size, ()))
+
+    def _begin_or_fail(self, job: _Job, slots: tuple[int, ...]) -> None:
+        try:
+            self._begin(job, slots)
+        except Exception as error:  # out of memory, say: the others are still to be drawn
+            self.table.release(job.adapters)
+            self._fail(job, error)
 
     def _begin(self, job: _Job, slots: tuple[int, ...]) -> None:
         order, index = job.order, job.pending.popleft()
@@ -381,7 +394,7 @@ class Engine:
                 group.remove(running)
                 self.table.release(job.adapters)
                 job.stepped_at = time.monotonic()
-                self._aside(job, self._decode, running)
+                self._aside(self._beside, job, self._decode, running)
         self._running.pop(size, None)
         if group:
             self._running[size] = group  # behind the other sizes
@@ -405,7 +418,7 @@ class Engine:
             self._listener(job.order, Progress(picture=running.index, step=picture.step, steps=picture.steps))
         if job.order.previews and not job.previewing and not picture.is_done:
             job.previewing = True
-            self._aside(job, self._preview, running.index, copy.copy(picture))
+            self._aside(self._beside, job, self._preview, running.index, copy.copy(picture))
 
     @torch.no_grad()
     def _preview(self, job: _Job, index: int, picture: Denoising) -> None:

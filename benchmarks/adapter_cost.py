@@ -1,0 +1,88 @@
+"""What adapters cost in a forward: eight guided pictures with eight adapters of rank 16, against the same forward with none.
+
+Run it with ``make bench-adapters``. Ratios are medians over pairs measured one after the other in one run. ``loaded`` is the
+number of adapters in slots, of which eight are in use: the cost must not depend on it.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+from longcat.logs import silence_import_noise
+
+PICTURES = 8
+RANK = 16
+TARGETS = {"attention": ("to_q", "to_k", "to_v", "to_out.0"), "all-linear": ("",)}
+
+
+def main() -> None:
+    """Measure, and print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40)
+    arguments = parser.parse_args()
+    silence_import_noise()
+    figures = [
+        measure(dtype, targets, loaded, arguments.rounds)
+        for dtype in ("float32", "bfloat16")
+        for targets in TARGETS
+        for loaded in (8, 50)
+    ]
+    print(json.dumps({"cores": os.cpu_count(), "pictures": PICTURES, "rank": RANK, "figures": figures}, indent=1))
+
+
+def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, object]:
+    """Seconds of a forward without and with adapters."""
+    import torch
+
+    from longcat import latents
+    from longcat.flavour import resolve
+    from longcat.forward import Forward
+    from longcat.loading import load
+    from longcat.lora import LoraLayer, LoraWeights, lora_targets
+    from longcat.slots import AdapterSlots
+
+    model = load(resolve("embedded"), device="cpu", dtype=dtype)
+    forward, widths = Forward(model.transformer), lora_targets(model.transformer)
+    slots = AdapterSlots(widths, count=loaded, rank=RANK, device=model.device, dtype=model.dtype)
+    for slot in range(loaded):
+        layers = {
+            name: LoraLayer(torch.randn(RANK, width_in) / width_in**0.5, torch.randn(width_out, RANK) * 0.05)
+            for name, (width_in, width_out) in widths.items()
+            if name.endswith(TARGETS[targets])
+        }
+        slots.load(slot, LoraWeights(alpha=RANK, layers=layers))
+    rows, width = 2 * PICTURES, model.transformer.config.joint_attention_dim
+    inputs = (
+        latents.seeded_noise(seed=0, height_px=128, width_px=128).to(model.dtype).repeat(rows, 1, 1),
+        forward.context(torch.randn(1, 32, width, dtype=model.dtype)).repeat(rows, 1, 1),
+        torch.stack([forward.modulation(torch.tensor((i + 1) / 20, dtype=model.dtype)) for i in range(rows)]),
+        forward.rope(height_px=128, width_px=128, prompt_rows=32),
+    )
+    uses = [((loaded * (row // 2) // PICTURES, 1.0),) for row in range(rows)]
+    variants: dict[str, Callable[[], object]] = {
+        "none": lambda: forward(*inputs),
+        "adapters": lambda: forward(*inputs, slots.gather(uses)),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for i in range(-3, rounds):  # three to warm up
+        for name, run in variants.items():
+            begin = time.perf_counter()
+            run()
+            if i >= 0:
+                seconds[name].append(time.perf_counter() - begin)
+    ratios = [b / a for a, b in zip(seconds["none"], seconds["adapters"], strict=True)]
+    return {
+        "dtype": dtype,
+        "targets": targets,
+        "loaded": loaded,
+        "none_ms": round(statistics.median(seconds["none"]) * 1000, 2),
+        "adapters_ms": round(statistics.median(seconds["adapters"]) * 1000, 2),
+        "ratio": round(statistics.median(ratios), 3),
+    }
+
+
+if __name__ == "__main__":
+    main()
