@@ -20,6 +20,8 @@ from service.schema import AdapterChoice, AppliedAdapter, OutputFormat, Resolved
 
 RECIPE_KEY = "lithograph"
 MEDIA_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+_PNG_LEVEL = 1
+"""Of 9: a tenth larger files in a quarter of the time."""
 _JPEG_QUALITY = 95
 _WEBP_QUALITY = 95
 _PREVIEW_QUALITY = 75
@@ -78,7 +80,7 @@ def encode_picture(pixels: np.ndarray, recipe: Recipe) -> bytes:
         case "png":
             chunks = PngImagePlugin.PngInfo()
             chunks.add_itxt(RECIPE_KEY, recipe.model_dump_json())
-            image.save(buffer, "PNG", pnginfo=chunks)
+            image.save(buffer, "PNG", pnginfo=chunks, compress_level=_PNG_LEVEL)
         case "jpeg":
             image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         case "webp":

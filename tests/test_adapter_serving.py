@@ -208,27 +208,27 @@ def test_imported_by_the_command_required_by_the_service_from_s3(
     uri = f"s3://adapters/{tmp_path.name}"
     save_lora(random_lora(lora_targets(model.transformer), seed=1), tmp_path / "foreign.safetensors")
     options = ("--adapters", uri, "--adapters-endpoint-url", s3_endpoint, "--require-adapter", "style")
-    with serve(tmp_path, *options, "--adapter-poll-seconds", "0.2", wait=False) as server:
-        with httpx.Client(base_url=server.url, timeout=60) as http:
-            deadline = time.monotonic() + 60
-            while "waiting for adapters style" not in server.log_text():
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            assert http.get("/readyz").json() == {"status": "waiting for adapters"}
-            imported = run_lithograph(
-                "adapters", "import", "foreign.safetensors", "--name", "style", "--storage", uri,
-                "--endpoint-url", s3_endpoint, cwd=tmp_path,
-            )  # fmt: skip
-            assert imported.returncode == 0, imported.stderr
-            while http.get("/readyz").status_code != 200:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            reply = http.post("/generate", json=with_adapters(("style", 1.0)))
-            assert reply.headers["x-adapters"].startswith("style@1;scale=1;modules=20;")
-            listed = run_lithograph(
-                "adapters", "list", "--json", "--storage", uri, "--endpoint-url", s3_endpoint, cwd=tmp_path
-            )
-            assert json.loads(listed.stdout)[0]["name"] == "style"
+    options += ("--adapter-poll-seconds", "0.2")
+    with serve(tmp_path, *options, wait=False) as server, httpx.Client(base_url=server.url, timeout=60) as http:
+        deadline = time.monotonic() + 60
+        while "waiting for adapters style" not in server.log_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert http.get("/readyz").json() == {"status": "waiting for adapters"}
+        imported = run_lithograph(
+            "adapters", "import", "foreign.safetensors", "--name", "style", "--storage", uri,
+            "--endpoint-url", s3_endpoint, cwd=tmp_path,
+        )  # fmt: skip
+        assert imported.returncode == 0, imported.stderr
+        while http.get("/readyz").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        reply = http.post("/generate", json=with_adapters(("style", 1.0)))
+        assert reply.headers["x-adapters"].startswith("style@1;scale=1;modules=20;")
+        listed = run_lithograph(
+            "adapters", "list", "--json", "--storage", uri, "--endpoint-url", s3_endpoint, cwd=tmp_path
+        )
+        assert json.loads(listed.stdout)[0]["name"] == "style"
 
 
 def test_requests_that_wait_for_slots_time_out_without_holding_any(

@@ -1,5 +1,6 @@
 """The step loop itself: who goes first, who fails, and who is never held up."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -57,7 +58,10 @@ class Studio:
     def __init__(self, model: Components, **options: Any) -> None:
         self.heard: list[tuple[str, Event]] = []
         self.engine = Engine(
-            model, lambda order, event: self.heard.append((order.id, event)), adapter_rank=16, **{"max_rows": 4} | options
+            model,
+            lambda order, event: self.heard.append((order.id, event)),
+            adapter_rank=16,
+            **{"max_rows": 4} | options,
         )
         self.engine.source = Adapters(model)
 
@@ -114,7 +118,7 @@ def test_sizes_take_turns_and_a_newcomer_joins_at_the_next_step(studio: Callable
     assert after.index("late") <= 2  # one forward of the other size at most
     alternating = [name for name in s.steps[1:] if name != "late"]
     both = alternating[: 2 * min(alternating.count("small"), alternating.count("wide")) - 4]
-    assert all(a != b for a, b in zip(both[2:], both[3:], strict=False)), both
+    assert all(a != b for a, b in itertools.pairwise(both[2:])), both
 
 
 def test_whoever_waits_for_slots_is_not_starved_by_those_who_need_none_or_have_theirs(
