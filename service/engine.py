@@ -389,6 +389,8 @@ class Engine:
         size, group = next(iter(self._running.items()))
         for running in self._stepped(group):
             job = running.job
+            if job.over:  # another of its pictures failed, and took this one with it
+                continue
             self._report(running)
             if running.picture.is_done:
                 group.remove(running)
