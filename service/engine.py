@@ -14,6 +14,7 @@ What waits, and for how long at most:
 """
 
 import copy
+import itertools
 import logging
 import queue
 import threading
@@ -202,15 +203,15 @@ class Engine:
         self.table = SlotTable(slots)
         self._listener = listener
         self._max_rows = max_rows
-        self._beside: Executor = ThreadPoolExecutor(2, "beside", _one_core) if beside else _Inline()
-        # A download can take long, and pictures that need none must not wait for it.
-        self._fetching: Executor = ThreadPoolExecutor(4, "fetching") if beside else _Inline()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._beside: Executor = ThreadPoolExecutor(2, "beside", _one_core) if beside else _InTheLoop(self._inbox)
+        # A download can take long, and pictures that need none must not wait for it.
+        self._fetching = ThreadPoolExecutor(4, "fetching")
         self._jobs: dict[str, _Job] = {}
         self._waiting: list[_Job] = []
         self._running: dict[Size, list[_Running]] = {}
         """In the order in which the sizes take turns."""
-        self._arrivals = 0
+        self._arrivals = itertools.count()
         self._finishing = threading.Lock()
         settings = model.flavour.settings
         embedding_bytes = (
@@ -257,7 +258,12 @@ class Engine:
 
     def submit(self, order: Order) -> None:
         """Take an order in."""
-        self._inbox.put(lambda: self._take(order))
+        job = _Job(order=order, number=next(self._arrivals), pending=deque(range(len(order.seeds))))
+        self._inbox.put(lambda: self._jobs.update({order.id: job}))
+        if order.adapters:
+            self._aside(self._fetching, job, self._fetch)
+        else:
+            self._aside(self._beside, job, self._prepare)
 
     def cancel(self, order_id: str) -> None:
         """Make no more steps for an order, and say nothing more about it."""
@@ -285,15 +291,6 @@ class Engine:
                 block = False
         except queue.Empty:
             pass
-
-    def _take(self, order: Order) -> None:
-        self._arrivals += 1
-        job = _Job(order=order, number=self._arrivals, pending=deque(range(len(order.seeds))))
-        self._jobs[order.id] = job
-        if order.adapters:
-            self._aside(self._fetching, job, self._fetch)
-        else:
-            self._aside(self._beside, job, self._prepare)
 
     def _aside(self, pool: Executor, job: _Job, work: Callable[..., None], *arguments: Any) -> None:
         """Do a part of a job beside the loop; if it fails, the job fails, alone."""
@@ -502,12 +499,15 @@ class Engine:
         )
 
 
-class _Inline(Executor):
-    """Does things at once."""
+class _InTheLoop(Executor):
+    """Does things between two steps."""
+
+    def __init__(self, inbox: queue.SimpleQueue[Callable[[], None]]) -> None:
+        self._inbox = inbox
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         done: Future[Any] = Future()
-        done.set_result(fn(*args, **kwargs))
+        self._inbox.put(lambda: done.set_result(fn(*args, **kwargs)))
         return done
 
 

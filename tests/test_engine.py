@@ -75,7 +75,7 @@ class Studio:
 
     def settle(self) -> None:
         """Let what is beside the loop be done, without a step."""
-        time.sleep(0.3)
+        time.sleep(0.5)
 
     def run(self, orders: int) -> None:
         deadline = time.monotonic() + 60
@@ -207,3 +207,15 @@ def test_a_slow_download_holds_up_nobody_else(studio: Callable[..., Studio]) -> 
     s.order("quick", "a1", steps=2)
     s.run(1)
     assert list(s.outcomes) == ["quick"]
+
+
+def test_without_threads_beside_the_loop_pictures_are_the_same(studio: Callable[..., Studio]) -> None:
+    pictures = []
+    for beside in (True, False):
+        s = studio(beside=beside)
+        s.order("one", seeds=(1, 2, 3), steps=2, previews=True)
+        s.run(1)
+        drawn = s.outcomes["one"]
+        assert isinstance(drawn, Drawn)
+        pictures.append(np.stack(drawn.pictures))
+    assert np.array_equal(*pictures)

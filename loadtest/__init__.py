@@ -1,0 +1,1 @@
+"""Load tests: a client that starts servers, loads them, and compares them. It imports nothing of the product."""

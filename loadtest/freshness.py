@@ -1,0 +1,159 @@
+"""How soon a new adapter version is served: from its ``latest`` being written to the first picture made with it.
+
+While a light load runs, new versions of one adapter are published, each by ``lithograph adapters import``. Small one-step
+requests name that adapter without a version, one after the other; a reply's ``X-Adapters`` says which version drew it. The
+clock starts when ``latest`` is written, the last of a publication: on a file system at the file's time; on S3 at the last
+look at it that still showed the old version, so one look too early at most. Publishing shares the cores with the service.
+Exit code 1 if a request failed or a version never came.
+"""
+
+import argparse
+import asyncio
+import re
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loadtest.adapters import PublishError, import_command, make_adapter, make_adapters, publish
+from loadtest.contestants import add_service_options, service_on, settings
+from loadtest.figures import machine, median, percentile, report, table
+from loadtest.latest import Latest, open_latest
+from loadtest.requests import Client, Reply, prompts
+from loadtest.servers import ROOT, running
+from loadtest.traffic import Mix
+
+FRESH = "fresh"
+_VERSION = re.compile(rf"\b{FRESH}@([0-9]+);")
+_PATIENCE_SECONDS = 60.0
+_BETWEEN_PROBES_SECONDS = 0.02
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """What the requests came to."""
+
+    first: dict[int, float] = field(default_factory=dict)
+    """Version to when, by ``time.time``, its first picture had come."""
+    probes: list[Reply] = field(default_factory=list)
+    load: list[Reply] = field(default_factory=list)
+    is_over: bool = False
+    """Nobody asks any more."""
+
+
+async def measure(
+    url: str, mix: Mix, latest: Latest, commands: Sequence[Sequence[str]], *, rate: float
+) -> tuple[Seen, list[float]]:
+    """Publish one version after the other under load; the seconds that each took to be served.
+
+    ``rate`` is the load in requests a second. Raises ``PublishError`` (in a group).
+    """
+    seen, seconds = Seen(), []
+    async with Client(url) as client, asyncio.TaskGroup() as group:
+        group.create_task(_load(client, mix, seen, rate))
+        group.create_task(_probe(client, seen))
+        for command in commands:
+            version = latest.version() + 1
+            written = await _publish(command, latest, version)
+            while version not in seen.first and time.time() < written + _PATIENCE_SECONDS:
+                await asyncio.sleep(_BETWEEN_PROBES_SECONDS)
+            seconds.append(seen.first.get(version, float("inf")) - written)
+            print(f"version {version} after {seconds[-1]:.3f} s", file=sys.stderr, flush=True)
+        seen.is_over = True
+    return seen, seconds
+
+
+async def _publish(command: Sequence[str], latest: Latest, version: int) -> float:
+    waiting = asyncio.create_task(latest.written(version))
+    pipe = asyncio.subprocess.PIPE
+    publisher = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=pipe, stderr=pipe)
+    _, complaint = await publisher.communicate()
+    if publisher.returncode:
+        waiting.cancel()
+        raise PublishError(complaint.decode(errors="replace"))
+    return await waiting
+
+
+async def _probe(client: Client, seen: Seen) -> None:
+    """The cheapest picture there is, over and over."""
+    small = Mix(guidance_scale=1.0, size_px=64)
+    while not seen.is_over:
+        reply = await client.draw(small.drawing("a red apple", seed=len(seen.probes), steps=1, adapter=FRESH))
+        seen.probes.append(reply)
+        if match := _VERSION.search(reply.headers.get("X-Adapters", "")):
+            seen.first.setdefault(int(match[1]), time.time())
+        await asyncio.sleep(_BETWEEN_PROBES_SECONDS)
+
+
+async def _load(client: Client, mix: Mix, seen: Seen, rate: float) -> None:
+    """Poisson arrivals of pictures with the other adapters."""
+    random, texts = np.random.default_rng(0), prompts(0)
+
+    async def ask(number: int, texts: Iterator[str]) -> None:
+        steps = mix.steps[number % len(mix.steps)]
+        adapter = mix.adapters[number % len(mix.adapters)] if mix.adapters else None
+        seen.load.append(await client.draw(mix.drawing(next(texts), seed=number, steps=steps, adapter=adapter)))
+
+    number = 0
+    async with asyncio.TaskGroup() as group:
+        while not seen.is_over:
+            await asyncio.sleep(float(random.exponential(1 / rate)))
+            group.create_task(ask(number, texts))
+            number += 1
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_service_options(parser, adapters=2)
+    parser.add_argument("--versions", type=int, default=20)
+    parser.add_argument("--rate", type=float, default=0.5, help="load in requests a second")
+    parser.add_argument("--storage", help="file:///... or s3://bucket/prefix; a temporary directory if absent")
+    parser.add_argument("--endpoint-url", help="of an S3 store that is not AWS")
+    arguments = parser.parse_args()
+    about = machine()
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as scratch:
+        folder = Path(scratch)
+        # A folder of its own, so that a run sees no other's adapters.
+        storage = f"{arguments.storage or (folder / 'storage').as_uri()}/{uuid.uuid4().hex}"
+        endpoint_url = arguments.endpoint_url
+        files = make_adapters(folder / "files", arguments.adapters, targets=arguments.targets)
+        commands = []
+        for number in range(arguments.versions + 1):
+            file = folder / f"{FRESH}-{number}.safetensors"
+            make_adapter(file, seed=1000 + number, targets=arguments.targets)
+            commands.append(import_command(file, FRESH, storage=storage, endpoint_url=endpoint_url))
+        publish({**files, FRESH: folder / f"{FRESH}-0.safetensors"}, storage=storage, endpoint_url=endpoint_url)
+        recipe = service_on(storage, arguments, required=(*files, FRESH), endpoint_url=endpoint_url)
+        latest = open_latest(storage, FRESH, endpoint_url=endpoint_url)
+        mix = Mix(adapters=tuple(files))
+        with running([recipe], folder) as servers, servers[recipe.name].awake():
+            seen, seconds = asyncio.run(
+                measure(servers[recipe.name].url, mix, latest, commands[1:], rate=arguments.rate)
+            )
+    failed = [reply for reply in (*seen.probes, *seen.load) if reply.has_failed]
+    summary = {
+        "versions": float(len(seconds)),
+        "median_seconds": median(seconds),
+        "p95_seconds": percentile(seconds, 95),
+        "worst_seconds": max(seconds),
+        "load_requests": float(len(seen.load)),
+        "probe_requests": float(len(seen.probes)),
+        "failed_requests": float(len(failed)),
+    }
+    content: dict[str, Any] = {"summary": summary, "seconds": seconds, "failed": [reply.problem for reply in failed]}
+    report(
+        {"measured": "freshness", "settings": settings(arguments), "machine": about, **content},
+        [table({storage.partition(":")[0]: summary})],
+    )
+    sys.exit(bool(failed) or summary["worst_seconds"] == float("inf"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Which version an adapter's ``latest`` names in storage, and since when: the clock of ``loadtest.freshness``."""
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import boto3
+
+_BETWEEN_LOOKS_SECONDS = 0.02
+
+
+class Latest(ABC):
+    """The last object that a publication writes."""
+
+    @abstractmethod
+    def version(self) -> int:
+        """The number that it holds now."""
+
+    @abstractmethod
+    async def written(self, version: int) -> float:
+        """Wait for a version, and return by ``time.time`` when it was written."""
+
+
+def open_latest(storage: str, name: str, *, endpoint_url: str | None = None) -> Latest:
+    """``latest`` of an adapter in ``file:///directory`` or ``s3://bucket/prefix``."""
+    parts = urlsplit(storage)
+    if parts.scheme == "file":
+        return _LatestFile(Path(unquote(parts.path), name, "latest"))
+    return _LatestObject(parts.netloc, f"{parts.path}/{name}/latest".strip("/"), endpoint_url)
+
+
+class _LatestFile(Latest):
+    """The file's time says when it was written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def version(self) -> int:
+        return int(self._path.read_bytes())
+
+    async def written(self, version: int) -> float:
+        while self.version() < version:
+            await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
+        return self._path.stat().st_mtime
+
+
+class _LatestObject(Latest):
+    """S3 has times in whole seconds, so it is looked at all the time; the last look at the old version is the answer."""
+
+    def __init__(self, bucket: str, key: str, endpoint_url: str | None) -> None:
+        self._where = {"Bucket": bucket, "Key": key}
+        self._client = boto3.Session().client("s3", endpoint_url=endpoint_url)
+
+    def version(self) -> int:
+        return int(self._client.get_object(**self._where)["Body"].read())
+
+    async def written(self, version: int) -> float:
+        old = time.time()
+        while True:
+            look = time.time()
+            if await asyncio.to_thread(self.version) >= version:
+                return old
+            old = look
+            await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
