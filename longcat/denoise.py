@@ -21,6 +21,7 @@ from longcat.errors import EngineError
 from longcat.forward import Forward, Rope
 from longcat.loading import Components
 from longcat.slots import AdapterSlots, SlotUse
+from longcat.threads import one_core
 
 
 @dataclass(kw_only=True)
@@ -138,7 +139,8 @@ def decode(vae: AutoencoderKL, picture: Denoising) -> np.ndarray:
     Raises ``EngineError`` if the numbers left the dtype's range.
     """
     unpacked = latents.unpack(picture.latents_1NC, height_px=picture.height_px, width_px=picture.width_px)
-    image = latents.decode(vae, unpacked)[0]
+    with one_core(unpacked.device):
+        image = latents.decode(vae, unpacked)[0]
     if not torch.isfinite(image).all():
         raise EngineError(f"the picture is not finite in {image.dtype}: serve with --dtype bfloat16 or float32")
     return _pixels(image)
@@ -148,7 +150,8 @@ def decode(vae: AutoencoderKL, picture: Denoising) -> np.ndarray:
 def preview(vae: AutoencoderKL, picture: Denoising, *, shrink: int) -> np.ndarray:
     """What the picture is becoming, (H / shrink, W / shrink, 3) in uint8: the last step's guess, from averaged latents."""
     unpacked = latents.unpack(picture.clean_1NC, height_px=picture.height_px, width_px=picture.width_px)
-    return _pixels(latents.decode(vae, F.avg_pool2d(unpacked, shrink))[0])
+    with one_core(unpacked.device):
+        return _pixels(latents.decode(vae, F.avg_pool2d(unpacked, shrink))[0])
 
 
 def _pixels(image_3HW: Tensor) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from longcat.prompt import PromptTokens
+from longcat.threads import one_core
 
 
 def position_ids(attention_mask_BS: Tensor) -> Tensor:
@@ -43,14 +44,15 @@ def encode_prompt(
     mask = torch.ones(1, len(ids), dtype=torch.long, device=device)
     if pads:
         mask[:, -1] = 0
-    output = text_encoder(
-        input_ids=torch.tensor([ids], device=device),
-        attention_mask=mask,
-        position_ids=position_ids(mask),
-        use_cache=False,
-        output_hidden_states=True,
-        logits_to_keep=1,
-    )
+    with one_core(device):
+        output = text_encoder(
+            input_ids=torch.tensor([ids], device=device),
+            attention_mask=mask,
+            position_ids=position_ids(mask),
+            use_cache=False,
+            output_hidden_states=True,
+            logits_to_keep=1,
+        )
     rows: Tensor = output.hidden_states[-1][:, len(tokens.prefix) :]
     if pads > 1:
         rows = torch.cat([rows, rows[:, -1:].expand(-1, pads - 1, -1)], dim=1)

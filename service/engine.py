@@ -204,7 +204,7 @@ class Engine:
         self._listener = listener
         self._max_rows = max_rows
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._beside: Executor = ThreadPoolExecutor(2, "beside", _one_core) if beside else _InTheLoop(self._inbox)
+        self._beside: Executor = ThreadPoolExecutor(2, "beside") if beside else _InTheLoop(self._inbox)
         # A download can take long, and pictures that need none must not wait for it.
         self._fetching = ThreadPoolExecutor(4, "fetching")
         self._jobs: dict[str, _Job] = {}
@@ -509,8 +509,3 @@ class _InTheLoop(Executor):
         done: Future[Any] = Future()
         self._inbox.put(lambda: done.set_result(fn(*args, **kwargs)))
         return done
-
-
-def _one_core() -> None:
-    """What is done beside the steps takes one core of a CPU, so that it delays them least."""
-    torch.set_num_threads(1)
