@@ -33,6 +33,8 @@ FRESH = "fresh"
 _VERSION = re.compile(rf"\b{FRESH}@([0-9]+);")
 _PATIENCE_SECONDS = 60.0
 _BETWEEN_PROBES_SECONDS = 0.02
+_LONGEST_PAUSE_SECONDS = 2.0
+"""Before a publication, at random, so that they fall anywhere between two looks of the service at storage."""
 
 
 @dataclass(kw_only=True)
@@ -58,7 +60,9 @@ async def measure(
     async with Client(url) as client, asyncio.TaskGroup() as group:
         group.create_task(_load(client, mix, seen, rate))
         group.create_task(_probe(client, seen))
-        for command in commands:
+        pauses = np.random.default_rng(1).uniform(0, _LONGEST_PAUSE_SECONDS, len(commands))
+        for command, pause in zip(commands, pauses, strict=True):
+            await asyncio.sleep(pause)
             version = latest.version() + 1
             written = await _publish(command, latest, version)
             while version not in seen.first and time.time() < written + _PATIENCE_SECONDS:

@@ -80,7 +80,7 @@ def _storage_options(command: _Command) -> _Command:
 )
 @click.option("--max-steps", type=int, default=100, show_default=True, help="Most denoising steps of a request.")
 @click.option("--max-images", type=int, default=8, show_default=True, help="Most pictures of a request.")
-@click.option("--max-rows", type=int, default=8, show_default=True,
+@click.option("--max-rows", type=int, default=12, show_default=True,
               help="Most rows in one forward at the default size (a picture has two): bounds memory.")  # fmt: skip
 @click.option("--max-queue", type=int, default=64, show_default=True,
               help="Most requests queued or being drawn; beyond it, 429.")  # fmt: skip

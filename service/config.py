@@ -93,7 +93,7 @@ class ServiceConfig:
     """Most denoising steps of a request: with max_images, it bounds how long one request can take."""
     max_images: int = 8
     """Most pictures a request."""
-    max_rows: int = 8
+    max_rows: int = 12
     """Most rows in one forward at the default size (a picture has two, with guidance): bounds activation memory."""
     max_queue: int = 64
     """Most requests queued or being drawn; beyond it, 429 with the time to come back."""
