@@ -26,6 +26,7 @@ _ENVIRONMENT = ("OMP_WAIT_POLICY=passive", "GOMP_SPINCOUNT=0")
 _READY_SECONDS = 600.0
 _STOP_SECONDS = 70.0
 """Longer than the service's default grace."""
+_KILL_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 _SHOWN_LOG_BYTES = 4000
 
@@ -151,11 +152,12 @@ class Server:
         self._main.terminate()
         with suppress(subprocess.TimeoutExpired):  # killed below
             self._main.wait(_STOP_SECONDS)
-        for process in tree:
-            try:
-                process.kill()  # psutil makes sure that the id has not become another process's
-            except psutil.NoSuchProcess:
-                continue
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            for process in tree:
+                with suppress(psutil.NoSuchProcess):  # psutil makes sure that the id has not become another process's
+                    end(process)
+            # Multiprocessing's resource tracker ignores SIGTERM, clears up once the others are gone, and ends by itself.
+            _, tree = psutil.wait_procs(tree, timeout=_KILL_SECONDS)
         self._main.wait()
 
     def _tree(self) -> list[psutil.Process]:
@@ -166,10 +168,8 @@ class Server:
 
     def _signal(self, number: signal.Signals) -> None:
         for process in self._tree():
-            try:
+            with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
 
 
 @contextmanager

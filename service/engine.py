@@ -8,7 +8,7 @@ adapters.
 What waits, and for how long at most:
 
 - Sizes take turns: between two steps of a picture there is at most one forward for each other size being drawn.
-- Pictures of one size are admitted in the order of arrival, as rows of the forward become free.
+- Pictures of one size that are prepared are admitted in the order of arrival, as rows of the forward become free.
 - A picture whose adapters find no slot lets no later picture with adapters pass, so that slots become free once the pictures
   that hold them are finished; later pictures without adapters may pass it, until it has its slots: then it is first again.
 """

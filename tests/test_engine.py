@@ -144,6 +144,7 @@ def test_whoever_waits_for_slots_is_not_starved_by_those_who_need_none_or_have_t
 def test_pictures_beyond_the_rows_follow_in_order_and_large_ones_get_fewer_rows(studio: Callable[..., Studio]) -> None:
     s = studio(max_rows=4)
     s.order("many", seeds=tuple(range(5)), steps=2)
+    s.settle()
     s.order("next", steps=2)
     s.order("large", steps=1, seeds=(1, 2), width_px=256, height_px=256)
     s.run(3)
