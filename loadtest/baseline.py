@@ -117,9 +117,9 @@ class PipelineAPI(litserve.LitAPI):  # type: ignore[misc]  # litserve has no typ
         return output
 
     def encode_response(self, output: Any) -> Response:
-        """A PNG at Pillow's default compression, as the service writes it."""
+        """A PNG at the compression with which the service writes it."""
         buffer = io.BytesIO()
-        output.save(buffer, "PNG")
+        output.save(buffer, "PNG", compress_level=1)
         return Response(buffer.getvalue(), media_type="image/png")
 
     def _draw(self, orders: Sequence[Order]) -> list[Any]:

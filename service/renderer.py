@@ -12,8 +12,9 @@ from longcat.precision import Offload, parse_precision
 from longcat.storage import open_storage
 from service import metrics
 from service.config import AdapterConfig, ModelConfig
-from service.engine import AdapterUse, Drawn, Engine, Event, Order, Preview, Progress
+from service.engine import Engine
 from service.messages import AdapterAction, AdapterReport, Draw, PreviewFile, SlotStatus, Step
+from service.orders import AdapterUse, Drawn, Event, Order, Preview, Progress
 from service.picture import ModelIdentity, Recipe, Rendered, encode_picture, encode_preview
 from service.registry import Registry
 from service.schema import AppliedAdapter, ResolvedRequest, Timings

@@ -14,7 +14,8 @@ from longcat.adapter import BaseIdentity, Manifest, WeightsIdentity
 from longcat.errors import AdapterError, EngineError
 from longcat.loading import Components
 from longcat.lora import LoraWeights, lora_targets
-from service.engine import AdapterUse, Drawn, Engine, Event, Order, Progress
+from service.engine import Engine
+from service.orders import AdapterUse, Drawn, Event, Order, Progress
 from service.slots import Adapter
 from tests.test_slots import random_lora
 
