@@ -208,6 +208,7 @@ class Renderer:
         engine, cache = self.engine, self.engine.encode.cache_info()
         metrics.QUEUED.set(engine.waiting)
         metrics.ACTIVE_ROWS.set(engine.active_rows)
+        metrics.SLOTS.set(engine.table.slots.count)
         metrics.SLOTS_USED.set(len(engine.occupants))
         counts = (engine.table.loads, engine.table.evictions, cache.hits, cache.misses)
         hits, misses = metrics.PROMPT_CACHE.labels("hit"), metrics.PROMPT_CACHE.labels("miss")

@@ -391,6 +391,7 @@ _REMEDIES = {
     "float_type": "give a number, without quotes",
     "finite_number": "give a finite number",
     "greater_than": "give more than {gt}",
+    "tuple_type": 'give a list, as in [{{"name": "ink"}}]',
     "too_long": "give at most {max_length}",
     "bool_type": "give true or false",
     "multiple_of": "give a multiple of {multiple_of}",
