@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from service import metrics
 from service.messages import AdapterCommand, Cancel, Command, Draw, PreviewFile, Reply, Step
 from service.picture import Rendered
 from service.replies import ENGINE_ENDED
@@ -98,8 +99,9 @@ class Exchange:
             self._requests.value += 1
         self._steps += steps
         try:
-            await asyncio.to_thread(self.put, command)
-            yield mailbox
+            with metrics.IN_PROGRESS.track_inprogress():
+                await asyncio.to_thread(self.put, command)
+                yield mailbox
         finally:
             self._steps -= steps
             with self._requests.get_lock():

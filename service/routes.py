@@ -120,13 +120,12 @@ class Routes:
 
     async def _generate(self, request: Request) -> Response:
         begin = time.monotonic()
-        with metrics.IN_PROGRESS.track_inprogress():
-            try:
-                response = await self._answer(request, begin)
-            except ClientDisconnect:
-                response = Response(status_code=_CLIENT_GONE)
-            except Exception as error:
-                response = reply_to_error(error)
+        try:
+            response = await self._answer(request, begin)
+        except ClientDisconnect:
+            response = Response(status_code=_CLIENT_GONE)
+        except Exception as error:
+            response = reply_to_error(error)
         if not isinstance(response, StreamingResponse):  # those count themselves when they are over
             _count(response.status_code, begin)
         return response
