@@ -45,6 +45,11 @@ class _Entry:
     used_at: float | None = None
     requests: int = 0
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it is found, and no version has been dealt with yet: a look may be at it at this moment."""
+        return self.served is None and self.reason is None and not self.unloaded
+
 
 class Registry:
     """The adapters of one storage, for one base model."""
@@ -124,7 +129,7 @@ class Registry:
         wanted = parse_reference(reference)
         with self._lock:
             entry = self._entries.get(wanted.name)
-        if entry is None:
+        if entry is None or entry.is_new:
             entry = self._discover(wanted.name)
         if entry.unloaded:
             raise UnknownAdapterError(f"adapter {wanted.name!r} is unloaded here; load it again first")

@@ -13,7 +13,7 @@ from longcat.lora import LoraLayer, LoraWeights, lora_targets, save_lora
 from longcat.slots import AdapterSlots
 from longcat.storage import Storage, open_storage
 from service.messages import AdapterState
-from service.registry import Registry
+from service.registry import Registry, _Entry
 from service.slots import Adapter, SlotTable
 from tests.test_slots import random_lora
 
@@ -99,6 +99,14 @@ def test_a_new_version_is_what_the_name_means_and_an_old_one_can_still_be_named(
     for reference in ("ink", "ink@1"):
         with pytest.raises(UnknownAdapterError):
             registry.resolve(reference)
+
+
+def test_a_name_that_a_look_is_just_dealing_with_is_served_at_once(
+    storage: Storage, service: Service, model: Components, tmp_path: Path, some_lora: Callable[..., LoraWeights]
+) -> None:
+    put(storage, model, tmp_path / "new", "ink", some_lora(1))
+    service.registry._entries["ink"] = _Entry(name="ink")  # what a look leaves for others to see while it downloads
+    assert service.registry.resolve("ink").manifest.version == 1
 
 
 def test_what_is_not_good_never_serves_and_the_version_before_does(
