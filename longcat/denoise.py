@@ -7,8 +7,9 @@ Shapes: B pictures, R rows of a forward (one a picture, two with guidance), N im
 transformer's width, J the text encoder's, M numbers of modulation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +20,24 @@ from torch import Tensor
 from longcat import flow, latents
 from longcat.errors import EngineError
 from longcat.forward import Forward, Rope
-from longcat.loading import Components
 from longcat.slots import AdapterSlots, SlotUse
 from longcat.threads import one_core
+
+
+class Base(Protocol):
+    """What a picture needs to know of the model that draws it (``longcat.loading.Components`` does)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        """What the noise levels follow from."""
 
 
 @dataclass(kw_only=True)
@@ -65,7 +81,7 @@ class Denoising:
 
 
 def start(
-    model: Components,
+    model: Base,
     forward: Forward,
     *,
     embeds_1LJ: Tensor,

@@ -6,7 +6,7 @@ length, default size) stands in ``lithograph.json`` beside ``model_index.json``;
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,6 +59,13 @@ class Flavour:
     """SHA-256 over the names and contents of all files that make the model, as 64 hex digits."""
     settings: ModelSettings
 
+    def component_hash(self, component: str) -> str:
+        """SHA-256 of one component's files: what was computed with it stays good while the others change."""
+        return _hash(
+            self.folder,
+            (path for path in _model_files(self.folder) if path.relative_to(self.folder).parts[0] == component),
+        )
+
 
 def resolve(name: str, *, revision: str | None = None) -> Flavour:
     """Find a flavour, downloading it from the hub unless it is there.
@@ -84,10 +91,10 @@ def resolve(name: str, *, revision: str | None = None) -> Flavour:
     return replace(_local(name, folder), revision=folder.name)
 
 
-def _hash(folder: Path) -> str:
+def _hash(folder: Path, files: Iterable[Path]) -> str:
     """Weights in the hub's cache are stored under their SHA-256 already, so that 30 GB need not be read again."""
     digest = hashlib.sha256()
-    for path in _model_files(folder):
+    for path in files:
         blob = path.resolve().name
         content = blob if path.is_symlink() and _LFS_BLOB.match(blob) else _sha256(path)
         digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
@@ -102,7 +109,7 @@ def _local(name: str, folder: Path) -> Flavour:
             "LongCatImagePipeline.save_pretrained writes it"
         )
     settings = _settings(name, folder / SETTINGS_FILE)
-    return Flavour(name=name, folder=folder, revision=None, hash=_hash(folder), settings=settings)
+    return Flavour(name=name, folder=folder, revision=None, hash=_hash(folder, _model_files(folder)), settings=settings)
 
 
 def _settings(name: str, path: Path) -> ModelSettings:
