@@ -9,6 +9,8 @@
     │   ├── PrecisionError       this machine or model cannot do that precision
     │   ├── DeviceError          no such device here, or it cannot do what was asked
     │   ├── RecipeError          a picture whose recipe is missing or belongs to another model
+    │   ├── ConfigError          a configuration is wrong
+    │   ├── DataError            training data cannot be used
     │   └── AdapterError         an adapter that is damaged, or does not fit the model
     │       └── UnknownAdapterError  none of that name or version
     ├── StorageError             shared storage cannot be reached, or refuses
@@ -50,6 +52,14 @@ class DeviceError(UserError):
 
 class RecipeError(UserError):
     """A picture carries no recipe, or one that this model cannot follow."""
+
+
+class ConfigError(UserError):
+    """A configuration has an option that is unknown, wrong, or at odds with another."""
+
+
+class DataError(UserError):
+    """Training data is not there, cannot be read, or has changed."""
 
 
 class AdapterError(UserError):
