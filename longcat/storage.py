@@ -196,15 +196,15 @@ class S3Storage(Storage):
                     yield Entry(key=key, size_bytes=found["Size"], etag=found["ETag"])
 
     def read(self, key: str) -> Blob:
-        """One GET."""
+        """One GET; the key may be of any form, as others have written it."""
         with _s3_errors(f"{self.uri}/{key}"):
-            reply = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
+            reply = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
             return Blob(content=reply["Body"].read(), etag=reply["ETag"])
 
     def download(self, key: str, target: Path) -> None:
-        """In parallel ranges, with retries."""
+        """In parallel ranges, with retries; the key may be of any form."""
         with _s3_errors(f"{self.uri}/{key}"), target.open("xb") as stream:
-            self._client.download_fileobj(self._bucket, self._key(key), stream, Config=self._transfer)
+            self._client.download_fileobj(self._bucket, self._prefix + key, stream, Config=self._transfer)
 
     def create(self, key: str, content: bytes | Path) -> str:
         """One conditional PUT, or a multipart upload whose completion is conditional."""
