@@ -26,6 +26,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
 from longcat import latents
+from longcat.threads import one_core
 
 Rope = Tensor
 """Rotations: (T, head width / 2) of complex numbers; where those are not to be had, cosines and sines (2, T, head width)."""
@@ -39,6 +40,8 @@ Updates = Mapping[str, BlockUpdates]
 _NONE: BlockUpdates = {}
 _MODULATION_BYTES = 256 * 2**20
 _SIZES = 16
+_LONGEST_WHOLE_SUM = 384
+"""Terms of a bfloat16 sum up to which splitting was not seen (oneDNN in torch 2.13); from 512 on it was."""
 
 
 class Forward:
@@ -66,7 +69,8 @@ class Forward:
     def context(self, embeds_1LJ: Tensor) -> Tensor:
         """A prompt's embedding as the blocks read it, (1, L, D)."""
         self._bring()
-        projected: Tensor = self.transformer.context_embedder(embeds_1LJ)
+        with one_core(embeds_1LJ.device):
+            projected: Tensor = self.transformer.context_embedder(embeds_1LJ)
         return projected
 
     @torch.no_grad()
@@ -78,14 +82,14 @@ class Forward:
                 self._modulations.move_to_end(key)
                 return self._modulations[key]
         self._bring()
-        vector_1D = self.transformer.time_embed(time.reshape(1) * 1000, time.dtype)
-        vector_1D = F.silu(vector_1D)
         layers = [
             *(norm for block in self.transformer.transformer_blocks for norm in (block.norm1, block.norm1_context)),
             *(block.norm for block in self.transformer.single_transformer_blocks),
             self.transformer.norm_out,
         ]
-        made = torch.cat([layer.linear(vector_1D) for layer in layers], dim=-1)[0]
+        with one_core(time.device):
+            vector_1D = F.silu(self.transformer.time_embed(time.reshape(1) * 1000, time.dtype))
+            made = torch.cat([layer.linear(vector_1D) for layer in layers], dim=-1)[0]
         with self._lock:
             self._modulations[key] = made
             while len(self._modulations) > max(1, _MODULATION_BYTES // made.nbytes):
@@ -126,13 +130,12 @@ class Forward:
         self._bring()
         rows = latents_RNC.shape[0]
         shares = min(rows, self._threads)
-        if self._pool is None or shares == 1:
+        if self._pool is None:
             return self._run(latents_RNC, context_RLD, modulation_RM, rope, updates)
         edges = [rows * i // shares for i in range(shares + 1)]
         futures = [
             self._pool.submit(
                 self._run_share,
-                self._threads // shares,
                 latents_RNC[a:b],
                 context_RLD[a:b],
                 modulation_RM[a:b],
@@ -144,10 +147,11 @@ class Forward:
         return torch.cat([future.result() for future in futures])
 
     @torch.no_grad()  # grad mode is a thread's own
-    def _run_share(self, threads: int, *inputs: Any) -> Tensor:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)  # of this thread alone
-        return self._run(*inputs)
+    def _run_share(self, *inputs: Any) -> Tensor:
+        with one_core(
+            torch.device("cpu")
+        ):  # sums over several come out differently, and would depend on the neighbours
+            return self._run(*inputs)
 
     def _run(
         self, latents_RNC: Tensor, context_RLD: Tensor, modulation_RM: Tensor, rope: Rope, updates: Updates | None
@@ -201,13 +205,36 @@ def _rows_of(updates: Updates | None, first: int, end: int) -> Updates | None:
 
 def _linear(layer: nn.Module, x_RTD: Tensor, updates: Sequence[Update] | None) -> Tensor:
     """``layer(x)`` plus each row's own low-rank updates."""
-    y: Tensor = layer(x_RTD)
+    y = _row_by_row(layer, x_RTD) if _sums_depend_on_rows(x_RTD) else layer(x_RTD)
     for rows, down, up in updates or ():
         if rows is None:
-            y.baddbmm_(torch.bmm(x_RTD, down), up)
+            y.baddbmm_(_product(x_RTD, down), up)
         else:
-            y[rows].baddbmm_(torch.bmm(x_RTD[rows], down), up)
+            y[rows].baddbmm_(_product(x_RTD[rows], down), up)
     return y
+
+
+def _sums_depend_on_rows(x_RTD: Tensor) -> bool:
+    """Whether a product over these inputs may round differently with neighbours.
+
+    On CPUs with matrix units (AMX), oneDNN splits long sums in bfloat16 by how many rows there are.
+    """
+    return (
+        x_RTD.dtype is torch.bfloat16
+        and x_RTD.device.type == "cpu"
+        and x_RTD.shape[-1] > _LONGEST_WHOLE_SUM
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _product(x_RTD: Tensor, down: Tensor) -> Tensor:
+    if not _sums_depend_on_rows(x_RTD):
+        return torch.bmm(x_RTD, down)
+    return torch.cat([torch.bmm(x_1TD, one) for x_1TD, one in zip(x_RTD.split(1), down.split(1), strict=True)])
+
+
+def _row_by_row(layer: nn.Module, x_RTD: Tensor) -> Tensor:
+    return torch.cat([layer(x_1TD) for x_1TD in x_RTD.split(1)])
 
 
 def _double_block(
