@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from longcat.errors import AdapterError
@@ -51,9 +51,19 @@ class LoraWeights:
 
 
 def save_lora(weights: LoraWeights, path: Path) -> None:
-    """Write a file that diffusers' ``load_lora_adapter`` reads with the right scale."""
+    """Write a file that diffusers' ``load_lora_adapter`` reads with the right scale; the same weights, the same bytes."""
     tensors, metadata = as_file(weights)
-    save_file(tensors, path, metadata=metadata)
+    path.write_bytes(_in_order(save(tensors, metadata=metadata)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """The file with its header's metadata sorted: safetensors writes it in an order that differs from run to run."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def as_file(weights: LoraWeights) -> tuple[dict[str, Tensor], dict[str, str]]:
