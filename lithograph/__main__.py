@@ -24,7 +24,14 @@ class _Subcommand:
 
 _COMMANDS: Mapping[str, _Subcommand] = {
     "serve": _Subcommand("service.commands:serve", "Serve POST /generate over HTTP."),
-    "generate": _Subcommand("service.commands:generate", "Draw a prompt into a file; no server needed."),
+    "generate": _Subcommand("lithograph.generate:generate", "Draw a prompt into a file; no server needed."),
+    "train": _Subcommand("trainer.commands:train", "Train an adapter on captioned pictures."),
+    "validate": _Subcommand(
+        "trainer.commands:validate", "Draw the validation prompts, with an adapter beside the base."
+    ),
+    "dataset": _Subcommand("trainer.commands:dataset", "Look at the data before training on it."),
+    "plan": _Subcommand("trainer.commands:plan", "How much memory a training takes."),
+    "configure": _Subcommand("trainer.commands:configure", "Ask a few questions and write a config.json."),
     "adapters": _Subcommand("lithograph.adapters:adapters", "List, import, export, roll back and remove adapters."),
 }
 

@@ -64,7 +64,7 @@ def test_only_entry_points_touch_the_environment() -> None:
         for path in files(package)
         if any(text in path.read_text(encoding="utf-8") for text in ("os.environ", "os.getenv", "getenv("))
     }
-    assert users == {"lithograph/__main__.py", "service/commands.py"}
+    assert users == {"lithograph/__main__.py", "service/commands.py", "trainer/commands.py"}
 
 
 def test_http_processes_never_import_torch() -> None:
@@ -73,7 +73,7 @@ def test_http_processes_never_import_torch() -> None:
         "from longcat.flavour import resolve\n"
         "from service.api import GenerateAPI, Server\n"
         "from service.config import ModelConfig, ServiceConfig\n"
-        "from service.schema import Limits\n"
+        "from service.limits import Limits\n"
         "flavour = resolve('embedded')\n"
         "config = ServiceConfig(model=ModelConfig())\n"
         "Server(GenerateAPI(config, flavour, Limits.of_model(flavour.settings)))\n"
@@ -82,11 +82,18 @@ def test_http_processes_never_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_what_the_web_page_reads_of_the_trainer_needs_no_torch() -> None:
+    modules = ("config", "config_file", "dataset_config", "run_record", "scanning", "report", "memory")
+    imports = "; ".join(f"import trainer.{module}" for module in modules)
+    code = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 def test_importing_does_nothing() -> None:
     # No thread, no log handler, no environment: importing every module of the product leaves no trace in the process.
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for package in ("longcat", "service", "lithograph")
+        for package in ("longcat", "service", "trainer", "lithograph")
         for path in files(package)
         if path.name != "__init__.py"
     ]
@@ -94,7 +101,7 @@ def test_importing_does_nothing() -> None:
         "import importlib, logging, threading, os\n"
         f"[importlib.import_module(m) for m in {modules!r}]\n"
         "names = [t.name for t in threading.enumerate() if t is not threading.main_thread()]\n"
-        "ours = [n for n in ('lithograph', 'longcat', 'service') if logging.getLogger(n).handlers]\n"
+        "ours = [n for n in ('lithograph', 'longcat', 'service', 'trainer') if logging.getLogger(n).handlers]\n"
         "assert not names and not ours and 'PROMETHEUS_MULTIPROC_DIR' not in os.environ, (names, ours)"
     )
     finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

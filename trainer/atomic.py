@@ -4,11 +4,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from longcat.errors import DataError
+from longcat.errors import StorageError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the path and rename. Raises ``DataError`` if that cannot be done."""
+    """Write beside the path and rename. Raises ``StorageError`` if that cannot be done."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -23,6 +23,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(
+        raise StorageError(
             f"{path} cannot be written: {error.strerror or error}; check the path, its permissions and the disk"
         ) from error

@@ -1,0 +1,47 @@
+"""The base in main memory, its blocks on the device while they compute: diffusers' group offloading, with an adapter in it.
+
+The adapter stays on the device: its gradients arrive there, and the optimizer steps there.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import LongCatImageTransformer2DModel
+from diffusers.hooks import apply_group_offloading
+from torch import nn
+
+from longcat.errors import DeviceError
+from trainer.config import TrainConfig
+from trainer.lora import lora_layers
+
+
+def place(transformer: LongCatImageTransformer2DModel, config: TrainConfig, device: torch.device) -> None:
+    """Move the transformer to the device, or arrange for its groups to visit it."""
+    if not config.enable_group_offload:
+        transformer.to(device)
+        return
+    if device.type == "cpu":
+        raise DeviceError(
+            "enable_group_offload: it moves weights between a CPU and a device, and the device is the CPU: leave it out"
+        )
+    for _, layer in lora_layers(transformer):
+        for part in (layer.lora_A, layer.lora_B):
+            stay(part.to(device))
+    per_group = config.group_offload_blocks_per_group if config.group_offload_type == "block_level" else None
+    apply_group_offloading(
+        transformer,
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type=config.group_offload_type,
+        num_blocks_per_group=per_group,
+        use_stream=config.group_offload_use_stream,
+    )
+
+
+def stay(module: nn.Module) -> None:
+    """Let the module stay where it is when what contains it is moved."""
+
+    def unmoved(*_: Any, **__: Any) -> nn.Module:
+        return module
+
+    module._apply = unmoved  # type: ignore[method-assign]

@@ -1,0 +1,290 @@
+"""A training from its configuration to a published adapter: each stage is a call, and data goes one way."""
+
+import gc
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import LongCatImageTransformer2DModel
+
+from longcat.errors import ConfigError, StorageError
+from longcat.flavour import Flavour, resolve
+from longcat.loading import load_scheduler_config, load_transformer, load_vae, parse_dtype
+from longcat.lora import LoraWeights
+from longcat.precision import Offload, Precision
+from longcat.quantize import check_precision, quantize_base
+from longcat.storage import open_storage
+from trainer.cache import Cache
+from trainer.config import TrainConfig
+from trainer.interruption import InterruptedTraining, Interruption
+from trainer.inventory import Inventory
+from trainer.loop import Loop, Trainee
+from trainer.lora import inject
+from trainer.offload import place
+from trainer.outcome import Outcome, outcome_of
+from trainer.planning import decide
+from trainer.preparation import Encoders, captions_of, encode_captions, encode_pictures
+from trainer.progress import Progress
+from trainer.publish import Trained, keep, public_config, publish_adapter
+from trainer.sampler import Sampler
+from trainer.scanning import take_inventory
+from trainer.step import Batches
+from trainer.validation import Scene, Validation, Verdict, language_warning, prompts_of, scenes
+from trainer.world import World
+
+DEFAULT_STEPS = 1000
+
+_log = logging.getLogger("lithograph.trainer")
+
+
+def train(config: TrainConfig, *, show_bar: bool) -> Outcome:
+    """Train, validate and publish; how it ended. Raises what went wrong, after it is in the run's record."""
+    with Interruption() as interruption:
+        world = World(config.device)
+        try:
+            return _train(config, world, interruption, show_bar=show_bar)
+        finally:
+            world.close()
+
+
+def _train(config: TrainConfig, world: World, interruption: Interruption, *, show_bar: bool) -> Outcome:
+    config, flavour, encoders = prepare_model(config, world.device)
+    make_output(config.output_dir)
+    inventory = take_inventory(config, flavour, processes=world.size)
+    sampler = Sampler(inventory.samples, batch=config.train_batch_size * world.size, seed=config.seed)
+    steps = total_steps(config, sampler)
+    with _progress(config, world, steps, show_bar=show_bar) as progress:
+        try:
+            finished = _stages(config, encoders, inventory, sampler, steps, world, interruption, progress)
+        except InterruptedTraining:
+            finished = False
+        except BaseException as error:
+            progress.finish("failed", f"{type(error).__name__}: {error}", int(outcome_of(error)))
+            raise
+        outcome = Outcome.FINISHED if finished else Outcome.PREEMPTED
+        progress.finish("finished" if finished else "preempted", None, int(outcome))
+    return outcome
+
+
+def _stages(
+    config: TrainConfig,
+    encoders: Encoders,
+    inventory: Inventory,
+    sampler: Sampler,
+    steps: int,
+    world: World,
+    interruption: Interruption,
+    progress: Progress,
+) -> bool:
+    """Cache, train, validate, publish; whether it came to the end."""
+    cache = Cache(config.cache_folder)
+    drawn = scenes(config, encoders, inventory.samples)
+    for warning in (*inventory.warnings, language_warning([s.prompt for s in drawn if not s.is_base])):
+        if warning and world.is_first:
+            _log.warning("event=warning note=%r", warning)
+    progress.dataset(
+        pictures=len(inventory.samples),
+        dropped=len(inventory.dropped),
+        steps_per_epoch=sampler.batches_per_epoch / config.gradient_accumulation_steps,
+    )
+    progress.phase("caching")
+    _fill_cache(encoders, cache, inventory, drawn, world, interruption, progress)
+
+    progress.phase("preparing")
+    scheduler_config = load_scheduler_config(encoders.flavour)
+    transformer = load_transformer(encoders.flavour, encoders.dtype)
+    quantize_base(transformer, config.precision, device=world.device, training=True, offload=_offload(config))
+    validation = Validation(
+        config,
+        transformer,
+        encoders,
+        cache,
+        drawn if world.is_first else (),
+        scheduler_config=scheduler_config,
+        load_vae=lambda: load_vae(encoders.flavour, encoders.dtype).to(world.device),
+        check=interruption.check,
+        rank=config.lora_rank,
+    )
+    parameters = inject(transformer, config)
+    place(transformer, config, world.device)
+    if config.gradient_checkpointing:
+        checkpoint_blocks(transformer, every=config.gradient_checkpointing_interval)
+    batches = Batches(config, inventory.samples, encoders, cache, scheduler_config)
+    trainee = Trainee(transformer=transformer, parameters=parameters, dtype=encoders.dtype)
+    loop = Loop(config, trainee, batches, sampler, world, steps=steps, dataset_hash=inventory.hash)
+    loop.resume()
+    progress.resumed(loop.step)
+
+    def validate(step: int, weights: LoraWeights) -> Verdict | None:
+        if not drawn or not world.is_first:
+            world.wait()
+            return None
+        progress.phase("validating")
+        verdict = validation.run(weights, step=step)
+        names = [str(path.relative_to(config.output_dir)) for path in verdict.files]
+        progress.validation(step, names, verdict.passed, list(verdict.reasons))
+        progress.phase("training")
+        world.wait()
+        return verdict
+
+    progress.phase("training")
+    if not loop.run(progress, interruption, validate=validate):
+        return False
+    weights = loop.result()
+    verdict = validate(loop.step, weights)
+    if world.is_first:
+        trained = Trained(
+            weights=weights,
+            flavour=encoders.flavour,
+            steps=loop.step,
+            losses=loop.losses,
+            dataset_hash=inventory.hash,
+            trigger_words=inventory.trigger_words,
+            pictures=verdict.files if verdict else (),
+            may_be_latest=verdict is None or verdict.passed,
+        )
+        _publish(config, trained, progress)
+    world.wait()
+    return True
+
+
+def _publish(config: TrainConfig, trained: Trained, progress: Progress) -> None:
+    progress.phase("publishing")
+    path = keep(config, trained)
+    if config.publish_to is None:
+        _log.info("event=kept path=%s note='publish_to is not set'", path)
+        return
+    try:
+        manifest = publish_adapter(config, trained, path)
+    except StorageError as error:
+        raise StorageError(
+            f"publish_to {config.publish_to}: {error}; the adapter is kept in {path}, and starting again with "
+            "resume_from_checkpoint latest publishes it"
+        ) from error
+    progress.published(manifest.reference)
+    if not trained.may_be_latest:
+        _log.warning(
+            "event=not_latest reference=%s note='validation did not pass, so that %s still means what it meant; try it as "
+            "%s, and lithograph adapters rollback %s --to %d makes it the latest all the same'",
+            manifest.reference, manifest.name, manifest.reference, manifest.name, manifest.version,
+        )  # fmt: skip
+
+
+def prepare_model(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Flavour, Encoders]:
+    """Refuse what this machine cannot do before anything is loaded; decide what is ``auto``."""
+    names = {"auto": "auto", "no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    dtype = parse_dtype(names[config.mixed_precision], device)
+    if config.publish_to:
+        open_storage(config.publish_to, endpoint_url=config.publish_endpoint_url)  # a wrong URI is refused at once
+    for name in (config.base_model_precision, config.text_encoder_1_precision):
+        if name != "auto":
+            check_precision(Precision(name), device=device, dtype=dtype, offload=_offload(config))
+    if config.enable_group_offload and device.type == "cpu":
+        raise ConfigError("enable_group_offload: it keeps weights off a GPU, and the device is the CPU: leave it out")
+    flavour = resolve(config.flavour, revision=config.revision)
+    if config.aspect_bucket_alignment < 64 and flavour.settings.default_size_px >= 512:
+        raise ConfigError(
+            f"aspect_bucket_alignment: {config.aspect_bucket_alignment} is less than 64, the grid that "
+            f"{flavour.name} was trained on"
+        )
+    config = decide(config, flavour, device, dtype)
+    encoders = Encoders(
+        flavour=flavour,
+        device=device,
+        dtype=dtype,
+        text_encoder_precision=Precision(config.text_encoder_1_precision),
+        vae_batch=config.vae_batch_size,
+    )
+    return config, flavour, encoders
+
+
+def make_output(folder: Path) -> None:
+    """See that it can be written before anything is computed. Raises ``StorageError``."""
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"output_dir {folder} cannot be written: {error.strerror or error}; give a directory that can"
+        ) from error
+
+
+def total_steps(config: TrainConfig, sampler: Sampler) -> int:
+    """Optimizer steps in all."""
+    if config.max_train_steps:
+        return config.max_train_steps
+    if config.num_train_epochs:
+        return max(1, config.num_train_epochs * sampler.batches_per_epoch // config.gradient_accumulation_steps)
+    return DEFAULT_STEPS
+
+
+def checkpoint_blocks(transformer: LongCatImageTransformer2DModel, *, every: int) -> None:
+    """Let every n-th block of each kind compute its activations again in the backward pass."""
+    transformer.enable_gradient_checkpointing()
+    if every == 1:
+        return
+    whole = transformer._gradient_checkpointing_func
+
+    def sometimes(block: torch.nn.Module, *inputs: object) -> object:
+        return whole(block, *inputs) if places[block] % every == 0 else block(*inputs)
+
+    blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+    places = {block: place for place, block in enumerate(blocks)}
+    transformer._gradient_checkpointing_func = sometimes
+
+
+def _fill_cache(
+    encoders: Encoders,
+    cache: Cache,
+    inventory: Inventory,
+    drawn: Sequence[Scene],
+    world: World,
+    interruption: Interruption,
+    progress: Progress,
+) -> None:
+    captions = list(dict.fromkeys([*captions_of(inventory.samples), *prompts_of(drawn)]))
+    totals = {"latents": len(inventory.samples), "embeddings": len(captions)}
+    done, found = dict.fromkeys(totals, 0), dict.fromkeys(totals, 0)
+
+    def on_done(kind: str, entries: int, hits: int) -> None:
+        interruption.check()
+        done[kind] += entries
+        found[kind] += hits
+        progress.cache(kind, done[kind], totals[kind], found[kind])
+
+    encode_captions(encoders, cache, captions, on_done, share=world.rank, shares=world.size)
+    encode_pictures(encoders, cache, inventory.samples, on_done, share=world.rank, shares=world.size)
+    gc.collect()  # the encoders are to be out of memory before the transformer comes
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if world.is_first:
+        cache.prune()
+    world.wait()
+
+
+def _offload(config: TrainConfig) -> Offload:
+    return Offload.GROUP if config.enable_group_offload else Offload.NONE
+
+
+def _progress(config: TrainConfig, world: World, steps: int, *, show_bar: bool) -> Progress:
+    name = (
+        config.tracker_run_name
+        or f"{config.adapter_name or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    )
+    return Progress(
+        config.output_dir,
+        run_id=name,
+        config=public_config(config),
+        total_steps=steps,
+        start_step=0,
+        tensorboard=config.report_to == "tensorboard",
+        metrics_port=config.metrics_port,
+        pushgateway_url=config.pushgateway_url,
+        show_bar=show_bar,
+        writes=world.is_first,
+    )
