@@ -13,7 +13,8 @@ from longcat.flavour import resolve
 from longcat.logs import silence_import_noise
 from longcat.tokenizer import load_tokenizer, plain_ids
 from service.config import ModelConfig
-from service.schema import GenerateRequest, Limits
+from service.limits import Limits
+from service.schema import GenerateRequest
 
 PROMPTS = ("一个红苹果", "a red apple", "一只猫，蓝色背景", "a rocket on a black background")
 

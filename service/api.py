@@ -36,11 +36,12 @@ from longcat.tokenizer import load_tokenizer, plain_ids
 from service import metrics
 from service.config import ServiceConfig
 from service.exchange import ENGINE, Exchange
-from service.messages import AdapterCommand, Cancel, Command, Draw, Reply
+from service.limits import Limits
+from service.messages import AdapterCommand, Cancel, Command, Draw, RefusedError, Reply
 from service.picture import ModelIdentity
 from service.replies import failure_of, reply_to_error
 from service.routes import VERSION, Routes
-from service.schema import GenerateRequest, Limits
+from service.schema import GenerateRequest
 
 if TYPE_CHECKING:
     from service.renderer import News, Renderer
@@ -95,7 +96,7 @@ def _obey(renderer: "Renderer", command: Command, started: float, send: Callable
 
     def manage(command: AdapterCommand) -> None:
         try:
-            send(renderer.manage(command.action, command.name))
+            send(renderer.manage(command))
         except Exception as error:
             send(failure_of(error))
 
@@ -202,7 +203,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         self.app.version = VERSION
         self.app.description = "Pictures from Chinese and English prompts with LongCat-Image."
         self._serve_docs_offline()
-        for kind in (HTTPException, Exception):
+        for kind in (HTTPException, RefusedError, Exception):
             self.app.add_exception_handler(kind, _on_error)
 
     def serve(self) -> int:
@@ -266,7 +267,8 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
     def _init_manager(self, num_api_servers: int) -> Any:
         """Runs in the main process before the others are started."""
         manager = super()._init_manager(num_api_servers)
-        self._api.state = self._routes.state = manager.dict(phase="loading")
+        self._api.state = manager.dict(phase="loading")
+        self._routes.share(self._api.state)
         commands = self.litapi_request_queues[self._api.api_path]
         self._exchange.connect(lambda command: commands.put((0, command.id, command)))
         self._manager_process = manager._process  # it holds the queues: without it, nothing moves
@@ -284,11 +286,11 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         if self._api.state is not None:
             self._api.state.update(phase="draining")
         log.info(
-            "stopping once %d requests are finished, in %g s at most", self._exchange.requests, config.grace_seconds
+            "stopping once %d requests are finished, in %g s at most", self._exchange.unfinished, config.grace_seconds
         )
-        while self._exchange.requests and time.monotonic() - begin < config.grace_seconds:
+        while self._exchange.unfinished and time.monotonic() - begin < config.grace_seconds:
             time.sleep(0.05)
-        if left := self._exchange.requests:
+        if left := self._exchange.unfinished:
             log.warning("%d requests are not finished after %g s; stopping anyway", left, config.grace_seconds)
             self.uvicorn_graceful_timeout = 1
         os.kill(os.getpid(), signal.SIGTERM)
@@ -303,7 +305,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         """None of LitServe's: it would gzip pictures."""
 
     def _register_internal_endpoints(self) -> None:
-        self.app.openapi_tags = [{"name": "model"}, {"name": "adapters"}, {"name": "operations"}]
+        self.app.openapi_tags = [{"name": tag} for tag in ("model", "jobs", "openai", "adapters", "operations")]
         self._routes.add_to(self.app)
 
     def _register_api_endpoints(self, *_: object) -> None:

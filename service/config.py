@@ -1,13 +1,19 @@
 """What the service is started with."""
 
-from dataclasses import dataclass
+import base64
+import binascii
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from longcat.adapter import parse_reference
 from longcat.errors import UserError
 from longcat.flavour import ModelSettings
 from longcat.precision import Offload, parse_precision
-from service.schema import MAX_ADAPTERS, Limits
+from service.limits import Limits
+from service.schema import MAX_ADAPTERS
+
+_LEAST_SECRET_BYTES = 24
+"""What Standard Webhooks asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,8 @@ class AdapterConfig:
     """Verified adapters in main memory, from where a slot is loaded in milliseconds."""
     disk_mib: int = 10240
     """Downloaded files, from where memory is filled without the network."""
+    import_from: tuple[Path, ...] = ()
+    """Directories of this machine whose LoRA files ``/v1/load_lora_adapter`` may publish; no others are opened."""
 
     def __post_init__(self) -> None:
         """Raise ``UserError`` naming the first field that cannot be."""
@@ -69,11 +77,52 @@ class AdapterConfig:
                 raise UserError(f"adapter {name} {getattr(self, name)} is too small: give at least {least}")
         for name in self.required:
             parse_reference(name)
+        for folder in self.import_from:
+            if not folder.is_dir():
+                raise UserError(f"import_from {folder} is no directory; make it first, or name another")
 
     @property
     def most_pinned(self) -> int:
         """Slots that may be pinned: one request must always find as many as it may ask for."""
         return self.slots - MAX_ADAPTERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """Requests with ``"async": true``: how long they are remembered, and who is told. They are kept in the HTTP process."""
+
+    most: int = 1000
+    """Jobs remembered; beyond it, those that have been over the longest are forgotten. Those under way are in max_queue."""
+    mib: int = 256
+    """Memory for pictures that wait to be fetched; beyond it, likewise. The newest is kept whatever its size."""
+    ttl_seconds: float = 3600.0
+    """From a job's end until it is forgotten."""
+    webhook_secret: str | None = field(default=None, repr=False)
+    """What webhooks are signed with: base64, with or without whsec_ before it. Without one, none are sent."""
+    webhook_hosts: tuple[str, ...] = ()
+    """Hosts that may be called, as name or name:port: else a request could make this machine call its neighbours."""
+
+    def __post_init__(self) -> None:
+        """Raise ``UserError`` naming the first field that cannot be."""
+        for name, least in {"most": 1, "mib": 1, "ttl_seconds": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"jobs' {name} {getattr(self, name)} is too small: give at least {least}")
+        if (self.webhook_secret is None) != (not self.webhook_hosts):
+            raise UserError(
+                "webhooks take both: --webhook-secret to sign them, and --webhook-host for who may be called"
+            )
+        if self.webhook_secret is not None and len(_secret_bytes(self.webhook_secret)) < _LEAST_SECRET_BYTES:
+            raise UserError(
+                f"the webhook secret is not {_LEAST_SECRET_BYTES} bytes or more in base64; make one with: "
+                "openssl rand -base64 32"
+            )
+
+
+def _secret_bytes(secret: str) -> bytes:
+    try:
+        return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except binascii.Error:
+        return b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +132,8 @@ class ServiceConfig:
     model: ModelConfig
     adapters: AdapterConfig | None = None
     """None serves the base model alone."""
+    jobs: JobConfig = JobConfig()
+    """Requests that are answered later."""
     host: str = "127.0.0.1"
     """Loopback unless asked otherwise: there is no authentication."""
     port: int = 8000
@@ -133,4 +184,5 @@ class ServiceConfig:
             max_steps=self.max_steps,
             max_images=self.max_images,
             has_adapters=self.adapters is not None,
+            webhook_hosts=self.jobs.webhook_hosts,
         )

@@ -341,7 +341,7 @@ class Engine:
         job, picture = running.job, running.picture
         if job.order.progress:
             self._listener(job.order, Progress(picture=running.index, step=picture.step, steps=picture.steps))
-        if job.order.previews and not job.previewing and not picture.is_done:
+        if job.order.is_previewed(picture.step, picture.steps) and not job.previewing and not picture.is_done:
             job.previewing = True
             self._aside(self._beside, job, self._preview, running.index, copy.copy(picture))
 

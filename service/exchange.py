@@ -4,8 +4,8 @@ import asyncio
 import math
 import multiprocessing
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from service import metrics
@@ -66,6 +66,7 @@ class Exchange:
         self.put: Callable[[Command], None]
         """Sends a command that has no reply."""
         self._requests = multiprocessing.Value("i", 0)  # the main process waits for it to become 0 before it ends
+        self._errands = multiprocessing.Value("i", 0)
         self._steps = 0
         """Of all requests under way, times pictures."""
         self._step_seconds = 0.0
@@ -79,6 +80,11 @@ class Exchange:
     def requests(self) -> int:
         """Requests under way. Any process of the service may ask."""
         return int(self._requests.value)
+
+    @property
+    def unfinished(self) -> int:
+        """Requests under way, and what is still to be done after others. Any process of the service may ask."""
+        return self.requests + int(self._errands.value)
 
     @property
     def is_full(self) -> bool:
@@ -109,6 +115,17 @@ class Exchange:
             del self._mailboxes[command.id]
             if not mailbox.is_over:
                 self.put(Cancel(id=command.id))
+
+    @contextmanager
+    def errand(self) -> Iterator[None]:
+        """Something that the server does not stop in the middle of, though nobody waits for an answer."""
+        with self._errands.get_lock():
+            self._errands.value += 1
+        try:
+            yield
+        finally:
+            with self._errands.get_lock():
+                self._errands.value -= 1
 
     async def ask(self, command: AdapterCommand) -> Reply:
         """Send a command that has one reply."""

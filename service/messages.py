@@ -1,10 +1,12 @@
 """What the HTTP process and the engine process say to each other. No torch: the HTTP process has none."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from longcat.errors import LithographError
 from service.picture import Rendered
 from service.schema import ResolvedRequest
 
@@ -18,8 +20,10 @@ class Draw:
     submitted_at: float
     deadline: float
     """Both on ``time.monotonic``'s clock, which the processes of one machine share."""
-    progress: bool
-    previews: bool
+    progress: bool = False
+    """Whether every step is told."""
+    previews: int = 0
+    """Most small pictures of one picture on its way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,7 @@ class AdapterAction(StrEnum):
     UNPIN = "unpin"
     UNLOAD = "unload"
     REMOVE = "remove"
+    IMPORT = "import"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,10 @@ class AdapterCommand:
     id: str
     action: AdapterAction
     name: str = ""
+    path: str = ""
+    """What to import."""
+    replace: bool = False
+    """Whether an import may be a new version of a name that is there."""
 
 
 Command = Draw | Cancel | AdapterCommand
@@ -81,6 +90,14 @@ class Failed:
     retry_after_seconds: int | None = None
 
 
+class RefusedError(LithographError):
+    """What ``Failed`` says, as an exception."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
+
+
 class AdapterState(StrEnum):
     """What a request for a name gets."""
 
@@ -110,6 +127,8 @@ class AdapterStatus(BaseModel):
     modules: int | None
     """Layers of the model that it changes."""
     trigger_words: tuple[str, ...]
+    created: datetime | None
+    """Of the version that is served."""
     pinned: bool
     reason: str | None
     """Why the desired version is not served."""

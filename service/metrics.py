@@ -13,7 +13,9 @@ from service.schema import Timings
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 
-REQUESTS = Counter("lithograph_requests", "Requests to POST /generate by HTTP status.", ["status"])
+REQUESTS = Counter(
+    "lithograph_requests", "Requests to POST /generate and /v1/images/generations by HTTP status.", ["status"]
+)
 REQUEST_SECONDS = Histogram(
     "lithograph_request_seconds", "From a request's arrival to its reply.", ["status"], buckets=_SECONDS
 )
@@ -36,6 +38,8 @@ ACTIVE_ROWS = Gauge(
     multiprocess_mode="livemostrecent",
 )
 STEP_SECONDS = Histogram("lithograph_step_seconds", "One forward of pictures of one size.", buckets=_SECONDS)
+JOBS = Counter("lithograph_jobs", "Asynchronous jobs that are over, by how they ended.", ["status"])
+WEBHOOKS = Counter("lithograph_webhooks", "Webhooks that were sent, by whether they arrived in the end.", ["result"])
 CANCELLED = Counter("lithograph_cancelled_requests", "Requests whose client went away.")
 ENGINE_RESTARTS = Counter("lithograph_engine_restarts", "Times that the engine process ended and was started again.")
 ADAPTER_REQUESTS = Counter(

@@ -39,8 +39,13 @@ class Order:
     """Both on ``time.monotonic``'s clock."""
     progress: bool = False
     """Whether the listener hears of every step."""
-    previews: bool = False
-    """Whether it gets small pictures of what is becoming."""
+    previews: int = 0
+    """Most small pictures of what each is becoming, spread over its steps."""
+
+    def is_previewed(self, step: int, steps: int) -> bool:
+        """Whether a small picture is due after this step."""
+        parts = self.previews + 1
+        return step * parts // steps > (step - 1) * parts // steps
 
 
 @dataclass(frozen=True, kw_only=True)

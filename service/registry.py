@@ -315,6 +315,7 @@ def _status(entry: _Entry) -> AdapterStatus:
         rank=served.rank if served else None,
         modules=entry.modules if served else None,
         trigger_words=served.trigger_words if served else (),
+        created=served.created if served else None,
         pinned=entry.pinned,
         reason=entry.reason,
         last_used_seconds_ago=None if entry.used_at is None else round(time.monotonic() - entry.used_at, 1),

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from longcat.adapter import remove_adapter
 from longcat.errors import UserError
@@ -13,7 +14,8 @@ from longcat.storage import open_storage
 from service import metrics
 from service.config import AdapterConfig, ModelConfig
 from service.engine import Engine
-from service.messages import AdapterAction, AdapterReport, Draw, PreviewFile, SlotStatus, Step
+from service.importing import import_adapter
+from service.messages import AdapterAction, AdapterCommand, AdapterReport, Draw, PreviewFile, SlotStatus, Step
 from service.orders import AdapterUse, Drawn, Event, Order, Preview, Progress
 from service.picture import ModelIdentity, Recipe, Rendered, encode_picture, encode_preview
 from service.registry import Registry
@@ -113,9 +115,7 @@ class Renderer:
                 made += 1
                 on_step(made, news.steps * request.num_images)
 
-        draw = Draw(
-            id="", request=request, submitted_at=time.monotonic(), deadline=math.inf, progress=True, previews=False
-        )
+        draw = Draw(id="", request=request, submitted_at=time.monotonic(), deadline=math.inf, progress=True)
         self.submit(draw, hear)
         while not outcome:
             self.engine.turn(0.05)
@@ -123,12 +123,23 @@ class Renderer:
             raise outcome[0]
         return outcome[0]
 
-    def manage(self, action: AdapterAction, name: str) -> AdapterReport:
+    def manage(self, command: AdapterCommand) -> AdapterReport:
         """Do something about an adapter. Raises ``UserError`` or ``StorageError``."""
         registry = self.registry
         if registry is None:
             raise UserError("no adapter storage is configured here; start with --adapters")
+        action, name = command.action, command.name
         match action:
+            case AdapterAction.IMPORT:
+                import_adapter(
+                    registry.storage,
+                    name,
+                    Path(command.path),
+                    self.model.flavour,
+                    max_rank=self.engine.table.slots.rank,
+                    replace=command.replace,
+                )
+                registry.load(name)
             case AdapterAction.LOAD:
                 registry.load(name)
             case AdapterAction.PIN | AdapterAction.UNPIN:

@@ -11,22 +11,34 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from longcat.errors import DeadlineError, StorageError, UnknownAdapterError, UserError
-from service.messages import Failed
+from service.messages import Failed, RefusedError
 from service.picture import MEDIA_TYPES, Rendered, zip_pictures
+from service.refusals import BodyTooLargeError, InvalidRequestError, NotJsonError
 from service.schema import (
-    BodyTooLargeError,
     ErrorBody,
     ErrorDetail,
     FieldProblem,
     GeneratedImage,
     GenerateResponse,
-    InvalidRequestError,
-    NotJsonError,
+    JobReport,
     ResolvedRequest,
     Timings,
 )
 
 log = logging.getLogger("lithograph")
+
+_UNAUTHORIZED = 401
+
+
+def pictures(
+    request_id: str, model_hash: str, request: ResolvedRequest, rendered: Rendered, *, as_json: bool
+) -> Response:
+    """The answer to a request that was drawn."""
+    headers = headers_of(request_id, model_hash, request, rendered)
+    if not as_json:
+        return pictures_as_files(request, rendered, headers)
+    body = pictures_in_json(request_id, model_hash, request, rendered).model_dump_json()
+    return Response(body, media_type="application/json", headers=headers)
 
 
 def pictures_as_files(request: ResolvedRequest, rendered: Rendered, headers: dict[str, str]) -> Response:
@@ -85,6 +97,8 @@ def event(name: str, data: BaseModel) -> bytes:
 def failure_of(error: Exception) -> Failed:
     """What an error means to a client; what nobody foresaw is logged, and answered with 500."""
     match error:
+        case RefusedError():
+            return error.failed
         case NotJsonError():
             status, code = 400, "not_json"
         case UnknownAdapterError():
@@ -108,7 +122,9 @@ def failure_of(error: Exception) -> Failed:
 def reply_to_failure(failed: Failed, fields: Sequence[FieldProblem] = ()) -> JSONResponse:
     """An error in the one shape that all have."""
     body = ErrorBody(error=ErrorDetail(code=failed.code, message=failed.message, fields=list(fields)))
-    headers = None if failed.retry_after_seconds is None else {"Retry-After": str(failed.retry_after_seconds)}
+    headers = {} if failed.retry_after_seconds is None else {"Retry-After": str(failed.retry_after_seconds)}
+    if failed.status == _UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body.model_dump(), status_code=failed.status, headers=headers)
 
 
@@ -142,7 +158,10 @@ ENGINE_ENDED = Failed(
     retry_after_seconds=10,
 )
 
-RESPONSES: dict[int | str, dict[str, Any]] = {
+Responses = dict[int | str, dict[str, Any]]
+"""What an endpoint can answer, for /docs."""
+RESPONSES: Responses = {
+    202: {"description": "A job, with its address in Location.", "model": JobReport},
     200: {
         "description": "The picture; a zip of several; or JSON with the pictures in base64.",
         "model": GenerateResponse,

@@ -12,8 +12,9 @@ from PIL import Image, PngImagePlugin
 
 from longcat.errors import RecipeError
 from longcat.flavour import Flavour
+from service.limits import Limits
 from service.picture import ModelIdentity, Recipe, encode_picture, read_recipe
-from service.schema import GenerateRequest, Limits, ResolvedRequest
+from service.schema import GenerateRequest, ResolvedRequest
 from tests.conftest import run_lithograph
 
 

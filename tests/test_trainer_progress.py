@@ -1,0 +1,312 @@
+"""How a training run is seen: by readers of its files, in its log, on a terminal, in TensorBoard."""
+
+import logging
+import math
+import os
+import pty
+import shlex
+import subprocess
+import sys
+import termios
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from longcat.errors import EngineError
+from trainer.progress import Progress, StepReport
+from trainer.run_record import CacheRecord, read_metrics, read_run
+
+
+def run(folder: Path, **changes: Any) -> Progress:
+    given: dict[str, Any] = {
+        "run_id": "ink-1", "config": {"seed": 1}, "total_steps": 100, "start_step": 0, "tensorboard": False,
+        "metrics_port": None, "pushgateway_url": None, "show_bar": False,
+    }  # fmt: skip
+    return Progress(folder, **(given | changes))
+
+
+def report(step: int, *, loss: float = 0.5, seconds: float = 0.1, images: int = 1) -> StepReport:
+    return StepReport(
+        step=step, loss=loss, learning_rate=1e-4, gradient_norm=2.0, step_seconds=seconds, images=images
+    )  # fmt: skip
+
+
+def steps_in(folder: Path) -> list[int]:
+    return [line.step for line in read_metrics(folder)]
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "lithograph.trainer")
+    return caplog
+
+
+def test_readers_follow_a_run_from_beginning_to_end(tmp_path: Path) -> None:
+    with run(tmp_path) as progress:
+        begun = read_run(tmp_path)
+        assert (begun.state, begun.phase, begun.run_id, begun.pid) == ("running", "preparing", "ink-1", os.getpid())
+        assert (begun.step, begun.total_steps, begun.loss, begun.eta_seconds) == (0, 100, None, None)
+        assert (begun.config, begun.epoch, begun.ended) == ({"seed": 1}, None, None)
+
+        progress.dataset(pictures=8, dropped=1, steps_per_epoch=4)
+        progress.phase("caching")
+        progress.cache("latents", 8, 8, 3)
+        assert read_run(tmp_path).phase == "caching"
+        assert read_run(tmp_path).cache == {"latents": CacheRecord(done=8, total=8, hits=3)}
+
+        progress.phase("training")
+        progress.step(report(1, loss=1.0, seconds=0.2, images=2))
+        progress.step(report(2, loss=0.5, seconds=0.2, images=2))
+        progress.checkpoint(2, 0.25, 4096)
+        trained = read_run(tmp_path)
+        assert (trained.step, trained.loss, trained.epoch, trained.learning_rate) == (2, 0.5, 0.5, 1e-4)
+        assert trained.smoothed_loss == pytest.approx(0.745, abs=0.005)  # between them, the later one weighing more
+        assert trained.step_seconds == pytest.approx(0.2)
+        assert trained.images_per_second == pytest.approx(10)
+        assert trained.eta_seconds == pytest.approx(98 * 0.2)
+        assert [(made.step, made.seconds, made.size_bytes) for made in trained.checkpoints] == [(2, 0.25, 4096)]
+        lines = list(read_metrics(tmp_path))
+        assert [(line.step, line.loss, line.images_per_second) for line in lines] == [
+            (1, 1.0, pytest.approx(10)), (2, 0.5, pytest.approx(10))
+        ]  # fmt: skip
+
+        progress.phase("validating")
+        progress.validation(2, ["validation/a.png"], False, ["grey", "dark"])
+        progress.phase("publishing")
+        progress.published("ink@3")
+        progress.finish("finished", None, 0)
+    ended = read_run(tmp_path)
+    assert (ended.state, ended.phase, ended.exit_code, ended.published) == ("finished", "publishing", 0, "ink@3")
+    assert ended.ended is not None
+    assert begun.started == ended.started <= ended.ended <= ended.updated
+    assert [(made.images, made.passed, made.reasons) for made in ended.validations] == [
+        (("validation/a.png",), False, ("grey", "dark"))
+    ]
+
+
+def test_the_first_step_is_seen_at_once_and_the_rest_in_bundles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.progress._FLUSH_SECONDS", math.inf)
+    with run(tmp_path) as progress:
+        progress.step(report(1))
+        assert steps_in(tmp_path) == [1]
+        for step in range(2, 51):
+            progress.step(report(step))
+        assert steps_in(tmp_path) == [1]
+        progress.step(report(51))
+        assert len(steps_in(tmp_path)) == read_run(tmp_path).step == 51
+        progress.step(report(52))
+        progress.step(report(53, loss=math.nan))
+        assert len(steps_in(tmp_path)) == 53
+        loss = read_run(tmp_path).loss
+        assert loss is not None
+        assert math.isnan(loss)
+        progress.step(report(54))
+        progress.finish("finished", None, 0)
+    assert len(steps_in(tmp_path)) == 54
+
+
+@pytest.mark.parametrize("told", ["by the first step", "beforehand", "when made"])
+def test_a_resumed_run_goes_on_in_the_same_files(told: str, tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    with run(tmp_path) as progress:
+        for step in range(1, 8):
+            progress.step(report(step))
+            if step in (3, 6):
+                progress.checkpoint(step, 0.1, 10)
+                progress.validation(step, [], True, [])
+        progress.finish("preempted", None, 75)
+    with run(tmp_path, start_step=3 if told == "when made" else 0) as progress:
+        assert read_run(tmp_path).state == "running"
+        progress.phase("caching")
+        assert len(steps_in(tmp_path)) == (3 if told == "when made" else 7)
+        if told == "beforehand":
+            progress.resumed(3)
+        progress.step(report(4))
+        progress.checkpoint(4, 0.1, 10)
+        progress.finish("finished", None, 0)
+    again = read_run(tmp_path)
+    assert steps_in(tmp_path) == [1, 2, 3, 4]
+    assert (again.start_step, again.step, again.exit_code) == (3, 4, 0)
+    assert [made.step for made in again.checkpoints] == [3, 4]
+    assert [made.step for made in again.validations] == [3]
+    assert [record.getMessage() for record in log.records].count("event=resumed step=3") == 1
+
+
+def test_a_new_run_in_an_old_directory_starts_afresh(tmp_path: Path) -> None:
+    for _ in range(2):
+        with run(tmp_path) as progress:
+            progress.step(report(1))
+            progress.checkpoint(1, 0.1, 10)
+            progress.finish("finished", None, 0)
+        assert steps_in(tmp_path) == [1]
+        assert len(read_run(tmp_path).checkpoints) == 1
+
+
+def test_a_run_with_nothing_left_to_train_still_records_its_validation(tmp_path: Path) -> None:
+    with run(tmp_path) as progress:
+        progress.step(report(1))
+        progress.checkpoint(1, 0.1, 10)
+    with run(tmp_path, total_steps=1) as progress:
+        progress.validation(1, [], True, [])
+        progress.finish("finished", None, 0)
+    assert read_run(tmp_path).step == 1
+    assert len(read_run(tmp_path).checkpoints) == len(read_run(tmp_path).validations) == 1
+    assert steps_in(tmp_path) == [1]
+
+
+def test_a_damaged_record_of_before_is_no_reason_to_stop(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with run(tmp_path) as progress:
+        progress.resumed(0)
+    assert "event=run_record_damaged" in log.text
+    assert read_run(tmp_path).run_id == "ink-1"
+
+
+def test_a_run_that_breaks_off_has_failed(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    with suppress(EngineError), run(tmp_path) as progress:
+        progress.step(report(1))
+        progress.step(report(2))
+        raise EngineError('the loss is "nan"')
+    failed = read_run(tmp_path)
+    assert (failed.state, failed.message, failed.exit_code) == ("failed", 'EngineError: the loss is "nan"', None)
+    assert failed.ended is not None
+    assert steps_in(tmp_path) == [1, 2]
+    assert log.records[-1].levelno == logging.ERROR
+    assert log.records[-1].getMessage() == r'event=failed step=2 message="EngineError: the loss is \"nan\""'
+
+
+def test_what_was_said_of_the_end_stays(tmp_path: Path) -> None:
+    with suppress(EngineError), run(tmp_path) as progress:
+        progress.finish("failed", "no", 71)
+        raise EngineError("no")
+    assert read_run(tmp_path).exit_code == 71
+
+
+def test_the_other_processes_leave_nothing_and_say_nothing(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    with run(tmp_path, writes=False, tensorboard=True, show_bar=True) as progress:
+        progress.resumed(3)
+        progress.phase("caching")
+        progress.cache("latents", 1, 1, 0)
+        progress.finish("finished", None, 0)
+    assert not list(tmp_path.iterdir())
+    assert not log.records
+
+
+def test_every_event_is_a_line_of_keys_and_values(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    with run(tmp_path, total_steps=3) as progress:
+        progress.phase("caching")
+        progress.cache("latents", 1, 2, 0)
+        progress.cache("latents", 2, 2, 1)
+        for step in (1, 2, 3):
+            progress.step(report(step))
+        progress.checkpoint(3, 0.25, 4096)
+        progress.validation(3, ["a.png"], False, ["no ink", "too grey"])
+        progress.validation(3, ["a.png"], True, [])
+        progress.published("ink@3")
+        progress.finish("finished", None, 0)
+    said = [record.getMessage() for record in log.records if record.name == "lithograph.trainer"]
+    assert said == [
+        f"event=started run_id=ink-1 total_steps=3 output_dir={tmp_path}",
+        "event=phase name=caching",
+        "event=cached kind=latents done=2 total=2 hits=1",
+        "event=step step=1 total_steps=3 loss=0.5 smoothed_loss=0.5 learning_rate=0.0001 gradient_norm=2 "
+        "step_seconds=0.1 images_per_second=10 eta_seconds=0.2",
+        "event=step step=3 total_steps=3 loss=0.5 smoothed_loss=0.5 learning_rate=0.0001 gradient_norm=2 "
+        "step_seconds=0.1 images_per_second=10 eta_seconds=0",
+        "event=checkpoint step=3 seconds=0.25 size_bytes=4096",
+        'event=validation step=3 passed=false images=1 reasons="no ink; too grey"',
+        "event=validation step=3 passed=true images=1",
+        "event=published reference=ink@3",
+        "event=finished step=3 exit_code=0",
+    ]
+
+
+def test_a_long_run_is_heard_of_now_and_then(
+    tmp_path: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.progress._LOG_SECONDS", -1.0)  # the time for the next line is always over
+    with run(tmp_path) as progress:
+        progress.cache("latents", 1, 2, 0)
+        for step in (1, 2, 3):
+            progress.step(report(step))
+    lines = [record.getMessage().split()[0] for record in log.records]
+    assert lines == ["event=started", "event=cached", "event=step", "event=step", "event=step", "event=failed"]
+
+
+SHOWN = """
+import sys
+import termios
+from contextlib import suppress
+from pathlib import Path
+from longcat.logs import set_up_logging
+from tests.test_trainer_progress import report, run
+set_up_logging()
+with run(Path(sys.argv[1]), total_steps=3, show_bar=True) as progress:
+    progress.cache("latents", 4, 4, 0)
+    for step in (1, 2, 3):
+        progress.step(report(step, loss=0.125, images=4))
+    progress.checkpoint(3, 0.25, 4096)
+    progress.finish("finished", None, 0)
+"""
+
+
+def test_a_person_sees_a_bar(tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 120))
+    process = subprocess.Popen([sys.executable, "-c", SHOWN, str(tmp_path)], stderr=slave)
+    os.close(slave)
+    shown = b""
+    try:
+        while piece := os.read(master, 4096):
+            shown += piece
+    except OSError:  # how Linux says that nobody holds the other end any more
+        pass
+    finally:
+        os.close(master)
+    assert process.wait() == 0, shown
+    text = shown.decode()
+    assert "latents: 100%" in text
+    assert "training: 100%" in text
+    assert "loss 0.125, 0.1 s/step, 40 images/s" in text
+    assert "checkpoint: step 3, seconds 0.25, size bytes 4096" in text
+    assert "event=" not in text
+
+
+def test_a_log_file_gets_no_bar(tmp_path: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", SHOWN, str(tmp_path)], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    assert "%" not in finished.stderr
+    line = next(line for line in finished.stderr.splitlines() if "event=checkpoint" in line)
+    pairs = dict(word.split("=", 1) for word in shlex.split(line) if "=" in word)
+    assert pairs == {"event": "checkpoint", "step": "3", "seconds": "0.25", "size_bytes": "4096"}
+
+
+def test_tensorboard_shows_curves_and_pictures_of_a_resumed_run(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    Image.new("RGB", (16, 8), "red").save(tmp_path / "a.png")
+    with run(tmp_path, tensorboard=True) as progress:
+        for step in (1, 2, 3, 4):
+            progress.step(report(step, loss=1.0))
+        progress.finish("preempted", None, 75)
+    with run(tmp_path, tensorboard=True) as progress:
+        for step in (3, 4, 5):
+            progress.step(report(step, loss=0.5, images=2))
+        progress.validation(5, ["a.png"], True, [])
+        progress.finish("finished", None, 0)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(point.step, point.value) for point in board.Scalars("loss")] == [
+        (1, 1),
+        (2, 1),
+        (3, 0.5),
+        (4, 0.5),
+        (5, 0.5),
+    ]
+    assert board.Tags()["scalars"] == ["loss", "learning_rate", "gradient_norm", "images_per_second"]
+    picture = board.Images("validation/a")[0]
+    assert (picture.step, picture.width, picture.height) == (5, 16, 8)
