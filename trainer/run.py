@@ -12,7 +12,7 @@ from diffusers import LongCatImageTransformer2DModel
 
 from longcat.errors import ConfigError, StorageError
 from longcat.flavour import Flavour, resolve
-from longcat.loading import load_scheduler_config, load_transformer, load_vae, parse_dtype
+from longcat.loading import load_scheduler_config, load_transformer, load_vae
 from longcat.lora import LoraWeights
 from longcat.precision import Offload, Precision
 from longcat.quantize import check_precision, quantize_base
@@ -25,7 +25,7 @@ from trainer.loop import Loop, Trainee
 from trainer.lora import inject
 from trainer.offload import place
 from trainer.outcome import Outcome, outcome_of
-from trainer.planning import decide
+from trainer.planning import compute_dtype, decide
 from trainer.preparation import Encoders, captions_of, encode_captions, encode_pictures
 from trainer.progress import Progress
 from trainer.publish import Trained, keep, public_config, publish_adapter
@@ -175,8 +175,7 @@ def _publish(config: TrainConfig, trained: Trained, progress: Progress) -> None:
 
 def prepare_model(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Flavour, Encoders]:
     """Refuse what this machine cannot do before anything is loaded; decide what is ``auto``."""
-    names = {"auto": "auto", "no": "float32", "bf16": "bfloat16", "fp16": "float16"}
-    dtype = parse_dtype(names[config.mixed_precision], device)
+    dtype = compute_dtype(config, device)
     if config.publish_to:
         open_storage(config.publish_to, endpoint_url=config.publish_endpoint_url)  # a wrong URI is refused at once
     for name in (config.base_model_precision, config.text_encoder_1_precision):
@@ -190,7 +189,7 @@ def prepare_model(config: TrainConfig, device: torch.device) -> tuple[TrainConfi
             f"aspect_bucket_alignment: {config.aspect_bucket_alignment} is less than 64, the grid that "
             f"{flavour.name} was trained on"
         )
-    config = decide(config, flavour, device, dtype)
+    config = decide(config, flavour, device)
     encoders = Encoders(
         flavour=flavour,
         device=device,
