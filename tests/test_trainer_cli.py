@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from tests.conftest import run_lithograph
+from trainer.commands import configure
+from trainer.config_file import load_config
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, caption in (("a", "a cat"), ("b", "一只猫"), ("c", None)):
+        Image.new("RGB", (128, 128)).save(folder / f"{name}.png")
+        if caption:
+            (folder / f"{name}.txt").write_text(caption, encoding="utf-8")
+    return folder
+
+
+def test_dataset_check_says_what_is_there_and_what_is_dropped(pictures: Path, tmp_path: Path) -> None:
+    options = ["model_flavour=embedded", f"instance_data_dir={pictures}", "resolution=128", "output_dir=out"]
+    done = run_lithograph("dataset", "check", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 Chinese, 1 English" in done.stdout
+    report = json.loads((tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"))
+    assert [drop["key"] for drop in report["dropped"]] == ["c.png"]
+    with Image.open(tmp_path / "out" / "dataset.png") as sheet:
+        sheet.verify()
+
+
+def test_data_that_cannot_be_used_leaves_a_report_and_its_own_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = run_lithograph("dataset", "check", "model_flavour=embedded", "instance_data_dir=empty", cwd=tmp_path)
+    assert done.returncode == 65
+    assert "empty" in done.stderr
+    assert (tmp_path / "output" / "dataset.json").exists()
+
+
+def test_configure_writes_a_file_that_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "config" / "config.json"
+    answers = [
+        "embedded",
+        "",
+        "pictures",
+        "",
+        "",
+        "",
+        "n",
+        "8",
+        "",
+        "20",
+        "一只猫",
+        "a cat",
+        "out",
+        "file:///adapters",
+        "ink",
+    ]
+    done = CliRunner().invoke(configure, ["--output", str(path)], input="\n".join(answers) + "\n")
+    assert done.exit_code == 0, done.output
+    config, warnings = load_config(path, {})
+    assert warnings == ()
+    assert (config.model_flavour, config.lora_rank, config.max_train_steps) == ("embedded", 8, 20)
+    assert (config.validation_prompts, config.adapter_name) == (("一只猫", "a cat"), "ink")
+
+
+def test_configure_replaces_nothing_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    assert CliRunner().invoke(configure, ["--output", str(path)], input="n\n").exit_code == 1
+    assert path.read_text() == "{}"
