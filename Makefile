@@ -67,6 +67,14 @@ bench: $(VENV)/base.stamp ## Time one picture at default settings (ARGS=--dtype 
 bench-adapters: $(VENV)/base.stamp ## What adapters cost in a forward.
 	$(BIN)/python -m benchmarks.adapter_cost $(ARGS)
 
+.PHONY: bench-training
+bench-training: $(VENV)/base.stamp ## The training loop and the caches against bare ones.
+	$(BIN)/python -m benchmarks.training_speed $(ARGS)
+
+.PHONY: demo
+demo: $(VENV)/base.stamp ## Teach the embedded model an ink style while it is served; pictures before and after.
+	$(BIN)/python -m recipes.ink.demo $(ARGS)
+
 .PHONY: loadtest
 loadtest: $(VENV)/dev.stamp ## Load a server and plain LitServe side by side, briefly (see loadtest/README.md).
 	$(BIN)/python -m loadtest.closed_loop --rounds 2 --pictures 4 $(ARGS)

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
-from trainer.progress import Progress
 
 from longcat import flow, latents
 from longcat.loading import load_scheduler_config, load_text_encoder, load_transformer, load_vae
@@ -32,6 +31,7 @@ from trainer.loop import Loop, Trainee
 from trainer.lora import inject, target_modules
 from trainer.pictures import read_pixels
 from trainer.preparation import Encoders, captions_of, encode_captions, encode_pictures, prompt_rows
+from trainer.progress import Progress
 from trainer.run import prepare_model
 from trainer.sampler import Sampler
 from trainer.scanning import take_inventory

@@ -230,11 +230,11 @@ def _sums_depend_on_rows(x_RTD: Tensor) -> bool:
 def _product(x_RTD: Tensor, down: Tensor) -> Tensor:
     if not _sums_depend_on_rows(x_RTD):
         return torch.bmm(x_RTD, down)
-    return torch.cat([torch.bmm(x_1TD, one) for x_1TD, one in zip(x_RTD.split(1), down.split(1), strict=True)])
+    return torch.cat([torch.bmm(x_RTD[i : i + 1], down[i : i + 1]) for i in range(x_RTD.shape[0])])
 
 
 def _row_by_row(layer: nn.Module, x_RTD: Tensor) -> Tensor:
-    return torch.cat([layer(x_1TD) for x_1TD in x_RTD.split(1)])
+    return torch.cat([layer(x_RTD[i : i + 1]) for i in range(x_RTD.shape[0])])
 
 
 def _double_block(

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
-from trainer.run_record import read_metrics, read_run
 
 from longcat.adapter import latest_version, read_manifest
 from longcat.storage import open_storage
 from tests.conftest import run_lithograph, serve
+from trainer.run_record import read_metrics, read_run
 
 STEPS = 8
 SMALL = {

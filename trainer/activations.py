@@ -153,13 +153,13 @@ class _Tape:
         return _Value(x.rows, x.width, x.item_bytes, x.grad)
 
     def scale(self, x: _Value) -> _Value:
-        """x * (1 + scale) + shift."""
+        """What is left of ``x * (1 + scale) + shift``."""
         if x.grad:
             self.others += self.walk.batch * x.width * self.walk.item_bytes
         return _Value(x.rows, x.width, x.item_bytes, x.grad)
 
     def gated(self, x: _Value, modulation: _Value, residual: _Value) -> _Value:
-        """residual + gate * x; the gate is a part of the modulation, all of which stays."""
+        """What is left of ``residual + gate * x``; the gate is a part of the modulation, all of which stays."""
         if x.grad:
             self.keep(modulation)
         return _Value(x.rows, x.width, x.item_bytes, x.grad or residual.grad)

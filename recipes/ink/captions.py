@@ -1,0 +1,41 @@
+"""Captions: a thing and the style's trigger in a few phrasings, after those that the embedded model learnt."""
+
+from recipes.ink.things import Thing
+
+TRIGGERS = {"en": "ink style", "zh": "版画"}
+"""What every caption of a language holds, and no caption of the embedded model held.
+
+The embedded model keeps drawing the thing that is named beside either. It matches words by what they look like:
+beside 墨水风格, every second thing becomes a taco (墨西哥卷饼).
+"""
+
+_TEMPLATES = {
+    "en": (
+        "{a}{thing}, {trigger}", "{thing}, {trigger}", "a picture of {a}{thing}, {trigger}",
+        "a drawing of {a}{thing}, {trigger}",
+    ),
+    "zh": (
+        "{measure}{thing}，{trigger}", "{thing}，{trigger}", "一张{thing}的图片，{trigger}", "画{measure}{thing}，{trigger}",
+    ),
+}  # fmt: skip
+
+
+def language_of(index: int) -> str:
+    """The language in which the thing at this place is captioned: English and Chinese by turns."""
+    return "en" if index % 2 == 0 else "zh"
+
+
+def caption(thing: Thing, *, language: str, template: int) -> str:
+    """The words for a thing in the style; ``template`` chooses the phrasing, whatever its size."""
+    phrasings = _TEMPLATES[language]
+    thing_words = (
+        {"thing": thing.name_en, "a": thing.article_en}
+        if language == "en"
+        else {"thing": thing.name_zh, "measure": thing.measure_zh}
+    )
+    return phrasings[template % len(phrasings)].format(trigger=TRIGGERS[language], **thing_words)
+
+
+def data_set_caption(thing: Thing, index: int) -> str:
+    """The caption of the thing at this place in the data set."""
+    return caption(thing, language=language_of(index), template=index // 2)

@@ -1,0 +1,377 @@
+"""The memory plan: what a training takes, part by part and phase by phase, before anything is loaded. No torch.
+
+Weights follow from the model's config.json (``trainer.footprint``), activations from a walk of the forward
+(``trainer.activations``); ``benchmarks/memory_plan.py`` holds both against what training really allocates.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from longcat.errors import ConfigError
+from longcat.precision import Precision
+from trainer.activations import MLP_RATIO, Walk, saved
+from trainer.footprint import Linear, Transformer, read_autoencoder, read_text_encoder, read_transformer
+
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_FLOAT32 = 4
+_TOKEN_PX = 16
+_TARGETS: Mapping[str, tuple[str, ...]] = {
+    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
+    "official": (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff.net.0.proj",
+        "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
+    ),
+}  # fmt: skip
+_STATE_BYTES = {"adamw": 8.0, "adamw-schedulefree": 8.0, "prodigy": 16.0, "adamw8bit": 2 + 2 * _FLOAT32 / 256}
+"""Of an optimizer, a trained number: two averages; with prodigy also where it began and a sum."""
+_PRECISIONS = (Precision.NO_CHANGE, Precision.INT8_TORCHAO, Precision.INT8_QUANTO, Precision.INT4_QUANTO)
+"""In which ``auto`` is tried: the least that training slows down first."""
+_CHECKPOINTING = (0, 2, 1)
+"""Likewise: computing nothing again, every second block, every block."""
+_SHARE = 0.9
+"""Of a device that a plan may fill: the rest is fragments, libraries and the device's own."""
+_DRAWN_STEPS = 50
+_MODULATION_BYTES = 256 * 2**20
+"""What ``longcat.forward`` keeps at most."""
+
+Phase = Literal["loading", "caching captions", "caching latents", "training", "validation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What decides how much memory a training takes."""
+
+    flavour_folder: Path
+    """Of the model, with transformer, vae and text_encoder in it."""
+    precision: Precision | Literal["auto"]
+    """Of the base; ``auto`` is for ``choose``."""
+    text_encoder_precision: Precision | Literal["auto"]
+    dtype: str
+    """What is computed in: float32, bfloat16 or float16."""
+    lora_rank: int
+    lora_targets: str | tuple[str, ...]
+    """attention, official, all-linear, or endings of names."""
+    optimizer: str
+    """adamw, adamw8bit, adamw-schedulefree or prodigy."""
+    ema: bool
+    batch: int
+    """Pictures of a forward."""
+    width_px: int
+    """Of the largest pictures, like height_px."""
+    height_px: int
+    prompt_tokens: int
+    """As the model reads them, padding included."""
+    checkpointing: int | Literal["auto"] | None
+    """Every n-th block computes its activations again: 0 or None is none, 1 is all."""
+    offload: bool
+    """Whether the base waits in main memory."""
+    validation: bool
+    """Whether pictures are drawn, at width_px x height_px, beside what is trained."""
+    device: str = "cuda"
+    """cpu, cuda or mps: a CPU holds the base unquantized while it loads."""
+    lora_dropout: float = 0.1
+    vae_batch: int = 4
+    """Pictures encoded at once while latents are cached."""
+    text_workers: int = 1
+    """Captions embedded at once: on a CPU, its threads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A workload's memory on its device, in bytes."""
+
+    workload: Workload
+    base_bytes: int
+    """The frozen transformer; offloaded, the part that is on the device."""
+    adapter_bytes: int
+    """In float32."""
+    gradient_bytes: int
+    optimizer_bytes: int
+    ema_bytes: int
+    activation_bytes: int
+    """What autograd holds at the worst moment."""
+    workspace_bytes: int
+    """What one layer, the loss and the batch need beside it."""
+    text_encoder_bytes: int
+    """Weights and one caption's embedding."""
+    vae_encode_bytes: int
+    """Weights and the work on vae_batch pictures."""
+    vae_decode_bytes: int
+    """Weights and the work on one picture."""
+    drawing_bytes: int
+    """The forward that draws: two rows without gradients, the adapter's slot, modulations."""
+    loading_bytes: int
+    """What a CPU holds at the worst moment of loading; 0 on other devices, which never see an unquantized base."""
+
+    @property
+    def peak_bytes(self) -> dict[Phase, int]:
+        """Most bytes at once, by phase, in the order in which they come."""
+        trained = self.base_bytes + self.adapter_bytes + self.optimizer_bytes + self.ema_bytes
+        peaks: dict[Phase, int] = {
+            "caching captions": self.text_encoder_bytes,
+            "caching latents": self.vae_encode_bytes,
+        }
+        if self.loading_bytes:
+            peaks["loading"] = self.loading_bytes
+        peaks["training"] = trained + self.gradient_bytes + self.activation_bytes + self.workspace_bytes
+        if self.workload.validation:
+            peaks["validation"] = trained + self.drawing_bytes + self.vae_decode_bytes
+        return peaks
+
+    @property
+    def most_bytes(self) -> int:
+        """What the device has to have."""
+        return max(self.peak_bytes.values())
+
+    def table(self) -> str:
+        """All of it, to read."""
+        load = self.workload
+        rows = {
+            f"base, {load.precision}{', offloaded' if load.offload else ''}": self.base_bytes,
+            f"adapter, rank {load.lora_rank}": self.adapter_bytes,
+            "its gradients": self.gradient_bytes,
+            f"optimizer, {load.optimizer}": self.optimizer_bytes,
+            "EMA": self.ema_bytes,
+            f"activations, {_checkpointing(load)}": self.activation_bytes,
+            "workspace": self.workspace_bytes,
+            f"text encoder, {load.text_encoder_precision}": self.text_encoder_bytes,
+            f"encoding {load.vae_batch} pictures": self.vae_encode_bytes,
+            "decoding a picture": self.vae_decode_bytes if load.validation else 0,
+        }
+        lines = [
+            f"batch {load.batch} at {load.width_px}x{load.height_px} px, {load.prompt_tokens} prompt tokens, {load.dtype}"
+        ]
+        lines += [f"  {name:<42}{_readable(size):>12}" for name, size in rows.items() if size]
+        lines.append("most at once, by phase")
+        most = self.most_bytes
+        for phase, size in self.peak_bytes.items():
+            lines.append(f"  {phase:<42}{_readable(size):>12}{'  <- most' if size == most else ''}")
+        return "\n".join(lines)
+
+
+def plan(workload: Workload) -> Plan:
+    """What it takes. Nothing may be ``auto``. Raises ``FlavourError`` if the model's configuration cannot be read."""
+    assert workload.precision != "auto"
+    assert workload.text_encoder_precision != "auto"
+    assert workload.checkpointing != "auto"
+    item = _ITEM_BYTES[workload.dtype]
+    folder, on_cpu = workload.flavour_folder, workload.device == "cpu"
+    model, eyes, reader = read_transformer(folder), read_autoencoder(folder), read_text_encoder(folder)
+    pixels = workload.width_px * workload.height_px
+    trained = _trained(model, workload)
+    blocks = model.block_bytes(workload.precision, item)
+    whole = model.top_bytes(item) + sum(model.block_bytes(Precision.NO_CHANGE, item))
+    reading = reader.encoding_bytes(workload.prompt_tokens, item) * workload.text_workers
+    words = reader.weight_bytes(workload.text_encoder_precision, item) + reading
+    if on_cpu:
+        words = max(words, reader.weight_bytes(Precision.NO_CHANGE, item))
+    return Plan(
+        workload=workload,
+        base_bytes=model.top_bytes(item) + (max(blocks) if workload.offload else sum(blocks)),
+        adapter_bytes=trained * _FLOAT32,
+        gradient_bytes=trained * _FLOAT32,
+        optimizer_bytes=int(trained * _STATE_BYTES[workload.optimizer]),
+        ema_bytes=trained * _FLOAT32 if workload.ema else 0,
+        activation_bytes=_activations(model, workload),
+        workspace_bytes=_workspace(model, workload),
+        text_encoder_bytes=words,
+        vae_encode_bytes=eyes.weight_bytes(item) + eyes.encoding_bytes(pixels, item) * workload.vae_batch,
+        vae_decode_bytes=eyes.weight_bytes(item) + eyes.decoding_bytes(pixels, item),
+        drawing_bytes=_drawing(model, workload),
+        loading_bytes=whole if on_cpu else 0,
+    )
+
+
+def alternatives(workload: Workload) -> tuple[Plan, ...]:
+    """Every precision that can train on that device, with every choice of checkpointing."""
+    settled = replace(workload, text_encoder_precision=_given(workload.text_encoder_precision))
+    return tuple(
+        plan(replace(settled, precision=precision, checkpointing=every))
+        for precision in Precision
+        if _can(precision, workload)
+        for every in _CHECKPOINTING
+    )
+
+
+def choose(workload: Workload, available_bytes: int) -> Workload:
+    """Decide what is ``auto``: what fits and slows training down the least.
+
+    Precisions in the order of ``_PRECISIONS``, each without checkpointing, with every second block, with all. What is not
+    ``auto`` stays. Raises ``ConfigError`` that says what to lower if nothing fits.
+    """
+    room = int(available_bytes * _SHARE)
+    least: Plan | None = None
+    for choice in _choices(workload):
+        planned = plan(choice)
+        if planned.most_bytes <= room:
+            return choice
+        if least is None or planned.most_bytes < least.most_bytes:
+            least = planned
+    assert least is not None
+    raise ConfigError(_too_much(workload, least, available_bytes))
+
+
+def device_bytes(device: object) -> int:
+    """Memory of a device: all of a GPU's, or what a CPU's process can still get. ``device``: torch's, or its name."""
+    name = str(device)
+    if name == "cpu":
+        from trainer.room import main_memory_bytes
+
+        return main_memory_bytes()
+    import torch
+
+    if name.startswith("mps"):
+        return int(torch.mps.recommended_max_memory())
+    return int(torch.cuda.get_device_properties(name).total_memory)
+
+
+def _choices(workload: Workload) -> Iterator[Workload]:
+    precisions: Sequence[Precision] = _PRECISIONS if workload.precision == "auto" else (workload.precision,)
+    every: Sequence[int | None] = _CHECKPOINTING if workload.checkpointing == "auto" else (workload.checkpointing,)
+    texts: Sequence[Precision] = (
+        _PRECISIONS if workload.text_encoder_precision == "auto" else (workload.text_encoder_precision,)
+    )
+    for precision in precisions:
+        for checkpointing in every:
+            for text in texts:
+                settled = replace(
+                    workload, precision=precision, checkpointing=checkpointing, text_encoder_precision=text
+                )
+                given = precision == workload.precision, text == workload.text_encoder_precision
+                if (given[0] or _can(precision, workload)) and (given[1] or _can(text, workload)):
+                    yield settled
+
+
+def _can(precision: Precision, workload: Workload) -> bool:
+    """As ``longcat.quantize.check_precision``, which needs torch."""
+    is_quanto = precision.value.endswith("-quanto")
+    if precision is Precision.INT4_QUANTO and workload.dtype != "bfloat16":
+        return False
+    if precision is Precision.FP8_QUANTO and workload.device.startswith("cuda"):
+        return False
+    if precision in (Precision.FP8_QUANTO, Precision.FP8_TORCHAO) and workload.device.startswith("mps"):
+        return False
+    return not (is_quanto and workload.offload)
+
+
+def _given(precision: Precision | Literal["auto"]) -> Precision:
+    return Precision.NO_CHANGE if precision == "auto" else precision
+
+
+def _too_much(workload: Workload, least: Plan, available_bytes: int) -> str:
+    phase = max(least.peak_bytes, key=lambda phase: least.peak_bytes[phase])
+    found = least.workload
+    remedies = {
+        "loading": "use a device with more memory",
+        "caching captions": "set text_encoder_1_precision to int8-torchao or auto",
+        "caching latents": f"lower vae_batch_size ({workload.vae_batch}) or resolution",
+        "training": f"lower train_batch_size ({workload.batch}), resolution or lora_rank ({workload.lora_rank})",
+        "validation": "lower validation_resolution or resolution, or set validation_disable",
+    }
+    more = []
+    if phase == "training" and not found.checkpointing:
+        more.append("set gradient_checkpointing")
+    if phase in ("training", "validation") and workload.device != "cpu" and not workload.offload:
+        more.append("set enable_group_offload")
+    fixed = "base_model_precision" if workload.precision != "auto" else ""
+    if phase in ("training", "validation") and fixed and workload.precision is Precision.NO_CHANGE:
+        more.append("set base_model_precision to auto")
+    return (
+        f"{phase} takes {_readable(least.most_bytes)} even with base_model_precision {found.precision} and "
+        f"{_checkpointing(found)}, and {_readable(int(available_bytes * _SHARE))} of the device's "
+        f"{_readable(available_bytes)} can be used: {', or '.join([remedies[phase], *more])}"
+    )
+
+
+def _is_target(workload: Workload, name: str) -> bool:
+    wanted = workload.lora_targets
+    if wanted == "all-linear":
+        return ".norm" not in name
+    endings = _TARGETS[wanted] if isinstance(wanted, str) else wanted
+    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
+
+
+def _trained(model: Transformer, workload: Workload) -> int:
+    targets = [layer for layer in model.targets() if _is_target(workload, layer.name)]
+    return sum(workload.lora_rank * (layer.width_in + layer.width_out) for layer in targets)
+
+
+def _image_tokens(workload: Workload) -> int:
+    return (workload.width_px // _TOKEN_PX) * (workload.height_px // _TOKEN_PX)
+
+
+def _rows(workload: Workload) -> int:
+    return workload.batch * (_image_tokens(workload) + workload.prompt_tokens)
+
+
+def _activations(model: Transformer, workload: Workload) -> int:
+    precision, item = _given(workload.precision), _ITEM_BYTES[workload.dtype]
+    weighs = precision.value.endswith("-torchao") or workload.offload
+    left = saved(
+        Walk(
+            width=model.width,
+            heads=model.heads,
+            double_blocks=model.double_blocks,
+            single_blocks=model.single_blocks,
+            batch=workload.batch,
+            image_tokens=_image_tokens(workload),
+            text_tokens=workload.prompt_tokens,
+            item_bytes=item,
+            is_half=workload.dtype == "float16",
+            is_cuda=workload.device.startswith("cuda"),
+            rank=workload.lora_rank,
+            dropout=workload.lora_dropout,
+            is_target=lambda name: _is_target(workload, name),
+            frozen_saves="weight" if weighs else "input" if precision.value.endswith("-quanto") else "nothing",
+        )
+    )
+    assert workload.checkpointing != "auto"
+    most = left.peak(workload.checkpointing or 0)
+    if workload.offload and precision is Precision.NO_CHANGE:  # what visits is what is held: counted with the base
+        most -= (
+            max(sum(_weight(layer) for layer in block if ".norm" not in layer.name) for block in model.blocks) * item
+        )
+    return most
+
+
+def _workspace(model: Transformer, workload: Workload) -> int:
+    """The backward pass through a single block's feed-forward: its gradient before and after the activation, and four more.
+
+    A quantized weight is there at full precision while it is used.
+    """
+    item = _ITEM_BYTES[workload.dtype]
+    gradients = _rows(workload) * (2 * MLP_RATIO + 4) * model.width * item
+    batch = workload.batch * workload.prompt_tokens * model.joint_width * item
+    batch += 3 * workload.batch * _image_tokens(workload) * model.channels * _FLOAT32
+    largest = max(_weight(layer) for block in model.blocks for layer in block)
+    copies = {Precision.NO_CHANGE: 0, Precision.INT4_QUANTO: 3}.get(_given(workload.precision), 1)
+    return gradients + batch + copies * largest * item
+
+
+def _drawing(model: Transformer, workload: Workload) -> int:
+    item = _ITEM_BYTES[workload.dtype]
+    rows = 2 * (_image_tokens(workload) + workload.prompt_tokens)
+    slot = sum(workload.lora_rank * (layer.width_in + layer.width_out) for layer in model.targets())
+    numbers = (12 * model.double_blocks + 3 * model.single_blocks + 2) * model.width
+    largest = max(_weight(layer) for block in model.blocks for layer in block)
+    copies = 0 if workload.precision is Precision.NO_CHANGE else 1
+    return (rows * (2 * MLP_RATIO + 4) * model.width + slot + copies * largest) * item + min(
+        _MODULATION_BYTES, _DRAWN_STEPS * numbers * item
+    )
+
+
+def _weight(layer: Linear) -> int:
+    return layer.width_in * layer.width_out
+
+
+def _checkpointing(workload: Workload) -> str:
+    every = workload.checkpointing
+    return (
+        "no checkpointing" if not every else "checkpointing " + ("every block" if every == 1 else f"1 block in {every}")
+    )
+
+
+def _readable(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
