@@ -3,6 +3,9 @@
 ``python -m benchmarks.against_simpletuner --python python3.12`` makes SimpleTuner an environment of its own under ``build/``
 (several GB, with a CUDA build of torch, used on the CPU) and takes about a quarter of an hour after that. Not a part of CI.
 
+Both see 512 prompt tokens, as LongCat-Image does: SimpleTuner knows no other length, and the embedded model's own 32 would
+flatter us (``--own-prompt-length`` measures that).
+
 SimpleTuner 4.10.1 trains on a CPU only with what is done here: an older transformers, ``.pin_memory()`` taken out of its
 collation, ``adamw_bf16``. Steps a second are over the second half of a run; the first step counts from the command, caches
 warm; memory is the largest sum of resident memory over the process tree, and that of the largest process in it.
@@ -46,17 +49,19 @@ class Run:
 @click.option("--rounds", default=3, show_default=True, help="Runs of each, in turn.")
 @click.option("--steps", default=60, show_default=True, help="Steps of a run.")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("build/against_simpletuner"), show_default=True)
-def main(python: str, rounds: int, steps: int, folder: Path) -> None:
+@click.option("--own-prompt-length", is_flag=True, help="Let ours see 32 prompt tokens.")
+def main(python: str, rounds: int, steps: int, folder: Path, own_prompt_length: bool) -> None:
     """Print medians of both and their ratios, for batches of 1 and 4."""
     folder = folder.absolute()
+    model = MODEL if own_prompt_length else long_prompts(folder / "model")
     peer = environment(folder / "venv", python)
     for batch in (1, 4):
         theirs(peer, folder / f"theirs-{batch}", batch, 4)  # caches
-        ours(folder / f"ours-{batch}", batch, 4)
+        ours(model, folder / f"ours-{batch}", batch, 4)
         runs: dict[str, list[Run]] = {"SimpleTuner": [], "ours": []}
         for _ in range(rounds):
             runs["SimpleTuner"].append(theirs(peer, folder / f"theirs-{batch}", batch, steps))
-            runs["ours"].append(ours(folder / f"ours-{batch}", batch, steps))
+            runs["ours"].append(ours(model, folder / f"ours-{batch}", batch, steps))
         medians = {
             name: {
                 field: statistics.median(getattr(run, field) for run in several) for field in Run.__dataclass_fields__
@@ -79,13 +84,23 @@ def environment(folder: Path, python: str) -> Path:
     return binaries
 
 
+def long_prompts(folder: Path) -> Path:
+    """The embedded model with LongCat-Image's prompt length."""
+    shutil.copytree(MODEL, folder, dirs_exist_ok=True)
+    settings = json.loads((folder / "lithograph.json").read_text())
+    (folder / "lithograph.json").write_text(json.dumps(settings | {"max_prompt_tokens": 512}))
+    return folder
+
+
 def theirs(binaries: Path, folder: Path, batch: int, steps: int) -> Run:
     """One run of SimpleTuner."""
     config = folder / "config"
     config.mkdir(parents=True, exist_ok=True)
+    pictures = folder / "pictures"  # it writes files of its own among them
+    shutil.copytree(PICTURES, pictures, dirs_exist_ok=True)
     data = [
         {
-            "id": "ink", "type": "local", "instance_data_dir": str(PICTURES), "caption_strategy": "textfile",
+            "id": "ink", "type": "local", "instance_data_dir": str(pictures), "caption_strategy": "textfile",
             "resolution": 128, "resolution_type": "pixel_area", "minimum_image_size": 0, "crop": True,
             "crop_aspect": "square", "crop_style": "center", "cache_dir_vae": str(folder / "cache" / "vae"), "repeats": 1000,
         },
@@ -129,12 +144,12 @@ def theirs(binaries: Path, folder: Path, batch: int, steps: int) -> Run:
     return _run(seen, begin, memory)
 
 
-def ours(folder: Path, batch: int, steps: int) -> Run:
+def ours(model: Path, folder: Path, batch: int, steps: int) -> Run:
     """One run of ours."""
     shutil.rmtree(folder / "output", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     options = {
-        "model_flavour": "embedded", "instance_data_dir": PICTURES, "resolution": 128, "lora_rank": 16,
+        "pretrained_model_name_or_path": model, "instance_data_dir": PICTURES, "resolution": 128, "lora_rank": 16,
         "train_batch_size": batch, "max_train_steps": steps, "mixed_precision": "bf16", "learning_rate": 1e-4, "seed": 1,
         "validation_disable": "true", "output_dir": folder / "output", "cache_dir": folder / "cache",
     }  # fmt: skip

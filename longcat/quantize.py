@@ -51,16 +51,26 @@ def quantize_base(
     """
     if precision is Precision.NO_CHANGE:
         return 0
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _may_shrink(name)]
+    names = quantized_layers(model)
     for name in names:
         model.get_submodule(name).to(device)
-        if precision.value.endswith("-quanto"):
-            _quantize_quanto(model, name, precision)
-        else:
-            _quantize_torchao(model, name, precision, training=training)
+        quantize_layer(model, name, precision, training=training)
         if offload is not Offload.NONE:
             model.get_submodule(name).to("cpu")
     return len(names)
+
+
+def quantized_layers(model: nn.Module) -> list[str]:
+    """Names of the linear layers that are quantized: all but the first and last, and what encodes no prompt."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _may_shrink(name)]
+
+
+def quantize_layer(model: nn.Module, name: str, precision: Precision, *, training: bool) -> None:
+    """Quantize one linear layer where it is."""
+    if precision.value.endswith("-quanto"):
+        _quantize_quanto(model, name, precision)
+    else:
+        _quantize_torchao(model, name, precision, training=training)
 
 
 def _may_shrink(name: str) -> bool:
