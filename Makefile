@@ -71,6 +71,10 @@ bench-adapters: $(VENV)/base.stamp ## What adapters cost in a forward.
 bench-training: $(VENV)/base.stamp ## The training loop and the caches against bare ones.
 	$(BIN)/python -m benchmarks.training_speed $(ARGS)
 
+.PHONY: bench-full-size
+bench-full-size: $(VENV)/base.stamp ## One training step of a model of LongCat-Image's size: about 8 GB, minutes.
+	$(BIN)/python -m benchmarks.full_size_step $(ARGS)
+
 .PHONY: demo
 demo: $(VENV)/base.stamp ## Teach the embedded model an ink style while it is served; pictures before and after.
 	$(BIN)/python -m recipes.ink.demo $(ARGS)

@@ -202,11 +202,11 @@ def prepare_model(config: TrainConfig, device: torch.device) -> tuple[TrainConfi
 
 def make_output(folder: Path) -> None:
     """See that it can be written before anything is computed. Raises ``StorageError``."""
-    probe = folder / ".writable"
+    probe = folder / f".writable-{secrets.token_hex(4)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(
             f"output_dir {folder} cannot be written: {error.strerror or error}; give a directory that can"

@@ -6,7 +6,6 @@ things that the training never saw in that style.
 
 import contextlib
 import io
-import os
 import socket
 import subprocess
 import sys
@@ -67,7 +66,7 @@ def served(folder: Path, adapters: str) -> Iterator[str]:
         port = probe.getsockname()[1]
     with (folder / "serve.log").open("wb") as log:
         command = [sys.executable, "-m", "lithograph", "serve", "--port", str(port), "--adapters", adapters]
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=dict(os.environ))
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
     try:
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + _START_SECONDS
