@@ -98,8 +98,10 @@ def test_choosing_gives_up_as_little_as_it_must_and_says_when_nothing_fits(flavo
     assert choose(auto, 10 * 2**30).checkpointing == 0
     tight = choose(auto, int(plan(workload(flavour, batch=4)).most_bytes * 0.9))
     assert plan(tight).most_bytes < plan(workload(flavour, batch=4)).most_bytes
-    with pytest.raises(ConfigError, match="more memory"):
+    with pytest.raises(ConfigError, match=r"caching latents takes .* vae_batch_size 4.*lower vae_batch_size"):
         choose(auto, 2**20)
+    with pytest.raises(ConfigError, match=r"loading takes .*more memory"):
+        choose(replace(auto, vae_batch=1), 2**20)
 
 
 def kept_bytes(model: Components, wanted: Workload) -> int:

@@ -138,11 +138,11 @@ class Autoencoder:
         return (down + up + resampled + 2 * middle + ends) * item_bytes
 
     def encoding_bytes(self, pixels: int, item_bytes: int) -> int:
-        """At the picture's own size a residual layer's input, normalized and activated copies are there at once."""
-        return pixels * (3 * self.channels[0] * item_bytes + 3 * _FLOAT32)
+        """At the picture's own size four tensors of the first level's channels are there at once, and the picture."""
+        return pixels * (4 * self.channels[0] * item_bytes + 3 * _FLOAT32)
 
     def decoding_bytes(self, pixels: int, item_bytes: int) -> int:
-        """Likewise; the last level begins with the channels of the one before."""
+        """Likewise three, of the channels with which the last level begins: those of the one before."""
         return pixels * (3 * max(self.channels[:2]) * item_bytes + 3 * _FLOAT32)
 
 

@@ -33,6 +33,7 @@ _CHECKPOINTING = (0, 2, 1)
 _SHARE = 0.9
 """Of a device that a plan may fill: the rest is fragments, libraries and the device's own."""
 _DRAWN_STEPS = 50
+"""Of a picture, each of which has its own modulations."""
 _MODULATION_BYTES = 256 * 2**20
 """What ``longcat.forward`` keeps at most."""
 
@@ -263,25 +264,27 @@ def _given(precision: Precision | Literal["auto"]) -> Precision:
 def _too_much(workload: Workload, least: Plan, available_bytes: int) -> str:
     phase = max(least.peak_bytes, key=lambda phase: least.peak_bytes[phase])
     found = least.workload
-    remedies = {
-        "loading": "use a device with more memory",
-        "caching captions": "set text_encoder_1_precision to int8-torchao or auto",
-        "caching latents": f"lower vae_batch_size ({workload.vae_batch}) or resolution",
-        "training": f"lower train_batch_size ({workload.batch}), resolution or lora_rank ({workload.lora_rank})",
-        "validation": "lower validation_resolution or resolution, or set validation_disable",
-    }
-    more = []
-    if phase == "training" and not found.checkpointing:
-        more.append("set gradient_checkpointing")
-    if phase in ("training", "validation") and workload.device != "cpu" and not workload.offload:
-        more.append("set enable_group_offload")
-    fixed = "base_model_precision" if workload.precision != "auto" else ""
-    if phase in ("training", "validation") and fixed and workload.precision is Precision.NO_CHANGE:
-        more.append("set base_model_precision to auto")
+    base = f"base_model_precision {found.precision} and {_checkpointing(found)}"
+    text = f"text_encoder_1_precision {found.text_encoder_precision}"
+    tried, remedies = {
+        "loading": ("the base is quantized once it is in memory", ["use a device with more memory"]),
+        "caching captions": (text, ["fill cache_dir on a larger device"]),
+        "caching latents": (f"vae_batch_size {workload.vae_batch}", ["lower vae_batch_size", "lower resolution"]),
+        "training": (base, ["lower train_batch_size", "lower resolution", "lower lora_rank"]),
+        "validation": (base, ["lower validation_resolution", "set validation_disable"]),
+    }[phase]
+    if phase == "caching captions" and workload.text_encoder_precision != "auto":
+        remedies.insert(0, "set text_encoder_1_precision to auto")
+    if phase in ("training", "validation"):
+        if not found.checkpointing and phase == "training":
+            remedies.append("set gradient_checkpointing")
+        if workload.precision != "auto":
+            remedies.append("set base_model_precision to auto")
+        if workload.device != "cpu" and not workload.offload:
+            remedies.append("set enable_group_offload")
     return (
-        f"{phase} takes {_readable(least.most_bytes)} even with base_model_precision {found.precision} and "
-        f"{_checkpointing(found)}, and {_readable(int(available_bytes * _SHARE))} of the device's "
-        f"{_readable(available_bytes)} can be used: {', or '.join([remedies[phase], *more])}"
+        f"{phase} takes {_readable(least.most_bytes)} even with {tried}, and {_readable(int(available_bytes * _SHARE))} of "
+        f"the device's {_readable(available_bytes)} can be used: {', or '.join(remedies)}"
     )
 
 
@@ -337,16 +340,19 @@ def _activations(model: Transformer, workload: Workload) -> int:
 
 
 def _workspace(model: Transformer, workload: Workload) -> int:
-    """The backward pass through a single block's feed-forward: its gradient before and after the activation, and four more.
+    """The backward pass through a single block's feed-forward, and the batch.
 
-    A quantized weight is there at full precision while it is used.
+    Gradients before and after the activation (4 and 5 widths) and of three more tensors are there at once; under quanto,
+    whose saved input of the last layer is released before, less. quanto's weights are there at full precision while used.
     """
-    item = _ITEM_BYTES[workload.dtype]
-    gradients = _rows(workload) * (2 * MLP_RATIO + 4) * model.width * item
+    item, precision = _ITEM_BYTES[workload.dtype], _given(workload.precision)
+    is_quanto = precision.value.endswith("-quanto")
+    widths = MLP_RATIO + 4 if is_quanto else 2 * MLP_RATIO + 4
+    gradients = _rows(workload) * widths * model.width * item
     batch = workload.batch * workload.prompt_tokens * model.joint_width * item
     batch += 3 * workload.batch * _image_tokens(workload) * model.channels * _FLOAT32
     largest = max(_weight(layer) for block in model.blocks for layer in block)
-    copies = {Precision.NO_CHANGE: 0, Precision.INT4_QUANTO: 3}.get(_given(workload.precision), 1)
+    copies = 2 if precision is Precision.INT4_QUANTO else int(is_quanto)
     return gradients + batch + copies * largest * item
 
 

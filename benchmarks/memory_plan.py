@@ -1,0 +1,186 @@
+"""The memory plan against what training allocates: the embedded model's steps, each setting in a process of its own.
+
+``python -m benchmarks.memory_plan``. Measured are torch's own allocations: every one and every release of a step, from the
+profiler, added up to the highest sum, on top of the bytes of weights and optimizer state. The process's resident memory
+would count the interpreter, libraries and what malloc keeps too, which is more than this model takes;
+``benchmarks.full_size_step`` measures that at full size.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from longcat import latents
+from longcat.flavour import Flavour, resolve
+from longcat.loading import load_transformer, load_vae
+from longcat.logs import silence_import_noise
+from longcat.precision import Precision
+from longcat.quantize import quantize_base
+from trainer.config import TrainConfig
+from trainer.lora import inject
+from trainer.memory import Workload, plan
+from trainer.optimizer import make_optimizer
+from trainer.run import checkpoint_blocks
+from trainer.step import Batch, loss_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A setting that is measured."""
+
+    precision: str = "no_change"
+    dtype: str = "float32"
+    every: int = 0
+    """Every n-th block is checkpointed; 0 is none."""
+    side_px: int = 128
+    batch: int = 1
+    targets: str = "attention"
+    optimizer: str = "adamw"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.precision:13}{self.dtype:10}{self.targets:11}{self.optimizer:10}every {self.every}  "
+            f"{self.side_px:4} px  batch {self.batch}"
+        )
+
+    @property
+    def config(self) -> TrainConfig:
+        """What the trainer is given."""
+        return TrainConfig.model_validate({
+            "model_flavour": "embedded", "base_model_precision": self.precision, "train_batch_size": self.batch,
+            "lora_targets": self.targets, "optimizer": self.optimizer,
+        })  # fmt: skip
+
+    def workload(self, flavour: Flavour) -> Workload:
+        """What the plan is given."""
+        return Workload(
+            flavour_folder=flavour.folder, precision=Precision(self.precision),
+            text_encoder_precision=Precision.NO_CHANGE, dtype=self.dtype, lora_rank=self.config.lora_rank,
+            lora_targets=self.targets, optimizer=self.optimizer, ema=False, batch=self.batch, width_px=self.side_px,
+            height_px=self.side_px, prompt_tokens=flavour.settings.max_prompt_tokens, checkpointing=self.every,
+            offload=False, validation=True, device="cpu",
+        )  # fmt: skip
+
+
+CASES = (
+    *(Case(batch=batch, side_px=side, every=every)
+      for side, batch in ((128, 1), (256, 1), (256, 4)) for every in (0, 2, 1)),
+    *(Case(precision=name, dtype="bfloat16", side_px=256, batch=2, every=every)
+      for name in ("no_change", "int8-torchao", "int8-quanto", "int4-quanto", "fp8-torchao") for every in (0, 1)),
+    Case(targets="official", optimizer="prodigy", side_px=192, batch=2),
+    Case(targets="all-linear", optimizer="adamw8bit", dtype="bfloat16", side_px=192, batch=2, every=1),
+)  # fmt: skip
+
+
+@click.command()
+@click.option("--case", "one", help="One setting, as JSON, in this process.")
+def main(one: str | None) -> None:
+    """Print planned and measured MiB."""
+    silence_import_noise()
+    flavour = resolve("embedded")
+    if one is not None:
+        print(json.dumps(measure(Case(**json.loads(one)), flavour)))
+        return
+    print(f"{'MiB':68}{'planned':>10}{'measured':>10}  ratio")
+    for case in CASES:
+        command = [sys.executable, "-m", "benchmarks.memory_plan", "--case", json.dumps(asdict(case))]
+        output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        _show(str(case), plan(case.workload(flavour)).peak_bytes["training"], json.loads(output.splitlines()[-1]))
+    for side in (128, 256):
+        made = plan(Case(side_px=side).workload(flavour))
+        encode, decode = measure_autoencoder(side, flavour)
+        _show(f"encoding 4 pictures, {side} px", made.vae_encode_bytes, encode)
+        _show(f"decoding a picture, {side} px", made.vae_decode_bytes, decode)
+
+
+def measure(case: Case, flavour: Flavour) -> int:
+    """Bytes at the highest moment of the second step; the first one makes the optimizer's state."""
+    dtype = getattr(torch, case.dtype)
+    transformer = load_transformer(flavour, dtype)
+    quantize_base(transformer, Precision(case.precision), device=torch.device("cpu"), training=True)
+    parameters = inject(transformer, case.config)
+    if case.every:
+        checkpoint_blocks(transformer, every=case.every)
+    transformer.train()
+    optimizer = make_optimizer(parameters, case.config)
+
+    def step() -> None:
+        loss = loss_of(transformer, noise(case, flavour, dtype), dtype=dtype)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    state = (value for values in optimizer.state.values() for value in values.values())
+    tensors = [*transformer.parameters(), *transformer.buffers(), *(t for t in state if isinstance(t, Tensor))]
+    static = sum({place: size for tensor in tensors for place, size in storages(tensor)}.values())
+    return static + highest(step)
+
+
+def highest(run: Callable[[], object]) -> int:
+    """Most bytes that torch held at once while it ran, beyond what it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        run()
+    results: Any = trace.profiler
+    changes = sorted(
+        (event.start_ns(), event.nbytes()) for event in results.kineto_results.events() if event.name() == "[memory]"
+    )
+    held = most = 0
+    for _, change in changes:
+        held += change
+        most = max(most, held)
+    return most
+
+
+@torch.no_grad()
+def measure_autoencoder(side_px: int, flavour: Flavour) -> tuple[int, int]:
+    """Bytes of encoding four pictures, and of decoding one, weights included."""
+    vae = load_vae(flavour, torch.float32)
+    weights = sum(parameter.nbytes for parameter in vae.parameters())
+    images = torch.randn(4, 3, side_px, side_px).contiguous(memory_format=torch.channels_last)
+    encoded = latents.encode(vae, images)
+    encode = highest(lambda: latents.encode(vae, images)) + images.nbytes
+    return weights + encode, weights + highest(lambda: latents.decode(vae, encoded[:1]))
+
+
+def noise(case: Case, flavour: Flavour, dtype: torch.dtype) -> Batch:
+    """A batch of pictures of nothing."""
+    tokens, count = flavour.settings.max_prompt_tokens, (case.side_px // latents.TOKEN_PX) ** 2
+    width = json.loads((Path(flavour.folder) / "transformer" / "config.json").read_text())["joint_attention_dim"]
+    return Batch(
+        noisy_BNC=torch.randn(case.batch, count, 64, dtype=dtype),
+        velocity_BNC=torch.randn(case.batch, count, 64),
+        sigma_B=torch.rand(case.batch, dtype=dtype),
+        embeds_BLJ=torch.randn(case.batch, tokens, width, dtype=dtype),
+        text_ids_L3=latents.text_ids(tokens),
+        image_ids_N3=latents.image_ids(height_px=case.side_px, width_px=case.side_px, max_tokens=tokens),
+        seed=0,
+    )
+
+
+def storages(tensor: Tensor) -> Iterator[tuple[int, int]]:
+    """Address and bytes of what holds it; a quantized tensor has several."""
+    if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from storages(getattr(tensor, name))
+    else:
+        storage = tensor.untyped_storage()
+        yield storage.data_ptr(), storage.nbytes()
+
+
+def _show(what: str, planned: int, measured: int) -> None:
+    print(f"{what:68}{planned / 2**20:10.1f}{measured / 2**20:10.1f}  {planned / measured:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
