@@ -9,7 +9,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 from safetensors import SafetensorError
@@ -17,10 +17,6 @@ from safetensors import SafetensorError
 from longcat import adapter
 from longcat.errors import AdapterError, LithographError, StorageMissingError, UserError
 from longcat.storage import Storage, open_storage
-
-if TYPE_CHECKING:
-    from longcat.flavour import Flavour
-    from longcat.foreign import Foreign
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _COLUMNS = ("NAME", "LATEST", "VERSIONS", "RANK", "MODULES", "BASE", "CREATED")
@@ -103,9 +99,11 @@ def import_(
 
     base = resolve(flavour, revision=revision)
     from longcat.foreign import flavour_targets, read_foreign
+    from longcat.lora import draft_of, publish_lora
 
     foreign = read_foreign(path, flavour_targets(base), max_rank=max_rank)
-    manifest = _publish(storage, name, foreign, base, triggers)
+    draft = draft_of(foreign.weights, base, origin=foreign.origin, trigger_words=triggers)
+    manifest = publish_lora(storage, name, draft, foreign.weights)
     if not no_latest:
         adapter.set_latest(storage, name, manifest.version, only_forward=True)
     assumed = "" if foreign.says_alpha else " (the file says none: the rank, as its program takes it)"
@@ -176,27 +174,6 @@ def remove(reference: str, yes: bool, storage_uri: str, endpoint_url: str | None
     else:
         adapter.remove_version(storage, chosen.name, chosen.version)
     click.echo(f"removed {reference}")
-
-
-def _publish(
-    storage: Storage, name: str, foreign: "Foreign", base: "Flavour", triggers: tuple[str, ...]
-) -> adapter.Manifest:
-    from longcat.lora import save_lora
-
-    weights = foreign.weights
-    draft = adapter.Draft(
-        base=adapter.BaseIdentity(flavour=base.name, revision=base.revision, hash=base.hash),
-        rank=weights.rank,
-        alpha=weights.alpha,
-        target_modules=tuple(sorted(weights.layers)),
-        tensors=2 * len(weights.layers),
-        trigger_words=triggers,
-        origin=foreign.origin,
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch, "adapter.safetensors")
-        save_lora(weights, file)
-        return adapter.publish(storage, name, draft, file)
 
 
 def _check_name(name: str) -> None:

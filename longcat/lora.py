@@ -7,17 +7,22 @@ lost and the scale silently 1. Safetensors only; nothing is unpickled.
 
 import json
 import math
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from longcat.adapter import BaseIdentity, Draft, Manifest, publish
 from longcat.errors import AdapterError
+from longcat.flavour import Flavour
 from longcat.peft_config import METADATA
+from longcat.storage import Storage
 
 _PREFIX = "transformer."
 
@@ -75,6 +80,27 @@ def as_file(weights: LoraWeights) -> tuple[dict[str, Tensor], dict[str, str]]:
     config = {"r": weights.rank, "lora_alpha": weights.alpha, "target_modules": sorted(weights.layers)}
     metadata = {"format": "pt", METADATA: json.dumps({f"{_PREFIX}{key}": value for key, value in config.items()})}
     return tensors, metadata
+
+
+def draft_of(weights: LoraWeights, base: Flavour, *, origin: str, **said: Any) -> Draft:
+    """What a manifest says of these weights on this base. ``said``: further fields of ``Draft``."""
+    return Draft(
+        base=BaseIdentity(flavour=base.name, revision=base.revision, hash=base.hash),
+        rank=weights.rank,
+        alpha=weights.alpha,
+        target_modules=tuple(sorted(weights.layers)),
+        tensors=2 * len(weights.layers),
+        origin=origin,
+        **said,
+    )
+
+
+def publish_lora(storage: Storage, name: str, draft: Draft, weights: LoraWeights) -> Manifest:
+    """Store weights as a new version (``longcat.adapter.publish``)."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "adapter.safetensors")
+        save_lora(weights, file)
+        return publish(storage, name, draft, file)
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -136,10 +136,12 @@ def test_a_directory_without_a_run_says_so(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_refuses_is_a_storage_error(tmp_path: Path) -> None:
+    file = tmp_path / "a-file"
+    file.touch()
+    with pytest.raises(StorageError, match=r"run\.json cannot be written"):
+        write_run(file, record(), durable=False)
     with pytest.raises(StorageError, match="output_dir"):
-        write_run(tmp_path / "gone", record(), durable=False)
-    with pytest.raises(StorageError, match="output_dir"):
-        MetricsFile(tmp_path / "gone", after_step=0)
+        MetricsFile(file, after_step=0)
 
 
 def test_a_full_disk_is_a_storage_error(tmp_path: Path) -> None:

@@ -183,6 +183,35 @@ def test_sigterm_saves_a_checkpoint_and_says_so(pictures: Path, finished: Path, 
     assert (output / "adapter.safetensors").read_bytes() == (finished / "adapter.safetensors").read_bytes()
 
 
+def test_sigterm_while_validating_saves_what_was_trained_since(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    changes = {"validation_steps": 1, "validation_num_inference_steps": 1000}
+    process = begin(pictures, output, **changes)
+    wait_for(process, output / "validation" / "base")  # the first picture of several is done
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 75
+    assert checkpoint(output, 1).exists()
+    assert not (output / "adapter.safetensors").exists()
+
+
+def test_every_try_of_a_run_has_the_same_name(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    names = []
+    for _ in range(2):
+        train(pictures, output, max_train_steps=1, resume_from_checkpoint="latest", validation_disable="true")
+        names.append(read_run(output).run_id)
+    assert names[0] == names[1]
+    train(pictures, output, max_train_steps=1, validation_disable="true")
+    assert read_run(output).run_id != names[0]
+
+
+def test_what_fails_before_training_is_recorded(pictures: Path, tmp_path: Path) -> None:
+    assert train(pictures, tmp_path / "run", instance_data_dir="/nowhere").returncode == 65
+    record = read_run(tmp_path / "run")
+    assert (record.state, record.exit_code) == ("failed", 65)
+    assert "/nowhere" in (record.message or "")
+
+
 def test_a_damaged_checkpoint_is_passed_over(pictures: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     assert train(pictures, output, **STATEFUL | {"max_train_steps": 4, "lr_scheduler": "constant"}).returncode == 0
@@ -209,6 +238,7 @@ def test_a_damaged_checkpoint_is_passed_over(pictures: Path, tmp_path: Path) -> 
         ({"instance_data_dir": "/nowhere"}, 65, ["/nowhere"]),
         ({"resume_from_checkpoint": "step-00000099"}, 78, ["step-00000099"]),
         ({"publish_to": "ftp://x", "adapter_name": "x"}, 69, ["ftp://x", "s3://"]),
+        ({"learning_rate": 1e30}, 78, ["loss", "nan", "learning_rate"]),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_code_of_its_own(

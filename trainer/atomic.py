@@ -7,8 +7,8 @@ from pathlib import Path
 from longcat.errors import StorageError
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the path and rename. Raises ``StorageError`` if that cannot be done."""
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write beside the path and rename; ``durable`` waits for the disk. Raises ``StorageError`` if that cannot be done."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -17,7 +17,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(content)
                 stream.flush()
-                os.fsync(stream.fileno())
+                if durable:
+                    os.fsync(stream.fileno())
             partial.chmod(0o644)
             partial.replace(path)
         finally:

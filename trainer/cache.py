@@ -9,10 +9,9 @@ Shapes: N image tokens, C = 64, L prompt rows, T rows up to the first pad row, J
 
 import hashlib
 import os
-import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from longcat.errors import StorageError
+from trainer.atomic import write_atomically
 
 _UNUSED_DAYS = 30
 
@@ -32,10 +32,6 @@ class Cache:
         self.folder = folder
         self._room = memory_bytes
         self._held: OrderedDict[str, Tensor] = OrderedDict()
-
-    def has(self, key: str) -> bool:
-        """Whether there is an entry; it may turn out to be damaged."""
-        return self._path(key).exists()
 
     def read(self, key: str) -> Tensor | None:
         """The entry, on the CPU; None if it is not there or damaged."""
@@ -58,19 +54,9 @@ class Cache:
         path = self._path(key)
         content = save({"rows": tensor}, metadata={"sha256": _digest(tensor)})
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(prefix=f".{key[:8]}-", dir=path.parent)
-            try:
-                with os.fdopen(handle, "wb") as stream:
-                    stream.write(content)
-                os.replace(partial, path)
-            except BaseException:
-                Path(partial).unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise StorageError(
-                f"cache {self.folder}: {error.strerror or error}; make room or name another cache_dir"
-            ) from error
+            write_atomically(path, content, durable=False)  # what a power cut tears is found out when it is read
+        except StorageError as error:
+            raise StorageError(f"cache: {error}; make room, or name another cache_dir") from error
 
     def touch(self, keys: Iterable[str]) -> None:
         """These are in use."""
@@ -103,25 +89,26 @@ def key_of(*parts: object) -> str:
 
 def fill(
     cache: Cache,
-    batches: Iterable[tuple[tuple[str, ...], Callable[[], Iterable[Tensor]]]],
-    on_done: Callable[[int, int], None],
+    batches: Sequence[tuple[tuple[str, ...], Callable[[], Iterable[Tensor]]]],
+    on_done: Callable[[int, int, int], None],
 ) -> int:
-    """Compute what is missing; return how many entries were. ``on_done`` hears of entries done, and of those found.
+    """Compute what is missing; return how many entries were. ``on_done`` hears of entries done, of all, and of those found.
 
     A batch is its keys and what computes them all: it is computed whole if any is missing, so that an entry's numbers do not
     depend on which of its neighbours were there.
     """
-    made = 0
+    total = sum(len(keys) for keys, _ in batches)
+    done = found = 0
     for keys, compute in batches:
         if all(cache.read(key) is not None for key in keys):
             cache.touch(keys)
-            on_done(len(keys), len(keys))
-            continue
-        for key, tensor in zip(keys, compute(), strict=True):
-            cache.write(key, tensor)
-        made += len(keys)
-        on_done(len(keys), 0)
-    return made
+            found += len(keys)
+        else:
+            for key, tensor in zip(keys, compute(), strict=True):
+                cache.write(key, tensor)
+        done += len(keys)
+        on_done(done, total, found)
+    return done - found
 
 
 def _digest(tensor: Tensor) -> str:

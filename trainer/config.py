@@ -98,7 +98,7 @@ class TrainConfig(BaseModel):
     max_image_pixels: _Count = 200_000_000
     """Pictures that claim more are dropped unread: they are decompression bombs."""
     background_colour: str = "#ffffff"
-    """What transparent pictures are laid on, in sets that do not say."""
+    """What transparent pictures of instance_data_dir are laid on."""
 
     # Training.
     output_dir: Path = Path("output")

@@ -17,7 +17,7 @@ from diffusers import LongCatImageTransformer2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from longcat.errors import EngineError
+from longcat.errors import ConfigError
 from longcat.lora import LoraWeights
 from trainer.checkpoint import find_checkpoint, save_checkpoint
 from trainer.config import TrainConfig
@@ -120,8 +120,12 @@ class Loop:
     def run(
         self, progress: Progress, interruption: Interruption, *, validate: Callable[[int, LoraWeights], object]
     ) -> bool:
-        """Train to the last step, or until interrupted, with a checkpoint either way; whether the end was reached."""
+        """Train to the last step, or until interrupted, with a checkpoint either way; whether the end was reached.
+
+        Raises ``ConfigError`` if the loss is no number: trying again would end there again.
+        """
         config, world = self._config, self._world
+        progress.phase("training")
         self._trainee.transformer.train()
         saved = self.step
         while self.step < self.steps:
@@ -129,7 +133,7 @@ class Loop:
             if world.is_first:
                 progress.step(report)
             if not math.isfinite(report.loss):
-                raise EngineError(
+                raise ConfigError(
                     f"the loss is {report.loss} at step {self.step}: lower learning_rate, or compute in mixed_precision "
                     f"bf16 or no; the last good checkpoint is of step {saved}"
                 )
@@ -141,6 +145,11 @@ class Loop:
                 return False
             if config.validation_steps and self.step % config.validation_steps == 0 and not done:
                 validate(self.step, self.result())
+                progress.phase("training")
+                if world.any(interruption.requested):
+                    if saved < self.step:
+                        self._save(progress)
+                    return False
         return True
 
     def result(self) -> LoraWeights:

@@ -1,6 +1,6 @@
 """The adapter while it is trained: PEFT's LoRA layers inside the frozen transformer, and their weights for publishing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,29 +13,19 @@ from longcat.errors import ConfigError
 from longcat.lora import LoraLayer, LoraWeights, check_lora, load_lora, lora_targets
 from trainer.config import TrainConfig
 from trainer.randomness import derive
+from trainer.targets import endings_of, ends
 
 ADAPTER = "default"
-TARGETS: Mapping[str, tuple[str, ...]] = {
-    "attention": ("attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0"),
-    "official": (
-        "attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0", "attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj",
-        "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
-    ),
-}  # fmt: skip
-"""Endings of names. SimpleTuner's choice, and that of LongCat-Image's own trainer (its ``train_lora.py``)."""
 
 
 def target_modules(transformer: nn.Module, wanted: str | Sequence[str]) -> list[str]:
     """Names of the linear layers that the adapter is to change. Raises ``ConfigError`` for endings that match none."""
-    known = lora_targets(transformer)
-    if wanted == "all-linear":
-        return sorted(known)
-    endings = TARGETS[wanted] if isinstance(wanted, str) else tuple(wanted)
+    known, endings = lora_targets(transformer), endings_of(wanted)
     for ending in endings:
-        if not any(_ends(name, ending) for name in known):
+        if not any(ends(name, ending) for name in known):
             some = ", ".join(sorted({name.split(".", 2)[2] for name in known}))
             raise ConfigError(f"lora_targets: {ending!r} is the ending of no layer; there are {some}")
-    return sorted(name for name in known if any(_ends(name, ending) for ending in endings))
+    return sorted(name for name in known if any(ends(name, ending) for ending in endings))
 
 
 def inject(transformer: LongCatImageTransformer2DModel, config: TrainConfig) -> list[nn.Parameter]:
@@ -107,7 +97,3 @@ def _pair(layer: PeftLayer) -> tuple[nn.Parameter, nn.Parameter]:
 
 def _copy(parameter: Tensor) -> Tensor:
     return parameter.detach().float().cpu().clone()
-
-
-def _ends(name: str, ending: str) -> bool:
-    return name == ending or name.endswith(f".{ending}")

@@ -4,7 +4,7 @@ Weights follow from the model's config.json (``trainer.footprint``), activations
 (``trainer.activations``); ``benchmarks/memory_plan.py`` holds both against what training really allocates.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,17 +13,11 @@ from longcat.errors import ConfigError
 from longcat.precision import Precision
 from trainer.activations import MLP_RATIO, Walk, saved
 from trainer.footprint import Linear, Transformer, read_autoencoder, read_text_encoder, read_transformer
+from trainer.targets import endings_of, ends
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOAT32 = 4
 _TOKEN_PX = 16
-_TARGETS: Mapping[str, tuple[str, ...]] = {
-    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
-    "official": (
-        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff.net.0.proj",
-        "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
-    ),
-}  # fmt: skip
 _STATE_BYTES = {"adamw": 8.0, "adamw-schedulefree": 8.0, "prodigy": 16.0, "adamw8bit": 2 + 2 * _FLOAT32 / 256}
 """Of an optimizer, a trained number: two averages; with prodigy also where it began and a sum."""
 _PRECISIONS = (Precision.NO_CHANGE, Precision.INT8_TORCHAO, Precision.INT8_QUANTO, Precision.INT4_QUANTO)
@@ -202,16 +196,20 @@ def choose(workload: Workload, available_bytes: int) -> Workload:
     Precisions in the order of ``_PRECISIONS``, each without checkpointing, with every second block, with all. What is not
     ``auto`` stays. Raises ``ConfigError`` that says what to lower if nothing fits.
     """
-    room = int(available_bytes * _SHARE)
     least: Plan | None = None
     for choice in _choices(workload):
         planned = plan(choice)
-        if planned.most_bytes <= room:
+        if fits(planned, available_bytes):
             return choice
         if least is None or planned.most_bytes < least.most_bytes:
             least = planned
     assert least is not None
     raise ConfigError(_too_much(workload, least, available_bytes))
+
+
+def fits(planned: Plan, available_bytes: int) -> bool:
+    """Whether it takes no more of a device than a plan may fill."""
+    return planned.most_bytes <= int(available_bytes * _SHARE)
 
 
 def device_bytes(device: object) -> int:
@@ -289,11 +287,7 @@ def _too_much(workload: Workload, least: Plan, available_bytes: int) -> str:
 
 
 def _is_target(workload: Workload, name: str) -> bool:
-    wanted = workload.lora_targets
-    if wanted == "all-linear":
-        return ".norm" not in name
-    endings = _TARGETS[wanted] if isinstance(wanted, str) else wanted
-    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
+    return ".norm" not in name and any(ends(name, ending) for ending in endings_of(workload.lora_targets))
 
 
 def _trained(model: Transformer, workload: Workload) -> int:

@@ -10,7 +10,7 @@ from longcat.precision import Precision
 from trainer.buckets import Bucket, bucket_choices
 from trainer.config import TrainConfig
 from trainer.dataset_config import width_and_height
-from trainer.memory import Workload, alternatives, choose, device_bytes, plan
+from trainer.memory import Workload, alternatives, choose, device_bytes, fits, plan
 
 _DTYPES = {"auto": "auto", "no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -45,7 +45,7 @@ def describe_plan(config: TrainConfig) -> str:
         made.table(),
         "",
         f"{device} has {room / 2**30:.1f} GiB; this takes {made.most_bytes / 2**30:.1f}: "
-        f"{'it fits' if made.most_bytes <= room else 'it does not fit'}",
+        f"{'it fits' if fits(made, room) else 'it does not fit'}",
         "",
         "other choices:",
     ]
@@ -54,7 +54,7 @@ def describe_plan(config: TrainConfig) -> str:
         how = "off" if not every else "every block" if every == 1 else f"every {every} blocks"
         lines.append(
             f"  base_model_precision {Precision(other.workload.precision).value:13} gradient_checkpointing {how:15} "
-            f"{other.most_bytes / 2**30:6.1f} GiB{'' if other.most_bytes <= room else '  too much'}"
+            f"{other.most_bytes / 2**30:6.1f} GiB{'' if fits(other, room) else '  too much'}"
         )
     return "\n".join(lines)
 

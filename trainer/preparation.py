@@ -29,8 +29,8 @@ from trainer.pictures import read_pixels
 
 _Item = TypeVar("_Item")
 
-OnDone = Callable[[str, int, int], None]
-"""Hears which kind (``latents``, ``embeddings``), entries done, and how many of them were found."""
+OnDone = Callable[[str, int, int, int], None]
+"""Hears which kind (``latents``, ``embeddings``), entries done, of how many, and how many of them were found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +72,10 @@ def encode_pictures(
         groups.setdefault(sample.bucket, []).append(sample)
     batches = [part for group in groups.values() for part in _parts(group, encoders.vae_batch)][share::shares]
     with _Lazy(lambda: load_vae(encoders.flavour, encoders.dtype).to(encoders.device)) as vae:
-        work = (
+        work = [
             (tuple(encoders.latent_key(sample) for sample in batch), partial(_encode, vae, batch, encoders.device))
             for batch in batches
-        )
+        ]
         return fill(cache, work, partial(on_done, "latents"))
 
 
@@ -96,10 +96,10 @@ def encode_captions(
             )  # fmt: skip
             return rows[0, : len(tokens.body) + 1]
 
-        work = (
+        work = [
             (tuple(map(encoders.embedding_key, batch)), partial(_embed, pool, text_encoder, embed, batch))
             for batch in _parts(wanted, 8 * workers)
-        )
+        ]
         return fill(cache, work, partial(on_done, "embeddings"))
 
 

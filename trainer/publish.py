@@ -11,10 +11,10 @@ from typing import Any
 
 from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from longcat.adapter import BaseIdentity, Draft, Manifest, Training, publish, set_latest
+from longcat.adapter import Draft, Manifest, Training, publish, set_latest
 from longcat.errors import StorageError
 from longcat.flavour import Flavour
-from longcat.lora import LoraWeights, save_lora
+from longcat.lora import LoraWeights, draft_of, save_lora
 from longcat.storage import Storage, open_storage
 from trainer.atomic import write_atomically
 from trainer.config import TrainConfig
@@ -44,7 +44,7 @@ def keep(config: TrainConfig, trained: Trained) -> Path:
     try:
         save_lora(trained.weights, partial)
         partial.replace(path)
-    except Exception as error:  # safetensors raises its own for a full disk
+    except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}; check the disk") from error
     return path
 
@@ -104,15 +104,11 @@ def _storage(config: TrainConfig) -> Storage:
 
 def _draft(config: TrainConfig, trained: Trained, pictures: tuple[str, ...]) -> Draft:
     said = public_config(config)
-    flavour, weights = trained.flavour, trained.weights
-    return Draft(
-        base=BaseIdentity(flavour=flavour.name, revision=flavour.revision, hash=flavour.hash),
-        rank=weights.rank,
-        alpha=weights.alpha,
-        target_modules=tuple(sorted(weights.layers)),
-        tensors=2 * len(weights.layers),
-        trigger_words=trained.trigger_words,
+    return draft_of(
+        trained.weights,
+        trained.flavour,
         origin="trained",
+        trigger_words=trained.trigger_words,
         training=Training(
             precision=config.base_model_precision,
             config=said,

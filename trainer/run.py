@@ -5,12 +5,13 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from diffusers import LongCatImageTransformer2DModel
 
-from longcat.errors import ConfigError, StorageError
+from longcat.errors import ConfigError, DataError, LithographError, StorageError
 from longcat.flavour import Flavour, resolve
 from longcat.loading import load_scheduler_config, load_transformer, load_vae
 from longcat.lora import LoraWeights
@@ -29,6 +30,7 @@ from trainer.planning import compute_dtype, decide
 from trainer.preparation import Encoders, captions_of, encode_captions, encode_pictures
 from trainer.progress import Progress
 from trainer.publish import Trained, keep, public_config, publish_adapter
+from trainer.run_record import RUN_FILE, read_run
 from trainer.sampler import Sampler
 from trainer.scanning import take_inventory
 from trainer.step import Batches
@@ -51,9 +53,14 @@ def train(config: TrainConfig, *, show_bar: bool) -> Outcome:
 
 
 def _train(config: TrainConfig, world: World, interruption: Interruption, *, show_bar: bool) -> Outcome:
-    config, flavour, encoders = prepare_model(config, world.device)
     make_output(config.output_dir)
-    inventory = take_inventory(config, flavour, processes=world.size)
+    try:
+        config, flavour, encoders = prepare_model(config, world.device)
+        inventory = take_inventory(config, flavour, processes=world.size)
+    except LithographError as error:
+        with _progress(config, world, 0, show_bar=False) as progress:
+            progress.finish("failed", str(error), int(outcome_of(error)))
+        raise
     sampler = Sampler(inventory.samples, batch=config.train_batch_size * world.size, seed=config.seed)
     steps = total_steps(config, sampler)
     with _progress(config, world, steps, show_bar=show_bar) as progress:
@@ -123,18 +130,20 @@ def _stages(
             world.wait()
             return None
         progress.phase("validating")
-        verdict = validation.run(weights, step=step)
-        names = [str(path.relative_to(config.output_dir)) for path in verdict.files]
-        progress.validation(step, names, verdict.passed, list(verdict.reasons))
-        progress.phase("training")
+        verdict = None
+        with suppress(InterruptedTraining):  # the loop saves and stops, with the other processes
+            verdict = validation.run(weights, step=step)
+            names = [str(path.relative_to(config.output_dir)) for path in verdict.files]
+            progress.validation(step, names, verdict.passed, list(verdict.reasons))
         world.wait()
         return verdict
 
-    progress.phase("training")
     if not loop.run(progress, interruption, validate=validate):
         return False
     weights = loop.result()
     verdict = validate(loop.step, weights)
+    if world.any(interruption.requested):
+        return False  # the last checkpoint is there; starting again validates and publishes
     if world.is_first:
         trained = Trained(
             weights=weights,
@@ -247,14 +256,10 @@ def _fill_cache(
     progress: Progress,
 ) -> None:
     captions = list(dict.fromkeys([*captions_of(inventory.samples), *prompts_of(drawn)]))
-    totals = {"latents": len(inventory.samples), "embeddings": len(captions)}
-    done, found = dict.fromkeys(totals, 0), dict.fromkeys(totals, 0)
 
-    def on_done(kind: str, entries: int, hits: int) -> None:
+    def on_done(kind: str, done: int, total: int, found: int) -> None:
         interruption.check()
-        done[kind] += entries
-        found[kind] += hits
-        progress.cache(kind, done[kind], totals[kind], found[kind])
+        progress.cache(kind, done, total, found)
 
     encode_captions(encoders, cache, captions, on_done, share=world.rank, shares=world.size)
     encode_pictures(encoders, cache, inventory.samples, on_done, share=world.rank, shares=world.size)
@@ -271,13 +276,9 @@ def _offload(config: TrainConfig) -> Offload:
 
 
 def _progress(config: TrainConfig, world: World, steps: int, *, show_bar: bool) -> Progress:
-    name = (
-        config.tracker_run_name
-        or f"{config.adapter_name or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    )
     return Progress(
         config.output_dir,
-        run_id=name,
+        run_id=config.tracker_run_name or _run_id(config),
         config=public_config(config),
         total_steps=steps,
         start_step=0,
@@ -287,3 +288,11 @@ def _progress(config: TrainConfig, world: World, steps: int, *, show_bar: bool) 
         show_bar=show_bar,
         writes=world.is_first,
     )
+
+
+def _run_id(config: TrainConfig) -> str:
+    """The same one for every try of a run that resumes: a Pushgateway keeps a group for each."""
+    if config.resume_from_checkpoint is not None and (config.output_dir / RUN_FILE).exists():
+        with suppress(DataError):  # damaged: the record begins anew
+            return read_run(config.output_dir).run_id
+    return f"{config.adapter_name or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"

@@ -6,7 +6,6 @@ number that JSON cannot write is a string: ``"NaN"``, ``"Infinity"``, ``"-Infini
 """
 
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from longcat.errors import DataError, StorageError
+from trainer.atomic import write_atomically
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -138,7 +138,7 @@ class MetricsLine(_Part):
 
 def write_run(output_dir: Path, record: RunRecord, *, durable: bool) -> None:
     """Replace ``run.json``. ``durable`` waits for the disk: for what must outlast a power cut. Raises ``StorageError``."""
-    _replace(output_dir / RUN_FILE, [record.model_dump_json(indent=1).encode() + b"\n"], durable=durable)
+    write_atomically(output_dir / RUN_FILE, record.model_dump_json(indent=1).encode() + b"\n", durable=durable)
 
 
 def read_run(output_dir: Path) -> RunRecord:
@@ -228,21 +228,7 @@ def _cut(path: Path, after_step: int) -> None:
     if damaged:
         _log.warning("event=metrics_damaged path=%s lines_removed=%d", path, damaged)
     if len(kept) < len(lines):
-        _replace(path, kept, durable=True)
-
-
-def _replace(path: Path, content: list[bytes], *, durable: bool) -> None:
-    """There is one writer, so the name beside it is always the same: a writer that was killed leaves no more than that."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.writelines(content)
-            if durable:
-                stream.flush()
-                os.fsync(stream.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
+        write_atomically(path, b"".join(kept))
 
 
 def _unwritable(path: Path, error: OSError) -> StorageError:
