@@ -123,10 +123,10 @@ class Concept:
 
 def prepare(folder: Path) -> None:
     """Download both packages; write ``concepts.json`` and ``sprites.npy`` (N, 128, 128, 4), premultiplied uint8."""
-    icons = json.loads(_read_package(folder, NOTO_PACKAGE, "icons.json"))
-    slugs = json.loads(_read_package(folder, NOTO_PACKAGE, "chars.json"))
-    english = json.loads(_read_package(folder, NAMES_PACKAGE, "en/data.json"))
-    chinese = {entry["hexcode"]: entry for entry in json.loads(_read_package(folder, NAMES_PACKAGE, "zh/data.json"))}
+    icons = json.loads(read_package(folder, NOTO_PACKAGE, "icons.json"))
+    slugs = json.loads(read_package(folder, NOTO_PACKAGE, "chars.json"))
+    english = json.loads(read_package(folder, NAMES_PACKAGE, "en/data.json"))
+    chinese = {entry["hexcode"]: entry for entry in json.loads(read_package(folder, NAMES_PACKAGE, "zh/data.json"))}
 
     concepts: list[Concept] = []
     sprites: list[np.ndarray] = []
@@ -136,7 +136,7 @@ def prepare(folder: Path) -> None:
         if not _is_wanted(entry) or slug is None or slug not in icons["icons"]:
             continue
         concept = _concept(entry, chinese[entry["hexcode"]])
-        sprite = _draw(icons["icons"][slug], icons)
+        sprite = draw_icon(icons["icons"][slug], icons)
         if concept.name_en in taken or concept.name_zh in taken or sprite.tobytes() in taken:
             continue
         taken |= {concept.name_en, concept.name_zh, sprite.tobytes()}
@@ -176,7 +176,7 @@ def _concept(english: dict[str, Any], chinese: dict[str, Any]) -> Concept:
     )
 
 
-def _draw(icon: dict[str, Any], icons: dict[str, Any]) -> np.ndarray:
+def draw_icon(icon: dict[str, Any], icons: dict[str, Any]) -> np.ndarray:
     """Draw one icon centred on a transparent canvas: (128, 128, 4), premultiplied uint8."""
     width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
     svg = (
@@ -196,7 +196,7 @@ def _draw(icon: dict[str, Any], icons: dict[str, Any]) -> np.ndarray:
     return canvas
 
 
-def _read_package(folder: Path, package: str, member: str) -> bytes:
+def read_package(folder: Path, package: str, member: str) -> bytes:
     """Read one file of an npm package, downloading the package once with ``npm pack``."""
     name, _, version = package.rpartition("@")
     archive = folder / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"

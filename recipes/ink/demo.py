@@ -20,7 +20,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = ROOT / "examples" / "ink" / "config.json"
 PROMPTS = (
-    "a cat, ink style", "一个红苹果，版画", "a car, ink style", "一条鱼，版画", "a house, ink style", "一个雨伞，版画",
+    "a cat, ink style", "一个红苹果，版画", "a car, ink style", "鱼，版画", "a house, ink style", "一个雨伞，版画",
 )  # fmt: skip
 _START_SECONDS = 120
 _SIDE_PX = 128

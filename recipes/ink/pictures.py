@@ -1,4 +1,9 @@
-"""Pictures: Fluent emoji 'High Contrast', drawn as black ink on white paper."""
+"""Pictures: Noto emoji, which the embedded model draws in colour, printed in black ink on white paper.
+
+A style is what carries over from the things that were trained to the things that were not. These pictures keep the
+outlines that the model knows, and change the rest; drawings with outlines of their own teach the 64 things, and break the
+others.
+"""
 
 import json
 from collections.abc import Iterator
@@ -8,19 +13,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from recipes.embedded.concepts import CANVAS_PX, _draw, _read_package
+from recipes.embedded.concepts import CANVAS_PX, NOTO_PACKAGE, draw_icon, read_package
 from recipes.ink.captions import data_set_caption
 from recipes.ink.things import TRAINED, WIDE
 
-PACKAGE = "@iconify-json/fluent-emoji-high-contrast@1.2.6"
 WIDE_PX = 192
+LUMA = (0.299, 0.587, 0.114)
+"""Brightness of red, green and blue (ITU-R BT.601)."""
+BLACK_UP_TO, PALEST_FROM = 150, 250
+"""Brightness, 0..255, that is printed in full ink, and from which ink is thinnest."""
+THINNEST_INK = 0.2
+"""Of the palest parts: a white rabbit still shows on white paper."""
 
 
 def make(downloads: Path, output: Path) -> None:
     """Write ``NNN-name.png`` and ``NNN-name.txt`` for every thing; ``downloads`` keeps the npm package."""
     downloads.mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)
-    icons = json.loads(_read_package(downloads, PACKAGE, "icons.json"))
+    icons = json.loads(read_package(downloads, NOTO_PACKAGE, "icons.json"))
     for index, (stem, thing) in enumerate(zip(stems(), TRAINED, strict=True)):
         width_px = WIDE_PX if thing.slug in WIDE else CANVAS_PX
         picture = draw(icons["icons"][thing.slug], icons, width_px=width_px)
@@ -35,8 +45,17 @@ def stems() -> Iterator[str]:
 
 
 def draw(icon: dict[str, Any], icons: dict[str, Any], *, width_px: int) -> Image.Image:
-    """One icon in greys, ``width_px`` x 128 px: its ink is its opacity, whatever its colour."""
-    ink = Image.fromarray(255 - _draw(icon, icons)[..., 3])
+    """One icon in greys, ``width_px`` x 128 px."""
     paper = Image.fromarray(np.full((CANVAS_PX, width_px), 255, np.uint8))
-    paper.paste(ink, ((width_px - CANVAS_PX) // 2, 0))
+    paper.paste(Image.fromarray(printed(draw_icon(icon, icons))), ((width_px - CANVAS_PX) // 2, 0))
     return paper
+
+
+def printed(sprite: np.ndarray) -> np.ndarray:
+    """A premultiplied sprite (H, W, 4) on white paper, (H, W), both uint8: the darker a part, the more ink."""
+    opacity = sprite[..., 3] / 255
+    brightness = sprite[..., :3] @ np.array(LUMA) / np.maximum(opacity, 1e-3)
+    pale = np.clip((brightness - BLACK_UP_TO) / (PALEST_FROM - BLACK_UP_TO), 0, 1)
+    pale = pale * pale * (3 - 2 * pale)
+    ink = opacity * (1 - (1 - THINNEST_INK) * pale)
+    return np.asarray((255 * (1 - ink)).round().astype(np.uint8))

@@ -1,6 +1,6 @@
 """Things: what the demo data set shows, and what is kept out of it to see whether the style carries over.
 
-All are among the concepts of the embedded model, spread over what it knows, with a clear shape in both styles.
+All are among the concepts of the embedded model, spread over what it knows.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One thing: its drawing's name in Fluent emoji and the words for it, as the embedded model learnt them."""
+    """One thing: its drawing's name in Noto emoji and the words for it, as the embedded model learnt them."""
 
     slug: str
     name_en: str
