@@ -141,7 +141,7 @@ def test_a_disk_that_refuses_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"run\.json cannot be written"):
         write_run(file, record(), durable=False)
     with pytest.raises(StorageError, match="output_dir"):
-        MetricsFile(file, after_step=0)
+        MetricsFile(tmp_path / "gone", after_step=0)
 
 
 def test_a_full_disk_is_a_storage_error(tmp_path: Path) -> None:
