@@ -68,8 +68,7 @@ ENTRYPOINT ["tini", "--", "lithograph"]
 
 FROM runtime AS trainer
 ENV LITHOGRAPH_TRAIN_OUTPUT_DIR=/output/training \
-    LITHOGRAPH_TRAIN_CACHE_DIR=/output/cache \
-    LITHOGRAPH_TRAIN_PUBLISH_TO=file:///adapters
+    LITHOGRAPH_TRAIN_CACHE_DIR=/output/cache
 HEALTHCHECK NONE
 CMD ["train", "--config", "/config/config.json"]
 

@@ -40,6 +40,26 @@ serve: $(VENV)/base.stamp ## Serve the embedded model on http://127.0.0.1:8000 (
 test: $(VENV)/dev.stamp ## Run the tests (ARGS= goes to pytest).
 	$(BIN)/python -m pytest $(ARGS)
 
+# Images: ENGINE=docker works too. For a CPU:
+#   make images BASE_IMAGE=python:3.11-slim-bookworm BUILD_ARGS="--build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
+ENGINE ?= podman
+BASE_IMAGE ?=
+IMAGE_TAG ?= 0.1.0
+BUILD_ARGS ?=
+
+.PHONY: images
+images: ## Build the images lithograph-service and lithograph-trainer (ENGINE=, BASE_IMAGE=, IMAGE_TAG=, BUILD_ARGS=).
+	for target in service trainer; do \
+	  $(ENGINE) build --target $$target --tag lithograph-$$target:$(IMAGE_TAG) \
+	    $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+	    --build-arg VERSION=$(IMAGE_TAG) --build-arg REVISION=$$(git rev-parse HEAD) $(BUILD_ARGS) . || exit 1; \
+	done
+	$(ENGINE) images --filter reference='*lithograph-*:$(IMAGE_TAG)'
+
+.PHONY: test-images
+test-images: $(VENV)/dev.stamp ## Test the images that `make images` built: read-only, as any uid, training into a volume that is served.
+	LITHOGRAPH_TEST_ENGINE=$(ENGINE) LITHOGRAPH_TEST_TAG=$(IMAGE_TAG) $(BIN)/python -m pytest -m images $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Check formatting, lint and types.
 	$(BIN)/ruff format --check .
