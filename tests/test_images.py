@@ -145,7 +145,7 @@ def test_the_trainer_image_saves_a_checkpoint_when_it_is_told_to_stop(tmp_path: 
             time.sleep(0.5)
         engine("kill", "--signal", str(signal.SIGTERM.value), container)
         assert engine("wait", container).stdout.strip() == "75"
-        assert any((output / "training").rglob("checkpoint-*"))
+        assert any((output / "training").glob("checkpoints/step-*"))
     finally:
         engine("rm", "--force", container)
 
