@@ -152,7 +152,9 @@ def test_the_trainer_image_saves_a_checkpoint_when_it_is_told_to_stop(tmp_path: 
 
 @pytest.mark.parametrize("image", [SERVICE, TRAINER])
 def test_no_image_holds_pip_a_compiler_or_a_name_for_root(image: str) -> None:
-    found = engine("run", "--rm", "--network=none", "--entrypoint=sh", image, "-c", "command -v pip gcc cc make git || true")
+    found = engine(
+        "run", "--rm", "--network=none", "--entrypoint=sh", image, "-c", "command -v pip gcc cc make git || true"
+    )
     assert found.stdout == ""
     config = json.loads(engine("image", "inspect", image).stdout)[0]["Config"]
     assert config["User"] == "10001:0"
