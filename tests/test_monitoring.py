@@ -10,7 +10,8 @@ from prometheus_client import REGISTRY
 
 import service.metrics  # noqa: F401  registers its metrics
 
-PROMETHEUS = Path(__file__).parent.parent / "deploy" / "prometheus"
+ROOT = Path(__file__).parent.parent
+PROMETHEUS = ROOT / "deploy" / "prometheus"
 RULES = yaml.safe_load((PROMETHEUS / "rules.yaml").read_text())
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule]
 
@@ -40,7 +41,9 @@ def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not(a
 def test_every_alert_says_what_it_asks_of_whom_it_wakes(alert: dict[str, dict[str, str]]) -> None:
     assert alert["labels"]["severity"]
     assert alert["annotations"]["summary"]
-    assert len(alert["annotations"]) > 1
+    page, _, section = alert["annotations"]["runbook_url"].partition("#")
+    headings = re.findall(r"^## (.*)$", (ROOT / page).read_text(), re.MULTILINE)
+    assert section in {heading.lower().replace(" ", "-") for heading in headings}
 
 
 def test_every_metric_of_the_service_that_a_rule_names_is_exported() -> None:
