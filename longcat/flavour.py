@@ -23,6 +23,7 @@ COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 SETTINGS_FILE = "lithograph.json"
 
 _DOWNLOADED = ["model_index.json", SETTINGS_FILE, *(f"{part}/*" for part in (*COMPONENTS, "text_processor"))]
+_DESCRIBED = ["model_index.json", SETTINGS_FILE, *(f"{part}/*.json" for part in COMPONENTS)]
 _HUB_ID = re.compile(r"^\w[\w.-]*/\w[\w.-]*$")
 _LFS_BLOB = re.compile(r"^[0-9a-f]{64}$")
 
@@ -67,28 +68,49 @@ class Flavour:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a model says of itself without its weights."""
+
+    folder: Path
+    settings: ModelSettings
+
+
+def describe(name: str, *, revision: str | None = None) -> Description:
+    """As ``resolve``, but of the hub's models only the descriptions are downloaded: kilobytes."""
+    folder = _folder(name, revision, _DESCRIBED)
+    return Description(folder=folder, settings=_settings(name, folder / SETTINGS_FILE))
+
+
 def resolve(name: str, *, revision: str | None = None) -> Flavour:
     """Find a flavour, downloading it from the hub unless it is there.
 
     ``name`` is ``final``, ``dev``, ``embedded``, a directory, or a hub id (``organisation/name``); ``revision`` a branch,
     tag or commit of the hub. Raises ``FlavourError`` if there is no such model or its files are not whole.
     """
+    folder = _folder(name, revision, _DOWNLOADED)
+    if name == "embedded" or folder == Path(name):
+        return _local(name if name == "embedded" else folder.resolve().name, folder)
+    return replace(_local(name, folder), revision=folder.name)
+
+
+def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """Where a model is, after what matches ``patterns`` was downloaded."""
     if name == "embedded":
-        return _local(name, EMBEDDED_FOLDER)
+        return EMBEDDED_FOLDER
     if name not in HUB_IDS and Path(name).is_dir():
-        return _local(Path(name).resolve().name, Path(name))
+        return Path(name)
     hub_id = HUB_IDS.get(name, name)
     if not _HUB_ID.match(hub_id):
         known = ", ".join(["embedded", *HUB_IDS])
         raise FlavourError(f"flavour {name!r} is neither one of {known}, a directory, nor a hub id (organisation/name)")
     try:
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=_DOWNLOADED))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         raise FlavourError(
             f"flavour {name!r}: cannot download {hub_id} ({type(error).__name__}: {str(error).splitlines()[0]}); check the "
             f"name and the network, or download it elsewhere and give its directory as the flavour"
         ) from error
-    return replace(_local(name, folder), revision=folder.name)
 
 
 def _hash(folder: Path, files: Iterable[Path]) -> str:

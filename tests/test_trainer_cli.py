@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,36 @@ def test_dataset_check_says_what_is_there_and_what_is_dropped(pictures: Path, tm
     assert [drop["key"] for drop in report["dropped"]] == ["c.png"]
     with Image.open(tmp_path / "out" / "dataset.png") as sheet:
         sheet.verify()
+
+
+def test_dataset_check_as_json_is_the_report(pictures: Path, tmp_path: Path) -> None:
+    options = ["model_flavour=embedded", f"instance_data_dir={pictures}", "resolution=128", "output_dir=out"]
+    done = run_lithograph("dataset", "check", "--json", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert Path(tmp_path, said.pop("contact_sheet")).exists()
+    assert said == json.loads((tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"))
+    assert (said["languages"], said["buckets"]) == ({"zh": 1, "en": 1, "other": 0}, {"128x128": 2})
+
+
+def test_looking_through_data_needs_no_torch(pictures: Path, tmp_path: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from longcat.flavour import describe
+from trainer.config import TrainConfig
+from trainer.report import contact_sheet
+from trainer.scanning import take_inventory
+config = TrainConfig(
+    model_flavour="embedded", resolution=128, instance_data_dir={str(pictures)!r}, output_dir={str(tmp_path / "out")!r}
+)
+inventory = take_inventory(config, describe(config.flavour))
+contact_sheet(inventory, Path({str(tmp_path / "sheet.png")!r}))
+assert len(inventory.samples) == 2
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_data_that_cannot_be_used_leaves_a_report_and_its_own_exit_code(tmp_path: Path) -> None:

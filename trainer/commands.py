@@ -1,5 +1,6 @@
 """``lithograph train``, ``validate``, ``plan``, ``dataset check`` and ``configure``: options to configuration, then run."""
 
+import json
 import logging
 import os
 import sys
@@ -22,6 +23,8 @@ _config_option = click.option(
     "--config", "path", type=click.Path(dir_okay=False, path_type=Path), envvar=f"{_PREFIX}CONFIG",
     help="config.json as SimpleTuner's, // comments allowed.",
 )  # fmt: skip
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of lines to read.")
 
 
 def _load(path: Path | None, arguments: list[str], environ: Mapping[str, str]) -> TrainConfig:
@@ -87,15 +90,22 @@ def validate(path: Path | None, adapter: str | None, options: tuple[str, ...]) -
 
 @click.command(context_settings=_ANY)
 @_config_option
+@_json_option
+@click.option(
+    "--gpu-gib", type=click.FloatRange(min=0, min_open=True), help="Plan for a GPU of so much memory that is not here."
+)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def plan(path: Path | None, options: tuple[str, ...]) -> None:
+def plan(path: Path | None, as_json: bool, gpu_gib: float | None, options: tuple[str, ...]) -> None:
     """How much memory a training takes, part by part, before anything is loaded."""
     set_up_logging()
 
     def run() -> int:
-        from trainer.planning import describe_plan
+        from trainer.planning import forecast
 
-        click.echo(describe_plan(_load(path, list(options), os.environ)))
+        made = forecast(
+            _load(path, list(options), os.environ), gpu_bytes=None if gpu_gib is None else int(gpu_gib * 2**30)
+        )
+        click.echo(json.dumps(made.as_json(), indent=1) if as_json else made.text())
         return 0
 
     sys.exit(_guarded(run))
@@ -108,22 +118,26 @@ def dataset() -> None:
 
 @dataset.command(context_settings=_ANY)
 @_config_option
+@_json_option
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def check(path: Path | None, options: tuple[str, ...]) -> None:
+def check(path: Path | None, as_json: bool, options: tuple[str, ...]) -> None:
     """What is there, what would be dropped and why, buckets, languages; a contact sheet and a report in output_dir."""
     set_up_logging()
 
     def run() -> int:
         config = _load(path, list(options), os.environ)
-        from longcat.flavour import resolve
-        from trainer.report import contact_sheet, describe
-        from trainer.scanning import take_inventory
+        from longcat.flavour import describe as describe_model
+        from trainer.report import contact_sheet, describe, report
+        from trainer.scanning import REPORT_FILE, take_inventory
 
-        inventory = take_inventory(config, resolve(config.flavour, revision=config.revision))
+        inventory = take_inventory(config, describe_model(config.flavour, revision=config.revision))
         sheet = config.output_dir / "dataset.png"
         contact_sheet(inventory, sheet)
-        click.echo(describe(inventory))
-        click.echo(f"report: {config.output_dir / 'dataset.json'}\ncontact sheet: {sheet}")
+        if as_json:
+            click.echo(json.dumps(report(inventory) | {"contact_sheet": str(sheet)}, ensure_ascii=True, indent=1))
+        else:
+            click.echo(describe(inventory))
+            click.echo(f"report: {config.output_dir / REPORT_FILE}\ncontact sheet: {sheet}")
         return 0
 
     sys.exit(_guarded(run))

@@ -120,10 +120,11 @@ class Plan:
         """What the device has to have."""
         return max(self.peak_bytes.values())
 
-    def table(self) -> str:
-        """All of it, to read."""
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by what they are for; what takes none is left out."""
         load = self.workload
-        rows = {
+        parts = {
             f"base, {load.precision}{', offloaded' if load.offload else ''}": self.base_bytes,
             f"adapter, rank {load.lora_rank}": self.adapter_bytes,
             "its gradients": self.gradient_bytes,
@@ -135,14 +136,19 @@ class Plan:
             f"encoding {load.vae_batch} pictures": self.vae_encode_bytes,
             "decoding a picture": self.vae_decode_bytes if load.validation else 0,
         }
+        return {name: size for name, size in parts.items() if size}
+
+    def table(self) -> str:
+        """All of it, to read."""
+        load = self.workload
         lines = [
             f"batch {load.batch} at {load.width_px}x{load.height_px} px, {load.prompt_tokens} prompt tokens, {load.dtype}"
         ]
-        lines += [f"  {name:<42}{_readable(size):>12}" for name, size in rows.items() if size]
+        lines += [f"  {name:<42}{readable(size):>12}" for name, size in self.parts.items()]
         lines.append("most at once, by phase")
         most = self.most_bytes
         for phase, size in self.peak_bytes.items():
-            lines.append(f"  {phase:<42}{_readable(size):>12}{'  <- most' if size == most else ''}")
+            lines.append(f"  {phase:<42}{readable(size):>12}{'  <- most' if size == most else ''}")
         return "\n".join(lines)
 
 
@@ -209,7 +215,12 @@ def choose(workload: Workload, available_bytes: int) -> Workload:
 
 def fits(planned: Plan, available_bytes: int) -> bool:
     """Whether it takes no more of a device than a plan may fill."""
-    return planned.most_bytes <= int(available_bytes * _SHARE)
+    return planned.most_bytes <= usable_bytes(available_bytes)
+
+
+def usable_bytes(available_bytes: int) -> int:
+    """What a plan may fill of a device."""
+    return int(available_bytes * _SHARE)
 
 
 def device_bytes(device: object) -> int:
@@ -281,8 +292,8 @@ def _too_much(workload: Workload, least: Plan, available_bytes: int) -> str:
         if workload.device != "cpu" and not workload.offload:
             remedies.append("set enable_group_offload")
     return (
-        f"{phase} takes {_readable(least.most_bytes)} even with {tried}, and {_readable(int(available_bytes * _SHARE))} of "
-        f"the device's {_readable(available_bytes)} can be used: {', or '.join(remedies)}"
+        f"{phase} takes {readable(least.most_bytes)} even with {tried}, and {readable(int(available_bytes * _SHARE))} of "
+        f"the device's {readable(available_bytes)} can be used: {', or '.join(remedies)}"
     )
 
 
@@ -373,5 +384,6 @@ def _checkpointing(workload: Workload) -> str:
     )
 
 
-def _readable(size: int) -> str:
+def readable(size: int) -> str:
+    """Bytes, to read."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,74 +1,160 @@
-"""Whether a training fits: the memory plan decides what is ``auto``, and ``lithograph plan`` shows it. Reads no weights."""
+"""Whether a training fits: the memory plan decides what is ``auto``, and ``lithograph plan`` shows it. Reads no weights.
 
-from typing import Any, Literal
+For a GPU that is not here, no torch is imported: a web page can plan for a cluster.
+"""
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from longcat.flavour import Flavour, resolve
-from longcat.loading import parse_device, parse_dtype
+from longcat.flavour import Description, Flavour, describe
 from longcat.precision import Precision
 from trainer.buckets import Bucket, bucket_choices
 from trainer.config import TrainConfig
 from trainer.dataset_config import width_and_height
-from trainer.memory import Workload, alternatives, choose, device_bytes, fits, plan
+from trainer.memory import Plan, Workload, alternatives, choose, device_bytes, fits, plan, readable, usable_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 _DTYPES = {"auto": "auto", "no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+def compute_dtype(config: TrainConfig, device: "torch.device") -> "torch.dtype":
     """What ``mixed_precision`` means on this device."""
+    from longcat.loading import parse_dtype
+
     return parse_dtype(_DTYPES[config.mixed_precision], device)
 
 
-def decide(config: TrainConfig, flavour: Flavour, device: torch.device) -> TrainConfig:
+def decide(config: TrainConfig, flavour: Flavour, device: "torch.device") -> TrainConfig:
     """The configuration with every ``auto`` decided. Raises ``ConfigError`` naming what to lower if nothing fits."""
-    if "auto" not in (config.base_model_precision, config.text_encoder_1_precision, config.gradient_checkpointing):
+    if not _has_auto(config):
         return config
-    chosen = choose(_workload(config, flavour, device), device_bytes(device))
-    changes: dict[str, Any] = {
-        "base_model_precision": Precision(chosen.precision).value,
-        "text_encoder_1_precision": Precision(chosen.text_encoder_precision).value,
-        "gradient_checkpointing": bool(chosen.checkpointing),
-        "gradient_checkpointing_interval": chosen.checkpointing or config.gradient_checkpointing_interval,
-    }
+    return _decided(config, choose(_workload(config, flavour, _here(config, device)), device_bytes(device)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a training takes, whether the device has it, and what else could be chosen."""
+
+    device: str
+    """Its name, for people."""
+    room_bytes: int
+    """That it has."""
+    plan: Plan
+    others: tuple[Plan, ...]
+    """Other precisions and ways of checkpointing."""
+
+    def text(self) -> str:
+        """For a terminal."""
+        usable = usable_bytes(self.room_bytes)
+        lines = [
+            self.plan.table(),
+            "",
+            f"{self.device} has {readable(self.room_bytes)}, of which a plan may fill {readable(usable)}; this takes "
+            f"{readable(self.plan.most_bytes)}: {'it fits' if fits(self.plan, self.room_bytes) else 'it does not fit'}",
+            "",
+            "other choices:",
+        ]
+        for other in self.others:
+            every = other.workload.checkpointing
+            how = "off" if not every else "every block" if every == 1 else f"every {every} blocks"
+            lines.append(
+                f"  base_model_precision {Precision(other.workload.precision).value:13} gradient_checkpointing {how:15} "
+                f"{readable(other.most_bytes):>10}{'' if fits(other, self.room_bytes) else '  too much'}"
+            )
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs; sizes in bytes. ``settings`` are options of the configuration, every ``auto`` decided."""
+        load = self.plan.workload
+        return {
+            "device": self.device,
+            "device_bytes": self.room_bytes,
+            "usable_bytes": usable_bytes(self.room_bytes),
+            "settings": _settings(load) | {"text_encoder_1_precision": Precision(load.text_encoder_precision).value},
+            "batch": load.batch,
+            "width_px": load.width_px,
+            "height_px": load.height_px,
+            "prompt_tokens": load.prompt_tokens,
+            "dtype": load.dtype,
+            "parts": self.plan.parts,
+            "phases": dict(self.plan.peak_bytes),
+            **self._verdict(self.plan),
+            "alternatives": [{"settings": _settings(o.workload), **self._verdict(o)} for o in self.others],
+        }
+
+    def _verdict(self, planned: Plan) -> dict[str, Any]:
+        return {"most_bytes": planned.most_bytes, "fits": fits(planned, self.room_bytes)}
+
+
+def forecast(config: TrainConfig, *, gpu_bytes: int | None = None) -> Forecast:
+    """The plan for the configured device, or for a CUDA GPU of so much memory that need not be here.
+
+    Of a flavour on the hub, only the descriptions are downloaded. Raises ``ConfigError`` if what is ``auto`` cannot fit.
+    """
+    model = describe(config.flavour, revision=config.revision)
+    if gpu_bytes is None:
+        from longcat.loading import parse_device
+
+        device = parse_device(config.device)
+        name, there, room = str(device), _here(config, device), device_bytes(device)
+    else:
+        dtype = {"auto": "bfloat16"}.get(config.mixed_precision, _DTYPES[config.mixed_precision])
+        name, there, room = "a GPU", _Device(kind="cuda", dtype=dtype, threads=1), gpu_bytes
+    workload = _workload(config, model, there)
+    if _has_auto(config):
+        workload = choose(workload, room)
+    return Forecast(device=name, room_bytes=room, plan=plan(workload), others=alternatives(workload))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Device:
+    kind: str
+    """cpu, cuda or mps."""
+    dtype: str
+    """What is computed in."""
+    threads: int
+    """That encode captions at once."""
+
+
+def _here(config: TrainConfig, device: "torch.device") -> _Device:
+    import torch
+
+    dtype = str(compute_dtype(config, device)).removeprefix("torch.")
+    return _Device(kind=device.type, dtype=dtype, threads=torch.get_num_threads() if device.type == "cpu" else 1)
+
+
+def _has_auto(config: TrainConfig) -> bool:
+    return "auto" in (config.base_model_precision, config.text_encoder_1_precision, config.gradient_checkpointing)
+
+
+def _decided(config: TrainConfig, chosen: Workload) -> TrainConfig:
+    changes = _settings(chosen) | {"text_encoder_1_precision": Precision(chosen.text_encoder_precision).value}
+    if not chosen.checkpointing:
+        changes["gradient_checkpointing_interval"] = config.gradient_checkpointing_interval
     return config.model_copy(update=changes)
 
 
-def describe_plan(config: TrainConfig) -> str:
-    """The plan as a table, what else could be chosen, and whether it fits this machine."""
-    device = parse_device(config.device)
-    flavour = resolve(config.flavour, revision=config.revision)
-    room = device_bytes(device)
-    chosen = _workload(decide(config, flavour, device), flavour, device)
-    made = plan(chosen)
-    lines = [
-        made.table(),
-        "",
-        f"{device} has {room / 2**30:.1f} GiB; this takes {made.most_bytes / 2**30:.1f}: "
-        f"{'it fits' if fits(made, room) else 'it does not fit'}",
-        "",
-        "other choices:",
-    ]
-    for other in alternatives(chosen):
-        every = other.workload.checkpointing
-        how = "off" if not every else "every block" if every == 1 else f"every {every} blocks"
-        lines.append(
-            f"  base_model_precision {Precision(other.workload.precision).value:13} gradient_checkpointing {how:15} "
-            f"{other.most_bytes / 2**30:6.1f} GiB{'' if fits(other, room) else '  too much'}"
-        )
-    return "\n".join(lines)
+def _settings(load: Workload) -> dict[str, Any]:
+    """A workload's choices as the configuration names them."""
+    return {
+        "base_model_precision": Precision(load.precision).value,
+        "gradient_checkpointing": bool(load.checkpointing),
+        "gradient_checkpointing_interval": load.checkpointing or 1,
+    }
 
 
-def _workload(config: TrainConfig, flavour: Flavour, device: torch.device) -> Workload:
+def _workload(config: TrainConfig, model: Flavour | Description, there: _Device) -> Workload:
     largest = max(_sizes(config), key=lambda size: size.width_px * size.height_px)
     checkpointing: int | Literal["auto"] = "auto"
     if isinstance(config.gradient_checkpointing, bool):
         checkpointing = config.gradient_checkpointing_interval if config.gradient_checkpointing else 0
     return Workload(
-        flavour_folder=flavour.folder,
+        flavour_folder=model.folder,
         precision=_precision(config.base_model_precision),
         text_encoder_precision=_precision(config.text_encoder_1_precision),
-        dtype=str(compute_dtype(config, device)).removeprefix("torch."),
+        dtype=there.dtype,
         lora_rank=config.lora_rank,
         lora_targets=config.lora_targets,
         optimizer=config.optimizer,
@@ -76,14 +162,14 @@ def _workload(config: TrainConfig, flavour: Flavour, device: torch.device) -> Wo
         batch=config.train_batch_size,
         width_px=largest.width_px,
         height_px=largest.height_px,
-        prompt_tokens=flavour.settings.max_prompt_tokens,
+        prompt_tokens=model.settings.max_prompt_tokens,
         checkpointing=checkpointing,
         offload=config.enable_group_offload,
         validation=not config.validation_disable,
-        device=device.type,
+        device=there.kind,
         lora_dropout=config.lora_dropout,
         vae_batch=config.vae_batch_size,
-        text_workers=torch.get_num_threads() if device.type == "cpu" else 1,
+        text_workers=there.threads,
     )
 
 
