@@ -67,6 +67,8 @@ WORKDIR /tmp
 ENTRYPOINT ["tini", "--", "lithograph"]
 
 FROM runtime AS trainer
+# The demo: k8s/overlays/cpu-demo/job trains on it.
+COPY examples/ink /examples/ink
 ENV LITHOGRAPH_TRAIN_OUTPUT_DIR=/output/training \
     LITHOGRAPH_TRAIN_CACHE_DIR=/output/cache
 HEALTHCHECK NONE

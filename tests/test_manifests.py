@@ -1,0 +1,169 @@
+"""What ``kubectl apply -k`` would apply: valid, whole, and in step with the code."""
+
+from pathlib import Path
+
+import click
+import kubernetes_validate
+import pytest
+
+from lithograph.__main__ import cli
+from tests.manifest_rules import problems
+from tests.manifests import K8S, Object, Objects, containers, pod_template, render
+from trainer.config_file import load_config, parse_assignments
+from trainer.outcome import Outcome
+
+RECENT = ("1.35", "1.36", "1.37")
+OVERLAYS = sorted(path.parent for path in (K8S / "overlays").rglob("kustomization.yaml"))
+BASES = sorted(path.parent for path in (K8S / "base").rglob("kustomization.yaml"))
+
+
+def name_of(folder: Path) -> str:
+    return str(folder.relative_to(K8S))
+
+
+def beside(overlay: Path) -> Objects:
+    """A training is applied where its overlay is already: ``gpu/job`` beside ``gpu``."""
+    return render(overlay.parent) if (overlay.parent / "kustomization.yaml").exists() else []
+
+
+def of_kind(kind: str, objects: Objects) -> Objects:
+    return [each for each in objects if each["kind"] == kind]
+
+
+def trainer_of(job: Object) -> Object:
+    return next(each for each in containers(job["spec"]["template"]) if each["name"] == "trainer")
+
+
+every_overlay = pytest.mark.parametrize("overlay", OVERLAYS, ids=name_of)
+
+
+@every_overlay
+@pytest.mark.parametrize("version", RECENT)
+def test_the_api_servers_schemas_accept_every_object(overlay: Path, version: str) -> None:
+    for each in render(overlay):
+        kubernetes_validate.validate(each, version, strict=True)
+
+
+@every_overlay
+def test_objects_fit_together(overlay: Path) -> None:
+    assert problems(render(overlay), beside=beside(overlay)) == []
+
+
+@pytest.mark.parametrize("base", BASES, ids=name_of)
+def test_bases_leave_namespace_tag_and_size_to_overlays(base: Path) -> None:
+    for each in render(base):
+        assert "namespace" not in each["metadata"]
+        assert "replicas" not in each.get("spec", {})
+        assert "resources" not in each.get("spec", {})
+        for container in containers(pod) if (pod := pod_template(each)) else []:
+            assert ":" not in container["image"]
+            assert "resources" not in container
+
+
+@every_overlay
+def test_configmaps_are_immutable_and_named_by_their_content(overlay: Path) -> None:
+    for each in of_kind("ConfigMap", render(overlay)):
+        assert each["immutable"] is True
+        assert len(each["metadata"]["name"].rpartition("-")[2]) == 10, each["metadata"]["name"]
+
+
+@every_overlay
+def test_nobody_holds_a_token_who_asks_nothing_of_the_api_server(overlay: Path) -> None:
+    objects = render(overlay)
+    asking = {subject["name"] for binding in of_kind("RoleBinding", objects) for subject in binding["subjects"]}
+    assert not of_kind("ClusterRole", objects)
+    for account in of_kind("ServiceAccount", objects):
+        assert account["automountServiceAccountToken"] is False
+    for each in objects:
+        if (pod := pod_template(each)) is not None:
+            holds = pod["spec"].get("automountServiceAccountToken", True)
+            assert holds == (pod["spec"]["serviceAccountName"] in asking)
+
+
+@every_overlay
+def test_a_service_is_replaced_without_losing_a_request(overlay: Path) -> None:
+    objects = render(overlay)
+    for deployment in of_kind("Deployment", objects):
+        if deployment["metadata"]["name"] != "lithograph":
+            continue
+        pod = deployment["spec"]["template"]["spec"]
+        service = pod["containers"][0]
+        environment = environment_of(service, objects)
+        assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+        prestop = int(service["lifecycle"]["preStop"]["exec"]["command"][1])
+        longest = float(environment["LITHOGRAPH_SERVE_TIMEOUT_SECONDS"])
+        grace = float(environment["LITHOGRAPH_SERVE_GRACE_SECONDS"])
+        assert grace > longest
+        assert pod["terminationGracePeriodSeconds"] > prestop + grace + 10
+        startup = service["startupProbe"]
+        assert startup["failureThreshold"] * startup["periodSeconds"] >= 1800
+        assert {"livenessProbe", "readinessProbe"} <= service.keys()
+
+
+def environment_of(container: Object, objects: Objects) -> dict[str, str]:
+    """What is set as text, from ConfigMaps too."""
+    maps = {each["metadata"]["name"]: each["data"] for each in of_kind("ConfigMap", objects)}
+    said: dict[str, str] = {}
+    for source in container.get("envFrom", []):
+        if "configMapRef" in source:
+            said |= maps[source["configMapRef"]["name"]]
+    return said | {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
+
+
+@every_overlay
+def test_every_option_in_the_environment_is_one_of_the_commands(overlay: Path) -> None:
+    objects = render(overlay)
+    pods = [pod for each in objects if (pod := pod_template(each)) is not None]
+    for container in (each for pod in pods for each in containers(pod)):
+        arguments = [argument for argument in container.get("args", []) if not argument.startswith("-")]
+        if container["image"].startswith("lithograph-trainer") or not arguments:
+            continue
+        command = cli.get_command(click.Context(cli), arguments[0])
+        assert command is not None, arguments
+        prefix = f"LITHOGRAPH_{arguments[0].upper()}_"
+        known = {f"{prefix}{option.name}".upper() for option in command.params if option.name}
+        given = {name for name in environment_of(container, objects) if name.startswith("LITHOGRAPH_")}
+        assert given <= known
+
+
+@every_overlay
+def test_a_training_can_be_configured_as_its_job_says(overlay: Path, tmp_path: Path) -> None:
+    objects = render(overlay)
+    for job in of_kind("Job", objects):
+        environment = environment_of(trainer_of(job), objects)
+        prefix = "LITHOGRAPH_TRAIN_"
+        given = {key.removeprefix(prefix).lower(): v for key, v in environment.items() if key.startswith(prefix)}
+        maps = {each["metadata"]["name"]: each["data"] for each in of_kind("ConfigMap", objects)}
+        volumes = {volume["name"]: volume for volume in job["spec"]["template"]["spec"]["volumes"]}
+        file = tmp_path / "config.json"
+        file.write_text(maps[volumes["config"]["configMap"]["name"]]["config.json"], encoding="utf-8")
+        config, warnings = load_config(file, parse_assignments([f"{key}={value}" for key, value in given.items()]))
+        assert warnings == ()
+        assert config.datasets
+        assert config.publish_to
+        assert config.adapter_name
+        assert config.resume_from_checkpoint == "latest"
+        mounts = {mount["mountPath"] for mount in trainer_of(job)["volumeMounts"]}
+        assert any(str(config.output_dir).startswith(f"{path}/") for path in mounts)
+        assert config.metrics_port in {port["containerPort"] for port in trainer_of(job)["ports"]}
+
+
+def test_a_job_fails_at_once_or_not_at_all_as_the_trainers_exit_codes_say() -> None:
+    (job,) = render(K8S / "base" / "job")
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    codes = {rule["action"]: set(rule["onExitCodes"]["values"]) for rule in rules if "onExitCodes" in rule}
+    assert codes == {
+        "Ignore": {Outcome.PREEMPTED},
+        "FailJob": {Outcome.BAD_CONFIG, Outcome.BAD_DATA, Outcome.OUT_OF_MEMORY},
+    }
+    names = {each["name"] for each in containers(job["spec"]["template"])}
+    assert {rule["onExitCodes"]["containerName"] for rule in rules if "onExitCodes" in rule} <= names
+
+
+@every_overlay
+def test_a_job_ends_and_is_forgotten(overlay: Path) -> None:
+    for job in of_kind("Job", render(overlay)):
+        assert job["spec"]["activeDeadlineSeconds"] > 0
+        assert job["spec"]["ttlSecondsAfterFinished"] > 0
+        assert job["spec"]["backoffLimit"] > 0
+        assert job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 120
