@@ -40,6 +40,7 @@ COPY README.md LICENSE ./
 COPY lithograph lithograph
 COPY longcat longcat
 COPY service service
+COPY studio studio
 COPY trainer trainer
 RUN /opt/pip/bin/pip --no-cache-dir --python /opt/venv/bin/python install --no-deps --prefix /opt/lithograph .
 

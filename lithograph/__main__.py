@@ -32,6 +32,7 @@ _COMMANDS: Mapping[str, _Subcommand] = {
     "dataset": _Subcommand("trainer.commands:dataset", "Look at the data before training on it."),
     "plan": _Subcommand("trainer.commands:plan", "How much memory a training takes."),
     "configure": _Subcommand("trainer.commands:configure", "Ask a few questions and write a config.json."),
+    "job": _Subcommand("lithograph.job:job", "Train on Kubernetes: render, submit, status, logs, cancel."),
     "adapters": _Subcommand("lithograph.adapters:adapters", "List, import, export, roll back and remove adapters."),
 }
 

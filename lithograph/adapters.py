@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 from safetensors import SafetensorError
 
+from lithograph.table import echo_table
 from longcat import adapter
 from longcat.errors import AdapterError, LithographError, StorageMissingError, UserError
 from longcat.storage import Storage, open_storage
@@ -57,7 +58,7 @@ def list_(as_json: bool, storage_uri: str, endpoint_url: str | None) -> None:
     if not found:
         click.echo(f"no adapters at {storage.uri}", err=True)
         return
-    _echo_table([_COLUMNS, *(_row(summary) for summary in found)])
+    echo_table([_COLUMNS, *(_row(summary) for summary in found)])
     for summary in found:
         if "error" in summary:
             click.echo(f"warning: {summary['error']}", err=True)
@@ -206,9 +207,3 @@ def _row(summary: Mapping[str, Any]) -> tuple[str, ...]:
     base = f"{summary['base']['flavour']} {summary['base']['hash'][:8]}"
     created = summary["created"][:16].replace("T", " ")
     return summary["name"], latest, shown, str(summary["rank"]), str(summary["modules"]), base, created
-
-
-def _echo_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

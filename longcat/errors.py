@@ -11,11 +11,15 @@
     │   ├── RecipeError          a picture whose recipe is missing or belongs to another model
     │   ├── ConfigError          a configuration is wrong
     │   ├── DataError            training data cannot be used
+    │   ├── JobError             a training job cannot be run as it was asked for
+    │   │   ├── UnknownJobError  none of that name
+    │   │   └── JobNameTakenError  another one has that name
     │   └── AdapterError         an adapter that is damaged, or does not fit the model
     │       └── UnknownAdapterError  none of that name or version
     ├── StorageError             shared storage cannot be reached, or refuses
     │   ├── StorageMissingError  nothing under that key
     │   └── StorageConflictError the key is taken, or has changed since it was read
+    ├── ClusterError             Kubernetes cannot be reached, or refuses
     ├── DeadlineError            the time that a request was given is over
     └── EngineError              the model ran and failed
 """
@@ -62,6 +66,18 @@ class DataError(UserError):
     """Training data is not there, cannot be read, or has changed."""
 
 
+class JobError(UserError):
+    """A training job cannot be run as it was asked for."""
+
+
+class UnknownJobError(JobError):
+    """No training job has that name."""
+
+
+class JobNameTakenError(JobError):
+    """Another training job has that name."""
+
+
 class AdapterError(UserError):
     """An adapter is damaged, badly named, or does not fit the model."""
 
@@ -80,6 +96,10 @@ class StorageMissingError(StorageError):
 
 class StorageConflictError(StorageError):
     """Another writer was first: the key is taken, or has changed since it was read."""
+
+
+class ClusterError(LithographError):
+    """Kubernetes cannot be reached, or refuses."""
 
 
 class DeadlineError(LithographError):

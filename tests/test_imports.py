@@ -83,7 +83,7 @@ def test_http_processes_never_import_torch() -> None:
 
 
 def test_what_the_web_page_reads_of_the_trainer_needs_no_torch() -> None:
-    modules = ("config", "config_file", "dataset_config", "run_record", "scanning", "report", "memory")
+    modules = ("config", "config_file", "dataset_config", "outcome", "run_record", "scanning", "report", "memory")
     imports = "; ".join(f"import trainer.{module}" for module in modules)
     code = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
@@ -93,7 +93,7 @@ def test_importing_does_nothing() -> None:
     # No thread, no log handler, no environment: importing every module of the product leaves no trace in the process.
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for package in ("longcat", "service", "trainer", "lithograph")
+        for package in ("longcat", "service", "trainer", "studio", "lithograph")
         for path in files(package)
         if path.name != "__init__.py"
     ]

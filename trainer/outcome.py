@@ -1,8 +1,7 @@
 """How a training ends, as a number that a Job's podFailurePolicy can tell apart."""
 
+from collections.abc import Mapping
 from enum import IntEnum
-
-import torch
 
 from longcat.errors import DataError, StorageError, UserError
 
@@ -25,8 +24,22 @@ class Outcome(IntEnum):
     """The configuration cannot work: trying again is no use."""
 
 
+MEANINGS: Mapping[Outcome, str] = {
+    Outcome.FINISHED: "finished and published",
+    Outcome.UNKNOWN: "failed unforeseen: the log says how",
+    Outcome.BAD_DATA: "the data cannot be used: `lithograph dataset check` says why",
+    Outcome.STORAGE_DOWN: "storage or disk failed; the adapter, if it was done, is in output_dir",
+    Outcome.OUT_OF_MEMORY: "out of memory: `lithograph plan` says what fits",
+    Outcome.PREEMPTED: "told to stop; a checkpoint is saved, starting again goes on",
+    Outcome.BAD_CONFIG: "the configuration cannot work: the log says which option",
+}
+"""For people."""
+
+
 def outcome_of(error: BaseException) -> Outcome:
     """The exit code for what went wrong."""
+    import torch  # here: who only reads exit codes needs none of it
+
     match error:
         case DataError():
             return Outcome.BAD_DATA
