@@ -33,6 +33,7 @@ _COMMANDS: Mapping[str, _Subcommand] = {
     "plan": _Subcommand("trainer.commands:plan", "How much memory a training takes."),
     "configure": _Subcommand("trainer.commands:configure", "Ask a few questions and write a config.json."),
     "job": _Subcommand("lithograph.job:job", "Train on Kubernetes: render, submit, status, logs, cancel."),
+    "server": _Subcommand("studio.commands:server", "Serve the studio, a web page, on port 8001."),
     "adapters": _Subcommand("lithograph.adapters:adapters", "List, import, export, roll back and remove adapters."),
 }
 

@@ -13,11 +13,17 @@ FORBIDDEN = {
     "longcat": {"service", "trainer", "studio", "lithograph", "recipes", "litserve", "fastapi", "kubernetes"},
     "service": {"trainer", "studio", "lithograph", "recipes", "kubernetes"},
     "trainer": {"service", "studio", "lithograph", "recipes", "litserve"},
-    "studio": {"service", "recipes", "litserve"},
+    "studio": {"service", "recipes", "litserve", "torch"},
     "lithograph": {"recipes", "torch", "litserve"},
     "loadtest": {"lithograph", "longcat", "service", "trainer", "studio", "recipes"},
     "recipes": {"service", "trainer", "studio"},
 }
+
+
+READ_BY_THE_STUDIO = (
+    "atomic", "config", "config_file", "dataset_config", "memory", "outcome", "report", "run_record", "scanning",
+)  # fmt: skip
+"""Of the trainer. They need no torch."""
 
 
 def files(package: str) -> list[Path]:
@@ -83,10 +89,17 @@ def test_http_processes_never_import_torch() -> None:
 
 
 def test_what_the_web_page_reads_of_the_trainer_needs_no_torch() -> None:
-    modules = ("config", "config_file", "dataset_config", "outcome", "run_record", "scanning", "report", "memory")
-    imports = "; ".join(f"import trainer.{module}" for module in modules)
-    code = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
+    imports = "; ".join(f"import trainer.{module}" for module in READ_BY_THE_STUDIO)
+    code = f"import sys; import studio.commands; {imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_studio_knows_the_service_by_its_client_and_the_trainer_by_what_it_writes() -> None:
+    allowed = {f"trainer.{module}" for module in READ_BY_THE_STUDIO} | {"lithograph.answers", "lithograph.client"}
+    for path in files("studio"):
+        for name in imported(path):
+            if name.startswith(("trainer.", "lithograph.")):
+                assert any(name == module or name.startswith(f"{module}.") for module in allowed), (path, name)
 
 
 def test_importing_does_nothing() -> None:
@@ -101,7 +114,7 @@ def test_importing_does_nothing() -> None:
         "import importlib, logging, threading, os\n"
         f"[importlib.import_module(m) for m in {modules!r}]\n"
         "names = [t.name for t in threading.enumerate() if t is not threading.main_thread()]\n"
-        "ours = [n for n in ('lithograph', 'longcat', 'service', 'trainer') if logging.getLogger(n).handlers]\n"
+        "ours = [n for n in ('lithograph', 'longcat', 'service', 'studio', 'trainer') if logging.getLogger(n).handlers]\n"
         "assert not names and not ours and 'PROMETHEUS_MULTIPROC_DIR' not in os.environ, (names, ours)"
     )
     finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,0 +1,59 @@
+"""The studio's pages, put together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, RedirectResponse
+from starlette.staticfiles import StaticFiles
+
+from studio import preferences
+from studio.access import Access
+from studio.config import StudioConfig
+from studio.failures import add_failures
+from studio.guard import Guard
+from studio.link import Link
+from studio.navigation import NAVIGATION
+from studio.own_service import OwnService
+from studio.pages import STATIC_FOLDER, Pages
+from studio.state import Studio
+
+_PAGES = (preferences,)
+
+
+def create_app(config: StudioConfig) -> FastAPI:
+    """The app; its own service, if it has one, runs as long as it does."""
+    service: OwnService | Link = (
+        OwnService(config)
+        if config.service_url is None
+        else Link(config.service_url, admin_key=config.service_admin_key, is_own=False)
+    )
+    link = service if isinstance(service, Link) else service.link
+    access = Access(config.token)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    app = FastAPI(title="Lithograph Studio", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.state.studio = Studio(config=config, access=access, service=link)
+    app.state.pages = Pages()
+    app.add_middleware(Guard, config=config, access=access)
+    add_failures(app)
+    app.mount("/static", StaticFiles(directory=STATIC_FOLDER), name="static")
+    for page in _PAGES:
+        app.include_router(page.router)
+
+    @app.get("/healthz")
+    async def healthz() -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/")
+    async def front() -> RedirectResponse:
+        return RedirectResponse(NAVIGATION[0].path, status_code=303)
+
+    return app

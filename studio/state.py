@@ -1,0 +1,24 @@
+"""What the pages share: configuration, the service, and everything that the studio remembers."""
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from studio.access import Access
+from studio.config import StudioConfig
+from studio.link import Link
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studio:
+    """One running studio."""
+
+    config: StudioConfig
+    access: Access
+    service: Link
+
+
+def studio_of(request: Request) -> Studio:
+    """The one that answers a request."""
+    studio: Studio = request.app.state.studio
+    return studio

@@ -1,0 +1,104 @@
+// What pages need beyond htmx: messages that can be closed, problems beside their fields, files dropped, times in the reader's zone.
+"use strict";
+
+const TOAST_MS = 12000;
+
+function toast(text) {
+  const box = document.createElement("div");
+  box.className = "toast toast-trouble";
+  box.setAttribute("role", "alert");
+  const words = document.createElement("p");
+  words.textContent = text;
+  const close = document.createElement("button");
+  close.className = "quiet";
+  close.dataset.dismissToast = "";
+  close.textContent = "×";
+  close.setAttribute("aria-label", document.body.dataset.dismiss);
+  box.append(document.createElement("span"), words, close);
+  document.getElementById("toasts").replaceChildren(box);
+}
+
+document.addEventListener("click", (event) => {
+  event.target.closest("[data-dismiss-toast]")?.closest(".toast").remove();
+  const opener = event.target.closest("[data-open-dialog]");
+  if (opener) document.getElementById(opener.dataset.openDialog).showModal();
+  if (event.target.closest("[data-close-dialog]") || event.target instanceof HTMLDialogElement) {
+    event.target.closest("dialog")?.close();
+  }
+});
+
+// A form is sent again: what was wrong with it before is forgotten.
+document.addEventListener("htmx:beforeRequest", (event) => {
+  const form = event.target.closest("form");
+  if (!form) return;
+  for (const control of form.querySelectorAll("[aria-invalid]")) control.removeAttribute("aria-invalid");
+  for (const place of form.querySelectorAll(".problem")) place.hidden = true;
+});
+
+// What the studio refused is said beside its field too, and the first such field gets the focus.
+document.addEventListener("htmx:afterSwap", (event) => {
+  const toasts = document.getElementById("toasts");
+  const form = event.detail.requestConfig?.elt?.closest?.("form");
+  if (event.target !== toasts || !form) return;
+  let first = null;
+  for (const item of toasts.lastElementChild?.querySelectorAll("[data-problem]") ?? []) {
+    const name = item.dataset.problem;
+    const control = form.elements[name];
+    const place = form.querySelector(`#problem-${CSS.escape(name)}`);
+    if (place) {
+      place.textContent = item.querySelector("span").textContent;
+      place.hidden = false;
+    }
+    if (control instanceof HTMLElement) {
+      control.setAttribute("aria-invalid", "true");
+      if (place) control.setAttribute("aria-errormessage", place.id);
+      first ??= control;
+    }
+  }
+  if (first) {
+    first.closest("details")?.setAttribute("open", "");
+    first.focus();
+  }
+});
+
+document.addEventListener("htmx:sendError", (event) => {
+  if (!event.detail.requestConfig?.path?.startsWith("/service")) toast(document.body.dataset.offline);
+});
+
+// <output data-of="…"> repeats what its slider says.
+document.addEventListener("input", (event) => {
+  for (const output of document.querySelectorAll(`output[data-of="${event.target.id}"]`)) output.textContent = event.target.value;
+});
+
+// .drop holds an <input type=file>; what is dropped on it is as if chosen.
+for (const name of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(name, (event) => {
+    const zone = event.target.closest?.(".drop");
+    if (!zone) return;
+    event.preventDefault();
+    zone.classList.toggle("is-over", name === "dragover");
+    if (name === "drop") {
+      const input = zone.querySelector("input[type=file]");
+      input.files = event.dataTransfer.files;
+      input.dispatchEvent(new Event("change", { bubbles: true }));
+    }
+  });
+}
+
+function localTimes(root) {
+  for (const time of root.querySelectorAll("time[datetime]:not([data-local])")) {
+    time.dataset.local = "";
+    const when = new Date(time.dateTime);
+    time.title = time.textContent;
+    time.textContent = when.toLocaleString(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });
+  }
+}
+document.addEventListener("DOMContentLoaded", () => localTimes(document));
+document.addEventListener("htmx:load", (event) => localTimes(event.detail.elt));
+
+// Messages that are no errors leave by themselves.
+new MutationObserver((changes) => {
+  for (const node of changes.flatMap((change) => [...change.addedNodes])) {
+    if (node instanceof HTMLElement && !node.classList.contains("toast-trouble")) setTimeout(() => node.remove(), TOAST_MS);
+  }
+}).observe(document.getElementById("toasts"), { childList: true });
