@@ -25,6 +25,7 @@ class _Subcommand:
 _COMMANDS: Mapping[str, _Subcommand] = {
     "serve": _Subcommand("service.commands:serve", "Serve POST /generate over HTTP."),
     "generate": _Subcommand("lithograph.generate:generate", "Draw a prompt into a file; no server needed."),
+    "fetch": _Subcommand("lithograph.fetch:fetch", "Download a model's weights, once, for others to find."),
     "train": _Subcommand("trainer.commands:train", "Train an adapter on captioned pictures."),
     "validate": _Subcommand(
         "trainer.commands:validate", "Draw the validation prompts, with an adapter beside the base."
