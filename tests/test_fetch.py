@@ -7,6 +7,7 @@ from pathlib import Path
 
 from longcat.flavour import EMBEDDED_FOLDER, Flavour
 from tests.hub import COMMIT, hub
+from trainer.outcome import Outcome
 
 
 def fetch(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -52,3 +53,14 @@ def test_a_directory_is_checked_where_it_is(flavour: Flavour, tmp_path: Path) ->
     result = fetch("--flavour", str(EMBEDDED_FOLDER))
     assert result.stdout.rstrip().endswith(f"in {EMBEDDED_FOLDER}, hash {flavour.hash}")
     assert "lacks model_index.json" in fetch("--flavour", str(tmp_path)).stderr
+
+
+def test_it_fetches_what_a_service_or_a_training_will_ask_for(flavour: Flavour, tmp_path: Path) -> None:
+    served = fetch(LITHOGRAPH_SERVE_FLAVOUR="embedded")
+    assert served.stdout.startswith("embedded: ")
+    config = tmp_path / "config.json"
+    config.write_text(f'{{"pretrained_model_name_or_path": "{EMBEDDED_FOLDER}"}} // a directory')
+    trained = fetch("--config", str(config), LITHOGRAPH_TRAIN_SEED="7")
+    assert trained.stdout.rstrip().endswith(f"in {EMBEDDED_FOLDER}, hash {flavour.hash}")
+    wrong = fetch("--config", str(tmp_path / "nowhere.json"))
+    assert (wrong.returncode, "nowhere.json" in wrong.stderr) == (Outcome.BAD_CONFIG, True)

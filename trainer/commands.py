@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,11 @@ _config_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of lines to read.")
 
 
-def _load(path: Path | None, arguments: list[str], environ: Mapping[str, str]) -> TrainConfig:
+def read_config(path: Path | None, arguments: list[str]) -> TrainConfig:
     """File, then environment, then arguments: the later one counts."""
     from_environment = {
         key.removeprefix(_PREFIX).lower(): value
-        for key, value in environ.items()
+        for key, value in os.environ.items()
         if key.startswith(_PREFIX) and key != f"{_PREFIX}CONFIG"
     }
     assigned = parse_assignments([f"{key}={value}" for key, value in from_environment.items()])
@@ -56,7 +55,7 @@ def train(path: Path | None, options: tuple[str, ...]) -> None:
 
 
 def _train(path: Path | None, options: list[str]) -> int:
-    config = _load(path, options, os.environ)
+    config = read_config(path, options)
     from trainer.run import train as run
 
     return int(run(config, show_bar=sys.stderr.isatty()))
@@ -75,7 +74,7 @@ def validate(path: Path | None, adapter: str | None, options: tuple[str, ...]) -
     set_up_logging()
 
     def run() -> int:
-        config = _load(path, list(options), os.environ)
+        config = read_config(path, list(options))
         from trainer.preview import preview
 
         verdict = preview(config, adapter)
@@ -102,9 +101,7 @@ def plan(path: Path | None, as_json: bool, gpu_gib: float | None, options: tuple
     def run() -> int:
         from trainer.planning import forecast
 
-        made = forecast(
-            _load(path, list(options), os.environ), gpu_bytes=None if gpu_gib is None else int(gpu_gib * 2**30)
-        )
+        made = forecast(read_config(path, list(options)), gpu_bytes=None if gpu_gib is None else int(gpu_gib * 2**30))
         click.echo(json.dumps(made.as_json(), indent=1) if as_json else made.text())
         return 0
 
@@ -125,7 +122,7 @@ def check(path: Path | None, as_json: bool, options: tuple[str, ...]) -> None:
     set_up_logging()
 
     def run() -> int:
-        config = _load(path, list(options), os.environ)
+        config = read_config(path, list(options))
         from longcat.flavour import describe as describe_model
         from trainer.report import contact_sheet, describe, report
         from trainer.scanning import REPORT_FILE, take_inventory
