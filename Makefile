@@ -100,7 +100,11 @@ demo: $(VENV)/base.stamp ## Teach the embedded model an ink style while it is se
 	$(BIN)/python -m recipes.ink.demo $(ARGS)
 
 .PHONY: loadtest
-loadtest: $(VENV)/dev.stamp ## Load a server and plain LitServe side by side, briefly (see loadtest/README.md).
+loadtest: $(VENV)/dev.stamp ## Load a server for a minute in five ways; a report in build/loadtest (ARGS=--seconds 600, ...).
+	$(BIN)/python -m loadtest.suite $(ARGS)
+
+.PHONY: bench-serving
+bench-serving: $(VENV)/dev.stamp ## Load a server and plain LitServe side by side, briefly (see loadtest/README.md).
 	$(BIN)/python -m loadtest.closed_loop --rounds 2 --pictures 4 $(ARGS)
 
 .PHONY: lock

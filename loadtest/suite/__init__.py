@@ -1,0 +1,1 @@
+"""How the service behaves under load of many kinds: locust's users, thresholds, a report. ``python -m loadtest.suite``."""

@@ -1,0 +1,113 @@
+"""What is done to the server, one after the other, and what must come of it.
+
+Limits are multiples of what one client alone gets on the same machine minutes before, so that they hold on any machine.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from loadtest.figures import median, percentile
+from loadtest.suite.sample import Sample, latencies
+
+CLIENTS = 6
+MAX_QUEUE = 12
+"""The server is started with this, so that a short flood fills it."""
+_SLACK = 1.5
+"""On limits of time: the machine may have other work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """Who asks, and for how long."""
+
+    name: str
+    about: str
+    users: tuple[str, ...]
+    """Classes of ``locustfile``."""
+    clients: int
+    """All users together."""
+    share: float
+    """Of the suite's time."""
+    load: float = 0.0
+    """A Stranger's rate, by what the closed loop got."""
+
+
+SCENARIOS = (
+    Scenario(name="solo", about="one client: the measure of all others", users=("Asker",), clients=1, share=0.15),
+    Scenario(
+        name="closed", about=f"{CLIENTS} clients, each asking again once answered", users=("Asker",), clients=CLIENTS,
+        share=0.25,
+    ),
+    Scenario(
+        name="open", about="Poisson arrivals at 60% of what the closed loop got", users=("Stranger",), clients=1,
+        share=0.25, load=0.6,
+    ),
+    Scenario(
+        name="rough", about="arrivals at 20%, among streams, clients that leave, and slow connections",
+        users=("Stranger", "Watcher", "Leaver", "Dawdler"), clients=7, share=0.25, load=0.2,
+    ),
+    Scenario(
+        name="flood", about=f"{2 * MAX_QUEUE} clients on a server that takes {MAX_QUEUE} requests", users=("Asker",),
+        clients=2 * MAX_QUEUE, share=0.1,
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """Something that must hold."""
+
+    scenario: str
+    what: str
+    measured: float
+    limit: float
+    is_least: bool = False
+    """Whether it must be at least that, rather than at most."""
+
+    @property
+    def holds(self) -> bool:
+        """False too if nothing was measured."""
+        return self.measured >= self.limit if self.is_least else self.measured <= self.limit
+
+
+def pictures_per_second(samples: Sequence[Sample]) -> float:
+    """From the first request to the last picture."""
+    ends = [s.end_seconds for s in samples if s.outcome == "picture"]
+    return len(ends) / (max(ends) - min(s.begin_seconds for s in samples)) if ends else 0.0
+
+
+def judge(samples: Mapping[str, Sequence[Sample]], at_rest: Mapping[str, float]) -> list[Threshold]:
+    """Hold the samples of each scenario, and the server's metrics some seconds after, against what must be."""
+    alone = latencies(samples["solo"])
+    turn = sum(alone) / len(alone) if alone else float("nan")
+    judged = []
+
+    def at_most(scenario: str, what: str, measured: float, limit: float) -> None:
+        judged.append(Threshold(scenario=scenario, what=what, measured=measured, limit=limit))
+
+    def at_least(scenario: str, what: str, measured: float, limit: float) -> None:
+        judged.append(Threshold(scenario=scenario, what=what, measured=measured, limit=limit, is_least=True))
+
+    for name, some in samples.items():
+        at_most(name, "requests that failed", sum(s.outcome == "failed" for s in some), 0)
+    for name in ("solo", "closed", "open", "rough"):
+        at_most(name, "requests refused (429)", sum(s.outcome == "refused" for s in samples[name]), 0)
+
+    p95 = {name: percentile(latencies(some, "Asker", "Stranger"), 95) for name, some in samples.items()}
+    at_most("closed", "p95, s; taking turns, with slack", p95["closed"], _SLACK * CLIENTS * turn)
+    at_most("open", "p95, s; three times that of one alone, with slack", p95["open"], _SLACK * 3 * p95["solo"])
+    at_most("rough", "p95 of those who come at random, s; taking turns, with slack", p95["rough"], _SLACK * 7 * turn)
+    watched = [s for s in samples["rough"] if s.kind == "Watcher" and s.outcome == "picture"]
+    firsts = [s.first_event_seconds for s in watched if s.first_event_seconds is not None]
+    at_most("rough", "median to a stream's first event, s; half of all", median(firsts), median(latencies(watched)) / 2)
+    at_least("rough", "slow clients that got their picture", len(latencies(samples["rough"], "Dawdler")), 1)
+
+    refusals = [s.seconds for s in samples["flood"] if s.outcome == "refused"]
+    at_least("flood", "requests refused (429)", len(refusals), 1)
+    at_most("flood", "p95 of a refusal, s; less than a picture", percentile(refusals, 95), turn)
+    at_most("flood", "p95 of those taken, s; taking turns, with slack", p95["flood"], _SLACK * MAX_QUEUE * turn)
+
+    at_least("after", "clients that left, as the server counts them", at_rest["lithograph_cancelled_requests_total"], 1)
+    at_most("after", "requests in progress", at_rest["lithograph_requests_in_progress"], 0)
+    at_most("after", "rows being drawn", at_rest["lithograph_active_rows"], 0)
+    return judged
