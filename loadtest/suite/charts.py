@@ -57,7 +57,7 @@ def _figure(samples: Samples, draw: Callable[[Axes, Samples], None], *, wide: bo
     axes.tick_params(colors=_INK)
     axes.grid(axis="y", color=_INK, alpha=0.2, linewidth=0.6)
     axes.set_axisbelow(True)
-    for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
+    for label in (axes.xaxis.label, axes.yaxis.label):
         label.set_color(_INK)
     if (legend := axes.get_legend()) is not None:
         legend.set_frame_on(False)
@@ -81,7 +81,7 @@ def _latency(axes: Axes, samples: Samples) -> None:
             axes.hlines(p95, min(begins), max(begins), color=COLOURS[name], linewidth=1.2)
             axes.annotate(f"p95 {p95:.1f} s", (max(begins), p95), (0, 3), textcoords="offset points", ha="right",
                           color=COLOURS[name], fontsize=8)  # fmt: skip
-    axes.set_title("Latency of each picture, when it was asked for", loc="left")
+    axes.set_title("Latency of each picture, when it was asked for", loc="left", color=_INK)
     axes.set_xlabel("s since the start")
     axes.set_ylabel("s")
     axes.set_ylim(bottom=0)
@@ -106,10 +106,10 @@ def _throughput(axes: Axes, samples: Samples) -> None:
             axes.axvline(first, color=_INK, linewidth=0.6, alpha=0.5)
             axes.annotate(name, (first, 1), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
                           va="top", color=_INK, fontsize=8)  # fmt: skip
-    axes.set_title("Throughput: what ended, a second", loc="left")
+    axes.set_title("Throughput: what ended, a second", loc="left", color=_INK)
     axes.set_xlabel("s since the start")
     axes.set_ylabel("requests / s")
-    axes.margins(y=0.15)
+    axes.set_ylim(top=1.2 * max(bottom))
     axes.legend(loc="center left", fontsize=8)
 
 
@@ -119,7 +119,7 @@ def _percentiles(axes: Axes, samples: Samples) -> None:
             axes.plot(
                 _PERCENTILES, np.percentile(seconds, _PERCENTILES), color=COLOURS[name], label=name, linewidth=1.8
             )
-    axes.set_title("Latency by percentile", loc="left")
+    axes.set_title("Latency by percentile", loc="left", color=_INK)
     axes.set_xlabel("percent of pictures")
     axes.set_ylabel("s")
     axes.set_ylim(bottom=0)
@@ -135,5 +135,5 @@ def _adapters(axes: Axes, samples: Samples) -> None:
     expected = [share * counted.total() for share in zipf_shares(len(names))] if names else []
     axes.plot(places, expected, color="#e0821b", marker="o", markersize=4, linewidth=1.2, label="Zipf")
     axes.set_xticks(places, names, rotation=30, ha="right")
-    axes.set_title("Requests by adapter", loc="left")
+    axes.set_title("Requests by adapter", loc="left", color=_INK)
     axes.legend(loc="upper right", fontsize=8)

@@ -94,18 +94,25 @@ def judge(samples: Mapping[str, Sequence[Sample]], at_rest: Mapping[str, float])
         at_most(name, "requests refused (429)", sum(s.outcome == "refused" for s in samples[name]), 0)
 
     p95 = {name: percentile(latencies(some, "Asker", "Stranger"), 95) for name, some in samples.items()}
-    at_most("closed", "p95, s; taking turns, with slack", p95["closed"], _SLACK * CLIENTS * turn)
-    at_most("open", "p95, s; three times that of one alone, with slack", p95["open"], _SLACK * 3 * p95["solo"])
-    at_most("rough", "p95 of those who come at random, s; taking turns, with slack", p95["rough"], _SLACK * 7 * turn)
+    at_most("closed", "p95, s (taking turns, half as much again)", p95["closed"], _SLACK * CLIENTS * turn)
+    at_most("open", "p95, s (three times that of one alone, half as much again)", p95["open"], _SLACK * 3 * p95["solo"])
+    at_most("rough", "p95 of those who come at random, s (taking turns, likewise)", p95["rough"], _SLACK * 7 * turn)
     watched = [s for s in samples["rough"] if s.kind == "Watcher" and s.outcome == "picture"]
     firsts = [s.first_event_seconds for s in watched if s.first_event_seconds is not None]
-    at_most("rough", "median to a stream's first event, s; half of all", median(firsts), median(latencies(watched)) / 2)
+    at_most(
+        "rough",
+        "median to a stream's first event, s (half of the whole)",
+        median(firsts),
+        median(latencies(watched)) / 2,
+    )
     at_least("rough", "slow clients that got their picture", len(latencies(samples["rough"], "Dawdler")), 1)
 
     refusals = [s.seconds for s in samples["flood"] if s.outcome == "refused"]
     at_least("flood", "requests refused (429)", len(refusals), 1)
-    at_most("flood", "p95 of a refusal, s; less than a picture", percentile(refusals, 95), turn)
-    at_most("flood", "p95 of those taken, s; taking turns, with slack", p95["flood"], _SLACK * MAX_QUEUE * turn)
+    at_most("flood", "p95 of a refusal, s (a picture)", percentile(refusals, 95), turn)
+    at_most(
+        "flood", "p95 of those taken, s (taking turns, half as much again)", p95["flood"], _SLACK * MAX_QUEUE * turn
+    )
 
     at_least("after", "clients that left, as the server counts them", at_rest["lithograph_cancelled_requests_total"], 1)
     at_most("after", "requests in progress", at_rest["lithograph_requests_in_progress"], 0)
