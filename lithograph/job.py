@@ -121,11 +121,12 @@ def status(name: str, as_json: bool, **where: Any) -> None:
 @click.argument("name")
 @click.option("-f", "--follow", is_flag=True,
               help="Until the Job is over, over all its pods; the exit code is then the training's.")  # fmt: skip
+@click.option("--tail", type=click.IntRange(0), metavar="LINES", help="Only the last ones.")
 @_cluster_options
-def logs(name: str, follow: bool, **where: Any) -> None:
+def logs(name: str, follow: bool, tail: int | None, **where: Any) -> None:
     """What its newest pod says."""
     cluster: Cluster = connect(**where)
-    for line in cluster.logs(name, follow=follow):
+    for line in cluster.logs(name, follow=follow, tail=tail):
         click.echo(line)
     if not follow:
         return
@@ -136,10 +137,11 @@ def logs(name: str, follow: bool, **where: Any) -> None:
 
 @job.command()
 @click.argument("name")
+@click.option("--now", is_flag=True, help="Do not wait for a checkpoint.")
 @_cluster_options
-def cancel(name: str, **where: Any) -> None:
+def cancel(name: str, now: bool, **where: Any) -> None:
     """Delete it: the pod saves a checkpoint. Submitting the same name again goes on from there."""
-    connect(**where).cancel(name)
+    connect(**where).cancel(name, at_once=now)
     click.echo(f"cancelled: {name}; what it wrote stays on the output volume")
 
 

@@ -161,13 +161,13 @@ class Cluster:
         found = (_status(job, of[job.metadata.name]) for job in jobs)
         return tuple(sorted(found, key=lambda status: status.created, reverse=True))
 
-    def logs(self, name: str, *, follow: bool = False) -> Iterator[str]:
-        """Lines of its newest pod; with ``follow``, of each pod as it comes, until the Job is over."""
+    def logs(self, name: str, *, follow: bool = False, tail: int | None = None) -> Iterator[str]:
+        """Lines of its newest pod, or the last ``tail``; with ``follow``, of each pod as it comes, until the Job is over."""
         read: set[str] = set()
         while True:
             status = self.status(name)
             if status.pod is not None and status.pod not in read and self._has_started(status.pod, name):
-                yield from self._pod_logs(status.pod, name, follow=follow)
+                yield from self._pod_logs(status.pod, name, follow=follow, tail=tail)
                 read.add(status.pod)
             elif status.state.is_over or not follow:
                 return
@@ -176,12 +176,19 @@ class Cluster:
             if not follow:
                 return
 
-    def cancel(self, name: str) -> None:
-        """Delete the Job: its pod is told to stop and saves a checkpoint. What is below /output stays."""
+    def cancel(self, name: str, *, at_once: bool = False) -> None:
+        """Delete the Job: its pod is told to stop and saves a checkpoint, unless ``at_once``. What is in /output stays."""
         with self._errors(name):
             self._batch.delete_namespaced_job(
                 name, self.namespace, propagation_policy="Foreground", _request_timeout=_TIMEOUT_SECONDS
             )
+            if at_once:
+                self._core.delete_collection_namespaced_pod(
+                    self.namespace,
+                    label_selector=f"job-name={name}",
+                    grace_period_seconds=0,
+                    _request_timeout=_TIMEOUT_SECONDS,
+                )
 
     def _pods(self, selector: str) -> Sequence[Any]:
         found = self._core.list_namespaced_pod(
@@ -194,10 +201,10 @@ class Cluster:
             state = _container(self._core.read_namespaced_pod(pod, self.namespace, _request_timeout=_TIMEOUT_SECONDS))
         return state is not None and (state.running is not None or state.terminated is not None)
 
-    def _pod_logs(self, pod: str, job: str, *, follow: bool) -> Iterator[str]:
+    def _pod_logs(self, pod: str, job: str, *, follow: bool, tail: int | None) -> Iterator[str]:
         with self._errors(job):
             response = self._core.read_namespaced_pod_log(
-                pod, self.namespace, container=CONTAINER, follow=follow, _preload_content=False,
+                pod, self.namespace, container=CONTAINER, follow=follow, tail_lines=tail, _preload_content=False,
                 _request_timeout=(_TIMEOUT_SECONDS[0], None if follow else _TIMEOUT_SECONDS[1]),
             )  # fmt: skip
             rest = b""

@@ -27,6 +27,8 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 CONFIG_FILE = "config.json"
 MOUNTS: Mapping[str, str] = {"data": "/data", "adapters": "/adapters", "training": "/output", "models": "/models"}
 """Where each volume is in the container."""
+IN_THE_IMAGE = "/examples"
+"""Pictures to try it with, which need no volume."""
 
 _TEMPLATE = Path(__file__).parent / "job.yaml"
 _NAME = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
@@ -102,7 +104,7 @@ class TrainingJob:
         if self.config.publish_to is None:
             raise ConfigError("publish_to: say where the adapter goes: file:///adapters, or s3://bucket/prefix")
         for field, path in _paths(self.config):
-            if _volume_of(path) is None:
+            if _volume_of(path) is None and not _is_below(path, IN_THE_IMAGE):
                 raise ConfigError(
                     f"{field} {path!r}: is no path in the Job's pod, which has {', '.join(MOUNTS.values())}; "
                     "give one below them" + (", or s3://bucket/prefix" if "dir" in field or "publish" in field else "")
@@ -239,7 +241,9 @@ def _paths(config: TrainConfig) -> Iterator[tuple[str, str]]:
 
 def _volume_of(path: str) -> str | None:
     """The volume that a path is on; None if it is on none, or climbs out of it."""
+    return next((volume for volume, mount in MOUNTS.items() if _is_below(path, mount)), None)
+
+
+def _is_below(path: str, folder: str) -> bool:
     parts = PurePosixPath(path)
-    if ".." in parts.parts:
-        return None
-    return next((volume for volume, mount in MOUNTS.items() if parts.is_relative_to(mount)), None)
+    return parts.is_relative_to(folder) and ".." not in parts.parts

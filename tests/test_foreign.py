@@ -74,12 +74,12 @@ def updates(weights: LoraWeights) -> dict[str, Tensor]:
     return {name: layer.up.double() @ layer.down.double() * scale for name, layer in weights.layers.items()}
 
 
-def trained(model: nn.Module) -> None:
-    """As if it had been: B, which starts as zeros, gets numbers."""
+def trained(model: nn.Module, *, size: float = 0.03) -> None:
+    """As if it had been: B, which starts as zeros, gets numbers of that standard deviation."""
     generator = torch.Generator().manual_seed(3)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.03
+            parameter.data = torch.randn(parameter.shape, generator=generator) * size
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ def test_every_mount_has_its_volume_and_storage_of_s3_needs_none() -> None:
     for given, absent in (
         (job(), set()),
         (job({"instance_data_dir": "s3://pictures/ink", "publish_to": "s3://adapters"}), {"data", "adapters"}),
+        (job({"instance_data_dir": "/examples/ink/pictures"}, data_claim=None), {"data"}),
     ):
         pod = given.objects()[1]["spec"]["template"]["spec"]
         volumes = {volume["name"] for volume in pod["volumes"]}
