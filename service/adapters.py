@@ -41,7 +41,7 @@ class AdapterRoutes:
         self, action: AdapterAction, name: str = "", *, path: str = "", replace: bool = False
     ) -> AdapterReport:
         """Have something done about an adapter. Raises ``RefusedError``."""
-        if self._admission.state["phase"] not in ("ready", "draining", "waiting for adapters"):
+        if self._admission.state["phase"] not in ("ready", "leaving", "draining", "waiting for adapters"):
             raise RefusedError(NOT_READY)
         command = AdapterCommand(id=str(uuid.uuid4()), action=action, name=name, path=path, replace=replace)
         reply = await self._admission.exchange.ask(command)

@@ -64,7 +64,7 @@ class Admission:
         Raises ``RefusedError`` if none is taken now, or ``InvalidRequestError``.
         """
         phase = self.state["phase"]
-        if phase != "ready":
+        if phase not in ("ready", "leaving"):
             raise RefusedError(DRAINING if phase == "draining" else NOT_READY)
         resolved = self.limits.resolve(wanted, self.tokenize)
         if self.exchange.is_full:

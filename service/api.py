@@ -36,6 +36,7 @@ from longcat.tokenizer import load_tokenizer, plain_ids
 from service import metrics
 from service.config import ServiceConfig
 from service.exchange import ENGINE, Exchange
+from service.farewell import Farewell
 from service.limits import Limits
 from service.messages import AdapterCommand, Cancel, Command, Draw, RefusedError, Reply
 from service.picture import ModelIdentity
@@ -119,8 +120,8 @@ class GenerateAPI(litserve.LitAPI):  # type: ignore[misc]  # litserve has no typ
         self.flavour = flavour
         self.limits = limits
         self.state: Any = None
-        """A dictionary shared by all processes: ``phase`` (loading, warming up, waiting for adapters, ready, draining,
-        restarting, failed) and what is loaded."""
+        """A dictionary shared by all processes: ``phase`` (loading, warming up, waiting for adapters, ready, leaving,
+        draining, restarting, failed) and what is loaded."""
 
     def setup(self, device: str) -> None:
         """Nothing: the loop loads the model, so that HTTP answers meanwhile."""
@@ -190,6 +191,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
     def __init__(self, api: GenerateAPI) -> None:
         self._api = api
         self._has_failed = self._is_stopping = False
+        self._is_leaving = multiprocessing.get_context("fork").Event()  # set here, read in the HTTP process
         self._restarts: deque[float] = deque(maxlen=_MOST_RESTARTS)
         mailboxes: dict[str, Any] = {}
         self._exchange = Exchange(
@@ -202,6 +204,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         self.app.title = "Lithograph"
         self.app.version = VERSION
         self.app.description = "Pictures from Chinese and English prompts with LongCat-Image."
+        self.app.add_middleware(Farewell, is_leaving=self._is_leaving.is_set)
         self._serve_docs_offline()
         for kind in (HTTPException, RefusedError, Exception):
             self.app.add_exception_handler(kind, _on_error)
@@ -281,10 +284,16 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         super()._perform_graceful_shutdown(*arguments)
 
     def _drain(self) -> None:
-        """Take no more requests, let those under way finish, then stop."""
-        config, begin = self._api.config, time.monotonic()
-        if self._api.state is not None:
-            self._api.state.update(phase="draining")
+        """Send away those who keep connections, take no more requests, let those under way finish, then stop."""
+        config, state = self._api.config, self._api.state
+        self._is_leaving.set()
+        if config.linger_seconds and state is not None and state["phase"] == "ready":
+            state.update(phase="leaving")
+            log.info("leaving: requests are taken for %g s more", config.linger_seconds)
+            time.sleep(config.linger_seconds)
+        begin = time.monotonic()
+        if state is not None:
+            state.update(phase="draining")
         log.info(
             "stopping once %d requests are finished, in %g s at most", self._exchange.unfinished, config.grace_seconds
         )

@@ -44,8 +44,10 @@ from service.options import model_options, storage_options
 @click.option("--max-body-bytes", type=int, default=64 * 1024, show_default=True, help="Largest request body.")
 @click.option("--timeout-seconds", type=float, default=600.0, show_default=True,
               help="From a request's arrival to its reply; past it, 504.")  # fmt: skip
+@click.option("--linger-seconds", type=float, default=0.0, show_default=True,
+              help="How long requests are still taken after SIGTERM: until load balancers have gone elsewhere.")  # fmt: skip
 @click.option("--grace-seconds", type=float, default=60.0, show_default=True,
-              help="How long requests may take to finish after SIGTERM.")  # fmt: skip
+              help="How long requests may take to finish then.")  # fmt: skip
 @click.option("--max-jobs", type=int, default=1000, show_default=True, help="Most asynchronous jobs remembered.")
 @click.option("--jobs-mib", type=int, default=256, show_default=True, help="Memory for their pictures.")
 @click.option("--job-ttl-seconds", type=float, default=3600.0, show_default=True,

@@ -150,8 +150,11 @@ class ServiceConfig:
     """Most requests queued or being drawn; beyond it, 429 with the time to come back."""
     timeout_seconds: float = 600.0
     """From a request's arrival to its reply, and the most that a request may ask for."""
+    linger_seconds: float = 0.0
+    """After SIGTERM, not ready any more, requests are taken for that long: until load balancers and those who keep
+    connections have gone elsewhere."""
     grace_seconds: float = 60.0
-    """How long requests that are being drawn may take to finish after SIGTERM."""
+    """How long requests that are being drawn may take to finish after that."""
     admin_key: str | None = None
     """What changes adapters asks for, as a bearer token; without one, nothing is removed over HTTP."""
     max_body_bytes: int = 64 * 1024
@@ -163,7 +166,7 @@ class ServiceConfig:
             raise UserError(f"port {self.port} is not a port from 1024 to 65535")
         smallest = {
             "max_pixels": 64 * 64, "max_steps": 1, "max_images": 1, "max_rows": 2, "max_body_bytes": 1024, "max_queue": 1,
-            "timeout_seconds": 0.1, "grace_seconds": 0,
+            "timeout_seconds": 0.1, "linger_seconds": 0, "grace_seconds": 0,
         }  # fmt: skip
         for name, least in smallest.items():
             value = getattr(self, name)

@@ -98,7 +98,9 @@ def test_a_service_is_replaced_without_losing_a_request(overlay: Path) -> None:
         longest = float(environment["LITHOGRAPH_SERVE_TIMEOUT_SECONDS"])
         grace = float(environment["LITHOGRAPH_SERVE_GRACE_SECONDS"])
         assert grace > longest
-        assert pod["terminationGracePeriodSeconds"] > prestop + grace + 10
+        linger = float(environment["LITHOGRAPH_SERVE_LINGER_SECONDS"])
+        assert linger > 0
+        assert pod["terminationGracePeriodSeconds"] > prestop + linger + grace + 10
         startup = service["startupProbe"]
         assert startup["failureThreshold"] * startup["periodSeconds"] >= 1800
         assert {"livenessProbe", "readinessProbe"} <= service.keys()

@@ -172,6 +172,18 @@ def test_sigterm_lets_requests_finish_takes_no_more_and_leaves_no_process(tmp_pa
         assert not psutil.wait_procs(family, timeout=5)[1]
 
 
+def test_a_server_that_lingers_takes_requests_and_sends_connections_away(tmp_path: Path) -> None:
+    with serve(tmp_path, "--linger-seconds", "5") as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        assert "connection" not in client.post("/generate", json=APPLE).headers
+        server.process.send_signal(signal.SIGTERM)
+        while (readiness := client.get("/readyz")).status_code == 200:
+            time.sleep(0.05)
+        assert readiness.json() == {"status": "leaving"}
+        taken = client.post("/generate", json=APPLE)
+        assert (taken.status_code, taken.headers["connection"]) == (200, "close")
+        assert server.process.wait(timeout=60) == 0
+
+
 def test_after_the_grace_period_the_server_stops_whatever_is_under_way(tmp_path: Path) -> None:
     with serve(tmp_path, "--grace-seconds", "1") as server, ThreadPoolExecutor(1) as pool:
         family = psutil.Process(server.process.pid).children(recursive=True)
