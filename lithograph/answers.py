@@ -8,6 +8,7 @@ from httpx_sse import ServerSentEvent
 from pydantic import ValidationError
 
 from longcat.errors import LithographError, UserError
+from service.messages import AdapterReport
 from service.schema import (
     ErrorBody,
     ErrorDetail,
@@ -18,6 +19,11 @@ from service.schema import (
     PreviewEvent,
     StepEvent,
 )
+
+__all__ = [
+    "AdapterReport", "ErrorDetail", "Event", "GenerateResponse", "JobReport", "Options", "PreviewEvent", "RequestError",
+    "ServiceError", "StepEvent", "body_of", "check", "check_end", "event_of", "result_of", "unreachable",
+]  # fmt: skip
 
 Event = StepEvent | PreviewEvent | GenerateResponse
 """What a stream tells: the last one is the result."""

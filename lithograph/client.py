@@ -10,7 +10,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -19,8 +19,18 @@ import httpx
 from httpx_sse import EventSource
 from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-from lithograph.answers import Event, Options, ServiceError, body_of, check, check_end, event_of, result_of, unreachable
-from service.messages import AdapterReport
+from lithograph.answers import (
+    AdapterReport,
+    Event,
+    Options,
+    ServiceError,
+    body_of,
+    check,
+    check_end,
+    event_of,
+    result_of,
+    unreachable,
+)
 from service.schema import GenerateResponse, JobReport
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -140,7 +150,9 @@ class AsyncClient:
         body = body_of(prompt, options, response_format="json")
         return GenerateResponse.model_validate_json((await self._ask("POST", "/generate", json=body)).content)
 
-    async def stream(self, prompt: str, *, previews: bool = False, **options: Unpack[Options]) -> AsyncIterator[Event]:
+    async def stream(
+        self, prompt: str, *, previews: bool = False, **options: Unpack[Options]
+    ) -> AsyncGenerator[Event, None]:
         """Draw, and hear of every step; the last event is the result. Whoever stops listening cancels it."""
         body = body_of(prompt, options, stream=True, previews=previews)
         async with self._reachable(), self._http.stream("POST", "/generate", json=body) as reply:

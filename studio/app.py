@@ -7,10 +7,12 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
-from studio import preferences
+from studio import generate_pages, preferences
 from studio.access import Access
 from studio.config import StudioConfig
+from studio.drawings import Drawings
 from studio.failures import add_failures
+from studio.gallery import Gallery
 from studio.guard import Guard
 from studio.link import Link
 from studio.navigation import NAVIGATION
@@ -18,7 +20,7 @@ from studio.own_service import OwnService
 from studio.pages import STATIC_FOLDER, Pages
 from studio.state import Studio
 
-_PAGES = (preferences,)
+_PAGES = (preferences, generate_pages)
 
 
 def create_app(config: StudioConfig) -> FastAPI:
@@ -31,16 +33,20 @@ def create_app(config: StudioConfig) -> FastAPI:
     link = service if isinstance(service, Link) else service.link
     access = Access(config.token)
 
+    gallery = Gallery(config.home / "gallery")
+    drawings = Drawings(link, gallery)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
         try:
             yield
         finally:
+            await drawings.close()
             await service.stop()
 
     app = FastAPI(title="Lithograph Studio", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.state.studio = Studio(config=config, access=access, service=link)
+    app.state.studio = Studio(config=config, access=access, service=link, gallery=gallery, drawings=drawings)
     app.state.pages = Pages()
     app.add_middleware(Guard, config=config, access=access)
     add_failures(app)

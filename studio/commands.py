@@ -15,7 +15,8 @@ from longcat.storage import open_storage
 from studio.app import create_app
 from studio.config import StudioConfig
 
-_SHUTDOWN_SECONDS = 5
+_SHUTDOWN_SECONDS = 2
+"""Pages keep a stream open for as long as they are shown."""
 
 
 @click.command()

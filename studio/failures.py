@@ -8,10 +8,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from lithograph.answers import ServiceError
+from lithograph.answers import RequestError, ServiceError
 from longcat.errors import LithographError, StorageError, UserError
 from studio.language import Language
-from studio.page_error import PageError
+from studio.page_error import PageError, Problem
 from studio.pages import is_fragment, render
 
 log = logging.getLogger("lithograph.studio")
@@ -73,6 +73,17 @@ def page_error_of(error: Exception) -> PageError:
             return PageError("error.service_unreachable", status=503, detail=str(error))
         case ServiceError(is_busy=True):
             return PageError("error.service_busy", status=503, detail=str(error))
+        case RequestError(fields=[_, *_]):
+            problems = tuple(
+                Problem(
+                    field=field.field.partition(".")[0],
+                    key="error.service_refuses",
+                    values={"value": field.value},
+                    detail=f"{field.problem}: {field.remedy}",
+                )
+                for field in error.fields
+            )
+            return PageError("error.service_refused", status=422, detail=str(error), problems=problems)
         case UserError():  # among them what the service refused
             return PageError("error.refused", status=422, detail=str(error))
         case StorageError():

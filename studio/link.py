@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from lithograph.answers import ServiceError
+from lithograph.answers import AdapterReport, ServiceError
 from lithograph.client import AsyncClient
 
 log = logging.getLogger("lithograph.studio")
@@ -53,6 +53,10 @@ class Link:
             await asyncio.gather(self._watching, return_exceptions=True)
         await self.client.close()
         await self._probe.close()
+
+    async def adapters(self) -> AdapterReport:
+        """Which adapters it serves now. Raises ``ServiceError``."""
+        return await self._probe.adapters()
 
     def lost(self, detail: str) -> None:
         """Its process ended; another is being started."""

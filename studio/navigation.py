@@ -15,5 +15,4 @@ class Destination:
 
 NAVIGATION: Sequence[Destination] = (
     Destination(path="/generate", key="generate"),
-    Destination(path="/adapters", key="adapters"),
 )

@@ -33,7 +33,7 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.globals |= {"navigation": NAVIGATION, "languages": LANGUAGES, "asset": self._asset}
-        self._environment.filters |= {"moment": _moment, "megabytes": _megabytes}
+        self._environment.filters |= {"moment": _moment, "megabytes": _megabytes, "short": _short}
 
     def language(self, request: Request) -> Language:
         """The reader's."""
@@ -75,6 +75,11 @@ def is_fragment(request: Request) -> bool:
 def _moment(when: datetime) -> str:
     """A time for ``<time datetime>``; the page's script says it in the reader's own zone."""
     return when.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _short(number: float) -> str:
+    """Without zeros that say nothing."""
+    return f"{number:g}"
 
 
 def _megabytes(size_bytes: int) -> str:

@@ -64,7 +64,9 @@ async def service_state(request: Request, seen: str = "") -> Response:
     """How the service is, for the top of the page; nothing if that is what the page says already."""
     if studio_of(request).service.state == seen:
         return Response(status_code=204)
-    return render(request, "service_state.html")
+    reply = render(request, "service_state.html")
+    reply.headers["HX-Trigger"] = "service-changed"
+    return reply
 
 
 def _to(path: str) -> RedirectResponse:

@@ -6,6 +6,8 @@ from starlette.requests import Request
 
 from studio.access import Access
 from studio.config import StudioConfig
+from studio.drawings import Drawings
+from studio.gallery import Gallery
 from studio.link import Link
 
 
@@ -16,6 +18,8 @@ class Studio:
     config: StudioConfig
     access: Access
     service: Link
+    gallery: Gallery
+    drawings: Drawings
 
 
 def studio_of(request: Request) -> Studio:
