@@ -13,6 +13,4 @@ class Destination:
     """Of its name, and of its icon in ``icons.svg``."""
 
 
-NAVIGATION: Sequence[Destination] = (
-    Destination(path="/generate", key="generate"),
-)
+NAVIGATION: Sequence[Destination] = (Destination(path="/generate", key="generate"),)
