@@ -5,9 +5,10 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.staticfiles import StaticFiles
 
-from studio import generate_pages, preferences
+from studio import dataset_pages, generate_pages, job_pages, preferences, train_pages
 from studio.access import Access
 from studio.config import StudioConfig
 from studio.drawings import Drawings
@@ -19,8 +20,9 @@ from studio.navigation import NAVIGATION
 from studio.own_service import OwnService
 from studio.pages import STATIC_FOLDER, Pages
 from studio.state import Studio
+from studio.workshop import Workshop
 
-_PAGES = (preferences, generate_pages)
+_PAGES = (preferences, generate_pages, dataset_pages, train_pages, job_pages)
 
 
 def create_app(config: StudioConfig) -> FastAPI:
@@ -35,18 +37,23 @@ def create_app(config: StudioConfig) -> FastAPI:
 
     gallery = Gallery(config.home / "gallery")
     drawings = Drawings(link, gallery)
+    workshop = Workshop(config)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        workshop.start()
         try:
             yield
         finally:
+            await run_in_threadpool(workshop.close)
             await drawings.close()
             await service.stop()
 
     app = FastAPI(title="Lithograph Studio", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.state.studio = Studio(config=config, access=access, service=link, gallery=gallery, drawings=drawings)
+    app.state.studio = Studio(
+        config=config, access=access, service=link, gallery=gallery, drawings=drawings, workshop=workshop
+    )
     app.state.pages = Pages()
     app.add_middleware(Guard, config=config, access=access)
     add_failures(app)

@@ -34,6 +34,11 @@ _SHUTDOWN_SECONDS = 2
 @click.option("--adapters", metavar="URI",
               help="Adapter storage, as the service reads it. [default: a directory below --home]")  # fmt: skip
 @click.option("--adapters-endpoint-url", metavar="URL", help="Of an S3 store that is not AWS.")
+@click.option("--data-root", "data_roots", multiple=True, metavar="DIR",
+              type=click.Path(file_okay=False, exists=True, path_type=Path),
+              help="Folder below which datasets may be picked; may be given several times.")  # fmt: skip
+@click.option("--parallel-jobs", type=int, default=1, show_default=True,
+              help="Trainings at once on this machine; the others wait.")  # fmt: skip
 @click.option("--max-upload-mib", type=int, default=512, show_default=True, help="Largest upload.")
 def server(home: Path, **options: Any) -> None:
     """Serve the studio, a web page, on port 8001: draw, train, look after adapters."""

@@ -33,6 +33,10 @@ class StudioConfig:
     """Adapter storage, as the service reads it; None is a directory below home."""
     adapters_endpoint_url: str | None = None
     """Of an S3 store that is not AWS."""
+    data_roots: tuple[Path, ...] = ()
+    """Folders below which datasets may be picked, beside those that were uploaded."""
+    parallel_jobs: int = 1
+    """Trainings at once on this machine; the others wait."""
     max_upload_mib: int = 512
     """Largest upload: a dataset's pictures, or an adapter."""
     max_body_kib: int = 256
@@ -54,7 +58,7 @@ class StudioConfig:
             raise UserError(f"service URL {self.service_url!r} is no URL of a service: give http://HOST:PORT")
         if not 1 <= self.port <= 65535:
             raise UserError(f"port {self.port} is not a port from 1 to 65535")
-        for name in ("max_upload_mib", "max_body_kib"):
+        for name in ("max_upload_mib", "max_body_kib", "parallel_jobs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)} is too small: give at least 1")
 

@@ -13,4 +13,9 @@ class Destination:
     """Of its name, and of its icon in ``icons.svg``."""
 
 
-NAVIGATION: Sequence[Destination] = (Destination(path="/generate", key="generate"),)
+NAVIGATION: Sequence[Destination] = (
+    Destination(path="/generate", key="generate"),
+    Destination(path="/datasets", key="datasets"),
+    Destination(path="/train", key="train"),
+    Destination(path="/jobs", key="jobs"),
+)

@@ -33,7 +33,12 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.globals |= {"navigation": NAVIGATION, "languages": LANGUAGES, "asset": self._asset}
-        self._environment.filters |= {"moment": _moment, "megabytes": _megabytes, "short": _short}
+        self._environment.filters |= {
+            "moment": _moment,
+            "megabytes": _megabytes,
+            "gigabytes": _gigabytes,
+            "short": _short,
+        }
 
     def language(self, request: Request) -> Language:
         """The reader's."""
@@ -84,3 +89,8 @@ def _short(number: float) -> str:
 
 def _megabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.0f} kB"
+
+
+def _gigabytes(size_bytes: int) -> str:
+    """Of memory: what a device is sold by."""
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**29 else f"{size_bytes / 2**20:.0f} MiB"

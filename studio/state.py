@@ -9,6 +9,7 @@ from studio.config import StudioConfig
 from studio.drawings import Drawings
 from studio.gallery import Gallery
 from studio.link import Link
+from studio.workshop import Workshop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class Studio:
     service: Link
     gallery: Gallery
     drawings: Drawings
+    workshop: Workshop
 
 
 def studio_of(request: Request) -> Studio:

@@ -21,7 +21,8 @@ FORBIDDEN = {
 
 
 READ_BY_THE_STUDIO = (
-    "atomic", "config", "config_file", "dataset_config", "memory", "outcome", "report", "run_record", "scanning",
+    "atomic", "caption_files", "config", "config_file", "dataset", "dataset_config", "inventory", "memory", "outcome",
+    "pictures", "planning", "report", "run_record", "scanning",
 )  # fmt: skip
 """Of the trainer. They need no torch."""
 

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> tuple[TrainC
     """
     said: dict[str, Any] = {} if path is None else dict(_read_object(path))
     said = {key.removeprefix("--"): value for key, value in said.items()} | dict(overrides)
-    said, warnings = _without_foreign(said)
+    said, warnings, wrong = without_foreign(said)
+    if wrong:
+        raise ConfigError("the configuration: " + "; ".join(wrong))
     base = Path() if path is None else path.parent
     if isinstance(said.get("data_backend_config"), str):
         said["data_backend_config"] = _read_datasets(said["data_backend_config"], base)
@@ -50,7 +52,7 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> tuple[TrainC
         return TrainConfig.model_validate({k: v for k, v in said.items() if v is not None}), warnings
     except ValidationError as error:
         where = "the configuration" if path is None else f"config {path}"
-        raise ConfigError(f"{where}: " + "; ".join(_said_wrong(error))) from error
+        raise ConfigError(f"{where}: " + "; ".join(message for _, message in problems_of(error))) from error
 
 
 def parse_assignments(arguments: Iterable[str]) -> dict[str, Any]:
@@ -108,9 +110,9 @@ def _read_datasets(given: str, base: Path) -> Any:
     return said
 
 
-def _without_foreign(said: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Only what we know; what SimpleTuner knows and we do not is an error unless it asks for nothing."""
-    known, kept, warnings, wrong = known_keys(TrainConfig), {}, [], []
+def without_foreign(said: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...], list[str]]:
+    """Only what we know, warnings, and what is wrong: what SimpleTuner knows and we do not, unless it asks for nothing."""
+    known, kept, warnings, wrong = known_keys(TrainConfig), {}, [], list[str]()
     for key, value in said.items():
         if key in known:
             kept[key] = value
@@ -121,9 +123,7 @@ def _without_foreign(said: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, .
             wrong.append(f"{key}: an option of SimpleTuner's that is not had here; {instead}")
         else:
             wrong.append(_unknown(key, known))
-    if wrong:
-        raise ConfigError("the configuration: " + "; ".join(wrong))
-    return kept, tuple(warnings)
+    return kept, tuple(warnings), wrong
 
 
 @lru_cache(maxsize=1)
@@ -146,17 +146,20 @@ def _unknown(key: str, known: Iterable[str]) -> str:
     return f"{key}: unknown option" + (f"; did you mean {near[0]!r}?" if near else "; see the configuration reference")
 
 
-def _said_wrong(error: ValidationError) -> Iterable[str]:
+def problems_of(error: ValidationError) -> Iterator[tuple[str, str]]:
+    """Everything that is wrong: where (``learning_rate``, ``data_backend_config.0.id``), and a sentence with the value."""
     for part in error.errors():
         where = ".".join(str(step) for step in part["loc"])
         if part["type"] == "extra_forbidden":
-            yield f"{where.rpartition('.')[0]}.{_unknown(str(part['loc'][-1]), known_keys(DatasetConfig))}".lstrip(".")
+            known = known_keys(DatasetConfig)
+            yield where, f"{where.rpartition('.')[0]}.{_unknown(str(part['loc'][-1]), known)}".lstrip(".")
             continue
         message = part["msg"].removeprefix("Value error, ")
         if part["type"] == "value_error" and isinstance(part["input"], dict):
-            yield f"{where}: {message}" if where else message
+            # Fields that do not go together; the message begins with the one to change.
+            yield where or message.partition(":")[0], f"{where}: {message}" if where else message
         else:
-            yield f"{where} {part['input']!r}: {message}"
+            yield where, f"{where} {part['input']!r}: {message}"
 
 
 def _value(text: str) -> Any:

@@ -88,13 +88,17 @@ class Forecast:
         return {"most_bytes": planned.most_bytes, "fits": fits(planned, self.room_bytes)}
 
 
-def forecast(config: TrainConfig, *, gpu_bytes: int | None = None) -> Forecast:
+def forecast(config: TrainConfig, *, gpu_bytes: int | None = None, cpu_threads: int | None = None) -> Forecast:
     """The plan for the configured device, or for a CUDA GPU of so much memory that need not be here.
 
+    With ``cpu_threads`` it is for this machine's CPU, computing with so many, and needs no torch to know the device.
     Of a flavour on the hub, only the descriptions are downloaded. Raises ``ConfigError`` if what is ``auto`` cannot fit.
     """
     model = describe(config.flavour, revision=config.revision)
-    if gpu_bytes is None:
+    if gpu_bytes is None and cpu_threads is not None:
+        dtype = {"auto": "float32"}.get(config.mixed_precision, _DTYPES[config.mixed_precision])
+        name, there, room = "cpu", _Device(kind="cpu", dtype=dtype, threads=cpu_threads), device_bytes("cpu")
+    elif gpu_bytes is None:
         from longcat.loading import parse_device
 
         device = parse_device(config.device)

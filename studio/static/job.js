@@ -1,0 +1,108 @@
+// The loss of a training as it goes: asked for every two seconds, from the last step that is known.
+"use strict";
+
+const POLL_MS = 2000;
+const SMOOTHED_STEPS = 25;
+const box = document.getElementById("curve");
+const columns = { step: [], loss: [], learning_rate: [] };
+let chart = null;
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+// Exponential, and true to the first values too: weights are divided by their sum.
+function smoothed(values) {
+  const share = 2 / (SMOOTHED_STEPS + 1);
+  let sum = 0;
+  let weight = 0;
+  return values.map((value) => {
+    if (value === null) return null;
+    sum += (value - sum) * share;
+    weight += (1 - weight) * share;
+    return sum / weight;
+  });
+}
+
+function data() {
+  return [columns.step, columns.loss, smoothed(columns.loss), columns.learning_rate];
+}
+
+function draw() {
+  chart?.destroy();
+  const log = document.getElementById("log-scale").checked;
+  const axis = { stroke: colour("--ink-soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
+  const number = (digits) => (_, value) => (value == null ? "–" : Number(value.toPrecision(digits)).toString());
+  chart = new uPlot(
+    {
+      width: box.clientWidth,
+      height: 280,
+      scales: { x: { time: false }, loss: { distr: log ? 3 : 1 }, rate: {} },
+      axes: [
+        { ...axis },
+        { ...axis, scale: "loss", size: 62, values: log ? undefined : (_, ticks) => ticks.map((tick) => Number(tick.toPrecision(4))) },
+        { ...axis, scale: "rate", side: 1, size: 66, grid: { show: false }, values: (_, ticks) => ticks.map((tick) => (tick ? tick.toExponential(1) : "0")) },
+      ],
+      series: [
+        { label: box.dataset.step },
+        { label: box.dataset.loss, scale: "loss", stroke: colour("--line-strong"), width: 1, points: { show: columns.step.length < 40 }, value: number(4) },
+        { label: box.dataset.smooth, scale: "loss", stroke: colour("--seal"), width: 2, points: { show: false }, value: number(4) },
+        { label: box.dataset.rate, scale: "rate", stroke: colour("--wait"), width: 1, dash: [4, 4], points: { show: false }, value: number(3) },
+      ],
+    },
+    data(),
+    box,
+  );
+}
+
+function show() {
+  const isEmpty = columns.step.length === 0;
+  box.hidden = isEmpty;
+  document.getElementById("curve-empty").hidden = !isEmpty;
+  if (isEmpty) return;
+  if (chart) chart.setData(data());
+  else draw();
+}
+
+async function ask() {
+  const after = columns.step.at(-1) ?? 0;
+  try {
+    const reply = await fetch(`${box.dataset.url}?after=${after}`);
+    if (!reply.ok) return;
+    const fresh = await reply.json();
+    // A run that was resumed goes on from its checkpoint: what came after that was cut off.
+    const kept = columns.step.findIndex((step) => step > fresh.start_step);
+    if (fresh.last_step < after && kept >= 0) for (const name of Object.keys(columns)) columns[name].length = kept;
+    for (const name of Object.keys(columns)) columns[name].push(...fresh[name]);
+    show();
+  } catch {
+    // The studio is away for a moment; the next time will tell.
+  }
+}
+
+async function follow() {
+  await ask();
+  if (box.dataset.over === "no") setTimeout(follow, POLL_MS);
+}
+
+document.getElementById("log-scale").addEventListener("change", () => chart && draw());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => chart && draw());
+new ResizeObserver(() => chart?.setSize({ width: box.clientWidth, height: 280 })).observe(box);
+
+// The log stays at its end, unless someone has scrolled up to read.
+const logBottom = (log) => log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+let wasAtBottom = true;
+let scrolledTo = 0;
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.detail.target.id !== "log-text") return;
+  wasAtBottom = logBottom(event.detail.target);
+  scrolledTo = event.detail.target.scrollTop;
+});
+document.addEventListener("htmx:afterSettle", () => {
+  const log = document.getElementById("log-text");
+  log.scrollTop = wasAtBottom ? log.scrollHeight : scrolledTo;
+});
+
+const log = document.getElementById("log-text");
+log.scrollTop = log.scrollHeight;
+follow();

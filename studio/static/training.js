@@ -1,0 +1,30 @@
+// Files that were chosen and how far their upload is; a file that is read as soon as it is chosen.
+"use strict";
+
+function readable(bytes) {
+  return bytes >= 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${Math.ceil(bytes / 1e3)} kB`;
+}
+
+document.addEventListener("change", (event) => {
+  const input = event.target;
+  if (input.matches("[data-submit-on-change]") && input.files.length) input.form.requestSubmit();
+  const said = input.closest(".drop")?.querySelector(".chosen");
+  if (!said) return;
+  const size = readable([...input.files].reduce((sum, file) => sum + file.size, 0));
+  const words = input.files.length === 1 ? said.dataset.one : said.dataset.many;
+  said.textContent = input.files.length ? words.replace("{n}", input.files.length).replace("{size}", size) : "";
+  const name = input.form.elements.name;
+  if (name && !name.value && input.files.length === 1) name.value = input.files[0].name.replace(/\.zip$/i, "");
+});
+
+document.addEventListener("htmx:xhr:progress", (event) => {
+  const bar = event.target.querySelector?.(".upload-progress");
+  if (!bar || !event.detail.lengthComputable) return;
+  bar.hidden = false;
+  bar.value = event.detail.loaded / event.detail.total;
+});
+
+document.addEventListener("htmx:afterRequest", (event) => {
+  const bar = event.target.querySelector?.(".upload-progress");
+  if (bar) bar.hidden = true;
+});

@@ -1,0 +1,37 @@
+"""What training needs of the studio: datasets, jobs and where they run, the memory plan. No torch."""
+
+from studio.config import StudioConfig
+from studio.datasets import Datasets, Scans
+from studio.jobs import Jobs
+from studio.machine import Machine
+from studio.places import LocalPlace
+from studio.thumbnails import Thumbnails
+from studio.uploads import Limits
+
+_UNPACKED = 8
+"""Times as large as it comes, an upload may be unpacked; pictures hardly shrink in a zip."""
+
+
+class Workshop:
+    """All of it, below one home."""
+
+    def __init__(self, config: StudioConfig) -> None:
+        cache = config.home / "cache"
+        self.datasets = Datasets(config.home / "datasets", config.data_roots)
+        self.limits = Limits(total_bytes=_UNPACKED * config.max_upload_mib * 2**20)
+        self.scans = Scans(cache / "pictures")
+        self.thumbnails = Thumbnails(cache / "thumbnails")
+        self.machine = Machine()
+        local = LocalPlace(cache=cache / "training", adapters=config.adapters_uri)
+        self.jobs = Jobs(config.home / "jobs", {"local": local}, parallel=config.parallel_jobs)
+
+    def start(self) -> None:
+        """Look after the queue."""
+        self.machine.start()
+        self.jobs.start()
+
+    def close(self) -> None:
+        """Stop; trainings go on."""
+        self.jobs.close()
+        self.scans.close()
+        self.machine.close()

@@ -1,0 +1,256 @@
+"""The Datasets, Train and Jobs pages over HTTP: uploads, captions, the form and its mistakes, files in and out."""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from studio.app import create_app
+from studio.config import StudioConfig
+from studio.job import State
+from studio.option_names import option_names
+from studio.state import Studio
+from studio.train_form import SET_BY_STUDIO, as_file, as_typed, fields, read_file, read_form
+from studio.workshop import Workshop
+from trainer.config import TrainConfig
+
+HERE = "http://127.0.0.1:8001"
+HTMX = {"HX-Request": "true"}
+ROOT = Path(__file__).parent.parent
+
+
+def png(colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (128, 128), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def visitor(tmp_path: Path) -> Iterator[TestClient]:
+    """A browser; nothing starts, so that jobs stay queued."""
+    app = create_app(StudioConfig(home=tmp_path / "home", data_roots=(tmp_path / "root",)))
+    with_pages = TestClient(app, base_url=HERE, follow_redirects=False, headers={"Accept": "text/html"})
+    yield with_pages
+    workshop_of(with_pages).close()
+
+
+def workshop_of(visitor: TestClient) -> Workshop:
+    studio: Studio = visitor.app.state.studio  # type: ignore[attr-defined]
+    return studio.workshop
+
+
+def upload(visitor: TestClient, name: str = "cats", **headers: str) -> httpx.Response:
+    given = [("a.png", png()), ("a.txt", b"a cat"), ("b.png", png("blue")), ("bad.exe", b"MZ")]
+    return visitor.post(
+        "/datasets", data={"name": name}, files=[("files", (file, content)) for file, content in given], headers=headers
+    )
+
+
+def view(visitor: TestClient, folder: Path, **query: Any) -> str:
+    for _ in range(60):
+        page = visitor.get("/datasets/view", params={"path": str(folder), **query})
+        assert page.status_code == 200
+        if 'hx-trigger="load' not in page.text:
+            return page.text
+    raise AssertionError("the scan does not end")
+
+
+@pytest.fixture
+def cats(visitor: TestClient, tmp_path: Path) -> Path:
+    upload(visitor)
+    return tmp_path / "home" / "datasets" / "cats"
+
+
+def test_an_upload_becomes_a_dataset_and_says_what_was_refused(visitor: TestClient, tmp_path: Path) -> None:
+    assert "No datasets yet" in visitor.get("/datasets").text
+    reply = upload(visitor, **HTMX)
+    assert reply.status_code == 200
+    assert "bad.exe" in reply.text
+    assert "as no picture or caption does" in reply.text
+    page = view(visitor, tmp_path / "home" / "datasets" / "cats")
+    assert "b.txt is not there" in page
+    assert "a cat" in page
+    assert "128x128" in page
+    assert "cats" in visitor.get("/datasets").text
+    taken = upload(visitor, **HTMX)
+    assert taken.status_code == 422
+    assert 'data-problem="name"' in taken.text
+    assert "there already" in taken.text
+    nothing = visitor.post("/datasets", data={"name": "x"}, files=[("files", ("a.exe", b"MZ"))], headers=HTMX)
+    assert 'data-problem="files"' in nothing.text
+
+
+def test_captions_are_edited_in_place(visitor: TestClient, cats: Path) -> None:
+    form = {"path": str(cats), "key": "b.png", "caption": "一只蓝猫\na blue cat"}
+    assert visitor.post("/datasets/caption", data=form, headers=HTMX).text.strip() == "Saved"
+    assert (cats / "b.txt").read_text(encoding="utf-8") == "一只蓝猫\na blue cat\n"
+    page = view(visitor, cats)
+    assert "is not there" not in page
+    for wrong in ({"key": "../x.png"}, {"key": "a.txt"}, {"path": "/etc"}, {"caption": "a" * 20_001}):
+        assert visitor.post("/datasets/caption", data=form | wrong, headers=HTMX).status_code in (404, 422)
+
+
+def test_thumbnails_are_pictures_and_nothing_else_is_served(visitor: TestClient, cats: Path) -> None:
+    reply = visitor.get("/datasets/thumbnail", params={"path": str(cats), "key": "a.png"})
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "image/webp")
+    for key in ("a.txt", "../../jobs", "/etc/passwd", "none.png"):
+        assert visitor.get("/datasets/thumbnail", params={"path": str(cats), "key": key}).status_code == 404
+    assert visitor.get("/datasets/view", params={"path": "/etc"}).status_code == 422
+
+
+def test_only_what_was_uploaded_is_added_to_or_deleted(visitor: TestClient, cats: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "root" / "mine"
+    mine.mkdir(parents=True)
+    (mine / "a.png").write_bytes(png())
+    more = [("files", ("c.png", png("green")))]
+    assert visitor.post("/datasets/add", data={"path": str(cats)}, files=more).status_code == 303
+    assert (cats / "c.png").exists()
+    assert visitor.post("/datasets/add", data={"path": str(mine)}, files=more).status_code == 403
+    assert visitor.post("/datasets/delete", data={"path": str(mine)}).status_code == 422
+    assert visitor.post("/datasets/delete", data={"path": str(cats)}).status_code == 303
+    assert not cats.exists()
+    assert (mine / "a.png").exists()
+
+
+def test_every_option_is_on_the_form_and_told_in_both_languages() -> None:
+    assert set(fields()) | SET_BY_STUDIO == set(TrainConfig.model_fields)
+    english, chinese = option_names("en"), option_names("zh")
+    for name in fields():
+        assert english[name].label
+        assert english[name].help
+        assert re.search(r"[一-鿿A-Z]", chinese[name].label), name
+        assert re.search(r"[一-鿿]", chinese[name].help) or name == "model_family"
+
+
+def test_a_form_that_nobody_touched_is_the_default() -> None:
+    reading = read_form(as_typed({}))
+    assert (reading.said, reading.config, reading.mistakes) == ({}, TrainConfig(), ())
+
+
+@pytest.mark.parametrize("path", ["examples/ink/config.json", "config/config.json.example"])
+def test_a_file_goes_through_the_form_unchanged(path: str) -> None:
+    given = read_file((ROOT / path).read_text(encoding="utf-8"))
+    assert given.config is not None
+    typed = read_form(as_typed(given.said))
+    wanted = given.config.model_copy(update={name: TrainConfig.model_fields[name].default for name in SET_BY_STUDIO})
+    assert typed.config == wanted
+    again = read_file(as_file(typed.said))
+    assert again.config == typed.config
+
+
+def test_lists_and_several_datasets_go_through_the_form() -> None:
+    said = {
+        "data_backend_config": [
+            {"id": "a", "instance_data_dir": "/a", "repeats": 2, "resolution": "128x128,192x64"},
+            {"id": "b", "instance_data_dir": "s3://bucket/b"},
+        ],
+        "validation_prompts": ["one, two", "三"], "lora_targets": ["to_q", "to_k"], "flow_schedule_shift": 3,
+        "gradient_checkpointing": "auto", "use_ema": True,
+    }  # fmt: skip
+    given = read_file(json.dumps(said))
+    assert given.config is not None, given.mistakes
+    assert read_form(as_typed(given.said)).config == given.config
+
+
+def test_simpletuners_file_is_read_and_what_has_no_effect_is_noted() -> None:
+    reading = read_file('{"--model_type": "lora", "checkpoint_step_interval": 50, "push_to_hub": false, // note\n}')
+    assert reading.config is not None
+    assert reading.config.checkpointing_steps == 50
+    assert as_typed(reading.said)["checkpointing_steps"] == "50"
+    assert "push_to_hub" in reading.notes[0]
+    wrong = read_file('{"lycoris_config": "x.json", "learning_rat": 1, "lora_rank": 0}')
+    said = " ".join(mistake.message for mistake in wrong.mistakes)
+    assert "lora_type standard" in said
+    assert "did you mean 'learning_rate'" in said
+    assert "lora_rank 0" in said
+
+
+def test_mistakes_stand_beside_their_fields_in_the_readers_language(visitor: TestClient) -> None:
+    form = {"lora_rank": "0", "learning_rate": "fast", "resolution": "wide", "publish_to": "file:///x"}
+    page = visitor.post("/train/check", data=form, headers=HTMX).text
+    assert re.search(r'id="problem-lora_rank"[^>]*>0 is too small: give at least 1\.<', page)
+    assert re.search(r'id="problem-learning_rate"[^>]*>fast is no number\.<', page)
+    assert re.search(r'id="problem-resolution"[^>]*>This cannot work: resolution', page)
+    assert re.search(r'id="problem-seed"[^>]*hidden>', page)
+    chinese = visitor.post("/train/check", data=form, headers=HTMX | {"Accept-Language": "zh"}).text
+    assert "0 太小：至少为 1。" in chinese
+    refused = visitor.post("/train", data=form)
+    assert refused.status_code == 422
+    assert 'value="fast"' in refused.text
+    assert re.search(r'id="option-learning_rate"[^>]*aria-invalid="true"', refused.text)
+
+
+def test_the_memory_plan_follows_the_form(visitor: TestClient) -> None:
+    form = {"model_flavour": "embedded", "resolution": "128", "plan_for": "16", "learning_rate": "1e-3"}
+
+    def most(**changes: str) -> str:
+        page = visitor.post("/train/check", data=form | changes, headers=HTMX).text
+        found = re.search(r"It fits: (\d+) MiB of 14.4 GiB", page)
+        assert found, page
+        return found[1]
+
+    assert int(most(train_batch_size="32")) > int(most())
+
+
+def test_a_training_needs_data_and_a_name(visitor: TestClient, cats: Path) -> None:
+    page = visitor.post("/train", data={"model_flavour": "embedded"}).text
+    assert "Say where the pictures are" in page
+    assert "Say what the adapter is to be called" in page
+    form = {"model_flavour": "embedded", "instance_data_dir": str(cats), "adapter_name": "cats", "resolution": "128"}
+    reply = visitor.post("/train", data=form, headers=HTMX)
+    assert reply.status_code == 204
+    identity = reply.headers["hx-redirect"].removeprefix("/jobs/")
+    view = workshop_of(visitor).jobs.get(identity)
+    assert view.state is State.QUEUED
+    config = json.loads((view.folder / "config.json").read_bytes())
+    assert config["publish_to"].endswith("/home/adapters")
+    assert config["resume_from_checkpoint"] == "latest"
+    page = visitor.get(f"/jobs/{identity}").text
+    assert "Queued" in page
+    assert "cats" in visitor.get("/jobs").text
+    assert str(cats) in visitor.get("/train", params={"job": identity}).text
+
+    assert visitor.post(f"/jobs/{identity}/delete", headers=HTMX).status_code == 409
+    assert visitor.post(f"/jobs/{identity}/resume").status_code == 409
+    assert visitor.post(f"/jobs/{identity}/explode").status_code == 404
+    assert visitor.post(f"/jobs/{identity}/stop").status_code == 303
+    assert "Stopped" in visitor.get(f"/jobs/{identity}").text
+    changed = visitor.get(f"/jobs/{identity}/figures", params={"state": "queued"}, headers=HTMX)
+    assert (changed.status_code, changed.headers["hx-refresh"]) == (204, "true")
+    assert visitor.get(f"/jobs/{identity}/metrics").json()["step"] == []
+    for path in ("config.json", "../../../home/lock", "validation/%2E%2E/%2E%2E/job.json"):
+        assert visitor.get(f"/jobs/{identity}/picture/{path}").status_code == 404
+    assert visitor.post(f"/jobs/{identity}/delete").headers["location"] == "/jobs"
+    assert visitor.get(f"/jobs/{identity}").status_code == 404
+
+
+def test_files_in_and_out(visitor: TestClient) -> None:
+    exported = visitor.post("/train/export", data={"model_flavour": "embedded", "lora_rank": "8"})
+    assert "config.json" in exported.headers["content-disposition"]
+    assert json.loads(exported.content)["lora_rank"] == 8
+    page = visitor.post("/train/import", files={"file": ("config.json", exported.content)}).text
+    assert re.search(r'id="option-lora_rank" name="lora_rank" value="8"', page)
+    for content in (b"no json", b"[]", b"\xff\xff", b"{" + b" " * 2**20 + b"}"):
+        reply = visitor.post("/train/import", files={"file": ("config.json", content)})
+        assert reply.status_code == 422
+        assert "no configuration" in reply.text
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_pages_are_whole_in_both_languages(visitor: TestClient, cats: Path, language: str) -> None:
+    visitor.cookies.set("language", language)
+    for path in ("/datasets", "/train", "/train?flavour=final", "/jobs"):
+        page = visitor.get(path)
+        assert page.status_code == 200
+        ids = re.findall(r'\bid="([^"]+)"', page.text)
+        assert len(ids) == len(set(ids)), "an id stands for one thing"
+        for name in re.findall(r'\b(?:for|aria-labelledby)="([^"]+)"', page.text):
+            assert name in ids, name
+    assert ("未采用" if language == "zh" else "left out") in view(visitor, cats)
