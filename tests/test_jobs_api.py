@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import psutil
 import pytest
 from standardwebhooks import Webhook
@@ -170,6 +171,11 @@ def test_jobs_under_way_count_as_requests_and_those_over_make_room(http: httpx.C
     long = [submit(http, **LONG) for _ in range(3)]
     refused = http.post("/generate", json=APPLE | {"async": True})
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
+    with openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="none", max_retries=0) as ai:
+        with pytest.raises(openai.RateLimitError) as busy:
+            ai.images.generate(prompt="a red apple")
+        assert (busy.value.type, busy.value.code) == ("rate_limit_error", "busy")
+        assert int(busy.value.response.headers["retry-after"]) >= 1
     for location in long:
         http.delete(location)
     finished = [submit(http) for _ in range(3)]
