@@ -99,6 +99,11 @@ bench-full-size: $(VENV)/base.stamp ## One training step of a model of LongCat-I
 demo: $(VENV)/base.stamp ## Teach the embedded model an ink style while it is served; pictures before and after.
 	$(BIN)/python -m recipes.ink.demo $(ARGS)
 
+.PHONY: alerts
+alerts: ## Write deploy/prometheus/rules.yaml into the monitoring component of k8s, as the Prometheus operator takes it.
+	{ sed '/^spec:/q' k8s/components/monitoring/rules.yaml; sed 's/^./  &/' deploy/prometheus/rules.yaml; } > .rules.new
+	mv .rules.new k8s/components/monitoring/rules.yaml
+
 .PHONY: loadtest
 loadtest: $(VENV)/dev.stamp ## Load a server for a minute in five ways; a report in build/loadtest (ARGS=--seconds 600, ...).
 	$(BIN)/python -m loadtest.suite $(ARGS)

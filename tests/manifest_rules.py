@@ -96,11 +96,11 @@ def _ports(objects: Objects, present: Objects) -> Iterator[str]:
             for each in present
             if (pod := pod_template(each)) and _matches(service["spec"]["selector"], pod["metadata"].get("labels", {}))
         ]
-        for port in service["spec"]["ports"]:
+        for port in service["spec"].get("ports", []):
             named = {p.get("name") for pod in pods for c in containers(pod) for p in c.get("ports", [])}
             if port.get("targetPort") not in named:
                 yield f"{title(service)}: targetPort {port.get('targetPort')} is no named port of its pods"
-    served = {p["name"] for each in present if each["kind"] == "Service" for p in each["spec"]["ports"]}
+    served = {p["name"] for each in present if each["kind"] == "Service" for p in each["spec"].get("ports", [])}
     for monitor in (each for each in objects if each["kind"] == "ServiceMonitor"):
         yield from (
             f"{title(monitor)}: no Service has a port {endpoint['port']}"
@@ -143,8 +143,16 @@ def _references(objects: Objects, present: Objects) -> Iterator[str]:
         if each["kind"] == "RoleBinding":
             wanted.append((each["roleRef"]["kind"], each["roleRef"]["name"]))
             wanted += [(subject["kind"], subject["name"]) for subject in each["subjects"]]
-        namespace = each["metadata"].get("namespace")
+        if each["kind"] == "TrainJob":
+            wanted.append((spec["runtimeRef"]["kind"], spec["runtimeRef"]["name"]))
+        if each["kind"] == "LocalQueue":
+            wanted.append(("ClusterQueue", spec["clusterQueue"]))
+        if each["kind"] == "ClusterQueue":
+            wanted += [("ResourceFlavor", f["name"]) for group in spec["resourceGroups"] for f in group["flavors"]]
+        if queue := each["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name"):
+            wanted.append(("LocalQueue", queue))
         for kind, name in wanted:
+            namespace = None if kind in _CLUSTER_SCOPED else each["metadata"].get("namespace")
             if (kind, name, namespace) not in there:
                 yield f"{title(each)}: wants {kind}/{name}, which is not there"
 
@@ -236,7 +244,7 @@ def _restarts(each: Object, pod: Object) -> Iterator[str]:
     policy = pod["spec"].get("restartPolicy", "Always")
     if each["kind"] == "Deployment" and policy != "Always":
         yield f"restartPolicy {policy}: a Deployment's is Always"
-    if each["kind"] == "Job":
+    if each["kind"] in ("Job", "TrainingRuntime"):
         if policy == "Always":
             yield "restartPolicy Always: a Job's is Never or OnFailure"
         if "podFailurePolicy" in each["spec"] and policy != "Never":

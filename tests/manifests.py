@@ -14,7 +14,7 @@ K8S = Path(__file__).parent.parent / "k8s"
 Object = dict[str, Any]
 Objects = list[Object]
 
-WORKLOADS = {"Deployment", "Job", "Pod"}
+WORKLOADS = {"Deployment", "Job", "Pod", "TrainingRuntime"}
 
 
 @functools.cache
@@ -44,9 +44,15 @@ def title(each: Object) -> str:
 
 def pod_template(each: Object) -> Object | None:
     """The pods that an object makes: their metadata and spec."""
-    if each["kind"] not in WORKLOADS:
-        return None
-    return each if each["kind"] == "Pod" else each["spec"]["template"]
+    match each["kind"]:
+        case "Pod":
+            return each
+        case "TrainingRuntime":
+            (node,) = each["spec"]["template"]["spec"]["replicatedJobs"]
+            return node["template"]["spec"]["template"]  # type: ignore[no-any-return]
+        case kind if kind in WORKLOADS:
+            return each["spec"]["template"]  # type: ignore[no-any-return]
+    return None
 
 
 def containers(pod: Object) -> list[Object]:
