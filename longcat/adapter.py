@@ -232,12 +232,17 @@ def remove_adapter(storage: Storage, name: str) -> None:
     _remove(storage, f"{name}/", keep=max(_claimed(storage, name), default=1))
 
 
+def fetched_file(manifest: Manifest, folder: Path) -> Path:
+    """Where ``fetch`` puts a version's weights."""
+    return folder / f"{manifest.weights.sha256}.safetensors"
+
+
 def fetch(storage: Storage, manifest: Manifest, folder: Path) -> Path:
     """Download a version's weights, check every byte, and return the file: ``folder/<sha256>.safetensors``.
 
     The file appears whole or not at all; one that is there already is not downloaded again.
     """
-    target = folder / f"{manifest.weights.sha256}.safetensors"
+    target = fetched_file(manifest, folder)
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,29 @@
-"""Logging as every process of Lithograph sets it up: one format, on stderr, and quiet about known, harmless lines."""
+"""Logging as every process of Lithograph sets it up: on stderr, in one of two forms, and quiet about known, harmless lines.
 
+What happens is told as an event with fields. Machines get a line of JSON::
+
+    {"time": "2026-11-24T23:10:00.123Z", "level": "INFO", "logger": "lithograph", "event": "adapter_served", …}
+
+and people at a terminal a line to read::
+
+    2026-11-24 23:10:00 INFO lithograph: adapter served: adapter ink@2, rank 8, …
+
+What is no event (a library's warning, a stack trace) has a ``message`` instead of fields.
+"""
+
+import json
 import logging
+import math
+import re
 import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
+from typing import Any
+
+LOG_FORMATS = ("auto", "json", "text")
+"""auto: text on a terminal, else JSON."""
 
 _NOISE = {
     # torchao 0.18 beside torch 2.13: kernels for other GPUs, and enums that torch has come to know by itself.
@@ -12,20 +33,79 @@ _NOISE = {
     # diffusers looks for torchao classes that 0.18 has moved; quantization here calls torchao directly.
     "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
 }
+_PLAIN = re.compile(r'[^\s="]+')
 
 
-def set_up_logging() -> None:
+def set_up_logging(log_format: str = "auto") -> None:
     """Log to stderr from INFO up, libraries from WARNING up. Call it once a process, from its entry point."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    is_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+    handler.setFormatter(JsonLines() if is_json else logging.Formatter(_TEXT, datefmt="%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("lithograph").setLevel(logging.INFO)
+
+
+def tell(log: logging.Logger, event: str, level: int = logging.INFO, /, **fields: Any) -> None:
+    """Log an event. Fields that are None are left out; the others are numbers, texts, or what JSON has for several."""
+    told = {name: value for name, value in fields.items() if value is not None}
+    log.log(level, "%s", _Words(event, told), extra={"event": event, "fields": told})
 
 
 def silence_import_noise() -> None:
     """Drop exactly the known lines. Call it before torch and diffusers are imported."""
     for name, text in _NOISE.items():
         logging.getLogger(name).addFilter(partial(_lacks, text))
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line: dict[str, Any] = {"time": time, "level": record.levelname, "logger": record.name}
+        if event := getattr(record, "event", None):
+            line |= {"event": event} | {name: _json(value) for name, value in record.fields.items()}  # type: ignore[attr-defined]
+        else:
+            line["message"] = record.getMessage()
+        if record.exc_info:
+            line["exception"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _Words:
+    """An event for people, written when somebody reads it."""
+
+    def __init__(self, event: str, fields: Mapping[str, Any]) -> None:
+        self._event = event
+        self._fields = fields
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in self._fields.items())
+        return self._event.replace("_", " ") + (told and f": {told}")
+
+
+def _text(value: Any) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:.6g}"
+        case str():
+            return value if _PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+        case Mapping():
+            return " ".join(f"{name} {_text(one)}" for name, one in value.items())
+        case Sequence():
+            return " ".join(_text(one) for one in value)
+    return _text(str(value))
+
+
+def _json(value: Any) -> Any:
+    """JSON has no number that is not finite."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lacks(text: str, record: logging.LogRecord) -> bool:

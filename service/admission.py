@@ -4,15 +4,17 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Coroutine, MutableMapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Coroutine, Iterator, MutableMapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from longcat.errors import DeadlineError
+from longcat.errors import DeadlineError, UserError
 from longcat.flavour import Flavour
+from longcat.logs import tell
 from longcat.prompt import Tokenize
 from service import metrics
 from service.config import ServiceConfig
@@ -20,9 +22,10 @@ from service.exchange import Exchange, Mailbox
 from service.limits import Limits
 from service.messages import Draw, Failed, RefusedError, Reply
 from service.picture import Rendered
-from service.refusals import BodyTooLargeError
-from service.replies import DRAINING, NOT_READY, phases
-from service.schema import GenerateRequest
+from service.refusals import BodyTooLargeError, parse
+from service.replies import DRAINING, NOT_READY, failure_of
+from service.schema import GenerateRequest, ResolvedRequest
+from service.tracing import current_request
 
 log = logging.getLogger("lithograph")
 
@@ -32,6 +35,7 @@ _OVERTIME_SECONDS = 1.0
 """The engine says itself that time is over, between two steps; this long after, nobody waits for the step to end."""
 
 _T = TypeVar("_T")
+_Wanted = TypeVar("_Wanted", bound=BaseModel)
 
 
 class Admission:
@@ -48,6 +52,11 @@ class Admission:
         self.state: MutableMapping[str, Any] = {}
         """Shared by all processes: ``phase``, and what is loaded."""
 
+    async def read(self, model: type[_Wanted], request: Request) -> _Wanted:
+        """What a request asks for. Raises ``BodyTooLargeError``, ``NotJsonError`` or ``InvalidRequestError``."""
+        with _refusals_told():
+            return parse(model, await self.read_body(request))
+
     async def read_body(self, request: Request) -> bytes:
         """A request's body. Raises ``BodyTooLargeError``."""
         limit = self.config.max_body_bytes
@@ -63,6 +72,23 @@ class Admission:
 
         Raises ``RefusedError`` if none is taken now, or ``InvalidRequestError``.
         """
+        with _refusals_told():
+            resolved = self._admit(wanted)
+        traced = current_request.get()
+        draw = Draw(
+            id=str(uuid.uuid4()),
+            request=resolved,
+            submitted_at=begin,
+            deadline=begin + min(wanted.timeout_seconds or float("inf"), self.config.timeout_seconds),
+            progress=progress,
+            previews=resolved.steps if previews is None else previews,
+            trace=None if traced is None else traced.carrier,
+        )
+        if traced is not None:
+            traced.describe(draw)
+        return draw
+
+    def _admit(self, wanted: GenerateRequest) -> ResolvedRequest:
         phase = self.state["phase"]
         if phase not in ("ready", "leaving"):
             raise RefusedError(DRAINING if phase == "draining" else NOT_READY)
@@ -71,14 +97,7 @@ class Admission:
             message = f"{self.exchange.requests} requests are under way, as many as are taken; come back later"
             wait = self.exchange.wait_seconds
             raise RefusedError(Failed(status=429, code="busy", message=message, retry_after_seconds=wait))
-        return Draw(
-            id=str(uuid.uuid4()),
-            request=resolved,
-            submitted_at=begin,
-            deadline=begin + min(wanted.timeout_seconds or float("inf"), self.config.timeout_seconds),
-            progress=progress,
-            previews=resolved.steps if previews is None else previews,
-        )
+        return resolved
 
     def send(self, draw: Draw) -> AbstractAsyncContextManager[Mailbox]:
         """Order it. Whoever leaves before the last reply cancels it."""
@@ -89,12 +108,22 @@ class Admission:
 
         Raises ``ClientDisconnect`` once ``gone`` returns, or ``DeadlineError`` when time is over.
         """
-        reply = await _before(draw.deadline, gone, mailbox.next())
+        try:
+            reply = await _before(draw.deadline, gone, mailbox.next())
+        except (ClientDisconnect, asyncio.CancelledError):
+            _tell(draw, "cancelled")
+            raise
+        except DeadlineError as error:
+            _tell(draw, "failed", status=504, code="timeout", message=str(error))
+            raise
         match reply:
             case Rendered():
-                self._note(draw, reply)
+                self.exchange.learn(reply, draw.request.steps)
+                adapters = [f"{a.reference} x {a.scale:g}" for a in reply.adapters]
+                timings = {name: round(seconds, 4) for name, seconds in reply.timings.model_dump().items()}
+                _tell(draw, "drawn", adapters=adapters or None, **timings)
             case Failed():
-                self._log(draw, f"failed with {reply.status}: {reply.message}")
+                _tell(draw, "failed", status=reply.status, code=reply.code, message=reply.message)
         return reply
 
     async def answer(self, draw: Draw, request: Request) -> Rendered:
@@ -106,22 +135,6 @@ class Admission:
         assert isinstance(reply, Rendered)
         return reply
 
-    def _note(self, draw: Draw, rendered: Rendered) -> None:
-        request = draw.request
-        self.exchange.learn(rendered, request.steps)
-        metrics.observe_timings(rendered.timings)
-        metrics.PICTURES.inc(request.num_images)
-        metrics.STEPS.inc(request.steps * request.num_images)
-        metrics.count_adapters(adapter.name for adapter in rendered.adapters)
-        seconds = phases(rendered.timings)
-        used = "".join(f" {adapter.reference} x {adapter.scale:g}" for adapter in rendered.adapters)
-        self._log(draw, ", ".join(f"{phase} {value * 1000:.0f} ms" for phase, value in seconds.items()), used)
-
-    def _log(self, draw: Draw, outcome: str, used: str = "") -> None:
-        r = draw.request
-        shown = f"{r.width}x{r.height} steps {r.steps} images {r.num_images} seed {r.seed}"
-        log.info("request %s %s%s: %s", draw.id, shown, used and f" adapters{used}", outcome)
-
 
 async def gone(request: Request) -> None:
     """Returns once the client is gone. For requests whose body is read."""
@@ -131,8 +144,40 @@ async def gone(request: Request) -> None:
 
 def count(status: int, begin: float) -> None:
     """Count one request that is answered."""
-    metrics.REQUESTS.labels(str(status)).inc()
-    metrics.REQUEST_SECONDS.labels(str(status)).observe(time.monotonic() - begin)
+    traced = current_request.get()
+    metrics.observe_request(status, time.monotonic() - begin, None if traced is None else traced.trace_id)
+
+
+def _tell(draw: Draw, outcome: str, **fields: Any) -> None:
+    """The one line about a request that was taken in."""
+    request = draw.request
+    wanted = {"adapters": [f"{choice.name} x {choice.scale:g}" for choice in request.adapters] or None}
+    tell(
+        log,
+        f"request_{outcome}",
+        request_id=draw.id,
+        size=f"{request.width}x{request.height}",
+        steps=request.steps,
+        images=request.num_images,
+        seed=request.seed,
+        **wanted | fields,
+        total_seconds=round(time.monotonic() - draw.submitted_at, 4),
+        trace_id=draw.trace_id,
+    )
+
+
+@contextmanager
+def _refusals_told() -> Iterator[None]:
+    """Count and log what is not taken in."""
+    try:
+        yield
+    except (RefusedError, UserError) as error:
+        failed = failure_of(error)
+        metrics.REJECTED.labels(failed.code).inc()
+        traced = current_request.get()
+        trace_id = None if traced is None else traced.trace_id
+        tell(log, "request_refused", status=failed.status, code=failed.code, message=failed.message, trace_id=trace_id)
+        raise
 
 
 async def _before(deadline: float, gone: Coroutine[Any, Any, None], coming: Coroutine[Any, Any, _T]) -> _T:

@@ -39,10 +39,12 @@ from service.exchange import ENGINE, Exchange
 from service.farewell import Farewell
 from service.limits import Limits
 from service.messages import AdapterCommand, Cancel, Command, Draw, RefusedError, Reply
+from service.observer import Observer
 from service.picture import ModelIdentity
 from service.replies import failure_of, reply_to_error
 from service.routes import VERSION, Routes
 from service.schema import GenerateRequest
+from service.tracing import TracedRequests, Tracing
 
 if TYPE_CHECKING:
     from service.renderer import News, Renderer
@@ -74,6 +76,8 @@ class EngineLoop(LitLoop):  # type: ignore[misc]  # litserve has no types
         signal.signal(signal.SIGTERM, _exit)
         begin = time.monotonic()
         renderer = lit_api.load()
+        endpoint = lit_api.config.otlp_endpoint
+        renderer.observe = Observer(None if endpoint is None else Tracing(endpoint))
 
         def send(queue_id: int, uid: str, reply: Reply) -> None:
             self.put_response(transport, queue_id, uid, reply, LitAPIStatus.OK, LoopResponseType.STREAMING)
@@ -133,7 +137,7 @@ class GenerateAPI(litserve.LitAPI):  # type: ignore[misc]  # litserve has no typ
     def load(self) -> "Renderer":
         """Load the model and draw a warm-up picture. Runs in the engine process, and ends it if that fails."""
         try:
-            set_up_logging()
+            set_up_logging(self.config.log_format)
             silence_import_noise()
             from service.renderer import Renderer  # here, so that the HTTP processes never import torch
 
@@ -206,6 +210,8 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         self.app.description = "Pictures from Chinese and English prompts with LongCat-Image."
         self.app.add_middleware(Farewell, is_leaving=self._is_leaving.is_set)
         self._serve_docs_offline()
+        if api.config.otlp_endpoint is not None:
+            self.app.add_middleware(TracedRequests, endpoint=api.config.otlp_endpoint)
         for kind in (HTTPException, RefusedError, Exception):
             self.app.add_exception_handler(kind, _on_error)
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from longcat.flavour import resolve
-from longcat.logs import set_up_logging
+from longcat.logs import LOG_FORMATS, set_up_logging
 from longcat.storage import open_storage
 from service.config import AdapterConfig, JobConfig, ModelConfig, ServiceConfig
 from service.options import model_options, storage_options
@@ -55,6 +55,10 @@ from service.options import model_options, storage_options
 @click.option("--webhook-secret", help="What webhooks are signed with, in base64: openssl rand -base64 32.")
 @click.option("--webhook-host", "webhook_hosts", multiple=True, metavar="HOST[:PORT]",
               help="Whom webhooks may call; may be given several times. Without it, none are sent.")  # fmt: skip
+@click.option("--otlp-endpoint", envvar="OTEL_EXPORTER_OTLP_ENDPOINT", metavar="URL",
+              help="Send traces there, by OTLP over HTTP: http://collector:4318; OTEL_* variables count.")  # fmt: skip
+@click.option("--log-format", type=click.Choice(LOG_FORMATS), default="auto", show_default=True,
+              help="auto is text on a terminal, else JSON lines.")  # fmt: skip
 def serve(
     adapters: str | None, adapters_endpoint_url: str | None, adapter_slots: int, adapter_rank: int,
     adapter_poll_seconds: float, adapter_cache_mib: int, adapter_disk_mib: int, required: tuple[str, ...],
@@ -62,7 +66,7 @@ def serve(
     webhook_hosts: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Serve POST /generate over HTTP."""
-    set_up_logging()
+    set_up_logging(options["log_format"])
     with tempfile.TemporaryDirectory(prefix="lithograph-") as folder:
         metrics_dir = Path(folder, "metrics")
         metrics_dir.mkdir()

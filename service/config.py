@@ -159,11 +159,19 @@ class ServiceConfig:
     """What changes adapters asks for, as a bearer token; without one, nothing is removed over HTTP."""
     max_body_bytes: int = 64 * 1024
     """Largest request body: a 512-token prompt is a few KiB."""
+    otlp_endpoint: str | None = None
+    """Where traces go, over HTTP; without it, there are none."""
+    log_format: str = "auto"
+    """json, text, or auto: text on a terminal, else JSON."""
 
     def __post_init__(self) -> None:
         """Raise ``UserError`` naming the first field that cannot be."""
         if not 1024 <= self.port <= 65535:
             raise UserError(f"port {self.port} is not a port from 1024 to 65535")
+        if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise UserError(
+                f"otlp_endpoint {self.otlp_endpoint!r} is no http:// or https:// URL: http://collector:4318, say"
+            )
         smallest = {
             "max_pixels": 64 * 64, "max_steps": 1, "max_images": 1, "max_rows": 2, "max_body_bytes": 1024, "max_queue": 1,
             "timeout_seconds": 0.1, "linger_seconds": 0, "grace_seconds": 0,

@@ -41,6 +41,7 @@ from longcat.rewrite import rewrite_prompt
 from longcat.slots import AdapterSlots
 from longcat.text_encoder import encode_prompt
 from longcat.tokenizer import plain_ids
+from service.course import Phase, StepInterval
 from service.orders import Drawn, Listener, Order, Preview, Progress
 from service.slots import Adapter, Occupant, SlotTable
 
@@ -75,10 +76,6 @@ class _Job:
     pending: deque[int] = field(default_factory=deque)
     """Pictures that are not admitted yet."""
     pixels: dict[int, np.ndarray] = field(default_factory=dict)
-    begun_at: float = 0.0
-    stepped_at: float = 0.0
-    text_seconds: float = 0.0
-    decode_seconds: float = 0.0
     previewing: bool = False
     over: bool = False
     """Nothing more is to be done or said about it."""
@@ -185,6 +182,7 @@ class Engine:
     def submit(self, order: Order) -> None:
         """Take an order in."""
         job = _Job(order=order, number=next(self._arrivals), pending=deque(range(len(order.seeds))))
+        order.course.begin(Phase.QUEUE, order.submitted_at)
         self._inbox.put(lambda: self._jobs.update({order.id: job}))
         if order.adapters:
             self._aside(self._fetching, job, self._fetch)
@@ -240,15 +238,19 @@ class Engine:
 
     @torch.no_grad()
     def _prepare(self, job: _Job) -> None:
+        order, prompt, course = job.order, job.order.prompt, job.order.course
         begin = time.monotonic()
-        order, prompt = job.order, job.order.prompt
+        course.end(Phase.QUEUE, begin)
+        course.begin(Phase.TEXT, begin)
         if order.rewrite_prompt:
             limit = self.model.flavour.settings.max_prompt_tokens
             prompt = rewrite_prompt(self.model.text_encoder, self.model.tokenizer, prompt, max_tokens=limit)
         job.prompt = prompt
         job.embeds = self.encode(prompt)
         job.negative_embeds = self.encode(order.negative_prompt) if order.guidance_scale > 1 else None
-        job.text_seconds = self._now() - begin
+        end = self._now()
+        course.end(Phase.TEXT, end)
+        course.begin(Phase.QUEUE, end)
         self._inbox.put(lambda: self._queue(job))
 
     def _queue(self, job: _Job) -> None:
@@ -290,8 +292,9 @@ class Engine:
 
     def _begin(self, job: _Job, slots: tuple[int, ...]) -> None:
         order, index = job.order, job.pending.popleft()
-        if not job.begun_at:
-            job.begun_at = time.monotonic()
+        begin = time.monotonic()
+        order.course.end(Phase.QUEUE, begin)  # of its first picture; later ones find it ended
+        order.course.begin(Phase.DENOISE, begin, index)
         assert job.embeds is not None
         picture = denoise.start(
             self.model,
@@ -318,7 +321,7 @@ class Engine:
             if running.picture.is_done:
                 group.remove(running)
                 self.table.release(job.adapters)
-                job.stepped_at = time.monotonic()
+                job.order.course.end(Phase.DENOISE, time.monotonic(), running.index)
                 self._aside(self._beside, job, self._decode, running)
         self._running.pop(size, None)
         if group:
@@ -326,9 +329,10 @@ class Engine:
 
     def _stepped(self, group: list[_Running]) -> list[_Running]:
         """Advance pictures together; if that fails, each alone, so that one fails without the others."""
+        begin = time.monotonic()
         try:
             denoise.advance(self.forward, [running.picture for running in group], self.table.slots)
-            self._now()  # on a GPU, not before the step is made
+            _note_step(group, begin, self._now())  # on a GPU, not before the step is made
             return list(group)
         except Exception as error:
             if len(group) == 1:
@@ -356,11 +360,11 @@ class Engine:
             self._listener(job.order, Preview(picture=index, step=picture.step, pixels=pixels))
 
     def _decode(self, job: _Job, running: _Running) -> None:
-        begin = self._now()
+        job.order.course.begin(Phase.DECODE, self._now(), running.index)
         pixels = denoise.decode(self.model.vae, running.picture)
         with self._finishing:
             job.pixels[running.index] = pixels
-            job.decode_seconds += self._now() - begin
+            job.order.course.end(Phase.DECODE, self._now(), running.index)
             is_last = len(job.pixels) == len(job.order.seeds)
         if is_last:
             self._finish(job)
@@ -372,10 +376,6 @@ class Engine:
             pictures=tuple(job.pixels[i] for i in range(len(job.order.seeds))),
             prompt=job.prompt,
             adapters=job.adapters,
-            queue_seconds=job.begun_at - job.order.submitted_at - job.text_seconds,
-            text_seconds=job.text_seconds,
-            denoise_seconds=job.stepped_at - job.begun_at,
-            decode_seconds=job.decode_seconds,
         )
         self._listener(job.order, drawn)
 
@@ -423,6 +423,16 @@ class Engine:
             max_tokens=limit,
             device=self.model.device,
         )
+
+
+def _note_step(group: Sequence[_Running], begin: float, end: float) -> None:
+    rows = sum(len(running.picture.contexts) for running in group)
+    for running in group:
+        course = running.job.order.course
+        if course.keeps_steps:
+            course.steps.append(
+                StepInterval(begin=begin, end=end, picture=running.index, step=running.picture.step, rows=rows)
+            )
 
 
 class _InTheLoop(Executor):

@@ -12,7 +12,6 @@ from service.admission import CLIENT_GONE, Admission, count, gone
 from service.jobs import Jobs
 from service.messages import Draw, Failed, PreviewFile, Reply, Step
 from service.picture import Rendered
-from service.refusals import parse
 from service.replies import RESPONSES, event, failure_of, pictures, pictures_in_json, reply_to_error
 from service.schema import ErrorBody, ErrorDetail, GenerateRequest, PreviewEvent, StepEvent
 
@@ -53,7 +52,7 @@ class GenerateRoute:
         return response
 
     async def _answer(self, request: Request, begin: float) -> Response:
-        wanted = parse(GenerateRequest, await self._admission.read_body(request))
+        wanted = await self._admission.read(GenerateRequest, request)
         previews = None if wanted.stream and wanted.previews else 0
         draw = self._admission.take(wanted, begin, progress=wanted.stream or wanted.as_job, previews=previews)
         if wanted.as_job:

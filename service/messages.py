@@ -1,5 +1,6 @@
 """What the HTTP process and the engine process say to each other. No torch: the HTTP process has none."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -24,6 +25,13 @@ class Draw:
     """Whether every step is told."""
     previews: int = 0
     """Most small pictures of one picture on its way."""
+    trace: Mapping[str, str] | None = None
+    """W3C's headers of the span that what is done for it belongs to; None if nobody will look."""
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace that it is part of."""
+        return None if self.trace is None else self.trace["traceparent"].split("-")[1]
 
 
 @dataclass(frozen=True, kw_only=True)

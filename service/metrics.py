@@ -4,12 +4,15 @@ prometheus-client shares values between processes through files in ``PROMETHEUS_
 sets it before this module is imported. Label values are bounded: statuses and phases, never prompts.
 """
 
-from collections.abc import Iterable
+import math
+import time
+from collections.abc import Collection, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-
-from service.schema import Timings
+from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.utils import floatToGoString
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 
@@ -20,11 +23,18 @@ REQUEST_SECONDS = Histogram(
     "lithograph_request_seconds", "From a request's arrival to its reply.", ["status"], buckets=_SECONDS
 )
 PHASE_SECONDS = Histogram(
-    "lithograph_phase_seconds", "Seconds that answered requests spent in each phase.", ["phase"], buckets=_SECONDS
+    "lithograph_phase_seconds",
+    "What requests spent in each phase (queue, text, denoise, decode, encode), by what they came to.",
+    ["phase", "outcome"],
+    buckets=_SECONDS,
 )
 IN_PROGRESS = Gauge("lithograph_requests_in_progress", "Requests queued or being drawn.", multiprocess_mode="livesum")
-PICTURES = Counter("lithograph_pictures", "Pictures drawn.")
-STEPS = Counter("lithograph_steps", "Denoising steps of answered requests, times pictures.")
+PICTURES = Counter(
+    "lithograph_pictures",
+    "Pictures drawn, by size in px and adapters; beyond the first two hundred pairs, those are (other).",
+    ["size", "adapter"],
+)
+STEPS = Counter("lithograph_steps", "Denoising steps of pictures that were drawn.")
 READY = Gauge(
     "lithograph_ready",
     "1 once a warm-up picture is drawn and required adapters are loaded.",
@@ -40,6 +50,7 @@ ACTIVE_ROWS = Gauge(
 STEP_SECONDS = Histogram("lithograph_step_seconds", "One forward of pictures of one size.", buckets=_SECONDS)
 JOBS = Counter("lithograph_jobs", "Asynchronous jobs that are over, by how they ended.", ["status"])
 WEBHOOKS = Counter("lithograph_webhooks", "Webhooks that were sent, by whether they arrived in the end.", ["result"])
+REJECTED = Counter("lithograph_rejected_requests", "Requests that were not taken in, by the error's code.", ["reason"])
 CANCELLED = Counter("lithograph_cancelled_requests", "Requests whose client went away.")
 ENGINE_RESTARTS = Counter("lithograph_engine_restarts", "Times that the engine process ended and was started again.")
 ADAPTER_REQUESTS = Counter(
@@ -60,6 +71,15 @@ SLOTS = Gauge("lithograph_adapter_slots", "Slots for adapters.", multiprocess_mo
 SLOTS_USED = Gauge("lithograph_adapter_slots_used", "Slots that hold an adapter.", multiprocess_mode="livemostrecent")
 SLOT_LOADS = Counter("lithograph_adapter_slot_loads", "Adapters copied into a slot.")
 SLOT_EVICTIONS = Counter("lithograph_adapter_slot_evictions", "Adapters that made room for another in their slot.")
+ADAPTER_CACHE = Counter(
+    "lithograph_adapter_cache", "Adapters of requests, by where they were: memory, disk or storage.", ["result"]
+)
+DEVICE_MEMORY = Gauge(
+    "lithograph_device_memory_bytes",
+    "Of the device: used by tensors (of a CPU: by the engine process), reserved by torch, at the peak, and in all.",
+    ["kind"],
+    multiprocess_mode="livemostrecent",
+)
 PROMPT_CACHE = Counter(
     "lithograph_prompt_cache", "Prompt embeddings looked up, by whether they were there.", ["result"]
 )
@@ -71,24 +91,31 @@ MODEL_INFO = Gauge(
 )
 
 
-_MOST_ADAPTER_NAMES = 100
-_adapter_names: set[str] = set()
+class Bounded:
+    """The first so many values of a label, or of several; later ones are ``(other)``: people can make any number."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: set[tuple[str, ...]] = set()
+
+    def __call__(self, *values: str) -> tuple[str, ...]:
+        """The values to label with."""
+        if values not in self._known and len(self._known) >= self._most:
+            return ("(other)",) * len(values)
+        self._known.add(values)
+        return values
 
 
-def observe_timings(timings: Timings) -> None:
-    """Record one answered request's phases."""
-    for phase, seconds in timings.model_dump().items():
-        PHASE_SECONDS.labels(phase.removesuffix("_seconds")).observe(seconds)
+_adapter_names = Bounded(100)
+_picture_kinds = Bounded(200)
 
 
-def count_adapters(references: Iterable[str]) -> None:
-    """Count one answered request's adapters (``name@version``) by name."""
-    for reference in references:
-        name = reference.partition("@")[0]
-        if name not in _adapter_names and len(_adapter_names) >= _MOST_ADAPTER_NAMES:
-            name = "(other)"
-        _adapter_names.add(name)
-        ADAPTER_REQUESTS.labels(name).inc()
+def count_pictures(*, number: int, steps: int, size: str, adapters: Collection[str]) -> None:
+    """Count one request that was drawn; ``adapters``: their names."""
+    PICTURES.labels(*_picture_kinds(size, "+".join(sorted(adapters)) or "(none)")).inc(number)
+    STEPS.inc(number * steps)
+    for name in adapters:
+        ADAPTER_REQUESTS.labels(*_adapter_names(name)).inc()
 
 
 def process_ended(pid: int) -> None:
@@ -96,8 +123,42 @@ def process_ended(pid: int) -> None:
     mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
-def exposition() -> bytes:
-    """All processes' metrics in Prometheus' text format."""
+def observe_request(status: int, seconds: float, trace_id: str | None) -> None:
+    """Count one request that is answered; its trace becomes the exemplar of its bucket."""
+    REQUESTS.labels(str(status)).inc()
+    REQUEST_SECONDS.labels(str(status)).observe(seconds)
+    if trace_id is not None:
+        bound = next((bound for bound in _SECONDS if seconds <= bound), math.inf)
+        le = floatToGoString(bound)  # type: ignore[no-untyped-call]
+        _exemplars[str(status), le] = Exemplar({"trace_id": trace_id}, seconds, time.time())
+
+
+_exemplars: dict[tuple[str, str], Exemplar] = {}
+"""The newest by status and bucket. prometheus-client shares none between processes; this one both makes and tells them."""
+
+
+def exposition(accept: str) -> tuple[bytes, str]:
+    """All processes' metrics, and their content type: OpenMetrics with exemplars for those who ask for it, else text."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    registry.register(_WithExemplars())
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+class _WithExemplars(MultiProcessCollector):
+    """Adds exemplars to the buckets of requests."""
+
+    def __init__(self) -> None:
+        super().__init__(CollectorRegistry())  # type: ignore[no-untyped-call]  # which it registers itself with
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics."""
+        for metric in super().collect():  # type: ignore[no-untyped-call]
+            if metric.name == "lithograph_request_seconds":
+                metric.samples = [_exemplified(sample) for sample in metric.samples]
+            yield metric
+
+
+def _exemplified(sample: Sample) -> Sample:
+    exemplar = _exemplars.get((sample.labels["status"], sample.labels.get("le", "")))
+    return sample if exemplar is None else sample._replace(exemplar=exemplar)

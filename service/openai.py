@@ -30,7 +30,7 @@ from service.openai_schema import (
     Usage,
 )
 from service.picture import Rendered
-from service.refusals import UNKNOWN_FIELD, InvalidRequestError, parse
+from service.refusals import UNKNOWN_FIELD, InvalidRequestError
 from service.replies import Responses, event, failure_of, headers_of
 
 _ERRORS: Responses = {status: {"model": OpenAIErrorBody} for status in (400, 404, 413, 429, 500, 503, 504)}
@@ -69,7 +69,7 @@ class OpenAIRoutes:
         begin = time.monotonic()
         model = None
         try:
-            wanted = parse(ImagesRequest, await self._admission.read_body(request))
+            wanted = await self._admission.read(ImagesRequest, request)
             model = wanted.adapter(self._base)
             response = await self._answer(wanted, request, begin)
         except ClientDisconnect:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from service.course import Course
 from service.slots import Adapter
 
 
@@ -41,6 +42,8 @@ class Order:
     """Whether the listener hears of every step."""
     previews: int = 0
     """Most small pictures of what each is becoming, spread over its steps."""
+    course: Course = field(default_factory=Course)
+    """Where the engine notes when what happened."""
 
     def is_previewed(self, step: int, steps: int) -> bool:
         """Whether a small picture is due after this step."""
@@ -77,11 +80,6 @@ class Drawn:
     """The prompt that was drawn: the rewritten one, if it was."""
     adapters: tuple[Adapter, ...]
     """In the order in which the order names them."""
-    queue_seconds: float
-    """Before it was looked at, for its adapters, and for room among the rows and slots."""
-    text_seconds: float
-    denoise_seconds: float
-    decode_seconds: float
 
 
 Event = Progress | Preview | Drawn | Exception

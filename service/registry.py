@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longcat.adapter import Manifest, fetch, latest_version, parse_reference, read_manifest
+from longcat.adapter import Manifest, fetch, fetched_file, latest_version, parse_reference, read_manifest
 from longcat.errors import AdapterError, StorageError, StorageMissingError, UnknownAdapterError, UserError
+from longcat.logs import tell
 from longcat.lora import LoraWeights, load_lora
 from longcat.storage import Storage
 from service import metrics
@@ -109,7 +110,7 @@ class Registry:
                     self._update(entry, etag)
             with self._lock:
                 for name in self._entries.keys() - etags.keys():
-                    log.info("adapter %s is gone from storage", name)
+                    tell(log, "adapter_gone", adapter=name)
                     del self._entries[name]
                     self._forget(name)
             self._tell_pins()
@@ -214,7 +215,8 @@ class Registry:
                 if not entry.unloaded:
                     entry.served, entry.modules = adapter.manifest, len(adapter.weights.layers)
                     entry.reason, entry.etag = None, etag
-            log.info("adapter %s is served", adapter.manifest.reference)
+            manifest = adapter.manifest
+            tell(log, "adapter_served", adapter=manifest.reference, rank=manifest.rank, sha256=adapter.digest)
 
     def _refuse(self, entry: _Entry, reason: str, kind: str, *, etag: str | None) -> None:
         with self._lock:
@@ -222,15 +224,15 @@ class Registry:
             entry.reason, entry.etag = reason, etag
             serving = entry.served.reference if entry.served else "nothing"
         if news:
-            log.warning(
-                "adapter %s version %s is refused, %s is served: %s", entry.name, entry.desired, serving, reason
-            )
+            refused = f"{entry.name}@{entry.desired}"
+            tell(log, "adapter_refused", logging.WARNING, adapter=refused, served=serving, code=kind, reason=reason)
             metrics.ADAPTER_REFUSALS.labels(kind).inc()
 
     def _version(self, name: str, version: int) -> Adapter:
         with self._lock:
             if cached := self._cache.get(f"{name}@{version}"):
                 self._cache.move_to_end(f"{name}@{version}")
+                metrics.ADAPTER_CACHE.labels("memory").inc()
                 return cached
         try:
             manifest = read_manifest(self.storage, name, version)
@@ -243,6 +245,7 @@ class Registry:
         with self._lock:
             if cached := self._cache.get(manifest.reference):
                 self._cache.move_to_end(manifest.reference)
+                metrics.ADAPTER_CACHE.labels("memory").inc()
                 return cached
         begin = time.monotonic()
         if manifest.base.hash != self._base_hash:
@@ -250,6 +253,7 @@ class Registry:
                 f"adapter {manifest.reference} is for base model {manifest.base.flavour} {manifest.base.hash[:12]}, and "
                 f"{self._base_hash[:12]} is served here"
             )
+        metrics.ADAPTER_CACHE.labels("disk" if fetched_file(manifest, self._folder).exists() else "storage").inc()
         path = fetch(self.storage, manifest, self._folder)
         path.touch()
         try:
@@ -291,9 +295,10 @@ class Registry:
     def _note_reachable(self, reachable: bool, reason: str) -> None:
         if reachable != self.reachable:
             if not reachable:
-                log.error("adapter storage cannot be reached; what is loaded keeps serving: %s", reason)
+                note = "what is loaded keeps serving"
+                tell(log, "storage_unreachable", logging.ERROR, storage=self.storage.uri, reason=reason, note=note)
             elif self.reachable is not None:
-                log.info("adapter storage can be reached again")
+                tell(log, "storage_reachable", storage=self.storage.uri)
         self.reachable = reachable
         metrics.ADAPTER_STORAGE_REACHABLE.set(reachable)
 

@@ -9,10 +9,12 @@ from longcat.adapter import remove_adapter
 from longcat.errors import UserError
 from longcat.flavour import Flavour
 from longcat.loading import load
+from longcat.memory import memory_of
 from longcat.precision import Offload, parse_precision
 from longcat.storage import open_storage
 from service import metrics
 from service.config import AdapterConfig, ModelConfig
+from service.course import Course, Phase
 from service.engine import Engine
 from service.importing import import_adapter
 from service.messages import AdapterAction, AdapterCommand, AdapterReport, Draw, PreviewFile, SlotStatus, Step
@@ -24,6 +26,8 @@ from service.schema import AppliedAdapter, ResolvedRequest, Timings
 News = Step | PreviewFile | Rendered | Exception
 Hear = Callable[[News], None]
 """Called from any thread. The last news is ``Rendered`` or an exception."""
+Observe = Callable[[Draw, Course, Rendered | Exception | None], None]
+"""Told once of every request that is over, and what it came to: None if it was cancelled. Called from any thread."""
 
 
 class Renderer:
@@ -59,13 +63,14 @@ class Renderer:
             beside=config.offload == Offload.NONE.value,
         )
         self.registry = self._open_registry(adapters) if adapters else None
-        self._waiting: dict[str, tuple[ResolvedRequest, Hear]] = {}
+        self.observe: Observe | None = None
+        self._waiting: dict[str, tuple[Draw, Course, Hear]] = {}
         self._counted = (0, 0, 0, 0)
 
     def submit(self, draw: Draw, hear: Hear) -> None:
         """Take a request in; ``hear`` gets steps and previews, if asked for, and at last ``Rendered`` or an exception."""
-        request = draw.request
-        self._waiting[draw.id] = (request, hear)
+        request, course = draw.request, Course(keeps_steps=draw.trace is not None)
+        self._waiting[draw.id] = (draw, course, hear)
         self.engine.submit(
             Order(
                 id=draw.id,
@@ -83,14 +88,14 @@ class Renderer:
                 submitted_at=draw.submitted_at,
                 progress=draw.progress,
                 previews=draw.previews,
+                course=course,
             )
         )
 
     def cancel(self, request_id: str) -> None:
         """Nobody waits for a request any more."""
         self.engine.cancel(request_id)
-        if self._waiting.pop(request_id, None) is not None:
-            metrics.CANCELLED.inc()
+        self._over(request_id, None)
 
     def turn(self, wait_seconds: float) -> None:
         """Let the engine make a step, waiting for work if there is none."""
@@ -175,22 +180,30 @@ class Renderer:
         """An engine's event as files and numbers. Called from any thread."""
         if order.id not in self._waiting:
             return
-        request, hear = self._waiting[order.id]
+        draw, course, hear = self._waiting[order.id]
         match event:
             case Progress():
                 hear(Step(image=event.picture, step=event.step, steps=event.steps))
             case Preview():
                 hear(PreviewFile(image=event.picture, step=event.step, content=encode_preview(event.pixels)))
             case Drawn():
-                rendered = self._rendered(request, event)
-                self._waiting.pop(order.id, None)
+                rendered = self._rendered(draw.request, event, course)
+                self._over(order.id, rendered)
                 hear(rendered)
             case Exception():
-                self._waiting.pop(order.id, None)
+                self._over(order.id, event)
                 hear(event)
 
-    def _rendered(self, request: ResolvedRequest, drawn: Drawn) -> Rendered:
-        begin = time.monotonic()
+    def _over(self, request_id: str, outcome: Rendered | Exception | None) -> None:
+        draw, course, _ = self._waiting.pop(request_id, (None, None, None))
+        if draw is None or course is None:
+            return
+        course.close(time.monotonic())
+        if self.observe is not None:
+            self.observe(draw, course, outcome)
+
+    def _rendered(self, request: ResolvedRequest, drawn: Drawn, course: Course) -> Rendered:
+        course.begin(Phase.ENCODE, time.monotonic())
         applied = tuple(
             AppliedAdapter(
                 name=adapter.manifest.name,
@@ -205,13 +218,8 @@ class Renderer:
             encode_picture(pixels, Recipe.of_image(request, i, self.identity, applied))
             for i, pixels in enumerate(drawn.pictures)
         )
-        timings = Timings(
-            queue_seconds=drawn.queue_seconds,
-            text_seconds=drawn.text_seconds,
-            denoise_seconds=drawn.denoise_seconds,
-            decode_seconds=drawn.decode_seconds,
-            encode_seconds=time.monotonic() - begin,
-        )
+        course.end(Phase.ENCODE, time.monotonic())
+        timings = Timings(**{f"{phase}_seconds": seconds for phase, seconds in course.seconds().items()})
         return Rendered(files=files, prompt=drawn.prompt, adapters=applied, timings=timings)
 
     def _count(self) -> None:
@@ -221,6 +229,8 @@ class Renderer:
         metrics.ACTIVE_ROWS.set(engine.active_rows)
         metrics.SLOTS.set(engine.table.slots.count)
         metrics.SLOTS_USED.set(len(engine.occupants))
+        for kind, size in memory_of(self.model.device).items():
+            metrics.DEVICE_MEMORY.labels(kind).set(size)
         counts = (engine.table.loads, engine.table.evictions, cache.hits, cache.misses)
         hits, misses = metrics.PROMPT_CACHE.labels("hit"), metrics.PROMPT_CACHE.labels("miss")
         counters = (metrics.SLOT_LOADS, metrics.SLOT_EVICTIONS, hits, misses)

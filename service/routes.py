@@ -10,9 +10,8 @@ from collections.abc import Callable, MutableMapping
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from longcat.flavour import Flavour
 from longcat.prompt import Tokenize
@@ -75,9 +74,10 @@ class Routes:
         phase = self._admission.state["phase"]
         return JSONResponse({"status": phase}, status_code=200 if phase == "ready" else 503)
 
-    async def _metrics(self) -> Response:
+    async def _metrics(self, request: Request) -> Response:
         """Prometheus metrics of all processes."""
-        return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+        content, content_type = metrics.exposition(request.headers.get("accept", ""))
+        return Response(content, headers={"Content-Type": content_type})
 
     async def _info(self) -> dict[str, Any]:
         """What is served, with which limits, by which versions."""

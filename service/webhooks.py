@@ -7,6 +7,7 @@ import httpx
 from standardwebhooks import Webhook
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from longcat.logs import tell
 from service import metrics
 from service.schema import JobEvent, JobReport
 
@@ -35,10 +36,17 @@ class Webhooks:
         except RetryError as error:
             metrics.WEBHOOKS.labels("given_up").inc()
             reason = error.last_attempt.exception()
-            log.warning("webhook of job %s: given up after %d attempts: %s", report.id, _MOST_ATTEMPTS, reason)
+            tell(
+                log,
+                "webhook_given_up",
+                logging.WARNING,
+                request_id=report.id,
+                attempts=_MOST_ATTEMPTS,
+                reason=str(reason),
+            )
         except httpx.InvalidURL as error:
             metrics.WEBHOOKS.labels("given_up").inc()
-            log.warning("webhook of job %s: %s", report.id, error)
+            tell(log, "webhook_given_up", logging.WARNING, request_id=report.id, reason=str(error))
         else:
             metrics.WEBHOOKS.labels("delivered").inc()
 

@@ -206,8 +206,8 @@ def test_resuming_copes_with_a_line_torn_anywhere(tmp_path: Path, caplog: pytest
         assert steps_in(tmp_path) == [1]
         write_steps(tmp_path, 2, 3, after_step=1)
         assert steps_in(tmp_path) == [1, 2, 3]
-        assert "event=metrics_damaged" in caplog.text
-        assert "lines_removed=1" in caplog.text
+        assert "metrics damaged:" in caplog.text
+        assert "lines removed 1" in caplog.text
 
 
 def test_resuming_removes_damaged_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -216,7 +216,7 @@ def test_resuming_removes_damaged_lines(tmp_path: Path, caplog: pytest.LogCaptur
     path.write_bytes(path.read_bytes().replace(b"\n", b"\n\0\0\n{}\n", 1))
     write_steps(tmp_path, 3, after_step=2)
     assert steps_in(tmp_path) == [1, 2, 3]
-    assert "lines_removed=2" in caplog.text
+    assert "lines removed 2" in caplog.text
 
 
 def test_a_writer_that_is_killed_leaves_what_can_be_read_and_resumed(tmp_path: Path) -> None:

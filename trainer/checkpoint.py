@@ -20,6 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longcat.errors import ConfigError, StorageError
+from longcat.logs import tell
 from longcat.lora import LoraWeights, load_lora, save_lora
 
 _NAME = re.compile(r"^step-(\d{8})$")
@@ -101,7 +102,7 @@ def find_checkpoint(folder: Path, wanted: str) -> Checkpoint | None:
         try:
             return _read(path)
         except ConfigError as error:
-            _log.warning("event=checkpoint_damaged path=%s reason=%r", path, str(error))
+            tell(_log, "checkpoint_damaged", logging.WARNING, path=str(path), reason=str(error))
     if there:
         raise ConfigError(f"resume_from_checkpoint 'latest': none of {len(there)} checkpoints in {folder} can be read")
     return None

@@ -10,17 +10,23 @@ from typing import Any
 import click
 
 from longcat.errors import LithographError
-from longcat.logs import set_up_logging
+from longcat.logs import LOG_FORMATS, set_up_logging, tell
 from trainer.config import TrainConfig
 from trainer.config_file import load_config, parse_assignments
 
 _PREFIX = "LITHOGRAPH_TRAIN_"
+_NOT_CONFIGURATION = ("CONFIG", "LOG_FORMAT")
 _ANY = {"ignore_unknown_options": True, "allow_extra_args": True}
 _log = logging.getLogger("lithograph.trainer")
 
 _config_option = click.option(
     "--config", "path", type=click.Path(dir_okay=False, path_type=Path), envvar=f"{_PREFIX}CONFIG",
     help="config.json as SimpleTuner's, // comments allowed.",
+)  # fmt: skip
+
+_log_format_option = click.option(
+    "--log-format", type=click.Choice(LOG_FORMATS), default="auto", show_default=True,
+    help="auto is text on a terminal, else JSON lines.",
 )  # fmt: skip
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of lines to read.")
@@ -30,27 +36,33 @@ def read_config(path: Path | None, arguments: list[str]) -> TrainConfig:
     """File, then environment, then arguments: the later one counts."""
     from_environment = {
         key.removeprefix(_PREFIX).lower(): value
+<<<<<<< HEAD
         for key, value in os.environ.items()
         if key.startswith(_PREFIX) and key != f"{_PREFIX}CONFIG"
+=======
+        for key, value in environ.items()
+        if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) not in _NOT_CONFIGURATION
+>>>>>>> c34dd24 (Traces, one structured line per request and event, and the metrics that the dashboard shows)
     }
     assigned = parse_assignments([f"{key}={value}" for key, value in from_environment.items()])
     config, warnings = load_config(path, assigned | parse_assignments(arguments))
     for warning in warnings:
-        _log.warning("event=config_note note=%r", warning)
+        tell(_log, "config_note", logging.WARNING, note=warning)
     return config
 
 
 @click.command(context_settings=_ANY)
 @_config_option
+@_log_format_option
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def train(path: Path | None, options: tuple[str, ...]) -> None:
+def train(path: Path | None, log_format: str, options: tuple[str, ...]) -> None:
     """Train an adapter: lithograph train --config config/config.json [--learning_rate 1e-4] [seed=7].
 
     Every option of the file can be given here as --key value or key=value, or in the environment as
     LITHOGRAPH_TRAIN_KEY. Exit codes: 0 finished, 75 stopped with a checkpoint saved, 78 wrong configuration, 65
     unusable data, 71 out of memory, 69 storage or disk, 1 anything else.
     """
-    set_up_logging()
+    set_up_logging(log_format)
     sys.exit(int(_guarded(lambda: _train(path, list(options)))))
 
 

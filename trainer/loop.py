@@ -18,6 +18,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from longcat.errors import ConfigError
+from longcat.logs import tell
 from longcat.lora import LoraWeights
 from trainer.checkpoint import find_checkpoint, save_checkpoint
 from trainer.config import TrainConfig
@@ -97,17 +98,14 @@ class Loop:
             return
         found = find_checkpoint(self._config.output_dir / "checkpoints", wanted)
         if found is None:
-            _log.info("event=no_checkpoint note='starting from the beginning'")
+            tell(_log, "no_checkpoint", note="starting from the beginning")
             return
         if found.said.decisive != self._decisive:
-            _log.warning(
-                "event=resumed_under_other_options note='the checkpoint was made with other options: what follows is not "
-                "the run that it came from'"
-            )
+            note = "the checkpoint was made with other options: what follows is not the run that it came from"
+            tell(_log, "resumed_under_other_options", logging.WARNING, note=note)
         if found.said.dataset_hash != self._dataset_hash:
-            _log.warning(
-                "event=resumed_with_other_data note='the pictures or captions have changed since the checkpoint'"
-            )
+            note = "the pictures or captions have changed since the checkpoint"
+            tell(_log, "resumed_with_other_data", logging.WARNING, note=note)
         load_weights(self._trainee.transformer, found.weights, self._config.output_dir)
         self._optimizer.load_state_dict(found.state["optimizer"])
         self._schedule.load_state_dict(found.state["schedule"])

@@ -12,6 +12,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, push_to_gateway, start_http_server
 
 from longcat.errors import ConfigError
+from longcat.logs import tell
 from trainer.run_record import Phase, State
 
 JOB = "lithograph-trainer"
@@ -40,7 +41,7 @@ class Metrics:
         }
         self._has_stepped = False
         self._step = Gauge("lithograph_trainer_step", "Optimizer steps made.", registry=registry)
-        target = Gauge("lithograph_trainer_steps_total", "Optimizer steps to be made in all.", registry=registry)
+        target = Gauge("lithograph_trainer_target_steps", "Optimizer steps to be made in all.", registry=registry)
         target.set(total_steps)
         self._step_seconds = Histogram(
             "lithograph_trainer_step_seconds", "One optimizer step.", buckets=_SECONDS, registry=registry
@@ -157,9 +158,6 @@ class Pusher:
             )
         except (OSError, HTTPException, ValueError) as error:
             if not self._has_warned:
-                _log.warning(
-                    "event=pushgateway_unreachable url=%s reason=%r note='training goes on; pushing is tried again'",
-                    self._url,
-                    str(error),
-                )
+                note = "training goes on; pushing is tried again"
+                tell(_log, "pushgateway_unreachable", logging.WARNING, url=self._url, reason=str(error), note=note)
             self._has_warned = True

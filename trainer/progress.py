@@ -4,11 +4,9 @@ One object hears what happens and tells all of them. Files are written at most o
 everything that happens seldom.
 """
 
-import json
 import logging
 import math
 import os
-import re
 import socket
 import sys
 import time
@@ -21,6 +19,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from longcat.errors import DataError
+from longcat.logs import tell
 from trainer.bar import Bar, open_bar
 from trainer.board import Board
 from trainer.figures import Figures, StepReport
@@ -45,7 +44,6 @@ _FLUSH_STEPS = 50
 _FLUSH_SECONDS = 1.0
 _LOG_SECONDS = 30.0
 _CURVES = ("loss", "learning_rate", "gradient_norm", "images_per_second")
-_PLAIN = re.compile(r'[^\s="]+')
 
 _log = logging.getLogger("lithograph.trainer")
 
@@ -198,7 +196,7 @@ class Progress:
     def published(self, reference: str) -> None:
         """The adapter can be asked for by this name, ``name@version``."""
         self._update(published=reference)
-        self._say("published", reference=reference)
+        self._say("published", adapter=reference)
         self._store()
 
     def finish(
@@ -209,7 +207,8 @@ class Progress:
         self._update(state=state, message=message, exit_code=exit_code, ended=datetime.now(UTC))
         self._metrics.state(state)
         level = logging.ERROR if state == "failed" else logging.INFO
-        self._say(state, level, step=self._record.step, exit_code=exit_code, message=message)
+        seconds = (datetime.now(UTC) - self._record.started).total_seconds()
+        self._say(state, level, step=self._record.step, seconds=seconds, exit_code=exit_code, message=message)
         self._store()
 
     def _open(self) -> None:
@@ -225,7 +224,11 @@ class Progress:
         self._previous = self._read_previous()
         if self._start_step:
             self._begin(self._start_step)
-        self._say("started", run_id=run_id, total_steps=self._record.total_steps, output_dir=str(self._output_dir))
+        record, folder = self._record, str(self._output_dir)
+        adapter, seed = record.config.get("adapter_name"), record.config.get("seed")
+        self._say(
+            "started", run_id=run_id, adapter=adapter, seed=seed, total_steps=record.total_steps, output_dir=folder
+        )
         self._store()
 
     def _read_previous(self) -> RunRecord | None:
@@ -285,24 +288,7 @@ class Progress:
         self._flush_at = time.monotonic() + _FLUSH_SECONDS
 
     def _say(self, event: str, level: int = logging.INFO, /, **fields: Any) -> None:
-        """One log line: ``key=value`` for machines, a sentence of sorts beside a bar. Fields that are None are left out."""
-        if not self._writes:
-            return
-        told = [(name, _text(value)) for name, value in fields.items() if value is not None]
-        if self._bar:
-            words = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in told)
-            line = f"{event.replace('_', ' ')}: {words}"
-        else:
-            line = " ".join(f"{name}={text}" for name, text in (("event", event), *told))
-        _log.log(level, "%s", line)
-        self._log_at = time.monotonic() + _LOG_SECONDS
-
-
-def _text(value: Any) -> str:
-    match value:
-        case bool():
-            return str(value).lower()
-        case float():
-            return f"{value:.6g}"
-    text = str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+        """One log line, from the process that speaks."""
+        if self._writes:
+            tell(_log, event, level, **fields)
+            self._log_at = time.monotonic() + _LOG_SECONDS

@@ -14,6 +14,7 @@ from diffusers import LongCatImageTransformer2DModel
 from longcat.errors import ConfigError, DataError, LithographError, StorageError
 from longcat.flavour import Flavour, resolve
 from longcat.loading import load_scheduler_config, load_transformer, load_vae
+from longcat.logs import tell
 from longcat.lora import LoraWeights
 from longcat.precision import Offload, Precision
 from longcat.quantize import check_precision, quantize_base
@@ -91,7 +92,7 @@ def _stages(
     drawn = scenes(config, encoders, inventory.samples)
     for warning in (*inventory.warnings, language_warning([s.prompt for s in drawn if not s.is_base])):
         if warning and world.is_first:
-            _log.warning("event=warning note=%r", warning)
+            tell(_log, "warning", logging.WARNING, note=warning)
     progress.dataset(
         pictures=len(inventory.samples),
         dropped=len(inventory.dropped),
@@ -164,7 +165,7 @@ def _publish(config: TrainConfig, trained: Trained, progress: Progress) -> None:
     progress.phase("publishing")
     path = keep(config, trained)
     if config.publish_to is None:
-        _log.info("event=kept path=%s note='publish_to is not set'", path)
+        tell(_log, "kept", path=str(path), note="publish_to is not set")
         return
     try:
         manifest = publish_adapter(config, trained, path)
@@ -175,11 +176,15 @@ def _publish(config: TrainConfig, trained: Trained, progress: Progress) -> None:
         ) from error
     progress.published(manifest.reference)
     if not trained.may_be_latest:
-        _log.warning(
-            "event=not_latest reference=%s note='validation did not pass, so that %s still means what it meant; try it as "
-            "%s, and lithograph adapters rollback %s --to %d makes it the latest all the same'",
-            manifest.reference, manifest.name, manifest.reference, manifest.name, manifest.version,
-        )  # fmt: skip
+        again = f"lithograph adapters rollback {manifest.name} --to {manifest.version}"
+        tell(
+            _log,
+            "not_latest",
+            logging.WARNING,
+            adapter=manifest.reference,
+            note=f"validation did not pass, so that {manifest.name} still means what it meant; try it as "
+            f"{manifest.reference}, and {again} makes it the latest all the same",
+        )
 
 
 def prepare_model(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Flavour, Encoders]:

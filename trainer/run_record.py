@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from longcat.errors import DataError, StorageError
+from longcat.logs import tell
 from trainer.atomic import write_atomically
 
 RUN_FILE = "run.json"
@@ -226,7 +227,7 @@ def _cut(path: Path, after_step: int) -> None:
         elif step <= after_step:
             kept.append(text)
     if damaged:
-        _log.warning("event=metrics_damaged path=%s lines_removed=%d", path, damaged)
+        tell(_log, "metrics_damaged", logging.WARNING, path=str(path), lines_removed=damaged)
     if len(kept) < len(lines):
         write_atomically(path, b"".join(kept))
 
