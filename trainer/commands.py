@@ -36,13 +36,8 @@ def read_config(path: Path | None, arguments: list[str]) -> TrainConfig:
     """File, then environment, then arguments: the later one counts."""
     from_environment = {
         key.removeprefix(_PREFIX).lower(): value
-<<<<<<< HEAD
         for key, value in os.environ.items()
-        if key.startswith(_PREFIX) and key != f"{_PREFIX}CONFIG"
-=======
-        for key, value in environ.items()
         if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) not in _NOT_CONFIGURATION
->>>>>>> c34dd24 (Traces, one structured line per request and event, and the metrics that the dashboard shows)
     }
     assigned = parse_assignments([f"{key}={value}" for key, value in from_environment.items()])
     config, warnings = load_config(path, assigned | parse_assignments(arguments))
