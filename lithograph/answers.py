@@ -8,7 +8,7 @@ from httpx_sse import ServerSentEvent
 from pydantic import ValidationError
 
 from longcat.errors import LithographError, UserError
-from service.messages import AdapterReport
+from service.messages import AdapterReport, AdapterStatus
 from service.schema import (
     ErrorBody,
     ErrorDetail,
@@ -21,8 +21,8 @@ from service.schema import (
 )
 
 __all__ = [
-    "AdapterReport", "ErrorDetail", "Event", "GenerateResponse", "JobReport", "Options", "PreviewEvent", "RequestError",
-    "ServiceError", "StepEvent", "body_of", "check", "check_end", "event_of", "result_of", "unreachable",
+    "AdapterReport", "AdapterStatus", "ErrorDetail", "Event", "GenerateResponse", "JobReport", "Options", "PreviewEvent",
+    "RequestError", "ServiceError", "StepEvent", "body_of", "check", "check_end", "event_of", "result_of", "unreachable",
 ]  # fmt: skip
 
 Event = StepEvent | PreviewEvent | GenerateResponse

@@ -107,6 +107,14 @@ class Client:
         """Have the service look at an adapter now, and serve it (again)."""
         return AdapterReport.model_validate_json(self._ask("POST", f"/v1/adapters/{name}/load").content)
 
+    def pin_adapter(self, name: str) -> AdapterReport:
+        """Have the service keep an adapter's newest version in a slot."""
+        return AdapterReport.model_validate_json(self._ask("POST", f"/v1/adapters/{name}/pin").content)
+
+    def unpin_adapter(self, name: str) -> AdapterReport:
+        """Have it keep that no longer."""
+        return AdapterReport.model_validate_json(self._ask("POST", f"/v1/adapters/{name}/unpin").content)
+
     def info(self) -> dict[str, Any]:
         """Model, limits, defaults and versions."""
         return dict(self._ask("GET", "/v1/info").json())
@@ -192,6 +200,14 @@ class AsyncClient:
     async def load_adapter(self, name: str) -> AdapterReport:
         """Have the service look at an adapter now, and serve it (again)."""
         return AdapterReport.model_validate_json((await self._ask("POST", f"/v1/adapters/{name}/load")).content)
+
+    async def pin_adapter(self, name: str) -> AdapterReport:
+        """Have the service keep an adapter's newest version in a slot."""
+        return AdapterReport.model_validate_json((await self._ask("POST", f"/v1/adapters/{name}/pin")).content)
+
+    async def unpin_adapter(self, name: str) -> AdapterReport:
+        """Have it keep that no longer."""
+        return AdapterReport.model_validate_json((await self._ask("POST", f"/v1/adapters/{name}/unpin")).content)
 
     async def info(self) -> dict[str, Any]:
         """Model, limits, defaults and versions."""

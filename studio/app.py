@@ -8,8 +8,9 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.staticfiles import StaticFiles
 
-from studio import dataset_pages, generate_pages, job_pages, preferences, train_pages
+from studio import adapter_pages, dataset_pages, generate_pages, job_pages, preferences, train_pages
 from studio.access import Access
+from studio.adapter_import import Importer
 from studio.config import StudioConfig
 from studio.drawings import Drawings
 from studio.failures import add_failures
@@ -19,10 +20,11 @@ from studio.link import Link
 from studio.navigation import NAVIGATION
 from studio.own_service import OwnService
 from studio.pages import STATIC_FOLDER, Pages
+from studio.shelf import Shelf
 from studio.state import Studio
 from studio.workshop import Workshop
 
-_PAGES = (preferences, generate_pages, dataset_pages, train_pages, job_pages)
+_PAGES = (preferences, generate_pages, dataset_pages, train_pages, job_pages, adapter_pages)
 
 
 def create_app(config: StudioConfig) -> FastAPI:
@@ -38,6 +40,9 @@ def create_app(config: StudioConfig) -> FastAPI:
     gallery = Gallery(config.home / "gallery")
     drawings = Drawings(link, gallery)
     workshop = Workshop(config)
+    shelf = Shelf(
+        config.adapters_uri, endpoint_url=config.adapters_endpoint_url, cache=config.home / "cache" / "adapters"
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -52,7 +57,14 @@ def create_app(config: StudioConfig) -> FastAPI:
 
     app = FastAPI(title="Lithograph Studio", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.studio = Studio(
-        config=config, access=access, service=link, gallery=gallery, drawings=drawings, workshop=workshop
+        config=config,
+        access=access,
+        service=link,
+        gallery=gallery,
+        drawings=drawings,
+        shelf=shelf,
+        importer=Importer(config),
+        workshop=workshop,
     )
     app.state.pages = Pages()
     app.add_middleware(Guard, config=config, access=access)

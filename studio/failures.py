@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from lithograph.answers import RequestError, ServiceError
-from longcat.errors import LithographError, StorageError, UserError
+from longcat.errors import LithographError, StorageError, UnknownAdapterError, UserError
 from studio.language import Language
 from studio.page_error import PageError, Problem
 from studio.pages import is_fragment, render
@@ -84,6 +84,8 @@ def page_error_of(error: Exception) -> PageError:
                 for field in error.fields
             )
             return PageError("error.service_refused", status=422, detail=str(error), problems=problems)
+        case UnknownAdapterError():
+            return PageError("error.not_found", status=_NOT_FOUND, detail=str(error))
         case UserError():  # among them what the service refused
             return PageError("error.refused", status=422, detail=str(error))
         case StorageError():

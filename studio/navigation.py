@@ -18,4 +18,5 @@ NAVIGATION: Sequence[Destination] = (
     Destination(path="/datasets", key="datasets"),
     Destination(path="/train", key="train"),
     Destination(path="/jobs", key="jobs"),
+    Destination(path="/adapters", key="adapters"),
 )

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from studio.access import Access
+from studio.adapter_import import Importer
 from studio.config import StudioConfig
 from studio.drawings import Drawings
 from studio.gallery import Gallery
 from studio.link import Link
+from studio.shelf import Shelf
 from studio.workshop import Workshop
 
 
@@ -22,6 +24,8 @@ class Studio:
     gallery: Gallery
     drawings: Drawings
     workshop: Workshop
+    shelf: Shelf
+    importer: Importer
 
 
 def studio_of(request: Request) -> Studio:
