@@ -46,7 +46,7 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
 
     model = load(resolve("embedded"), device="cpu", dtype=dtype)
     forward, widths = Forward(model.transformer), lora_targets(model.transformer)
-    slots = AdapterSlots(widths, count=loaded, rank=RANK, device=model.device, dtype=model.dtype)
+    slots = AdapterSlots(model.transformer, count=loaded, rank=RANK, device=model.device, dtype=model.dtype)
     for slot in range(loaded):
         layers = {
             name: LoraLayer(torch.randn(RANK, width_in) / width_in**0.5, torch.randn(width_out, RANK) * 0.05)

@@ -45,11 +45,12 @@ class Case:
     batch: int = 1
     targets: str = "attention"
     optimizer: str = "adamw"
+    dora: bool = False
 
     def __str__(self) -> str:
         return (
             f"{self.precision:13}{self.dtype:10}{self.targets:11}{self.optimizer:10}every {self.every}  "
-            f"{self.side_px:4} px  batch {self.batch}"
+            f"{self.side_px:4} px  batch {self.batch}{'  DoRA' if self.dora else ''}"
         )
 
     @property
@@ -57,7 +58,7 @@ class Case:
         """What the trainer is given."""
         return TrainConfig.model_validate({
             "model_flavour": "embedded", "base_model_precision": self.precision, "train_batch_size": self.batch,
-            "lora_targets": self.targets, "optimizer": self.optimizer,
+            "lora_targets": self.targets, "optimizer": self.optimizer, "use_dora": self.dora,
         })  # fmt: skip
 
     def workload(self, flavour: Flavour) -> Workload:
@@ -67,7 +68,7 @@ class Case:
             text_encoder_precision=Precision.NO_CHANGE, dtype=self.dtype, lora_rank=self.config.lora_rank,
             lora_targets=self.targets, optimizer=self.optimizer, ema=False, batch=self.batch, width_px=self.side_px,
             height_px=self.side_px, prompt_tokens=flavour.settings.max_prompt_tokens, checkpointing=self.every,
-            offload=False, validation=True, device="cpu",
+            offload=False, validation=True, device="cpu", use_dora=self.dora,
         )  # fmt: skip
 
 
@@ -78,12 +79,16 @@ CASES = (
       for name in ("no_change", "int8-torchao", "int8-quanto", "int4-quanto", "fp8-torchao") for every in (0, 1)),
     Case(targets="official", optimizer="prodigy", side_px=192, batch=2),
     Case(targets="all-linear", optimizer="adamw8bit", dtype="bfloat16", side_px=192, batch=2, every=1),
+    *(Case(dora=True, dtype=dtype, precision=precision, side_px=256, batch=2, every=every)
+      for dtype, precision in (("float32", "no_change"), ("bfloat16", "no_change"), ("bfloat16", "int8-torchao"),
+      ("bfloat16", "int8-quanto")) for every in (0, 1)),
 )  # fmt: skip
 
 
 @click.command()
 @click.option("--case", "one", help="One setting, as JSON, in this process.")
-def main(one: str | None) -> None:
+@click.option("--only", default="", help="Settings whose line contains this.")
+def main(one: str | None, only: str) -> None:
     """Print planned and measured MiB."""
     silence_import_noise()
     flavour = resolve("embedded")
@@ -91,7 +96,7 @@ def main(one: str | None) -> None:
         print(json.dumps(measure(Case(**json.loads(one)), flavour)))
         return
     print(f"{'MiB':68}{'planned':>10}{'measured':>10}  ratio")
-    for case in CASES:
+    for case in (case for case in CASES if only in str(case)):
         command = [sys.executable, "-m", "benchmarks.memory_plan", "--case", json.dumps(asdict(case))]
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         _show(str(case), plan(case.workload(flavour)).peak_bytes["training"], json.loads(output.splitlines()[-1]))

@@ -110,7 +110,7 @@ def import_(
     assumed = "" if foreign.says_alpha else " (the file says none: the rank, as its program takes it)"
     click.echo(
         f"{manifest.reference}: {manifest.origin} format, {len(manifest.target_modules)} modules, rank {manifest.rank}, "
-        f"alpha {manifest.alpha:g}{assumed}"
+        f"alpha {manifest.alpha:g}{assumed}{', DoRA' if manifest.use_dora else ''}"
     )
 
 

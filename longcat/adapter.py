@@ -72,6 +72,8 @@ class Draft(_Part):
     """The largest of any module."""
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """The update is scaled by alpha / rank."""
+    use_dora: bool = False
+    """Whether the layers have magnitudes too (``longcat.dora``)."""
     target_modules: tuple[str, ...]
     tensors: Annotated[int, Field(ge=2)]
     trigger_words: tuple[str, ...] = ()

@@ -39,7 +39,7 @@ from longcat.peft_config import PeftConfig
 Targets = Mapping[str, tuple[int, int]]
 """Modules that an adapter may change, with their (in, out) widths."""
 _Source = dict[str, Tensor]
-"""What a file holds under one name: down (A), up (B), alpha."""
+"""What a file holds under one name: down (A), up (B), alpha, magnitude (of DoRA)."""
 
 _PREFIXES = MappingProxyType(
     {
@@ -53,13 +53,14 @@ _PREFIXES = MappingProxyType(
     }
 )
 _KEY = re.compile(
-    r"^(?P<name>.+?)\.(?:lora_(?P<letter>[AB])(?:\.\w+)?\.weight|lora[._](?P<word>down|up)\.weight|alpha)$"
+    r"^(?P<name>.+?)\.(?:lora_(?P<letter>[AB])(?:\.\w+)?\.weight|lora[._](?P<word>down|up)\.weight|alpha"
+    r"|lora_magnitude_(?P<vector>vector)(?:(?:\.\w+)?\.weight)?)$"
 )
-_SLOTS = MappingProxyType({"A": "down", "B": "up", "down": "down", "up": "up", "alpha": "alpha"})
+_SLOTS = MappingProxyType({"A": "down", "B": "up", "down": "down", "up": "up", "alpha": "alpha", "vector": "magnitude"})
 _REFUSED = MappingProxyType(
     {
         r"^(base_model\.model\.)?(text_encoders?(_\d)?\.|te\d?\.|lora_(prior_)?te\d*_)": "adapts the text encoder",
-        r"lora_magnitude_vector|dora_scale": "uses DoRA, which rescales the model's own weights",
+        r"dora_scale": "uses DoRA as kohya writes it, of which programs disagree what it means; PEFT's is served",
         r"\.lokr_": "is a LoKr",
         r"\.hada_": "is a LoHa",
         r"\.ia3_|\.on_input$": "is an IA3",
@@ -99,6 +100,7 @@ def read_foreign(path: Path, targets: Targets, *, max_rank: int = 128) -> Foreig
         config = PeftConfig.beside(file) if origin == "official" else PeftConfig.in_header(header)
         parts = module_names(targets)
         _refuse_unknown(sources, parts)
+        _check_dora(sources, config)
         layers: dict[str, tuple[LoraLayer, float]] = {}
         for name, source in sources.items():
             layer = _layer(name, source)
@@ -137,8 +139,11 @@ def write_comfyui(weights: LoraWeights, path: Path) -> None:
     """Write what ComfyUI reads: diffusers' keys, which its Flux models know, and ``.alpha`` tensors beside them.
 
     ``diffusion_model.`` before these names would be skipped there with a warning. The header stays, so that diffusers reads
-    the same file with the same scale, and alpha survives float32.
+    the same file with the same scale, and alpha survives float32. Raises ``AdapterError`` for DoRA, for which it has
+    no keys.
     """
+    if weights.uses_dora:
+        raise AdapterError("uses DoRA as PEFT has it, for which ComfyUI has no keys: export it for diffusers")
     tensors, header = as_file(weights)
     alphas = {f"transformer.{module}.alpha": torch.tensor(weights.alpha) for module in weights.layers}
     save_file(tensors | alphas, path, metadata=header)
@@ -195,7 +200,7 @@ def _sources(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, _Source]]:
         prefix = next((prefix for prefix in _PREFIXES if key.startswith(prefix)), "")
         origins.add(_PREFIXES.get(prefix, "diffusers"))
         source = sources.setdefault(match["name"].removeprefix(prefix), {})
-        slot = _SLOTS[match["letter"] or match["word"] or "alpha"]
+        slot = _SLOTS[match["letter"] or match["word"] or match["vector"] or "alpha"]
         if slot in source:
             raise AdapterError(f"holds {slot} of {key!r} twice, for several adapters: save one alone")
         source[slot] = tensor
@@ -225,6 +230,18 @@ def _refuse_unknown(sources: Mapping[str, _Source], parts: Mapping[str, tuple[st
         )
 
 
+def _check_dora(sources: Mapping[str, _Source], config: PeftConfig | None) -> None:
+    """Magnitudes and configuration have to say the same: without magnitudes, DoRA would be something else."""
+    having = [name for name, source in sources.items() if "magnitude" in source]
+    if having and config is not None and not config.use_dora:
+        raise AdapterError(f"holds magnitudes of DoRA, as of {having[0]!r}, and its configuration says use_dora false")
+    if config is not None and config.use_dora and len(having) < len(sources):
+        raise AdapterError(
+            f"says use_dora, and {len(sources) - len(having)} of its {len(sources)} layers have no lora_magnitude_vector: "
+            "it was cut; save it again"
+        )
+
+
 def _layer(name: str, source: _Source) -> LoraLayer:
     missing = [slot for slot in ("down", "up") if slot not in source]
     if missing:
@@ -235,7 +252,12 @@ def _layer(name: str, source: _Source) -> LoraLayer:
         if len(shape) != 2:
             kind = "a convolution, and LongCat-Image has none to adapt" if len(shape) > 2 else "no matrix"
             raise AdapterError(f"holds {slot} of {name!r} with shape {shape}, which is {kind}")
-    return LoraLayer(_at_least_16_bit(source["down"]), _at_least_16_bit(source["up"]))
+    magnitude = source.get("magnitude")
+    return LoraLayer(
+        _at_least_16_bit(source["down"]),
+        _at_least_16_bit(source["up"]),
+        None if magnitude is None else _at_least_16_bit(magnitude),
+    )
 
 
 def _alpha(name: str, rank: int, tensor: Tensor | None, config: PeftConfig | None) -> float:
@@ -266,7 +288,11 @@ def _split(name: str, layer: LoraLayer, modules: tuple[str, ...], targets: Targe
     if layer.up.shape[0] != sum(widths):
         raise AdapterError(f"{name} has a B of shape {tuple(layer.up.shape)}; this model needs {sum(widths)} rows")
     ups = torch.split(layer.up, widths)
-    return {module: LoraLayer(layer.down, up) for module, up in zip(modules, ups, strict=True)}
+    magnitudes = [None] * len(widths) if layer.magnitude is None else torch.split(layer.magnitude, widths)
+    return {
+        module: LoraLayer(layer.down, up, magnitude)
+        for module, up, magnitude in zip(modules, ups, magnitudes, strict=True)
+    }
 
 
 def _unify(layers: Mapping[str, tuple[LoraLayer, float]]) -> LoraWeights:
@@ -281,7 +307,8 @@ def _unify(layers: Mapping[str, tuple[LoraLayer, float]]) -> LoraWeights:
         up = layer.up if scales[module] == scale else _times(layer.up, scales[module] / scale)
         missing = rank - layer.rank
         # pad copies, also by nothing: parts of a fused layer share memory, which safetensors refuses to write.
-        unified[module] = LoraLayer(pad(layer.down, (0, 0, 0, missing)), pad(up, (0, missing)))
+        magnitude = None if layer.magnitude is None else layer.magnitude.clone()
+        unified[module] = LoraLayer(pad(layer.down, (0, 0, 0, missing)), pad(up, (0, missing)), magnitude)
     return LoraWeights(alpha=next(same, scale * rank), layers=unified)
 
 

@@ -17,7 +17,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,21 @@ from longcat.threads import one_core
 
 Rope = Tensor
 """Rotations: (T, head width / 2) of complex numbers; where those are not to be had, cosines and sines (2, T, head width)."""
-Update = tuple[slice | None, Tensor, Tensor]
-"""Some rows (None: all) and what their adapters do to a linear layer: down (rows, in, r) and up (rows, r, out), scaled."""
+
+
+class Update(NamedTuple):
+    """What adapters do to a linear layer, in some rows of the forward."""
+
+    rows: slice | None
+    """None: all."""
+    down: Tensor
+    """(rows, in, r)."""
+    up: Tensor
+    """(rows, r, out), scaled."""
+    rescaling: tuple[Tensor, Tensor] | None = None
+    """With DoRA, a gain and a shift, each (rows, 1, out) in float32, for what the layer and this update give."""
+
+
 BlockUpdates = Mapping[str, Sequence[Update]]
 """By the layer's name within its block."""
 Updates = Mapping[str, BlockUpdates]
@@ -190,12 +203,17 @@ def _rows_of(updates: Updates | None, first: int, end: int) -> Updates | None:
         return None
 
     def share(update: Update) -> Update | None:
-        rows, down, up = update
+        rows, down, up, rescaling = update
         if rows is None:
-            return None, down[first:end], up[first:end]
+            assert rescaling is None
+            return Update(None, down[first:end], up[first:end])
         begin, stop = max(rows.start, first), min(rows.stop, end)
         inside = slice(begin - rows.start, stop - rows.start)
-        return (slice(begin - first, stop - first), down[inside], up[inside]) if begin < stop else None
+        if begin >= stop:
+            return None
+        if rescaling is not None:
+            rescaling = rescaling[0][inside], rescaling[1][inside]
+        return Update(slice(begin - first, stop - first), down[inside], up[inside], rescaling)
 
     return {
         block: {layer: [part for update in several if (part := share(update))] for layer, several in changes.items()}
@@ -206,11 +224,14 @@ def _rows_of(updates: Updates | None, first: int, end: int) -> Updates | None:
 def _linear(layer: nn.Module, x_RTD: Tensor, updates: Sequence[Update] | None) -> Tensor:
     """``layer(x)`` plus each row's own low-rank updates."""
     y = _row_by_row(layer, x_RTD) if _sums_depend_on_rows(x_RTD) else layer(x_RTD)
-    for rows, down, up in updates or ():
+    for rows, down, up, rescaling in updates or ():
         if rows is None:
             y.baddbmm_(_product(x_RTD, down), up)
-        else:
-            y[rows].baddbmm_(_product(x_RTD[rows], down), up)
+            continue
+        part = y[rows].baddbmm_(_product(x_RTD[rows], down), up)
+        if rescaling is not None:
+            gain, shift = rescaling
+            part.copy_(part * gain + shift)
     return y
 
 

@@ -1,8 +1,9 @@
 """LoRA weights in memory and in a file, and what makes them fit a transformer.
 
-A file holds ``transformer.<module>.lora_A.weight`` (rank, in) and ``transformer.<module>.lora_B.weight`` (out, rank), as
-diffusers names them, and in its header what diffusers reads there (``lora_adapter_metadata``): without it, alpha would be
-lost and the scale silently 1. Safetensors only; nothing is unpickled.
+A file holds ``transformer.<module>.lora_A.weight`` (rank, in), ``transformer.<module>.lora_B.weight`` (out, rank) and, with
+DoRA, ``transformer.<module>.lora_magnitude_vector`` (out,), as diffusers names them, and in its header what diffusers reads
+there (``lora_adapter_metadata``): without it, alpha would be lost and the scale silently 1. Safetensors only; nothing is
+unpickled.
 """
 
 import json
@@ -25,6 +26,7 @@ from longcat.peft_config import METADATA
 from longcat.storage import Storage
 
 _PREFIX = "transformer."
+_MAGNITUDE = "lora_magnitude_vector"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class LoraLayer:
     """A, (rank, in)."""
     up: Tensor
     """B, (out, rank)."""
+    magnitude: Tensor | None = None
+    """Of DoRA, (out,): what the rows of the adapted weight are as long as (``longcat.dora``)."""
 
     @property
     def rank(self) -> int:
@@ -53,6 +57,11 @@ class LoraWeights:
     def rank(self) -> int:
         """The rank that all layers have."""
         return next(iter(self.layers.values())).rank
+
+    @property
+    def uses_dora(self) -> bool:
+        """Whether its layers have magnitudes."""
+        return any(layer.magnitude is not None for layer in self.layers.values())
 
 
 def save_lora(weights: LoraWeights, path: Path) -> None:
@@ -77,7 +86,11 @@ def as_file(weights: LoraWeights) -> tuple[dict[str, Tensor], dict[str, str]]:
     for module, layer in weights.layers.items():
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = layer.down.contiguous()
         tensors[f"{_PREFIX}{module}.lora_B.weight"] = layer.up.contiguous()
+        if layer.magnitude is not None:
+            tensors[f"{_PREFIX}{module}.{_MAGNITUDE}"] = layer.magnitude.contiguous()
     config = {"r": weights.rank, "lora_alpha": weights.alpha, "target_modules": sorted(weights.layers)}
+    if weights.uses_dora:
+        config["use_dora"] = True
     metadata = {"format": "pt", METADATA: json.dumps({f"{_PREFIX}{key}": value for key, value in config.items()})}
     return tensors, metadata
 
@@ -89,7 +102,8 @@ def draft_of(weights: LoraWeights, base: Flavour, *, origin: str, **said: Any) -
         rank=weights.rank,
         alpha=weights.alpha,
         target_modules=tuple(sorted(weights.layers)),
-        tensors=2 * len(weights.layers),
+        tensors=sum(2 if layer.magnitude is None else 3 for layer in weights.layers.values()),
+        use_dora=weights.uses_dora,
         origin=origin,
         **said,
     )
@@ -126,6 +140,7 @@ def load_lora(path: Path) -> LoraWeights:
     if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
         raise AdapterError(f"{path} says alpha {alpha!r}, which is no positive number")
     layers: dict[str, LoraLayer] = {}
+    magnitudes = {name: tensors.pop(name) for name in [*tensors] if name.endswith(f".{_MAGNITUDE}")}
     for name in tensors:
         module, _, kind = name.removeprefix(_PREFIX).rpartition(".lora_")
         if not name.startswith(_PREFIX) or kind not in ("A.weight", "B.weight"):
@@ -140,9 +155,12 @@ def load_lora(path: Path) -> LoraWeights:
         if other not in tensors:
             raise AdapterError(f"{path} holds {name!r} without {other!r}")
         if kind == "A.weight":
-            layers[module] = LoraLayer(tensors[name], tensors[other])
+            magnitude = magnitudes.pop(f"{_PREFIX}{module}.{_MAGNITUDE}", None)
+            layers[module] = LoraLayer(tensors[name], tensors[other], magnitude)
     if not layers:
         raise AdapterError(f"{path} holds no LoRA weights")
+    if magnitudes:
+        raise AdapterError(f"{path} holds {next(iter(magnitudes))!r} without the layer that it belongs to")
     return LoraWeights(alpha=float(alpha), layers=layers)
 
 
@@ -178,12 +196,15 @@ def check_layer(module: str, layer: LoraLayer, widths: tuple[int, int], *, max_r
     if layer.rank == 0:
         raise AdapterError(f"{module} has rank 0, which changes nothing: leave it out")
     for kind, tensor, shape in (
-        ("A", layer.down, (layer.rank, width_in)),
-        ("B", layer.up, (width_out, layer.rank)),
+        ("lora_A", layer.down, (layer.rank, width_in)),
+        ("lora_B", layer.up, (width_out, layer.rank)),
+        (_MAGNITUDE, layer.magnitude, (width_out,)),
     ):
+        if tensor is None:
+            continue
         if tuple(tensor.shape) != shape:
-            raise AdapterError(f"{module} lora_{kind} has shape {tuple(tensor.shape)}; this model needs {shape}")
+            raise AdapterError(f"{module} {kind} has shape {tuple(tensor.shape)}; this model needs {shape}")
         if not tensor.is_floating_point():
-            raise AdapterError(f"{module} lora_{kind} holds {tensor.dtype}; it has to be a floating-point tensor")
+            raise AdapterError(f"{module} {kind} holds {tensor.dtype}; it has to be a floating-point tensor")
         if not torch.isfinite(tensor.float()).all():  # as float32: what float64 alone can hold is not finite in a slot
-            raise AdapterError(f"{module} lora_{kind} holds numbers that are not finite")
+            raise AdapterError(f"{module} {kind} holds numbers that are not finite")

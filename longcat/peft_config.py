@@ -20,7 +20,7 @@ METADATA = "lora_adapter_metadata"
 
 _FILE = "adapter_config.json"
 _VARIANTS = (
-    "use_dora", "lora_bias", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
+    "lora_bias", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
     "alora_invocation_tokens", "layer_replication", "target_parameters", "trainable_token_indices", "modules_to_save",
 )  # fmt: skip
 _CHANGES_THE_BASE = re.compile(r"pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)
@@ -44,6 +44,8 @@ class PeftConfig(BaseModel):
     """Likewise to alphas."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank)."""
+    use_dora: bool = False
+    """Layers have magnitudes (``longcat.dora``)."""
 
     def rank_of(self, module: str) -> int | None:
         """A module's rank, if it is said."""

@@ -3,19 +3,43 @@
 For every linear layer that an adapter may change there are two buffers, made once: down (S, in, r) and up (S, r, out), with
 S slots of rank up to r. Loading an adapter is a copy into one slot: no module changes, nothing is compiled again, other
 slots are not touched. ``gather`` picks each row's updates out of the buffers, as ``longcat.forward`` wants them.
+
+A slot whose adapter uses DoRA also keeps, for each layer, what its rows' lengths follow from at any scale
+(``longcat.dora``): vectors, made when it is loaded. Of several adapters of a picture, each rescales what those before it
+have made, as PEFT does.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from longcat.dora import RowNorms, plain_weight, row_norms
+from longcat.errors import AdapterError
 from longcat.forward import Update, Updates
-from longcat.lora import LoraLayer, LoraWeights, check_lora
+from longcat.lora import LoraLayer, LoraWeights, check_lora, lora_targets
+from longcat.threads import one_core
 
 SlotUse = tuple[int, float]
 """A slot and the scale at which a picture uses it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Magnitude:
+    """A layer's magnitude in a slot, (out,) in float32, and what it is held against."""
+
+    magnitude: Tensor
+    norms: RowNorms
+    scale: float
+    """alpha / rank: the norms are of the update without it."""
+
+    def rescaling(self, use: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gain and shift at the scale of a picture: the bias is not rescaled."""
+        gain = self.magnitude / self.norms.at(use * self.scale)
+        shift = torch.zeros_like(gain) if bias is None else bias.float() * (1 - gain)
+        return gain, shift
 
 
 class AdapterSlots:
@@ -23,7 +47,7 @@ class AdapterSlots:
 
     def __init__(
         self,
-        targets: Mapping[str, tuple[int, int]],
+        transformer: nn.Module,
         *,
         count: int,
         rank: int,
@@ -33,12 +57,14 @@ class AdapterSlots:
     ) -> None:
         """All slots are empty.
 
-        ``targets``: as ``lora_targets`` gives them. ``whole``: gather every layer at full rank whatever is loaded, so
-        that shapes, and what was compiled for them, never change.
+        ``transformer``: before anything is put into it; its layers' names are what adapters go by. ``whole``: gather every
+        layer at full rank whatever is loaded, so that shapes, and what was compiled for them, never change; DoRA, which
+        would change what is computed, is refused then.
         """
         self.count = count
         self.rank = rank
-        self._targets = dict(targets)
+        self._targets = targets = lora_targets(transformer)
+        self._base = {name: transformer.get_submodule(name) for name in targets}
         self._whole = whole
         self._down, self._up = (
             {name: torch.zeros(count + 1, *shape, device=device, dtype=dtype) for name, shape in shapes.items()}
@@ -49,6 +75,8 @@ class AdapterSlots:
         )
         self._layers: list[frozenset[str]] = [frozenset()] * (count + 1)
         self._ranks = [0] * (count + 1)
+        self._magnitudes: list[dict[str, _Magnitude]] = [{} for _ in range(count + 1)]
+        self._base_norms: dict[str, Tensor] = {}
         self._gathered: tuple[tuple[tuple[SlotUse, ...], ...], Updates | None] = ((), None)
 
     @property
@@ -58,6 +86,8 @@ class AdapterSlots:
 
     def check(self, weights: LoraWeights) -> None:
         """Raise ``AdapterError`` unless these weights fit a slot."""
+        if self._whole and weights.uses_dora:
+            raise AdapterError("uses DoRA, which is not served by compiled forwards: serve without --compile")
         check_lora(weights, self._targets, max_rank=self.rank)
 
     @torch.no_grad()
@@ -68,6 +98,11 @@ class AdapterSlots:
             self._up[name][slot].zero_()
         for name, layer in weights.layers.items():
             self._load_layer(name, slot, layer, weights.alpha / layer.rank)
+        self._magnitudes[slot] = {
+            name: self._magnitude(name, layer, layer.magnitude, weights.alpha / layer.rank)
+            for name, layer in weights.layers.items()
+            if layer.magnitude is not None
+        }
         self._layers[slot], self._ranks[slot] = layers, weights.rank
         self._gathered = ((), None)
 
@@ -77,6 +112,16 @@ class AdapterSlots:
         down[:, layer.rank :] = 0
         up[: layer.rank] = layer.up.T if scale == 1 else layer.up.T.float() * scale
         up[layer.rank :] = 0
+
+    def _magnitude(self, name: str, layer: LoraLayer, magnitude: Tensor, scale: float) -> _Magnitude:
+        device = self._up[name].device
+        weight = plain_weight(self._base[name])
+        down, up = (matrix.to(weight.device, torch.float32) for matrix in (layer.down, layer.up))
+        with one_core(weight.device):  # trainer and service, whatever their threads, come to the same bits
+            if name not in self._base_norms:
+                self._base_norms[name] = weight.square().sum(1)
+            norms = row_norms(self._base_norms[name], weight @ down.T, down, up).to(device)
+        return _Magnitude(magnitude=magnitude.to(device, torch.float32), norms=norms, scale=scale)
 
     @torch.no_grad()
     def gather(self, rows: Sequence[tuple[SlotUse, ...]]) -> Updates | None:
@@ -98,21 +143,36 @@ class AdapterSlots:
         return updates
 
     def _updates(self, name: str, uses: Sequence[SlotUse | None]) -> Iterator[Update]:
-        """One for each run of rows whose adapters change this layer with the same rank.
+        """One for each run of rows whose adapters change this layer with the same rank, with or without DoRA.
 
         A row's matrices have the shapes that they have when it is alone: padded to a neighbour's rank, they would round
         differently.
         """
-        ranks = [self._ranks[use[0]] if use is not None and name in self._layers[use[0]] else 0 for use in uses]
         first = 0
-        for rank, run in itertools.groupby(ranks):
+        for (rank, uses_dora), run in itertools.groupby(uses, lambda use: self._kind(name, use)):
             rows = slice(first, first + len(list(run)))
             first = rows.stop
-            if rank:
-                yield rows, *self._picked(name, [use for use in uses[rows] if use is not None], rank)
+            if not rank:
+                continue
+            picked = [use for use in uses[rows] if use is not None]
+            yield Update(rows, *self._picked(name, picked, rank), self._rescaling(name, picked) if uses_dora else None)
+
+    def _kind(self, name: str, use: SlotUse | None) -> tuple[int, bool]:
+        """Rank of the layer's update, 0 if there is none, and whether it uses DoRA."""
+        if use is None or name not in self._layers[use[0]]:
+            return 0, False
+        return self._ranks[use[0]], name in self._magnitudes[use[0]]
+
+    def _rescaling(self, name: str, uses: Sequence[SlotUse]) -> tuple[Tensor, Tensor]:
+        bias: Tensor | None = self._base[name].bias  # type: ignore[assignment]
+        if bias is not None:
+            bias = bias.to(self._up[name].device)
+        pairs = [self._magnitudes[slot][name].rescaling(scale, bias) for slot, scale in uses]
+        gains, shifts = zip(*pairs, strict=True)
+        return torch.stack(gains)[:, None], torch.stack(shifts)[:, None]
 
     def _whole_update(self, name: str, uses: Sequence[SlotUse | None]) -> Update:
-        return None, *self._picked(name, [use or (self.count, 1.0) for use in uses], self.rank)
+        return Update(None, *self._picked(name, [use or (self.count, 1.0) for use in uses], self.rank))
 
     def _picked(self, name: str, uses: Sequence[SlotUse], rank: int) -> tuple[Tensor, Tensor]:
         device, dtype = self._down[name].device, self._down[name].dtype

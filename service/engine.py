@@ -35,7 +35,6 @@ from longcat.denoise import Denoising
 from longcat.errors import DeadlineError, EngineError
 from longcat.forward import Forward
 from longcat.loading import Components
-from longcat.lora import lora_targets
 from longcat.prompt import tokenize_prompt
 from longcat.rewrite import rewrite_prompt
 from longcat.slots import AdapterSlots
@@ -116,7 +115,7 @@ class Engine:
         self.source: AdapterSource | None = None
         """Set before the first order that names an adapter."""
         slots = AdapterSlots(
-            lora_targets(model.transformer),
+            model.transformer,
             count=adapter_slots,
             rank=adapter_rank,
             device=model.device,

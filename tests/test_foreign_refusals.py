@@ -17,7 +17,18 @@ from tests.test_foreign import PLAIN, PREFIXED, Q, imported, layers_of, rewrite
 A, B = f"transformer.{Q}.lora_A.weight", f"transformer.{Q}.lora_B.weight"
 
 REFUSALS: dict[str, tuple[dict[str, Tensor], str]] = {
-    "DoRA": ({f"transformer.{Q}.lora_magnitude_vector": torch.ones(256)}, "uses DoRA.*lora_magnitude_vector"),
+    "DoRA of another width": (
+        {f"transformer.{Q}.lora_magnitude_vector": torch.ones(128)},
+        r"lora_magnitude_vector has shape \(128,\); this model needs \(256,\)",
+    ),
+    "DoRA that is infinite": (
+        {f"transformer.{Q}.lora_magnitude_vector": torch.full((256,), float("inf"))},
+        "lora_magnitude_vector holds numbers that are not finite",
+    ),
+    "DoRA's magnitude alone": (
+        {"transformer.transformer_blocks.1.attn.to_q.lora_magnitude_vector": torch.ones(256)},
+        "holds magnitude of .* without down and up",
+    ),
     "kohya's DoRA": ({f"transformer.{Q}.dora_scale": torch.ones(256, 1)}, "uses DoRA.*dora_scale"),
     "LoKr": ({f"transformer.{Q}.lokr_w1": torch.ones(2, 2)}, "is a LoKr .*lokr_w1"),
     "LoHa": ({f"transformer.{Q}.hada_w1_a": torch.ones(2, 2)}, "is a LoHa .*hada_w1_a"),
@@ -114,7 +125,7 @@ def test_the_limit_of_the_rank_is_the_callers(targets: dict[str, tuple[int, int]
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"use_dora": True}, "sets use_dora to True"),
+        ({"use_dora": True}, "says use_dora, and .* have no lora_magnitude_vector"),
         ({"bias": "lora_only"}, "sets bias to 'lora_only'"),
         ({"lora_bias": True}, "sets lora_bias to True"),
         ({"use_qalora": True}, "sets use_qalora to True"),

@@ -45,9 +45,7 @@ class Service:
 
     def __init__(self, storage: Storage, model: Components, folder: Path, *, cache_bytes: int = 2**30) -> None:
         self.pinned: list[str] = []
-        self.slots = AdapterSlots(
-            lora_targets(model.transformer), count=4, rank=RANK, device=model.device, dtype=model.dtype
-        )
+        self.slots = AdapterSlots(model.transformer, count=4, rank=RANK, device=model.device, dtype=model.dtype)
         self.registry = Registry(
             storage,
             base_hash=model.flavour.hash,

@@ -44,8 +44,9 @@ def random_lora(
 def filled_slots(
     model: Components, adapters: Sequence[LoraWeights], *, rank: int = 32, whole: bool = False
 ) -> AdapterSlots:
-    targets = lora_targets(model.transformer)
-    slots = AdapterSlots(targets, count=len(adapters), rank=rank, device=model.device, dtype=model.dtype, whole=whole)
+    slots = AdapterSlots(
+        model.transformer, count=len(adapters), rank=rank, device=model.device, dtype=model.dtype, whole=whole
+    )
     for slot, weights in enumerate(adapters):
         slots.check(weights)
         slots.load(slot, weights)

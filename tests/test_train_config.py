@@ -97,7 +97,6 @@ def test_a_negative_number_is_a_value_and_a_stray_word_is_refused() -> None:
         ({"aspect_bucket_alignment": 32}, ["aspect_bucket_alignment", "32", "64"]),
         ({"validation_resolution": "1000x1000"}, ["validation_resolution", "1000x1000", "64"]),
         ({"publish_to": "file:///x"}, ["adapter_name"]),
-        ({"use_dora": True}, ["use_dora"]),
         ({"data_backend_config": [{"id": "a"}]}, ["instance_data_dir"]),
         ({"data_backend_config": [{"id": "a", "instance_data_dir": "x", "repeat": 2}]}, ["repeat", "'repeats'"]),
         ({"data_backend_config": [{"id": "a", "type": "aws", "aws_bucket_name": "b", "aws_secret_access_key": "s"}]},

@@ -46,6 +46,7 @@ class Walk:
     """Whether the adapter changes the layer of that name."""
     frozen_saves: Literal["nothing", "input", "weight"]
     """What a frozen linear layer leaves behind."""
+    uses_dora: bool = False
 
     @property
     def autocasts(self) -> bool:
@@ -129,6 +130,16 @@ class _Tape:
         else:
             self.keep(x)
         self.others += x.rows * walk.rank * walk.item_bytes
+        if walk.uses_dora:
+            self._dora(x, width)
+
+    def _dora(self, x: _Value, width: int) -> None:
+        """``trainer.lora.Magnitude``: what its gains multiply, and with dropout the layer once more."""
+        walk = self.walk
+        self.others += 2 * x.rows * width * walk.item_bytes
+        if walk.dropout and x.grad and walk.frozen_saves != "nothing":
+            rows = x.rows if walk.frozen_saves == "input" else width
+            self.others += rows * x.width * walk.item_bytes
 
     def layer_norm(self, x: _Value) -> _Value:
         """Input, mean and deviation; in float32 under CUDA's autocast."""

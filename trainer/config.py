@@ -70,7 +70,8 @@ class TrainConfig(BaseModel):
     lora_init_type: Literal["default", "gaussian"] = "default"
     """How A starts: Kaiming-uniform or gaussian. B starts at zero, so that training starts from the base."""
     use_dora: bool = False
-    """Weight-decomposed LoRA. Refused: the service draws with plain LoRA."""
+    """Weight-decomposed LoRA: also learns how long each row of a weight is. Often closer to full training at low ranks;
+    a step takes longer."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank): for ranks of 64 and more."""
     init_lora: Path | None = None
@@ -275,8 +276,6 @@ class TrainConfig(BaseModel):
                 f"aspect_bucket_alignment: {self.aspect_bucket_alignment} is less than {GRID_PX}, the grid that "
                 f"flavour {self.model_flavour!r} was trained on"
             )
-        if self.use_dora:
-            raise ValueError("use_dora: the service draws with plain LoRA and cannot serve it; use a larger lora_rank")
         if self.publish_to and not self.adapter_name:
             raise ValueError("adapter_name: say what the published adapter is to be called")
         return self

@@ -67,6 +67,7 @@ class Workload:
     device: str = "cuda"
     """cpu, cuda or mps: a CPU holds the base unquantized while it loads."""
     lora_dropout: float = 0.1
+    use_dora: bool = False
     vae_batch: int = 4
     """Pictures encoded at once while latents are cached."""
     text_workers: int = 1
@@ -303,7 +304,8 @@ def _is_target(workload: Workload, name: str) -> bool:
 
 def _trained(model: Transformer, workload: Workload) -> int:
     targets = [layer for layer in model.targets() if _is_target(workload, layer.name)]
-    return sum(workload.lora_rank * (layer.width_in + layer.width_out) for layer in targets)
+    matrices = sum(workload.lora_rank * (layer.width_in + layer.width_out) for layer in targets)
+    return matrices + (sum(layer.width_out for layer in targets) if workload.use_dora else 0)
 
 
 def _image_tokens(workload: Workload) -> int:
@@ -332,6 +334,7 @@ def _activations(model: Transformer, workload: Workload) -> int:
             rank=workload.lora_rank,
             dropout=workload.lora_dropout,
             is_target=lambda name: _is_target(workload, name),
+            uses_dora=workload.use_dora,
             frozen_saves="weight" if weighs else "input" if precision.value.endswith("-quanto") else "nothing",
         )
     )

@@ -25,7 +25,7 @@ def place(transformer: LongCatImageTransformer2DModel, config: TrainConfig, devi
             "enable_group_offload: it moves weights between a CPU and a device, and the device is the CPU: leave it out"
         )
     for _, layer in lora_layers(transformer):
-        for part in (layer.lora_A, layer.lora_B):
+        for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
             stay(part.to(device))
     per_group = config.group_offload_blocks_per_group if config.group_offload_type == "block_level" else None
     apply_group_offloading(

@@ -172,6 +172,7 @@ def _workload(config: TrainConfig, model: Flavour | Description, there: _Device)
         validation=not config.validation_disable,
         device=there.kind,
         lora_dropout=config.lora_dropout,
+        use_dora=config.use_dora,
         vae_batch=config.vae_batch_size,
         text_workers=there.threads,
     )

@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 from longcat import denoise
 from longcat.errors import EngineError
 from longcat.forward import Forward
-from longcat.lora import LoraWeights, lora_targets
+from longcat.lora import LoraWeights
 from longcat.slots import AdapterSlots, SlotUse
 from trainer.atomic import write_atomically
 from trainer.cache import Cache
@@ -146,7 +146,7 @@ class Validation:
         self._cache = cache
         self._load_vae = load_vae
         self._check = check
-        self._slots = AdapterSlots(lora_targets(transformer), count=1, rank=rank, device=self.device, dtype=self.dtype)
+        self._slots = AdapterSlots(transformer, count=1, rank=rank, device=self.device, dtype=self.dtype)
 
     def run(self, weights: LoraWeights, *, step: int) -> Verdict:
         """Draw every scene, write the pictures and the grid of prompt by step, and judge."""
