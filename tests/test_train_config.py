@@ -97,6 +97,11 @@ def test_a_negative_number_is_a_value_and_a_stray_word_is_refused() -> None:
         ({"aspect_bucket_alignment": 32}, ["aspect_bucket_alignment", "32", "64"]),
         ({"validation_resolution": "1000x1000"}, ["validation_resolution", "1000x1000", "64"]),
         ({"publish_to": "file:///x"}, ["adapter_name"]),
+        ({"group_offload_use_stream": True}, ["group_offload_use_stream", "leave it out"]),
+        (
+            {"enable_group_offload": True, "group_offload_type": "leaf_level", "use_dora": True},
+            ["use_dora", "block_level"],
+        ),
         ({"data_backend_config": [{"id": "a"}]}, ["instance_data_dir"]),
         ({"data_backend_config": [{"id": "a", "instance_data_dir": "x", "repeat": 2}]}, ["repeat", "'repeats'"]),
         ({"data_backend_config": [{"id": "a", "type": "aws", "aws_bucket_name": "b", "aws_secret_access_key": "s"}]},

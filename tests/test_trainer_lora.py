@@ -86,12 +86,17 @@ def test_training_can_start_from_an_adapter_of_the_same_shape(model: Components,
         inject(copy.deepcopy(model.transformer), config(init_lora=str(tmp_path / "start.safetensors"), lora_rank=8))
 
 
-def test_the_adapter_stays_on_the_device_while_blocks_come_and_go(transformer: LongCatImageTransformer2DModel) -> None:
-    inject(transformer, config())
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_the_adapter_stays_on_the_device_while_blocks_or_leaves_come_and_go(
+    transformer: LongCatImageTransformer2DModel, leaves: bool, use_dora: bool
+) -> None:
+    inject(transformer, config(use_dora=use_dora))
     for _, layer in lora_layers(transformer):
-        stay(layer.lora_A)
-        stay(layer.lora_B)
-    transformer.to("meta")
+        for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
+            stay(part)
+    for module in [m for m in transformer.modules() if not list(m.children())] if leaves else [transformer]:
+        module.to("meta")
     for name, parameter in transformer.named_parameters():
         assert parameter.device.type == ("cpu" if "lora_" in name else "meta"), name
 

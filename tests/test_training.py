@@ -205,11 +205,17 @@ def test_every_try_of_a_run_has_the_same_name(pictures: Path, tmp_path: Path) ->
     assert read_run(output).run_id != names[0]
 
 
-def test_what_fails_before_training_is_recorded(pictures: Path, tmp_path: Path) -> None:
-    assert train(pictures, tmp_path / "run", instance_data_dir="/nowhere").returncode == 65
+@pytest.mark.parametrize(
+    ("changes", "code", "part"),
+    [({"instance_data_dir": "/nowhere"}, 65, "/nowhere"), ({"device": "cuda"}, 78, "cuda")],
+)
+def test_what_fails_before_training_is_recorded(
+    pictures: Path, tmp_path: Path, changes: dict[str, object], code: int, part: str
+) -> None:
+    assert train(pictures, tmp_path / "run", **changes).returncode == code
     record = read_run(tmp_path / "run")
-    assert (record.state, record.exit_code) == ("failed", 65)
-    assert "/nowhere" in (record.message or "")
+    assert (record.state, record.exit_code) == ("failed", code)
+    assert part in (record.message or "")
 
 
 def test_a_damaged_checkpoint_is_passed_over(pictures: Path, tmp_path: Path) -> None:

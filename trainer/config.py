@@ -159,7 +159,7 @@ class TrainConfig(BaseModel):
     group_offload_blocks_per_group: _Count = 1
     """With block_level."""
     group_offload_use_stream: bool = False
-    """Bring the next group while one computes (CUDA)."""
+    """Refused: diffusers' streams put back the values that a group began with, and the adapter is among them."""
 
     # Checkpoints.
     checkpointing_steps: _Count = Field(
@@ -276,6 +276,10 @@ class TrainConfig(BaseModel):
                 f"aspect_bucket_alignment: {self.aspect_bucket_alignment} is less than {GRID_PX}, the grid that "
                 f"flavour {self.model_flavour!r} was trained on"
             )
+        if self.group_offload_use_stream:
+            raise ValueError("group_offload_use_stream: streams would undo what the adapter learns; leave it out")
+        if self.enable_group_offload and self.group_offload_type == "leaf_level" and self.use_dora:
+            raise ValueError("use_dora: its magnitudes do not survive group_offload_type leaf_level; use block_level")
         if self.publish_to and not self.adapter_name:
             raise ValueError("adapter_name: say what the published adapter is to be called")
         return self

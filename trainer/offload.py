@@ -34,13 +34,16 @@ def place(transformer: LongCatImageTransformer2DModel, config: TrainConfig, devi
         offload_device=torch.device("cpu"),
         offload_type=config.group_offload_type,
         num_blocks_per_group=per_group,
-        use_stream=config.group_offload_use_stream,
     )
 
 
 def stay(module: nn.Module) -> None:
-    """Let the module stay where it is when what contains it is moved."""
+    """Let the module and all within stay where they are when they, or what contains them, are moved."""
+    for part in module.modules():
+        _pin(part)
 
+
+def _pin(module: nn.Module) -> None:
     def unmoved(*_: Any, **__: Any) -> nn.Module:
         return module
 

@@ -4,8 +4,8 @@ import gc
 import logging
 import secrets
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -46,7 +46,8 @@ _log = logging.getLogger("lithograph.trainer")
 def train(config: TrainConfig, *, show_bar: bool) -> Outcome:
     """Train, validate and publish; how it ended. Raises what went wrong, after it is in the run's record."""
     with Interruption() as interruption:
-        world = World(config.device)
+        with _recorded(config):
+            world = World(config.device)
         try:
             return _train(config, world, interruption, show_bar=show_bar)
         finally:
@@ -55,16 +56,12 @@ def train(config: TrainConfig, *, show_bar: bool) -> Outcome:
 
 def _train(config: TrainConfig, world: World, interruption: Interruption, *, show_bar: bool) -> Outcome:
     make_output(config.output_dir)
-    try:
+    with _recorded(config, writes=world.is_first):
         config, flavour, encoders = prepare_model(config, world.device)
         inventory = take_inventory(config, flavour, processes=world.size)
-    except LithographError as error:
-        with _progress(config, world, 0, show_bar=False) as progress:
-            progress.finish("failed", str(error), int(outcome_of(error)))
-        raise
     sampler = Sampler(inventory.samples, batch=config.train_batch_size * world.size, seed=config.seed)
     steps = total_steps(config, sampler)
-    with _progress(config, world, steps, show_bar=show_bar) as progress:
+    with _progress(config, steps, show_bar=show_bar, writes=world.is_first) as progress:
         try:
             finished = _stages(config, encoders, inventory, sampler, steps, world, interruption, progress)
         except InterruptedTraining:
@@ -276,11 +273,25 @@ def _fill_cache(
     world.wait()
 
 
+@contextmanager
+def _recorded(config: TrainConfig, *, writes: bool = True) -> Iterator[None]:
+    """What fails before there is anything to count is in the run's record all the same."""
+    try:
+        yield
+    except Exception as error:
+        if writes:
+            make_output(config.output_dir)
+        with _progress(config, 0, show_bar=False, writes=writes) as progress:
+            said = str(error) if isinstance(error, LithographError) else f"{type(error).__name__}: {error}"
+            progress.finish("failed", said, int(outcome_of(error)))
+        raise
+
+
 def _offload(config: TrainConfig) -> Offload:
     return Offload.GROUP if config.enable_group_offload else Offload.NONE
 
 
-def _progress(config: TrainConfig, world: World, steps: int, *, show_bar: bool) -> Progress:
+def _progress(config: TrainConfig, steps: int, *, show_bar: bool, writes: bool) -> Progress:
     return Progress(
         config.output_dir,
         run_id=config.tracker_run_name or _run_id(config),
@@ -291,7 +302,7 @@ def _progress(config: TrainConfig, world: World, steps: int, *, show_bar: bool) 
         metrics_port=config.metrics_port,
         pushgateway_url=config.pushgateway_url,
         show_bar=show_bar,
-        writes=world.is_first,
+        writes=writes,
     )
 
 
