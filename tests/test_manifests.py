@@ -1,6 +1,8 @@
 """What ``kubectl apply -k`` would apply: valid, whole, and in step with the code."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import click
@@ -145,6 +147,11 @@ def test_every_option_in_the_environment_is_one_of_the_commands(overlay: Path) -
     for container in (each for pod in pods_of(objects) for each in containers(pod)):
         given = {name for name in environment_of(container, objects) if name.startswith("LITHOGRAPH_SERVE_")}
         assert given <= known
+        if container["name"] == "service":
+            mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+            assert ("/adapters" in mounts) == (
+                environment_of(container, objects)["LITHOGRAPH_SERVE_ADAPTERS"] == "file:///adapters"
+            )
         if container["image"].startswith("lithograph-service"):
             command = cli.get_command(click.Context(cli), container["args"][0])
             assert command is not None
@@ -191,3 +198,32 @@ def test_a_job_ends_and_is_forgotten(overlay: Path) -> None:
         assert job["spec"]["ttlSecondsAfterFinished"] > 0
         assert job["spec"]["backoffLimit"] > 0
         assert job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 120
+
+
+def test_the_documentation_names_every_overlay_and_none_that_is_not_there() -> None:
+    text = (K8S.parent / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    named = {K8S.parent / path for path in re.findall(r"(?<!lithograph/)\bk8s/[\w./-]*\w", text)}
+    assert [path for path in named if not path.exists()] == []
+    assert [path for path in OVERLAYS if path.name != "job" and path not in named] == []
+
+
+@pytest.mark.parametrize("overlay", ["cpu-demo", "gpu"])
+@pytest.mark.parametrize(
+    "components", [["s3"], ["monitoring", "autoscale/hpa"], ["autoscale/keda", "s3", "monitoring"]]
+)
+def test_components_go_together_in_a_namespace_of_ones_own(overlay: str, components: list[str], tmp_path: Path) -> None:
+    here = Path(os.path.relpath(K8S, tmp_path))
+    said = {
+        "namespace": "pictures",
+        "resources": [str(here / "overlays" / overlay)],
+        "components": [str(here / "components" / each) for each in components],
+        "images": [{"name": "lithograph-service", "newName": "registry.example.com/pictures"}],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(said))
+    objects = render(tmp_path)
+    assert problems(objects) == []
+    assert {each["metadata"].get("namespace", "pictures") for each in objects} == {"pictures"}
+    assert [each["metadata"]["name"] for each in of_kind("Namespace", objects)] == ["pictures"]
+    (deployment,) = of_kind("Deployment", objects)
+    images = {each["image"] for each in containers(deployment["spec"]["template"])}
+    assert images == {"registry.example.com/pictures:0.1.0"}
