@@ -235,7 +235,7 @@ class Cluster:
                     ) from error
                 case 401 | 403:
                     raise ClusterError(
-                        f"the cluster forbids it: {said}; ask for a Role that may (k8s/base has one)"
+                        f"the cluster forbids it: {said}; ask for a Role that may (k8s/components/studio has one)"
                     ) from error
                 case _:
                     raise ClusterError(f"the cluster refuses (HTTP {error.status}): {said}") from error

@@ -30,13 +30,16 @@ def name_of(folder: Path) -> str:
     return str(folder.relative_to(K8S))
 
 
+def by_hand(namespace: str) -> Objects:
+    """Secrets are made by whoever knows them: docs/kubernetes.md says how."""
+    return [{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "lithograph-studio", "namespace": namespace}}]
+
+
 def beside(overlay: Path) -> Objects:
     """What is there already: the overlay of a training (``gpu`` for ``gpu/job``), and what the whole cluster has."""
     around = render(overlay.parent) if (overlay.parent / "kustomization.yaml").exists() else []
-    return [
-        *around,
-        *(each for file in overlay.glob("cluster-*.yaml") for each in yaml.safe_load_all(file.read_text())),
-    ]
+    files = overlay.glob("cluster-*.yaml")
+    return [*around, *by_hand("lithograph"), *(each for file in files for each in yaml.safe_load_all(file.read_text()))]
 
 
 def of_kind(kind: str, objects: Objects) -> Objects:
@@ -141,11 +144,13 @@ def environment_of(container: Object, objects: Objects) -> dict[str, str]:
 @every_overlay
 def test_every_option_in_the_environment_is_one_of_the_commands(overlay: Path) -> None:
     objects = render(overlay)
-    serve = cli.get_command(click.Context(cli), "serve")
-    assert serve is not None
-    known = {f"LITHOGRAPH_SERVE_{option.name}".upper() for option in serve.params if option.name}
+    known = set()
+    for name in ("serve", "server"):
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        known |= {f"LITHOGRAPH_{name}_{option.name}".upper() for option in command.params if option.name}
     for container in (each for pod in pods_of(objects) for each in containers(pod)):
-        given = {name for name in environment_of(container, objects) if name.startswith("LITHOGRAPH_SERVE_")}
+        given = {name for name in environment_of(container, objects) if name.startswith("LITHOGRAPH_SERVE")}
         assert given <= known
         if container["name"] == "service":
             mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
@@ -209,7 +214,7 @@ def test_the_documentation_names_every_overlay_and_none_that_is_not_there() -> N
 
 @pytest.mark.parametrize("overlay", ["cpu-demo", "gpu"])
 @pytest.mark.parametrize(
-    "components", [["s3"], ["monitoring", "autoscale/hpa"], ["autoscale/keda", "s3", "monitoring"]]
+    "components", [["s3"], ["monitoring", "autoscale/hpa"], ["autoscale/keda", "s3", "monitoring"], ["studio", "s3"]]
 )
 def test_components_go_together_in_a_namespace_of_ones_own(overlay: str, components: list[str], tmp_path: Path) -> None:
     here = Path(os.path.relpath(K8S, tmp_path))
@@ -217,13 +222,29 @@ def test_components_go_together_in_a_namespace_of_ones_own(overlay: str, compone
         "namespace": "pictures",
         "resources": [str(here / "overlays" / overlay)],
         "components": [str(here / "components" / each) for each in components],
-        "images": [{"name": "lithograph-service", "newName": "registry.example.com/pictures"}],
+        "images": [
+            {"name": "lithograph-service", "newName": "registry.example.com/pictures"},
+            {"name": "lithograph-studio", "newTag": "0.1.0"},
+        ],
     }
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(said))
     objects = render(tmp_path)
-    assert problems(objects) == []
+    assert problems(objects, beside=by_hand("pictures")) == []
     assert {each["metadata"].get("namespace", "pictures") for each in objects} == {"pictures"}
     assert [each["metadata"]["name"] for each in of_kind("Namespace", objects)] == ["pictures"]
-    (deployment,) = of_kind("Deployment", objects)
+    (deployment,) = [each for each in of_kind("Deployment", objects) if each["metadata"]["name"] == "lithograph"]
     images = {each["image"] for each in containers(deployment["spec"]["template"])}
     assert images == {"registry.example.com/pictures:0.1.0"}
+
+
+_VERBS = {"read": "get", "list": "list", "create": "create", "patch": "patch", "delete": "delete"}
+_RESOURCES = {"job": "jobs", "config_map": "configmaps", "pod": "pods", "pod_log": "pods/log"}
+
+
+def test_the_studio_may_do_what_it_asks_of_the_api_server_and_nothing_else() -> None:
+    code = (K8S.parent / "studio" / "cluster.py").read_text(encoding="utf-8")
+    calls = re.findall(r"self\._(?:batch|core)\.(\w+?)_(collection_)?namespaced_(\w+)\(", code)
+    asked = {("deletecollection" if collection else _VERBS[verb], _RESOURCES[kind]) for verb, collection, kind in calls}
+    (role,) = of_kind("Role", render(K8S / "overlays" / "studio"))
+    rules = [(verb, resource) for rule in role["rules"] for verb in rule["verbs"] for resource in rule["resources"]]
+    assert sorted(rules) == sorted(asked)
