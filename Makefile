@@ -104,6 +104,11 @@ alerts: ## Write deploy/prometheus/rules.yaml into the monitoring component of k
 	{ sed '/^spec:/q' k8s/components/monitoring/rules.yaml; sed 's/^./  &/' deploy/prometheus/rules.yaml; } > .rules.new
 	mv .rules.new k8s/components/monitoring/rules.yaml
 
+.PHONY: dashboard
+dashboard: $(VENV)/dev.stamp ## Write the Grafana dashboard again, and docs' pictures of it: minutes of load, a real Prometheus.
+	$(BIN)/python deploy/grafana/dashboard.py
+	$(BIN)/python -m recipes.dashboard $(ARGS)
+
 .PHONY: loadtest
 loadtest: $(VENV)/dev.stamp ## Load a server for a minute in five ways; a report in build/loadtest (ARGS=--seconds 600, ...).
 	$(BIN)/python -m loadtest.suite $(ARGS)

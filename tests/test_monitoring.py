@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, generate_latest
 
 import service.metrics  # noqa: F401  registers its metrics
+from trainer.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -16,9 +17,12 @@ RULES = yaml.safe_load((PROMETHEUS / "rules.yaml").read_text())
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule]
 
 
-def promtool(*command: str) -> None:
-    result = subprocess.run(["promtool", *command], capture_output=True, text=True, check=False, cwd=PROMETHEUS)
+def promtool(*command: str, given: str | None = None) -> str:
+    result = subprocess.run(
+        ["promtool", *command], capture_output=True, text=True, check=False, cwd=PROMETHEUS, input=given
+    )
     assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 def test_the_rules_are_well_formed() -> None:
@@ -53,3 +57,43 @@ def test_every_metric_of_the_service_that_a_rule_names_is_exported() -> None:
     assert named
     unknown = {name for name in named if re.sub(r"_(total|bucket|count|sum)$", "", name) not in exported}
     assert unknown == set()
+
+
+def test_promtool_has_nothing_to_say_about_names_units_and_help_texts() -> None:
+    trainer = Metrics(total_steps=9)
+    figures = dict.fromkeys(
+        ("loss", "learning_rate", "gradient_norm", "images_per_second", "eta_seconds", "last_step_timestamp_seconds"),
+        1.0,
+    )
+    trainer.stepped(1, seconds=1, images=1, figures=figures)
+    trainer.cached("latents", hits=1, made=1)
+    trainer.checkpointed(1)
+    trainer.state("running")
+    trainer.phase("training")
+    exposed = generate_latest(REGISTRY) + generate_latest(trainer.registry)
+    assert promtool("check", "metrics", given=exposed.decode()) == ""
+
+
+def test_compose_mounts_what_is_there_and_scrapes_who_is_there() -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    services = compose["services"]
+    for one in services.values():
+        for volume in one.get("volumes", ()):
+            source = volume.partition(":")[0]
+            assert (ROOT / source).exists() if source.startswith(".") else source in compose["volumes"]
+        assert set(one.get("depends_on", ())) <= services.keys()
+        assert ":latest" not in one["image"]
+        assert ":" in one["image"]
+    prometheus = yaml.safe_load((PROMETHEUS / "prometheus.yaml").read_text())
+    hosts = {
+        target.partition(":")[0]
+        for job in prometheus["scrape_configs"]
+        for config in job["static_configs"]
+        for target in config["targets"]
+    }
+    assert hosts <= services.keys()
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "lithograph.yaml").read_text())["providers"]
+    assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in services["grafana"]["volumes"]
