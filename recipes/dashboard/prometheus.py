@@ -1,6 +1,5 @@
 """A Prometheus of one's own, and what it knows."""
 
-import os
 import signal
 import subprocess
 import time
@@ -75,7 +74,7 @@ def running(folder: Path, port: int, rules: Path, targets: Mapping[str, str]) ->
         process = subprocess.Popen(
             ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={folder / 'tsdb'}",
              f"--web.listen-address=127.0.0.1:{port}", "--enable-feature=exemplar-storage"],
-            stdout=stream, stderr=stream, env=os.environ | {"GOMAXPROCS": "1"},
+            stdout=stream, stderr=stream,
         )  # fmt: skip
     try:
         wait_for(f"{url}/-/ready", process, log)
