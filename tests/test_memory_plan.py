@@ -40,6 +40,7 @@ def workload(flavour: Flavour, **changes: object) -> Workload:
         {"lora_targets": "all-linear", "lora_rank": 32},
         {"dtype": "bfloat16", "batch": 2},
         {"lora_dropout": 0.0, "lora_targets": "official"},
+        {"use_dora": True, "batch": 2},
     ],
 )
 def test_activations_are_what_autograd_keeps(model: Components, flavour: Flavour, changes: dict[str, object]) -> None:
@@ -109,7 +110,8 @@ def kept_bytes(model: Components, wanted: Workload) -> int:
     dtype = getattr(torch, wanted.dtype)
     transformer = copy.deepcopy(model.transformer).to(dtype)
     given = {"model_flavour": "embedded", "lora_rank": wanted.lora_rank, "lora_targets": wanted.lora_targets}
-    inject(transformer, TrainConfig.model_validate(given | {"lora_dropout": wanted.lora_dropout}))
+    given |= {"lora_dropout": wanted.lora_dropout, "use_dora": wanted.use_dora}
+    inject(transformer, TrainConfig.model_validate(given))
     transformer.train()
     if wanted.checkpointing:
         checkpoint_blocks(transformer, every=int(wanted.checkpointing))

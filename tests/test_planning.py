@@ -91,6 +91,15 @@ def test_plan_and_auto_agree_on_what_fits() -> None:
         assert auto.as_json()["settings"]["gradient_checkpointing"] is not fits
 
 
+def test_a_base_that_is_split_takes_less_of_each_device_but_while_it_draws() -> None:
+    given = config(fsdp_enable=True)
+    whole, split = (planning.forecast(given, gpu_bytes=2**30, processes=count).plan for count in (1, 4))
+    assert split.base_bytes < whole.base_bytes
+    assert split.peak_bytes["training"] < whole.peak_bytes["training"]
+    assert split.peak_bytes["validation"] == whole.peak_bytes["validation"]
+    assert "split in 4" in split.table()
+
+
 def test_of_a_model_on_the_hub_only_descriptions_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = tmp_path / "hub" / "models--meituan-longcat--LongCat-Image" / "snapshots" / "c0ffee"
     for part in ("", "scheduler", "text_encoder", "tokenizer", "transformer", "vae"):

@@ -97,6 +97,7 @@ def test_a_negative_number_is_a_value_and_a_stray_word_is_refused() -> None:
         ({"aspect_bucket_alignment": 32}, ["aspect_bucket_alignment", "32", "64"]),
         ({"validation_resolution": "1000x1000"}, ["validation_resolution", "1000x1000", "64"]),
         ({"publish_to": "file:///x"}, ["adapter_name"]),
+        ({"fsdp_enable": True, "base_model_precision": "int8-quanto"}, ["fsdp_enable", "no_change"]),
         ({"group_offload_use_stream": True}, ["group_offload_use_stream", "leave it out"]),
         (
             {"enable_group_offload": True, "group_offload_type": "leaf_level", "use_dora": True},

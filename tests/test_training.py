@@ -241,6 +241,7 @@ def test_a_damaged_checkpoint_is_passed_over(pictures: Path, tmp_path: Path) -> 
         ({"enable_group_offload": "true"}, 78, ["enable_group_offload", "CPU"]),
         ({"lora_targets": '["attn.to_z"]'}, 78, ["lora_targets", "attn.to_z", "attn.to_q"]),
         ({"device": "cuda"}, 78, ["cuda", "cpu"]),
+        ({"fsdp_enable": "true"}, 78, ["fsdp_enable", "torchrun"]),
         ({"instance_data_dir": "/nowhere"}, 65, ["/nowhere"]),
         ({"resume_from_checkpoint": "step-00000099"}, 78, ["step-00000099"]),
         ({"publish_to": "ftp://x", "adapter_name": "x"}, 69, ["ftp://x", "s3://"]),
@@ -323,19 +324,30 @@ def test_every_way_to_train_learns_and_resumes(pictures: Path, tmp_path: Path, c
     assert (parts / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
 
 
-def test_two_processes_make_the_steps_of_one_with_twice_the_batch(pictures: Path, tmp_path: Path) -> None:
+def train_in_two(pictures: Path, output: Path, **changes: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lithograph",
+               "train", *arguments(pictures, output, **changes, device="cpu")]  # fmt: skip
+    return subprocess.run(command, cwd=output.parent, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["DDP", "FSDP"])
+def test_two_processes_make_the_steps_of_one_with_twice_the_batch(pictures: Path, tmp_path: Path, split: bool) -> None:
     same = {"lora_dropout": 0, "max_train_steps": 4, "optimizer": "adamw", "gradient_accumulation_steps": 2}
+    if split:
+        same |= {"gradient_checkpointing": "true", "use_dora": "true"}
     one, two = tmp_path / "one", tmp_path / "two"
     assert (done := train(pictures, one, **same, train_batch_size=2)).returncode == 0, done.stderr
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lithograph",
-               "train", *arguments(pictures, two, **same, train_batch_size=1, device="cpu")]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = train_in_two(pictures, two, **same, train_batch_size=1, fsdp_enable=str(split).lower())
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     losses = [[line.loss for line in read_metrics(path)] for path in (one, two)]
     norms = [[line.gradient_norm for line in read_metrics(path)] for path in (one, two)]
     # Sums in another order, in float32: the gradients agree to a hundred-thousandth, the losses to a millionth.
     assert np.allclose(losses[0], losses[1], rtol=1e-6, atol=0)
     assert np.allclose(norms[0], norms[1], rtol=1e-5, atol=0)
+    for path in (two / "validation").rglob("*-*.png"):
+        drawn, expected = (pixels(folder).astype(int) for folder in (path, one / path.relative_to(two)))
+        assert np.abs(drawn - expected).max() <= 1, path
 
 
 def test_validate_draws_without_training(finished: Path, tmp_path: Path) -> None:

@@ -100,15 +100,22 @@ def validate(path: Path | None, adapter: str | None, options: tuple[str, ...]) -
 @click.option(
     "--gpu-gib", type=click.FloatRange(min=0, min_open=True), help="Plan for a GPU of so much memory that is not here."
 )
+@click.option(
+    "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="With fsdp_enable, torchrun's."
+)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def plan(path: Path | None, as_json: bool, gpu_gib: float | None, options: tuple[str, ...]) -> None:
+def plan(path: Path | None, as_json: bool, gpu_gib: float | None, processes: int, options: tuple[str, ...]) -> None:
     """How much memory a training takes, part by part, before anything is loaded."""
     set_up_logging()
 
     def run() -> int:
         from trainer.planning import forecast
 
-        made = forecast(read_config(path, list(options)), gpu_bytes=None if gpu_gib is None else int(gpu_gib * 2**30))
+        made = forecast(
+            read_config(path, list(options)),
+            gpu_bytes=None if gpu_gib is None else int(gpu_gib * 2**30),
+            processes=processes,
+        )
         click.echo(json.dumps(made.as_json(), indent=1) if as_json else made.text())
         return 0
 

@@ -160,6 +160,9 @@ class TrainConfig(BaseModel):
     """With block_level."""
     group_offload_use_stream: bool = False
     """Refused: diffusers' streams put back the values that a group began with, and the adapter is among them."""
+    fsdp_enable: bool = False
+    """Split the base over the processes that torchrun started: each holds a part, and gathers a block when it computes.
+    Slower than int8 weights, which fit most devices; for a base that stays as it is. Validation needs it whole."""
 
     # Checkpoints.
     checkpointing_steps: _Count = Field(
@@ -275,6 +278,11 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"aspect_bucket_alignment: {self.aspect_bucket_alignment} is less than {GRID_PX}, the grid that "
                 f"flavour {self.model_flavour!r} was trained on"
+            )
+        if self.fsdp_enable and (self.base_model_precision != "no_change" or self.enable_group_offload):
+            raise ValueError(
+                "fsdp_enable: only whole weights are split; set base_model_precision no_change and leave out "
+                "enable_group_offload, or leave out fsdp_enable: every process then holds a quantized base"
             )
         if self.group_offload_use_stream:
             raise ValueError("group_offload_use_stream: streams would undo what the adapter learns; leave it out")

@@ -37,7 +37,7 @@ _INDECISIVE = {
     "output_dir", "cache_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "report_to",
     "tracker_run_name", "metrics_port", "pushgateway_url", "publish_to", "publish_endpoint_url", "adapter_name", "device",
     "vae_batch_size", "gradient_checkpointing", "gradient_checkpointing_interval", "data_backend_config",
-    "instance_data_dir", "max_train_steps", "num_train_epochs",
+    "instance_data_dir", "max_train_steps", "num_train_epochs", "fsdp_enable",
 }  # fmt: skip
 """Options under which a run is still the same one; what is trained on is compared by its hash."""
 
@@ -178,6 +178,7 @@ class Loop:
                 loss = loss_of(self._shared, batch, dtype=self._trainee.dtype) / count
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        world.average_gradients(self._trainee.parameters)
         norm = self._clip()
         self._optimizer.step()
         self._schedule.step()

@@ -68,6 +68,8 @@ class Workload:
     """cpu, cuda or mps: a CPU holds the base unquantized while it loads."""
     lora_dropout: float = 0.1
     use_dora: bool = False
+    parts: int = 1
+    """Processes over which the base is split."""
     vae_batch: int = 4
     """Pictures encoded at once while latents are cached."""
     text_workers: int = 1
@@ -80,7 +82,9 @@ class Plan:
 
     workload: Workload
     base_bytes: int
-    """The frozen transformer; offloaded, the part that is on the device."""
+    """The frozen transformer; offloaded or split, the part that is on the device."""
+    drawn_base_bytes: int
+    """What of it is there while pictures are drawn."""
     adapter_bytes: int
     """In float32."""
     gradient_bytes: int
@@ -113,7 +117,8 @@ class Plan:
             peaks["loading"] = self.loading_bytes
         peaks["training"] = trained + self.gradient_bytes + self.activation_bytes + self.workspace_bytes
         if self.workload.validation:
-            peaks["validation"] = trained + self.drawing_bytes + self.vae_decode_bytes
+            drawn = self.drawn_base_bytes - self.base_bytes
+            peaks["validation"] = trained + drawn + self.drawing_bytes + self.vae_decode_bytes
         return peaks
 
     @property
@@ -126,7 +131,7 @@ class Plan:
         """Bytes by what they are for; what takes none is left out."""
         load = self.workload
         parts = {
-            f"base, {load.precision}{', offloaded' if load.offload else ''}": self.base_bytes,
+            f"base, {load.precision}{_where(load)}": self.base_bytes,
             f"adapter, rank {load.lora_rank}": self.adapter_bytes,
             "its gradients": self.gradient_bytes,
             f"optimizer, {load.optimizer}": self.optimizer_bytes,
@@ -169,9 +174,12 @@ def plan(workload: Workload) -> Plan:
     words = reader.weight_bytes(workload.text_encoder_precision, item) + reading
     if on_cpu:
         words = max(words, reader.weight_bytes(Precision.NO_CHANGE, item))
+    on_device = model.top_bytes(item) + (max(blocks) if workload.offload else sum(blocks))
     return Plan(
         workload=workload,
-        base_bytes=model.top_bytes(item) + (max(blocks) if workload.offload else sum(blocks)),
+        # Of a base that is split, the block that computes and the next one are whole.
+        base_bytes=on_device if workload.parts == 1 else on_device // workload.parts + 2 * max(blocks),
+        drawn_base_bytes=on_device,
         adapter_bytes=trained * _FLOAT32,
         gradient_bytes=trained * _FLOAT32,
         optimizer_bytes=int(trained * _STATE_BYTES[workload.optimizer]),
@@ -192,7 +200,7 @@ def alternatives(workload: Workload) -> tuple[Plan, ...]:
     return tuple(
         plan(replace(settled, precision=precision, checkpointing=every))
         for precision in Precision
-        if _can(precision, workload)
+        if _can(precision, workload) and (workload.parts == 1 or precision is Precision.NO_CHANGE)
         for every in _CHECKPOINTING
     )
 
@@ -378,6 +386,10 @@ def _drawing(model: Transformer, workload: Workload) -> int:
 
 def _weight(layer: Linear) -> int:
     return layer.width_in * layer.width_out
+
+
+def _where(workload: Workload) -> str:
+    return ", offloaded" if workload.offload else f", split in {workload.parts}" if workload.parts > 1 else ""
 
 
 def _checkpointing(workload: Workload) -> str:

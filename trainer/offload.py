@@ -16,7 +16,12 @@ from trainer.lora import lora_layers
 
 
 def place(transformer: LongCatImageTransformer2DModel, config: TrainConfig, device: torch.device) -> None:
-    """Move the transformer to the device, or arrange for its groups to visit it."""
+    """Move the transformer to the device, or arrange for its groups to visit it; what is to be split moves part by part."""
+    if config.fsdp_enable:
+        for _, layer in lora_layers(transformer):
+            for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
+                part.to(device)
+        return
     if not config.enable_group_offload:
         transformer.to(device)
         return

@@ -3,7 +3,7 @@
 For a GPU that is not here, no torch is imported: a web page can plan for a cluster.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from longcat.flavour import Description, Flavour, describe
@@ -88,11 +88,14 @@ class Forecast:
         return {"most_bytes": planned.most_bytes, "fits": fits(planned, self.room_bytes)}
 
 
-def forecast(config: TrainConfig, *, gpu_bytes: int | None = None, cpu_threads: int | None = None) -> Forecast:
+def forecast(
+    config: TrainConfig, *, gpu_bytes: int | None = None, cpu_threads: int | None = None, processes: int = 1
+) -> Forecast:
     """The plan for the configured device, or for a CUDA GPU of so much memory that need not be here.
 
     With ``cpu_threads`` it is for this machine's CPU, computing with so many, and needs no torch to know the device.
-    Of a flavour on the hub, only the descriptions are downloaded. Raises ``ConfigError`` if what is ``auto`` cannot fit.
+    ``processes``: over which ``fsdp_enable`` splits the base. Of a flavour on the hub, only the descriptions are
+    downloaded. Raises ``ConfigError`` if what is ``auto`` cannot fit.
     """
     model = describe(config.flavour, revision=config.revision)
     if gpu_bytes is None and cpu_threads is not None:
@@ -106,7 +109,7 @@ def forecast(config: TrainConfig, *, gpu_bytes: int | None = None, cpu_threads: 
     else:
         dtype = {"auto": "bfloat16"}.get(config.mixed_precision, _DTYPES[config.mixed_precision])
         name, there, room = "a GPU", _Device(kind="cuda", dtype=dtype, threads=1), gpu_bytes
-    workload = _workload(config, model, there)
+    workload = replace(_workload(config, model, there), parts=processes if config.fsdp_enable else 1)
     if _has_auto(config):
         workload = choose(workload, room)
     return Forecast(device=name, room_bytes=room, plan=plan(workload), others=alternatives(workload))

@@ -57,6 +57,11 @@ def train(config: TrainConfig, *, show_bar: bool) -> Outcome:
 def _train(config: TrainConfig, world: World, interruption: Interruption, *, show_bar: bool) -> Outcome:
     make_output(config.output_dir)
     with _recorded(config, writes=world.is_first):
+        if config.fsdp_enable and world.size == 1:
+            raise ConfigError(
+                "fsdp_enable: it splits the base over several processes, and this is one: start them with torchrun "
+                "--nproc_per_node N -m lithograph train"
+            )
         config, flavour, encoders = prepare_model(config, world.device)
         inventory = take_inventory(config, flavour, processes=world.size)
     sampler = Sampler(inventory.samples, batch=config.train_batch_size * world.size, seed=config.seed)
@@ -115,6 +120,8 @@ def _stages(
     )
     parameters = inject(transformer, config)
     place(transformer, config, world.device)
+    if config.fsdp_enable:
+        world.split(transformer, parameters)
     if config.gradient_checkpointing:
         checkpoint_blocks(transformer, every=config.gradient_checkpointing_interval)
     batches = Batches(config, inventory.samples, encoders, cache, scheduler_config)
@@ -124,16 +131,17 @@ def _stages(
     progress.resumed(loop.step)
 
     def validate(step: int, weights: LoraWeights) -> Verdict | None:
-        if not drawn or not world.is_first:
-            world.wait()
+        if not drawn:
             return None
-        progress.phase("validating")
         verdict = None
-        with suppress(InterruptedTraining):  # the loop saves and stops, with the other processes
-            verdict = validation.run(weights, step=step)
-            names = [str(path.relative_to(config.output_dir)) for path in verdict.files]
-            progress.validation(step, names, verdict.passed, list(verdict.reasons))
-        world.wait()
+        with world.gathered(transformer):
+            if world.is_first:
+                progress.phase("validating")
+                with suppress(InterruptedTraining):  # the loop saves and stops, with the other processes
+                    verdict = validation.run(weights, step=step)
+                    names = [str(path.relative_to(config.output_dir)) for path in verdict.files]
+                    progress.validation(step, names, verdict.passed, list(verdict.reasons))
+            world.wait()
         return verdict
 
     if not loop.run(progress, interruption, validate=validate):
