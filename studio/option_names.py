@@ -40,6 +40,7 @@ _LABELS = {
     "use_rslora": "rsLoRA",
     "use_ema": "Average of the adapter (EMA)",
     "enable_group_offload": "Offload the base",
+    "fsdp_enable": "Split the base (FSDP)",
 }
 """Where a name says less than people want to read."""
 

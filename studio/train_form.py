@@ -25,7 +25,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "memory": (
         "base_model_precision", "text_encoder_1_precision", "mixed_precision", "gradient_checkpointing",
         "gradient_checkpointing_interval", "gradient_accumulation_steps", "enable_group_offload", "group_offload_type",
-        "group_offload_blocks_per_group", "group_offload_use_stream", "vae_batch_size", "device",
+        "group_offload_blocks_per_group", "fsdp_enable", "vae_batch_size", "device",
     ),
     "adapter": (
         "model_type", "lora_type", "lora_alpha", "lora_dropout", "lora_targets", "lora_init_type", "use_rslora", "use_dora",

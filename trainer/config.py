@@ -158,8 +158,6 @@ class TrainConfig(BaseModel):
     """What visits the device at once."""
     group_offload_blocks_per_group: _Count = 1
     """With block_level."""
-    group_offload_use_stream: bool = False
-    """Refused: diffusers' streams put back the values that a group began with, and the adapter is among them."""
     fsdp_enable: bool = False
     """Split the base over the processes that torchrun started: each holds a part, and gathers a block when it computes.
     Slower than int8 weights, which fit most devices; for a base that stays as it is. Validation needs it whole."""
@@ -284,8 +282,6 @@ class TrainConfig(BaseModel):
                 "fsdp_enable: only whole weights are split; set base_model_precision no_change and leave out "
                 "enable_group_offload, or leave out fsdp_enable: every process then holds a quantized base"
             )
-        if self.group_offload_use_stream:
-            raise ValueError("group_offload_use_stream: streams would undo what the adapter learns; leave it out")
         if self.enable_group_offload and self.group_offload_type == "leaf_level" and self.use_dora:
             raise ValueError("use_dora: its magnitudes do not survive group_offload_type leaf_level; use block_level")
         if self.publish_to and not self.adapter_name:

@@ -25,6 +25,7 @@ _INSTEAD = {
     "report_to": "use tensorboard or none",
     "train_text_encoder": "the text encoder stays as it is",
     "quantize_activations": "only weights are quantized in training",
+    "group_offload_use_stream": "leave it out: streams put back what a group began with, the adapter's values too",
     "fsdp_version": "fsdp_enable is all there is to say",
     "fsdp_reshard_after_forward": "fsdp_enable is all there is to say",
     "deepspeed_config": "use fsdp_enable with torchrun; or int8 weights, with which the base fits most devices",

@@ -86,7 +86,7 @@ class World:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         averages = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, average in zip(gradients, averages.split([g.numel() for g in gradients]), strict=True):
+        for gradient, average in zip(gradients, torch.split(averages, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(average.view_as(gradient))
 
     def mean(self, value: Tensor) -> Tensor:
