@@ -25,7 +25,7 @@ SMALL = {
     "model_flavour": "embedded", "resolution": "128", "max_train_steps": str(STEPS), "train_batch_size": "2",
     "learning_rate": "1e-3", "validation_num_inference_steps": "2", "validation_min_change": "0",
 }  # fmt: skip
-START_SECONDS = 120
+START_SECONDS = 300
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """What autograd holds on to: a training forward of the transformer walked on sizes instead of numbers. No torch.
 
-The walk follows diffusers' ``transformer_longcat_image.py`` and PEFT's LoRA layer, and keeps what each operation saves for
+The walk follows diffusers' ``transformer_longcat_image.py`` with what ``trainer.forward`` leaves out of it, and PEFT's LoRA
+layer, and keeps what each operation saves for
 its backward pass, each tensor once. That depends on what has to be differentiated (the base is frozen, so that a linear
 layer saves nothing of its own), and on how weights are stored:
 
@@ -217,7 +218,8 @@ def saved(walk: Walk) -> Saved:
     both = _Value(sum(rows), walk.width, walk.item_bytes, image.grad or text.grad)
     for index in range(walk.single_blocks):
         tape = _Tape(walk)
-        both = _single(tape, f"single_transformer_blocks.{index}", both)
+        asking = image if index == walk.single_blocks - 1 else both
+        both = _single(tape, f"single_transformer_blocks.{index}", both, asking.rows)
         blocks.append(tape.total)
     tape = _Tape(walk)
     last = tape.layer_norm(both)
@@ -246,15 +248,18 @@ def _double(tape: _Tape, name: str, image: _Value, text: _Value) -> tuple[_Value
     return tape.gated(x, of_image, image), tape.clipped(tape.gated(y, of_text, text))
 
 
-def _single(tape: _Tape, name: str, both: _Value) -> _Value:
-    """LongCatImageSingleTransformerBlock."""
+def _single(tape: _Tape, name: str, both: _Value, asking: int) -> _Value:
+    """LongCatImageSingleTransformerBlock, of which ``asking`` rows are read: all, but for the last one."""
     walk = tape.walk
     modulation = _Value(walk.batch, 3 * walk.width, walk.item_bytes, False)
     x = tape.scale(tape.layer_norm(both))
-    mlp = tape.gelu(tape.linear(f"{name}.proj_mlp", x, MLP_RATIO * walk.width))
-    query, key, value = (tape.linear(f"{name}.attn.to_{part}", x, walk.width) for part in "qkv")
+    read = x if asking == x.rows else _Value(asking, x.width, x.item_bytes, x.grad, whole=x)
+    mlp = tape.gelu(tape.linear(f"{name}.proj_mlp", read, MLP_RATIO * walk.width))
+    query, key, value = (
+        tape.linear(f"{name}.attn.to_{part}", read if part == "q" else x, walk.width) for part in "qkv"
+    )
     out = tape.attention(tape.head_norm(query), tape.head_norm(key), value)
-    joined = _Value(x.rows, out.width + mlp.width, max(out.item_bytes, mlp.item_bytes), out.grad or mlp.grad)
+    joined = _Value(asking, out.width + mlp.width, max(out.item_bytes, mlp.item_bytes), out.grad or mlp.grad)
     projected = tape.linear(f"{name}.proj_out", joined, walk.width)
     return tape.clipped(tape.gated(projected, modulation, both))
 

@@ -20,6 +20,7 @@ from longcat.dora import RowNorms, plain_weight, row_norms
 from longcat.errors import ConfigError
 from longcat.lora import LoraLayer, LoraWeights, check_lora, load_lora, lora_targets
 from trainer.config import TrainConfig
+from trainer.forward import slim
 from trainer.randomness import derive
 from trainer.targets import endings_of, ends
 
@@ -85,6 +86,7 @@ def inject(transformer: LongCatImageTransformer2DModel, config: TrainConfig) -> 
 
     Raises ``ConfigError`` or ``AdapterError`` if ``init_lora`` does not fit.
     """
+    slim(transformer)
     targets = lora_targets(transformer)
     modules = target_modules(transformer, config.lora_targets)
     torch.manual_seed(derive(config.seed, "lora"))

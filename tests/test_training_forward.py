@@ -1,0 +1,74 @@
+"""What training leaves out of the forward pass changes neither what it predicts nor a gradient."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import LongCatImageTransformer2DModel
+from peft import LoraConfig
+from torch import Tensor
+
+from longcat import latents
+from longcat.loading import Components
+from trainer.forward import slim
+from trainer.lora import target_modules
+from trainer.run import checkpoint_blocks
+
+SIDE_PX, PROMPT_ROWS = 128, 24
+
+
+def predict(transformer: LongCatImageTransformer2DModel) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    predicted: Tensor = transformer(
+        hidden_states=torch.randn(2, (SIDE_PX // latents.TOKEN_PX) ** 2, 64, generator=generator),
+        encoder_hidden_states=torch.randn(2, PROMPT_ROWS, transformer.config.joint_attention_dim, generator=generator),
+        timestep=torch.tensor([0.3, 0.8]),
+        txt_ids=latents.text_ids(PROMPT_ROWS),
+        img_ids=latents.image_ids(height_px=SIDE_PX, width_px=SIDE_PX, max_tokens=PROMPT_ROWS),
+        return_dict=False,
+    )[0]
+    return predicted
+
+
+@pytest.mark.parametrize("targets", ["attention", "all-linear"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_predictions_and_gradients_are_those_of_diffusers(model: Components, targets: str, checkpointed: bool) -> None:
+    seen = []
+    for slimmed in (False, True):
+        transformer = copy.deepcopy(model.transformer)
+        transformer.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=target_modules(transformer, targets)))
+        parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
+        for name, parameter in parameters.items():
+            parameter.data.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
+        if slimmed:
+            slim(transformer)
+        if checkpointed:
+            checkpoint_blocks(transformer, every=1)
+        predicted = predict(transformer.train())
+        predicted.square().mean().backward()
+        seen.append((predicted.detach(), {name: p.grad for name, p in parameters.items()}))
+    (expected, gradients), (predicted, slim_gradients) = seen
+    torch.testing.assert_close(predicted, expected, rtol=1e-5, atol=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(slim_gradients[name], gradient, rtol=1e-4, atol=1e-6 * largest, msg=name)
+
+
+def test_less_is_kept_for_the_backward_pass(model: Components) -> None:
+    kept = []
+    for slimmed in (False, True):
+        transformer = copy.deepcopy(model.transformer)
+        transformer.add_adapter(LoraConfig(r=4, target_modules=target_modules(transformer, "attention")))
+        if slimmed:
+            slim(transformer)
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            held = predict(transformer.train())
+        kept.append(sum(sizes.values()))
+        assert held.requires_grad
+    assert kept[1] < kept[0]
