@@ -11,6 +11,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 FLAVOUR ?= embedded
 ARGS ?=
+PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
 
@@ -21,16 +22,19 @@ help: ## Show this list.
 # One stamp per set of dependencies; the constraints file is the lock.
 $(VENV)/base.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable .
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/base.stamp
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev]'
 	touch $@
 
 $(VENV)/recipes.stamp: $(VENV)/dev.stamp
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[recipes]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[recipes]'
 	touch $@
+
+.PHONY: install
+install: $(VENV)/base.stamp ## Set up .venv: what serving and training need (PIP_ARGS=--extra-index-url ..., for another torch).
 
 .PHONY: serve
 serve: $(VENV)/base.stamp ## Serve the embedded model on http://127.0.0.1:8000 (PORT=, HOST=, FLAVOUR=, ARGS=).
@@ -116,6 +120,15 @@ loadtest: $(VENV)/dev.stamp ## Load a server for a minute in five ways; a report
 .PHONY: bench-serving
 bench-serving: $(VENV)/dev.stamp ## Load a server and plain LitServe side by side, briefly (see loadtest/README.md).
 	$(BIN)/python -m loadtest.closed_loop --rounds 2 --pictures 4 $(ARGS)
+
+# Material warns of its own end in 2027 at every build.
+.PHONY: docs
+docs: $(VENV)/dev.stamp ## Build the site into build/site: quickstart (en, zh), reference, architecture, troubleshooting.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
+.PHONY: docs-serve
+docs-serve: $(VENV)/dev.stamp ## Show the site on http://127.0.0.1:8002 while it is being written.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8002 $(ARGS)
 
 .PHONY: lock
 lock: $(VENV)/recipes.stamp ## Write what is installed into constraints.txt.

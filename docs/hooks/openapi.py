@@ -1,0 +1,158 @@
+"""The service's OpenAPI document as a page and as a file, for people and for whoever generates a client.
+
+``python docs/hooks/openapi.py > openapi.json``. No model is loaded, nothing listens. The page has
+tables that can be read and searched without a server, unlike the forms at a server's ``/docs``.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+
+from longcat.flavour import resolve
+from service.api import GenerateAPI, Server
+from service.config import ModelConfig, ServiceConfig
+from service.limits import Limits
+
+Json = Mapping[str, Any]
+
+_PLACE = "{{ openapi }}"
+_TAGS = {
+    "model": "Pictures",
+    "jobs": "Jobs",
+    "openai": "As OpenAI has it",
+    "adapters": "Adapters",
+    "operations": "Operations",
+}
+_LARGE = 2**53
+"""Beyond it, JSON readers round."""
+_LIMITS = {
+    "minimum": "≥",
+    "exclusiveMinimum": ">",
+    "maximum": "≤",
+    "multipleOf": "a multiple of",
+    "maxItems": "at most",
+}
+
+
+def document() -> dict[str, Any]:
+    """What ``GET /openapi.json`` answers."""
+    flavour = resolve("embedded")
+    api = GenerateAPI(ServiceConfig(model=ModelConfig()), flavour, Limits.of_model(flavour.settings))
+    found: dict[str, Any] = Server(api).app.openapi()
+    return found
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put all of it where a page asks for it: a line that is ``{{ openapi }}``."""
+    return markdown.replace(_PLACE, reference(document())) if _PLACE in markdown else markdown
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Put the document beside the page."""
+    Path(config.site_dir, "reference", "openapi.json").write_text(text(), encoding="utf-8")
+
+
+def text() -> str:
+    """The document, to be read."""
+    return json.dumps(document(), ensure_ascii=False, indent=1)
+
+
+def reference(found: Json) -> str:
+    """All operations by tag, then all schemas."""
+    operations = [
+        (method.upper(), path, operation)
+        for path, methods in found["paths"].items()
+        for method, operation in methods.items()
+    ]
+    lines = []
+    for tag in (tag["name"] for tag in found["tags"]):
+        lines.append(f"\n## {_TAGS.get(tag, tag)}\n")
+        for method, path, operation in operations:
+            if operation["tags"] == [tag]:
+                lines += [f"\n### {method} {path} {{ data-toc-label='{method} {path}' }}\n", *_operation(operation)]
+    lines.append("\n## Schemas\n")
+    for name, schema in sorted(found["components"]["schemas"].items()):
+        lines += [f"\n### {name}\n", schema.get("description", ""), "", *_fields(schema)]
+    return "\n".join(lines)
+
+
+def _operation(operation: Json) -> Iterator[str]:
+    yield f"**{operation['summary']}.** {operation.get('description', '')}\n"
+    if parameters := operation.get("parameters"):
+        yield from _table(
+            ("parameter", "in", "type", ""),
+            ((f"`{p['name']}`", p["in"], _type(p["schema"]), p.get("description", "")) for p in parameters),
+        )
+    for content_type, body in operation.get("requestBody", {}).get("content", {}).items():
+        yield f"\nBody, `{content_type}`: {_type(body['schema']) if '$ref' in body['schema'] else ''}\n"
+        yield from _fields(body["schema"])
+    yield "\n"
+    yield from _table(("status", "", "body"), (_response(*answer) for answer in operation["responses"].items()))
+
+
+def _response(status: str, response: Json) -> tuple[str, str, str]:
+    bodies = [
+        f"`{kind}`{': ' + _type(body['schema']) if _type(body.get('schema', {})) else ''}"
+        for kind, body in response.get("content", {}).items()
+    ]
+    said = response["description"]
+    return status, HTTPStatus(int(status)).phrase if said == "Successful Response" else said, "<br>".join(bodies)
+
+
+def _fields(schema: Json) -> Iterator[str]:
+    """A table of an object's properties."""
+    if "enum" in schema:
+        yield ", ".join(f"`{value}`" for value in schema["enum"])
+    properties = schema.get("properties", {})
+    if not properties:
+        return
+    required = schema.get("required", ())
+
+    def default(name: str, said: Json) -> str:
+        if name in required:
+            return "required"
+        return "" if said.get("default") is None else f"`{json.dumps(said['default'], ensure_ascii=False)}`"
+
+    yield from _table(
+        ("field", "type", "default", ""),
+        (
+            (f"`{name}`", _type(said), default(name, said), said.get("description", ""))
+            for name, said in properties.items()
+        ),
+    )
+
+
+def _type(schema: Json) -> str:
+    """In words; schemas of their own as links."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if choices := schema.get("anyOf", schema.get("oneOf")):
+        return " or ".join(_type(choice) for choice in choices if choice.get("type") != "null")
+    limits = "".join(f", {word} {_number(schema[key])}" for key, word in _LIMITS.items() if key in schema)
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items', {})) or 'anything'}{limits}"
+    return f"{schema.get('type', '')}{limits}"
+
+
+def _number(value: float) -> str:
+    return str(round(value)) if value == round(value) and abs(value) < _LARGE else f"{value:.2g}"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in row) + " |"
+
+
+if __name__ == "__main__":
+    print(text())
