@@ -21,6 +21,9 @@ help: ## Show this list.
 
 # One stamp per set of dependencies; the constraints file is the lock.
 $(VENV)/base.stamp: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
+	  || { echo "$(PYTHON) is not Python 3.11 or 3.12; name one that is: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "setting up $(VENV): a few minutes, the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable .
 	touch $@
