@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import click
 import kubernetes_validate
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from lithograph.__main__ import cli
 from tests.manifest_rules import problems
@@ -210,6 +212,17 @@ def test_the_documentation_names_every_overlay_and_none_that_is_not_there() -> N
     named = {K8S.parent / path for path in re.findall(r"(?<!lithograph/)\bk8s/[\w./-]*\w", text)}
     assert [path for path in named if not path.exists()] == []
     assert [path for path in OVERLAYS if path.name != "job" and path not in named] == []
+
+
+def test_a_training_submitted_as_the_documentation_says_finds_what_its_overlay_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(K8S.parent)
+    text = (K8S.parent / "docs" / "kubernetes.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (command,) = re.findall(r"^lithograph (job submit .*)$", text, re.MULTILINE)
+    result = CliRunner().invoke(cli, shlex.split(command.replace("submit", "render")))
+    assert result.exit_code == 0, result.output
+    assert problems(list(yaml.safe_load_all(result.stdout)), beside=render(K8S / "overlays" / "gpu")) == []
 
 
 @pytest.mark.parametrize("overlay", ["cpu-demo", "gpu"])
