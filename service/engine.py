@@ -22,36 +22,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from longcat import denoise, latents
 from longcat.denoise import Denoising
 from longcat.errors import DeadlineError, EngineError
 from longcat.forward import Forward
 from longcat.loading import Components
-from longcat.prompt import tokenize_prompt
-from longcat.rewrite import rewrite_prompt
 from longcat.slots import AdapterSlots
-from longcat.text_encoder import encode_prompt
-from longcat.tokenizer import plain_ids
 from service.course import Phase, StepInterval
 from service.orders import Drawn, Listener, Order, Preview, Progress
+from service.prompts import Prompts
 from service.slots import Adapter, Occupant, SlotTable
+from service.turns import Job, Running, Size, Turns
 
 log = logging.getLogger("lithograph")
 
-_PROMPT_CACHE_BYTES = 256 * 2**20
 _PREVIEW_PX = 256
 """Longest side of a preview, at most."""
-
-Size = tuple[int, int]
-"""Height and width in px."""
 
 
 class AdapterSource(Protocol):
@@ -59,36 +49,6 @@ class AdapterSource(Protocol):
 
     def resolve(self, reference: str) -> Adapter:
         """The version that a name means now. May take a while; raises ``AdapterError`` or ``StorageError``."""
-
-
-@dataclass(kw_only=True)
-class _Job:
-    """An order on its way."""
-
-    order: Order
-    number: int
-    """Of arrival."""
-    prompt: str = ""
-    embeds: Tensor | None = None
-    negative_embeds: Tensor | None = None
-    adapters: tuple[Adapter, ...] = ()
-    pending: deque[int] = field(default_factory=deque)
-    """Pictures that are not admitted yet."""
-    pixels: dict[int, np.ndarray] = field(default_factory=dict)
-    previewing: bool = False
-    over: bool = False
-    """Nothing more is to be done or said about it."""
-
-    @property
-    def size(self) -> Size:
-        return self.order.height_px, self.order.width_px
-
-
-@dataclass(eq=False)
-class _Running:
-    job: _Job
-    index: int
-    picture: Denoising
 
 
 class Engine:
@@ -111,6 +71,7 @@ class Engine:
         pictures get fewer. ``beside``: prepare and decode in threads; not with weights that move between devices.
         """
         self.model = model
+        self.prompts = Prompts(model)
         self.forward = Forward(model.transformer, compiled=compiled)
         self.source: AdapterSource | None = None
         """Set before the first order that names an adapter."""
@@ -124,22 +85,16 @@ class Engine:
         )
         self.table = SlotTable(slots)
         self._listener = listener
-        self._max_rows = max_rows
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._beside: Executor = ThreadPoolExecutor(2, "beside") if beside else _InTheLoop(self._inbox)
         # A download can take long, and pictures that need none must not wait for it.
         self._fetching = ThreadPoolExecutor(4, "fetching")
-        self._jobs: dict[str, _Job] = {}
-        self._waiting: list[_Job] = []
-        self._running: dict[Size, list[_Running]] = {}
-        """In the order in which the sizes take turns."""
+        self._jobs: dict[str, Job] = {}
+        self._waiting: list[Job] = []
+        self._max_rows = max_rows
+        self._turns = Turns(max_rows=max_rows, default_size_px=model.flavour.settings.default_size_px)
         self._arrivals = itertools.count()
         self._finishing = threading.Lock()
-        settings = model.flavour.settings
-        embedding_bytes = (
-            settings.max_prompt_tokens * model.transformer.config.joint_attention_dim * model.dtype.itemsize
-        )
-        self.encode = lru_cache(max(1, _PROMPT_CACHE_BYTES // embedding_bytes))(self._encode)
 
     @property
     def occupants(self) -> tuple[Occupant, ...]:
@@ -149,7 +104,7 @@ class Engine:
     @property
     def active_rows(self) -> int:
         """Rows of all pictures that are being denoised."""
-        return sum(len(r.picture.contexts) for group in self._running.values() for r in group)
+        return self._turns.rows
 
     @property
     def waiting(self) -> int:
@@ -180,7 +135,7 @@ class Engine:
 
     def submit(self, order: Order) -> None:
         """Take an order in."""
-        job = _Job(order=order, number=next(self._arrivals), pending=deque(range(len(order.seeds))))
+        job = Job(order=order, number=next(self._arrivals), pending=deque(range(len(order.seeds))))
         order.course.begin(Phase.QUEUE, order.submitted_at)
         self._inbox.put(lambda: self._jobs.update({order.id: job}))
         if order.adapters:
@@ -201,13 +156,13 @@ class Engine:
         self._hear(wait_seconds)
         self._check_deadlines()
         self._admit()
-        if not self._running:
+        if not self._turns:
             return False
         self._step()
         return True
 
     def _hear(self, wait_seconds: float) -> None:
-        block = not self._running
+        block = not self._turns
         try:
             while True:
                 self._inbox.get(block=block, timeout=wait_seconds if block else None)()
@@ -215,7 +170,7 @@ class Engine:
         except queue.Empty:
             pass
 
-    def _aside(self, pool: Executor, job: _Job, work: Callable[..., None], *arguments: Any) -> None:
+    def _aside(self, pool: Executor, job: Job, work: Callable[..., None], *arguments: Any) -> None:
         """Do a part of a job beside the loop; if it fails, the job fails, alone."""
 
         def run() -> None:
@@ -229,30 +184,26 @@ class Engine:
 
         pool.submit(run)
 
-    def _fetch(self, job: _Job) -> None:
+    def _fetch(self, job: Job) -> None:
         if self.source is None:
             raise EngineError("adapters were ordered of an engine that has no source of them")
         job.adapters = tuple(self.source.resolve(use.reference) for use in job.order.adapters)
         self._aside(self._beside, job, self._prepare)
 
-    @torch.no_grad()
-    def _prepare(self, job: _Job) -> None:
-        order, prompt, course = job.order, job.order.prompt, job.order.course
+    def _prepare(self, job: Job) -> None:
+        order, course = job.order, job.order.course
         begin = time.monotonic()
         course.end(Phase.QUEUE, begin)
         course.begin(Phase.TEXT, begin)
-        if order.rewrite_prompt:
-            limit = self.model.flavour.settings.max_prompt_tokens
-            prompt = rewrite_prompt(self.model.text_encoder, self.model.tokenizer, prompt, max_tokens=limit)
-        job.prompt = prompt
-        job.embeds = self.encode(prompt)
-        job.negative_embeds = self.encode(order.negative_prompt) if order.guidance_scale > 1 else None
+        job.prompt = self.prompts.rewrite(order.prompt) if order.rewrite_prompt else order.prompt
+        job.embeds = self.prompts.encode(job.prompt)
+        job.negative_embeds = self.prompts.encode(order.negative_prompt) if order.guidance_scale > 1 else None
         end = self._now()
         course.end(Phase.TEXT, end)
         course.begin(Phase.QUEUE, end)
         self._inbox.put(lambda: self._queue(job))
 
-    def _queue(self, job: _Job) -> None:
+    def _queue(self, job: Job) -> None:
         if not job.over:
             self._waiting.append(job)
             self._waiting.sort(key=lambda waiting: waiting.number)
@@ -264,8 +215,7 @@ class Engine:
         slots_wanted = False
         for job in list(self._waiting):
             while job.pending and job.size not in full and not (job.adapters and slots_wanted):
-                rows = 2 if job.negative_embeds is not None else 1
-                if self._rows_used(job.size) + rows > self._rows_at(job.size):
+                if not self._turns.has_room(job.size, job.rows_each):
                     full.add(job.size)
                 elif (slots := self.table.acquire(job.adapters)) is None:
                     slots_wanted = True
@@ -274,22 +224,14 @@ class Engine:
             if not job.pending and job in self._waiting:
                 self._waiting.remove(job)
 
-    def _rows_at(self, size: Size) -> int:
-        """Most rows of a forward at this size: memory grows with the pixels."""
-        default = self.model.flavour.settings.default_size_px**2
-        return max(2, min(self._max_rows, self._max_rows * default // (size[0] * size[1])))
-
-    def _rows_used(self, size: Size) -> int:
-        return sum(len(running.picture.contexts) for running in self._running.get(size, ()))
-
-    def _begin_or_fail(self, job: _Job, slots: tuple[int, ...]) -> None:
+    def _begin_or_fail(self, job: Job, slots: tuple[int, ...]) -> None:
         try:
             self._begin(job, slots)
         except Exception as error:  # out of memory, say: the others are still to be drawn
             self.table.release(job.adapters)
             self._fail(job, error)
 
-    def _begin(self, job: _Job, slots: tuple[int, ...]) -> None:
+    def _begin(self, job: Job, slots: tuple[int, ...]) -> None:
         order, index = job.order, job.pending.popleft()
         begin = time.monotonic()
         order.course.end(Phase.QUEUE, begin)  # of its first picture; later ones find it ended
@@ -308,39 +250,35 @@ class Engine:
             seed=order.seeds[index],
         )
         picture.adapters = tuple((slot, use.scale) for slot, use in zip(slots, order.adapters, strict=True))
-        self._running.setdefault(job.size, []).append(_Running(job, index, picture))
+        self._turns.add(Running(job, index, picture))
 
     def _step(self) -> None:
-        size, group = next(iter(self._running.items()))
-        for running in self._stepped(group):
+        for running in self._stepped(self._turns.next()):
             job = running.job
             if job.over:  # another of its pictures failed, and took this one with it
                 continue
             self._report(running)
             if running.picture.is_done:
-                group.remove(running)
+                self._turns.remove(running)
                 self.table.release(job.adapters)
                 job.order.course.end(Phase.DENOISE, time.monotonic(), running.index)
                 self._aside(self._beside, job, self._decode, running)
-        self._running.pop(size, None)
-        if group:
-            self._running[size] = group  # behind the other sizes
 
-    def _stepped(self, group: list[_Running]) -> list[_Running]:
+    def _stepped(self, group: list[Running]) -> list[Running]:
         """Advance pictures together; if that fails, each alone, so that one fails without the others."""
         begin = time.monotonic()
         try:
             denoise.advance(self.forward, [running.picture for running in group], self.table.slots)
             _note_step(group, begin, self._now())  # on a GPU, not before the step is made
-            return list(group)
+            return group
         except Exception as error:
             if len(group) == 1:
                 self._fail(group[0].job, error)
                 return []
             log.warning("a step of %d pictures failed (%s); making it one by one", len(group), error)
-            return [stepped for running in list(group) for stepped in self._stepped([running])]
+            return [stepped for running in group for stepped in self._stepped([running])]
 
-    def _report(self, running: _Running) -> None:
+    def _report(self, running: Running) -> None:
         job, picture = running.job, running.picture
         if job.order.progress:
             self._listener(job.order, Progress(picture=running.index, step=picture.step, steps=picture.steps))
@@ -349,7 +287,7 @@ class Engine:
             self._aside(self._beside, job, self._preview, running.index, copy.copy(picture))
 
     @torch.no_grad()
-    def _preview(self, job: _Job, index: int, picture: Denoising) -> None:
+    def _preview(self, job: Job, index: int, picture: Denoising) -> None:
         shrink = 2
         while max(picture.height_px, picture.width_px) / shrink > _PREVIEW_PX:
             shrink *= 2
@@ -358,7 +296,7 @@ class Engine:
         if not job.over:
             self._listener(job.order, Preview(picture=index, step=picture.step, pixels=pixels))
 
-    def _decode(self, job: _Job, running: _Running) -> None:
+    def _decode(self, job: Job, running: Running) -> None:
         job.order.course.begin(Phase.DECODE, self._now(), running.index)
         pixels = denoise.decode(self.model.vae, running.picture)
         with self._finishing:
@@ -368,7 +306,7 @@ class Engine:
         if is_last:
             self._finish(job)
 
-    def _finish(self, job: _Job) -> None:
+    def _finish(self, job: Job) -> None:
         job.over = True
         self._inbox.put(lambda: self._forget(job))
         drawn = Drawn(
@@ -383,7 +321,7 @@ class Engine:
         for job in [job for job in self._jobs.values() if job.order.deadline is not None and now > job.order.deadline]:
             self._fail(job, DeadlineError("timeout_seconds is over; give more, or ask for fewer steps or pictures"))
 
-    def _fail(self, job: _Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: Exception) -> None:
         if not job.over:
             self._forget(job)
             self._listener(job.order, error)
@@ -392,18 +330,15 @@ class Engine:
         if job := self._jobs.get(order_id):
             self._forget(job)
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: Job) -> None:
         job.over = True
         job.pending.clear()
         self._jobs.pop(job.order.id, None)
         if job in self._waiting:
             self._waiting.remove(job)
-        group = self._running.get(job.size, [])
-        for running in [running for running in group if running.job is job]:
-            group.remove(running)
+        for running in self._turns.of(job):
+            self._turns.remove(running)
             self.table.release(job.adapters)
-        if not group:
-            self._running.pop(job.size, None)
 
     def _now(self) -> float:
         """Seconds on a clock, once the device has done what it was told so far."""
@@ -413,18 +348,8 @@ class Engine:
             torch.mps.synchronize()
         return time.monotonic()
 
-    def _encode(self, prompt: str) -> Tensor:
-        limit, tokenizer = self.model.flavour.settings.max_prompt_tokens, self.model.tokenizer
-        return encode_prompt(
-            self.model.text_encoder,
-            tokenize_prompt(prompt, plain_ids(tokenizer), max_tokens=limit),
-            pad_token_id=tokenizer.pad_token_id,
-            max_tokens=limit,
-            device=self.model.device,
-        )
 
-
-def _note_step(group: Sequence[_Running], begin: float, end: float) -> None:
+def _note_step(group: Sequence[Running], begin: float, end: float) -> None:
     rows = sum(len(running.picture.contexts) for running in group)
     for running in group:
         course = running.job.order.course

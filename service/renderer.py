@@ -224,7 +224,7 @@ class Renderer:
 
     def _count(self) -> None:
         """Bring the engine's gauges and counts up to date."""
-        engine, cache = self.engine, self.engine.encode.cache_info()
+        engine, cache = self.engine, self.engine.prompts.cache_use
         metrics.QUEUED.set(engine.waiting)
         metrics.ACTIVE_ROWS.set(engine.active_rows)
         metrics.SLOTS.set(engine.table.slots.count)

@@ -57,7 +57,9 @@ def test_only_the_http_surface_imports_litserve() -> None:
     assert users == {"service/api.py"}
 
 
-@pytest.mark.parametrize("name", ["engine.py", "orders.py", "slots.py", "registry.py", "renderer.py"])
+@pytest.mark.parametrize(
+    "name", ["engine.py", "turns.py", "prompts.py", "orders.py", "slots.py", "registry.py", "renderer.py"]
+)
 def test_the_engine_knows_no_http(name: str) -> None:
     tops = {top.partition(".")[0] for top in imported(ROOT / "service" / name)}
     assert not tops & {"fastapi", "starlette", "litserve", "uvicorn"}

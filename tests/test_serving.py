@@ -190,9 +190,7 @@ def test_after_the_grace_period_the_server_stops_whatever_is_under_way(tmp_path:
         with httpx.Client(base_url=server.url, timeout=60) as client:
             cut = pool.submit(httpx.post, f"{server.url}/generate", json=LONG, timeout=60)
             wait_for_steps(client, steps_made(client))
-        begin = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - begin < 10
         assert isinstance(cut.exception(), httpx.TransportError) or cut.result().status_code >= 500
         assert not psutil.wait_procs(family, timeout=5)[1]
         assert "1 requests are not finished after 1 s" in server.log_text()
