@@ -10,12 +10,13 @@ from fastapi import APIRouter, Query
 from fastapi.sse import format_sse_event
 from starlette.datastructures import FormData
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, Response, StreamingResponse
 
 from lithograph.answers import ServiceError
 from longcat.adapter import parse_reference
 from longcat.errors import AdapterError
 from studio.canvas import GRID_PX, Canvas
+from studio.drawings import Drawing
 from studio.failures import said_of
 from studio.forms import FormReader
 from studio.link import LinkState
@@ -99,6 +100,15 @@ async def adapter_choices(request: Request, seen: str = "") -> Response:
 async def drawing_events(request: Request) -> Response:
     """Server-sent events: fragments of the page for whatever is being drawn."""
     return StreamingResponse(_events(request, studio_of(request)), media_type="text/event-stream")
+
+
+@router.get("/drawings/{drawing_id}")
+async def drawing_state(request: Request, drawing_id: str) -> Response:
+    """What became of a drawing; nothing as long as it is under way."""
+    drawing = studio_of(request).drawings.get(drawing_id)
+    if not drawing.is_over:
+        return Response(status_code=204)
+    return HTMLResponse(_fragment(request, drawing))
 
 
 @router.delete("/drawings/{drawing_id}")
@@ -234,7 +244,6 @@ async def _choices(studio: Studio, chosen: tuple[AdapterUse, ...]) -> list[Adapt
 
 
 async def _events(request: Request, studio: Studio) -> AsyncIterator[bytes]:
-    pages: Pages = request.app.state.pages
     changes = studio.drawings.changes()
     coming = asyncio.ensure_future(anext(changes))
     try:
@@ -245,11 +254,18 @@ async def _events(request: Request, studio: Studio) -> AsyncIterator[bytes]:
             drawing = coming.result()
             coming = asyncio.ensure_future(anext(changes))
             kind = "over" if drawing.is_over else "progress"
-            said = said_of(pages.language(request), drawing.error) if drawing.error is not None else None
-            text = pages.text(request, f"generate/{kind}.html", drawing=drawing, said=said)
-            yield format_sse_event(event=f"{kind}-{drawing.id}", data_str=text)
+            yield format_sse_event(event=f"{kind}-{drawing.id}", data_str=_fragment(request, drawing))
     finally:
         coming.cancel()
+
+
+def _fragment(request: Request, drawing: Drawing) -> str:
+    """A drawing as the page shows it: how far it is, or what became of it."""
+    pages: Pages = request.app.state.pages
+    if not drawing.is_over:
+        return pages.text(request, "generate/progress.html", drawing=drawing)
+    said = said_of(pages.language(request), drawing.error) if drawing.error is not None else None
+    return pages.text(request, "generate/over.html", drawing=drawing, said=said)
 
 
 def _scale(text: str) -> float:

@@ -35,7 +35,9 @@ document.addEventListener("input", (event) => {
 });
 
 // Where there is little room, settings wait until they are asked for, so that pictures are near.
-if (matchMedia("(max-width: 60rem)").matches) document.querySelector(".settings")?.removeAttribute("open");
+if (matchMedia("(max-width: 60rem)").matches && !document.querySelector(".adapter-choice :checked")) {
+  document.querySelector(".settings")?.removeAttribute("open");
+}
 
 prompt?.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
