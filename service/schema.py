@@ -154,7 +154,7 @@ class GeneratedImage(BaseModel):
     """One picture of a JSON response."""
 
     seed: int
-    b64: Annotated[str, Field(description="The file in base64.")]
+    b64: Annotated[str, Field(repr=False, description="The file in base64.")]
 
     @property
     def content(self) -> bytes:

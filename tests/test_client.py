@@ -44,6 +44,7 @@ def test_generate_gives_the_picture_and_what_made_it(ours: lithograph.Client, ap
     result = ours.generate("a red apple", seed=1, steps=3)
     assert result.images[0].content == apple
     assert (result.request.steps, result.media_type) == (3, "image/png")
+    assert result.images[0].b64 not in repr(result)  # a terminal would be full of it
     result.images[0].save(tmp_path / "apple.png")
     assert (tmp_path / "apple.png").read_bytes() == apple
 
