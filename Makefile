@@ -72,6 +72,7 @@ lint: $(VENV)/dev.stamp ## Check formatting, lint and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy docs/hooks/*.py
 
 .PHONY: format
 format: $(VENV)/dev.stamp ## Format the code and mend what lint can mend.

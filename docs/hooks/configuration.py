@@ -131,4 +131,5 @@ def shown_type(annotation: Any) -> str:
     if arguments:
         return " or ".join(shown_type(a) for a in arguments if a is not type(None))
     names = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "Path": "path"}
-    return names.get(annotation.__name__, annotation.__name__)
+    name: str = annotation.__name__
+    return names.get(name, name)
