@@ -31,6 +31,8 @@ _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 _DEFAULT_FILE = Path("~/.kube/config")
 _TIMEOUT_SECONDS = (5, 30)
 """To connect, and to be answered."""
+_LONGEST_SILENCE_SECONDS = 86_400
+"""Of a log that is followed; the client wants some number."""
 _POLL_SECONDS = 1
 _EXIT_CODES: Mapping[int, str] = {int(outcome): said for outcome, said in MEANINGS.items()} | {
     137: "killed",
@@ -205,7 +207,7 @@ class Cluster:
         with self._errors(job):
             response = self._core.read_namespaced_pod_log(
                 pod, self.namespace, container=CONTAINER, follow=follow, tail_lines=tail, _preload_content=False,
-                _request_timeout=(_TIMEOUT_SECONDS[0], None if follow else _TIMEOUT_SECONDS[1]),
+                _request_timeout=(_TIMEOUT_SECONDS[0], _LONGEST_SILENCE_SECONDS if follow else _TIMEOUT_SECONDS[1]),
             )  # fmt: skip
             rest = b""
             try:
