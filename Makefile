@@ -67,6 +67,10 @@ images: ## Build the images lithograph-service and lithograph-trainer (ENGINE=, 
 test-images: $(VENV)/dev.stamp ## Test the images that `make images` built: read-only, as any uid, training into a volume that is served.
 	LITHOGRAPH_TEST_ENGINE=$(ENGINE) LITHOGRAPH_TEST_TAG=$(IMAGE_TAG) $(BIN)/python -m pytest -m images $(ARGS)
 
+.PHONY: test-kube
+test-kube: $(VENV)/dev.stamp ## Apply the manifests to the cluster that KUBECONFIG names, or to one started here (as root), and use them.
+	LITHOGRAPH_TEST_ENGINE=$(ENGINE) LITHOGRAPH_TEST_TAG=$(IMAGE_TAG) $(BIN)/python -m pytest -m kube tests/test_kube.py $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Check formatting, lint and types.
 	$(BIN)/ruff format --check .
