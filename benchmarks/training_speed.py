@@ -62,7 +62,8 @@ def main(rounds: int, steps: int, mixed_precision: str) -> None:
 def compare_steps(config: TrainConfig, rounds: int, steps: int) -> None:
     """Steps a second of the trainer's loop over the bare loop's."""
     world = World("cpu")
-    config, flavour, encoders = prepare_model(config, world.device)
+    config, encoders = prepare_model(config, world.device)
+    flavour = encoders.flavour
     inventory = take_inventory(config, flavour)
     cache = Cache(config.cache_folder)
     encode_captions(encoders, cache, captions_of(inventory.samples), lambda *_: None)
@@ -137,7 +138,8 @@ def bare_loop(config: TrainConfig, encoders: Encoders, inventory: Inventory, cac
 
 def compare_caching(config: TrainConfig, rounds: int) -> None:
     """Pictures a second into an empty cache over what the bare encoders do; and a second run's."""
-    config, flavour, encoders = prepare_model(config, torch.device("cpu"))
+    config, encoders = prepare_model(config, torch.device("cpu"))
+    flavour = encoders.flavour
     inventory = take_inventory(config, flavour)
     ratios, again = [], []
     for number in range(rounds):

@@ -17,6 +17,7 @@
     │   └── AdapterError         an adapter that is damaged, or does not fit the model
     │       └── UnknownAdapterError  none of that name or version
     ├── StorageError             shared storage cannot be reached, or refuses
+    │   ├── HubError             the models' hub cannot be reached
     │   ├── StorageMissingError  nothing under that key
     │   └── StorageConflictError the key is taken, or has changed since it was read
     ├── ClusterError             Kubernetes cannot be reached, or refuses
@@ -88,6 +89,10 @@ class UnknownAdapterError(AdapterError):
 
 class StorageError(LithographError):
     """Shared storage cannot be reached, or refuses."""
+
+
+class HubError(StorageError):
+    """The hub that models are downloaded from cannot be reached: another try may do."""
 
 
 class StorageMissingError(StorageError):

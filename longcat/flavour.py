@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from longcat.errors import FlavourError
+from longcat.errors import FlavourError, HubError
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 HUB_IDS = {"final": "meituan-longcat/LongCat-Image", "dev": "meituan-longcat/LongCat-Image-Dev"}
@@ -24,6 +24,8 @@ SETTINGS_FILE = "lithograph.json"
 
 _DOWNLOADED = ["model_index.json", SETTINGS_FILE, *(f"{part}/*" for part in (*COMPONENTS, "text_processor"))]
 _DESCRIBED = ["model_index.json", SETTINGS_FILE, *(f"{part}/*.json" for part in COMPONENTS)]
+_AWAY = {408, 429, 500, 502, 503, 504}
+"""Statuses after which another try may do."""
 _HUB_ID = re.compile(r"^\w[\w.-]*/\w[\w.-]*$")
 _LFS_BLOB = re.compile(r"^[0-9a-f]{64}$")
 
@@ -86,7 +88,8 @@ def resolve(name: str, *, revision: str | None = None) -> Flavour:
     """Find a flavour, downloading it from the hub unless it is there.
 
     ``name`` is ``final``, ``dev``, ``embedded``, a directory, or a hub id (``organisation/name``); ``revision`` a branch,
-    tag or commit of the hub. Raises ``FlavourError`` if there is no such model or its files are not whole.
+    tag or commit of the hub. Raises ``FlavourError`` if there is no such model or its files are not whole,
+    ``HubError`` if the hub cannot be reached.
     """
     folder = _folder(name, revision, _DOWNLOADED)
     if name == "embedded" or folder == Path(name):
@@ -107,7 +110,9 @@ def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
-        raise FlavourError(
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        is_away = isinstance(error, LocalEntryNotFoundError | httpx.TransportError) or status in _AWAY
+        raise (HubError if is_away else FlavourError)(
             f"flavour {name!r}: cannot download {hub_id} ({type(error).__name__}: {str(error).splitlines()[0]}); check the "
             f"name and the network, or download it elsewhere and give its directory as the flavour"
         ) from error

@@ -273,6 +273,37 @@ def test_storage_that_is_down_loses_nothing(pictures: Path, tmp_path: Path) -> N
     assert latest_version(open_storage(where), "flat") == 1
 
 
+def test_a_disk_that_refuses_a_checkpoint_costs_what_came_after_the_one_before(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    # A limit on a file's size stands for the disk: caches and records fit, an adapter does not.
+    program = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000,) * 2); " \
+              "sys.argv[0] = 'lithograph'; runpy.run_module('lithograph', run_name='__main__')"  # fmt: skip
+    same = {"max_train_steps": 2, "validation_disable": "true", "resume_from_checkpoint": "latest"}
+    command = [sys.executable, "-c", program, "train", *arguments(pictures, output, **same)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 69, done.stderr
+    error = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "checkpoint" in error
+    assert "check the disk" in error
+    assert "Traceback" not in done.stderr
+    assert (read_run(output).state, read_run(output).exit_code) == ("failed", 69)
+    assert not list((output / "checkpoints").iterdir())  # nothing that is half there
+    assert train(pictures, output, **same).returncode == 0
+
+
+def test_what_does_not_fit_has_a_code_of_its_own(pictures: Path, tmp_path: Path) -> None:
+    program = "import resource, runpy, sys; import trainer.run; " \
+              "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize(); " \
+              "resource.setrlimit(resource.RLIMIT_AS, (used + 2**30,) * 2); " \
+              "sys.argv[0] = 'lithograph'; runpy.run_module('lithograph', run_name='__main__')"  # fmt: skip
+    big = {"train_batch_size": 512, "max_train_steps": 1, "validation_disable": "true"}
+    command = [sys.executable, "-c", program, "train", *arguments(pictures, tmp_path / "run", **big)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 71, done.stderr
+    assert "lithograph plan" in done.stderr
+    assert read_run(tmp_path / "run").exit_code == 71
+
+
 def test_an_output_that_cannot_be_written_is_said_at_once(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     done = train(pictures, tmp_path / "run")

@@ -12,7 +12,7 @@ from longcat.storage import open_storage
 from trainer.cache import Cache
 from trainer.config import TrainConfig
 from trainer.preparation import encode_captions
-from trainer.run import prepare_model
+from trainer.run import check_machine, prepare_model
 from trainer.validation import Validation, Verdict, prompts_of, scenes
 from trainer.world import World
 
@@ -23,7 +23,9 @@ def preview(config: TrainConfig, adapter: str | None) -> Verdict:
     Raises ``ConfigError`` if ``adapter`` is neither a file nor in ``publish_to``, ``AdapterError`` if it does not fit.
     """
     world = World(config.device)
-    config, flavour, encoders = prepare_model(config, world.device)
+    check_machine(config, world.device)
+    config, encoders = prepare_model(config, world.device)
+    flavour = encoders.flavour
     cache = Cache(config.cache_folder)
     drawn = scenes(config, encoders, ())
     weights, step = (None, 0) if adapter is None else _weights(config, adapter)

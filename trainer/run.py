@@ -12,7 +12,7 @@ import torch
 from diffusers import LongCatImageTransformer2DModel
 
 from longcat.errors import ConfigError, DataError, LithographError, StorageError
-from longcat.flavour import Flavour, resolve
+from longcat.flavour import describe, resolve
 from longcat.loading import load_scheduler_config, load_transformer, load_vae
 from longcat.logs import tell
 from longcat.lora import LoraWeights
@@ -62,8 +62,10 @@ def _train(config: TrainConfig, world: World, interruption: Interruption, *, sho
                 "fsdp_enable: it splits the base over several processes, and this is one: start them with torchrun "
                 "--nproc_per_node N -m lithograph train"
             )
-        config, flavour, encoders = prepare_model(config, world.device)
-        inventory = take_inventory(config, flavour, processes=world.size)
+        check_machine(config, world.device)
+        # The data before the model: gigabytes need not be downloaded to learn that a caption is missing.
+        inventory = take_inventory(config, describe(config.flavour, revision=config.revision), processes=world.size)
+        config, encoders = prepare_model(config, world.device)
     sampler = Sampler(inventory.samples, batch=config.train_batch_size * world.size, seed=config.seed)
     steps = total_steps(config, sampler)
     with _progress(config, steps, show_bar=show_bar, writes=world.is_first) as progress:
@@ -192,8 +194,8 @@ def _publish(config: TrainConfig, trained: Trained, progress: Progress) -> None:
         )
 
 
-def prepare_model(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Flavour, Encoders]:
-    """Refuse what this machine cannot do before anything is loaded; decide what is ``auto``."""
+def check_machine(config: TrainConfig, device: torch.device) -> None:
+    """Refuse what this machine cannot do before anything is looked at, downloaded or loaded."""
     dtype = compute_dtype(config, device)
     if config.publish_to:
         open_storage(config.publish_to, endpoint_url=config.publish_endpoint_url)  # a wrong URI is refused at once
@@ -202,6 +204,10 @@ def prepare_model(config: TrainConfig, device: torch.device) -> tuple[TrainConfi
             check_precision(Precision(name), device=device, dtype=dtype, offload=_offload(config))
     if config.enable_group_offload and device.type == "cpu":
         raise ConfigError("enable_group_offload: it keeps weights off a GPU, and the device is the CPU: leave it out")
+
+
+def prepare_model(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Encoders]:
+    """Find the model, and decide what is ``auto``."""
     flavour = resolve(config.flavour, revision=config.revision)
     if config.aspect_bucket_alignment < 64 and flavour.settings.default_size_px >= 512:
         raise ConfigError(
@@ -212,11 +218,11 @@ def prepare_model(config: TrainConfig, device: torch.device) -> tuple[TrainConfi
     encoders = Encoders(
         flavour=flavour,
         device=device,
-        dtype=dtype,
+        dtype=compute_dtype(config, device),
         text_encoder_precision=Precision(config.text_encoder_1_precision),
         vae_batch=config.vae_batch_size,
     )
-    return config, flavour, encoders
+    return config, encoders
 
 
 def make_output(folder: Path) -> None:
