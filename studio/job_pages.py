@@ -17,7 +17,7 @@ from studio.jobs import JobView
 from studio.page_error import PageError
 from studio.pages import is_fragment, render
 from studio.state import studio_of
-from trainer.run_record import MetricsLine, read_metrics
+from trainer.run_record import MetricsLine
 
 router = APIRouter(prefix="/jobs")
 
@@ -100,7 +100,7 @@ def grid(request: Request, identity: str, seen: int) -> Response:
 def metrics(request: Request, identity: str, after: int = 0) -> Response:
     """The curves beyond a step, as columns; thinned out if there are many, but for the last ones."""
     view = _find(request, identity)
-    lines = list(read_metrics(view.output, after)) if view.output is not None else []
+    lines = studio_of(request).workshop.jobs.metrics(identity, after)
     shown = _thinned(lines)
     columns = ("step", "loss", "learning_rate", "step_seconds", "gradient_norm")
     body = {name: [_finite(getattr(line, name)) for line in shown] for name in columns}
@@ -203,7 +203,7 @@ def _scene(output: Path, drawn: Sequence[str | None]) -> dict[str, Any]:
     return {}
 
 
-def _thinned(lines: list[MetricsLine]) -> list[MetricsLine]:
+def _thinned(lines: Sequence[MetricsLine]) -> Sequence[MetricsLine]:
     every = -(-len(lines) // _MOST_POINTS)
     return lines if every <= 1 else [*lines[:-1:every], lines[-1]]
 

@@ -9,18 +9,18 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from longcat.errors import ConfigError, DataError, LithographError, StorageError
+from longcat.errors import ClusterError, ConfigError, DataError, LithographError, StorageError
 from studio.job import CONFIG_FILE, JOB_FILE, Job, PlaceName, State, job_id, read_job, write_job
 from studio.places import Look, Place
 from trainer.atomic import write_atomically
 from trainer.config import TrainConfig
-from trainer.run_record import RunRecord, read_run
+from trainer.run_record import MetricsLine, RunRecord
 
 TICK_SECONDS = 1.0
 PREEMPTED = 75
@@ -115,9 +115,10 @@ class Jobs:
     def get(self, identity: str) -> JobView:
         """One of them. Raises ``DataError`` if there is none of that id."""
         job, folder = self._read(identity)
-        output = self._place(job.place).output(job, folder)
+        place = self._place(job.place)
+        output = place.output(job, folder)
         look, reason = self._look(job, folder)
-        run = _run_of(output)
+        run = place.run(job, folder) if job.has_begun or job.tries else None
         state = _state(job, look)
         return JobView(
             job=job,
@@ -139,6 +140,11 @@ class Jobs:
         """The end of its log."""
         job, folder = self._read(identity)
         return self._place(job.place).log_tail(job, folder, lines)
+
+    def metrics(self, identity: str, after_step: int) -> Sequence[MetricsLine]:
+        """Its steps beyond one."""
+        job, folder = self._read(identity)
+        return self._place(job.place).metrics(job, folder, after_step)
 
     def stop(self, identity: str, *, at_once: bool = False) -> None:
         """Tell it to save and stop; one that waits is not started. ``at_once``: kill it. One that is over stays as it is."""
@@ -199,7 +205,7 @@ class Jobs:
             return Look(is_alive=False), job.refused
         try:
             look = self._place(job.place).look(job, folder)
-        except StorageError as error:  # the place cannot be asked: nothing is known to have changed
+        except (StorageError, ClusterError) as error:  # the place cannot be asked: nothing is known to have changed
             return Look(is_alive=True), str(error)
         return look, look.reason
 
@@ -241,12 +247,3 @@ def _state(job: Job, look: Look) -> State:
         case int(code) if code in _KILLED:
             return State.STOPPED if job.wanted == "stop" else State.KILLED
     return State.FAILED
-
-
-def _run_of(output: Path | None) -> RunRecord | None:
-    if output is None:
-        return None
-    try:
-        return read_run(output)
-    except DataError:  # it has not begun, or its file is of another version; its state does not hang on it
-        return None

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 import psutil
 
-from longcat.errors import StorageError
+from longcat.errors import DataError, StorageError
 from studio.job import CONFIG_FILE, EXIT_FILE, LOG_FILE, OUTPUT, Job, Process
 from trainer.config import TrainConfig
+from trainer.run_record import MetricsLine, RunRecord, read_metrics, read_run
 
 _SHELL = """trap : TERM INT HUP
 "$@"
@@ -61,6 +62,12 @@ class Place(Protocol):
 
     def output(self, job: Job, folder: Path) -> Path | None:
         """The trainer's output_dir as seen from here; None if it cannot be seen."""
+
+    def run(self, job: Job, folder: Path) -> RunRecord | None:
+        """What the trainer says of itself; None before it has begun."""
+
+    def metrics(self, job: Job, folder: Path, after_step: int) -> list[MetricsLine]:
+        """The steps beyond one."""
 
     def forget(self, job: Job, folder: Path) -> None:
         """Remove what it left outside the job's directory."""
@@ -131,6 +138,14 @@ class LocalPlace:
         """In the job's directory."""
         return folder / OUTPUT
 
+    def run(self, job: Job, folder: Path) -> RunRecord | None:  # noqa: ARG002
+        """From ``run.json``."""
+        return run_in(folder / OUTPUT)
+
+    def metrics(self, job: Job, folder: Path, after_step: int) -> list[MetricsLine]:  # noqa: ARG002
+        """From ``metrics.jsonl``."""
+        return steps_in(folder / OUTPUT, after_step)
+
     def forget(self, job: Job, folder: Path) -> None:
         """Nothing is elsewhere."""
 
@@ -138,6 +153,23 @@ class LocalPlace:
         for pid, child in list(self._children.items()):
             if child.poll() is not None:
                 del self._children[pid]
+
+
+def run_in(output: Path) -> RunRecord | None:
+    """The run of an output_dir; None if it has not begun, or its file is of another version."""
+    try:
+        return read_run(output)
+    except DataError:
+        return None
+
+
+def steps_in(output: Path, after_step: int) -> list[MetricsLine]:
+    """Its steps beyond one; a damaged line, as a power cut leaves, is where they end."""
+    lines = []
+    with suppress(DataError):
+        for line in read_metrics(output, after_step):
+            lines.append(line)  # noqa: PERF402 - those before the damage are kept
+    return lines
 
 
 def tail(path: Path, lines: int) -> str:

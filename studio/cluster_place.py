@@ -1,0 +1,209 @@
+"""A Kubernetes cluster as a place for jobs: each is a Kubernetes Job of the same name. No torch.
+
+How far one is, is read from its ``run.json`` where the volume with the trainings can be seen from here, else from the log of
+its pod. What a cluster said last is kept for a moment, so that pages and the queue do not ask it again and again.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from longcat.errors import ClusterError, ConfigError, JobNameTakenError, UnknownJobError
+from studio.cluster import Cluster, JobState, connect
+from studio.job import CONFIG_FILE, EXIT_FILE, LOG_FILE, Job
+from studio.log_record import metrics_of_log, record_of_log
+from studio.places import Look, run_in, steps_in, tail
+from studio.training_job import TrainingJob, default_image
+from trainer.atomic import write_atomically
+from trainer.config import TrainConfig
+from trainer.config_file import load_config, read_object
+from trainer.run_record import MetricsLine, RunRecord
+
+_KEPT_SECONDS = 3.0
+_LOG_LINES = 2000
+_DATA, _ADAPTERS = "/data", "file:///adapters"
+
+
+class ClusterSettings(BaseModel):
+    """What jobs ask of the cluster: a JSON file that the studio is started with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    kubeconfig: str | None = None
+    """None: as a pod of the cluster, or ``~/.kube/config``."""
+    context: str | None = None
+    namespace: str | None = None
+    image: str = Field(default_factory=default_image)
+    gpus: int = 0
+    cpu: str = "2"
+    memory: str = "4Gi"
+    data_claim: str | None = None
+    """With the pictures, at /data."""
+    adapters_claim: str | None = None
+    """That the service reads, at /adapters."""
+    training_claim: str | None = None
+    """For checkpoints and records, at /output."""
+    models_claim: str | None = None
+    secret: str | None = None
+    service_account: str | None = None
+    queue: str | None = None
+    """Kueue's LocalQueue."""
+    deadline_seconds: int = 86_400
+    retries: int = 3
+    data_dir: Path | None = None
+    """Where the volume of ``data_claim`` is seen from here: datasets below it become paths below /data."""
+    training_dir: Path | None = None
+    """Where the volume of ``training_claim`` is seen from here, for live curves and validation pictures."""
+
+
+def read_cluster_settings(path: Path) -> ClusterSettings:
+    """The file. Raises ``ConfigError``."""
+    try:
+        return ClusterSettings.model_validate(read_object(path, "cluster"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file as a whole"
+        raise ConfigError(f"cluster {path}: {where}: {first['msg']}") from error
+
+
+class ClusterPlace:
+    """One namespace of a cluster."""
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        self._settings = settings
+        self._cluster: Cluster | None = None
+        self._looks: dict[str, tuple[float, Look | ClusterError]] = {}
+        self._logs: dict[str, tuple[float, str]] = {}
+
+    def options(self, config: TrainConfig, folder: Path) -> dict[str, Any]:
+        """Paths as the pod has them. Raises ``ConfigError`` or ``JobError`` for what it has not."""
+        said = config.model_dump(mode="json", exclude_defaults=True)
+        if config.instance_data_dir is not None:
+            said["instance_data_dir"] = self._in_the_pod(config.instance_data_dir)
+        for dataset in said.get("data_backend_config", ()):
+            if "instance_data_dir" in dataset:
+                dataset["instance_data_dir"] = self._in_the_pod(dataset["instance_data_dir"])
+        said.setdefault("publish_to", _ADAPTERS)
+        self._asked(folder.name, TrainConfig.model_validate(said))
+        return said
+
+    def start(self, job: Job, folder: Path) -> Job:
+        """Submit it. While a Job of an earlier try is being removed, nothing happens: the next call tries again."""
+        config, _ = load_config(folder / CONFIG_FILE, {})
+        (folder / EXIT_FILE).unlink(missing_ok=True)
+        self._looks.pop(job.id, None)
+        cluster = self._connected()
+        try:
+            status = cluster.submit(self._asked(job.id, config))
+        except JobNameTakenError:
+            cluster.cancel(job.id)
+            return job
+        return job.model_copy(update={"remote": f"{status.namespace}/{status.name}", "tries": job.tries + 1})
+
+    def look(self, job: Job, folder: Path) -> Look:
+        """How it is; once it is over, that is noted: clusters forget."""
+        if (noted := _noted(folder)) is not None:
+            return noted
+        until, kept = self._looks.get(job.id, (0.0, Look(is_alive=True)))
+        if time.monotonic() >= until:
+            kept = self._ask(job, folder)
+            self._looks[job.id] = (time.monotonic() + _KEPT_SECONDS, kept)
+        if isinstance(kept, ClusterError):
+            raise kept
+        return kept
+
+    def stop(self, job: Job, folder: Path, *, at_once: bool) -> None:
+        """Delete the Job: its pod saves a checkpoint first, unless ``at_once``."""
+        self._save_log(job, folder)
+        self._looks.pop(job.id, None)
+        try:
+            self._connected().cancel(job.id, at_once=at_once)
+        except UnknownJobError:  # gone already
+            return
+
+    def log_tail(self, job: Job, folder: Path, lines: int) -> str:
+        """Of its newest pod, or what was kept of it."""
+        self._save_log(job, folder)
+        return tail(folder / LOG_FILE, lines)
+
+    def output(self, job: Job, folder: Path) -> Path | None:  # noqa: ARG002
+        """On the volume, if that is seen from here."""
+        found = self._settings.training_dir / job.id if self._settings.training_dir else None
+        return found if found is not None and found.is_dir() else None
+
+    def run(self, job: Job, folder: Path) -> RunRecord | None:
+        """From ``run.json``, or from the log."""
+        output = self.output(job, folder)
+        return run_in(output) if output else record_of_log(self.log_tail(job, folder, _LOG_LINES), job)
+
+    def metrics(self, job: Job, folder: Path, after_step: int) -> list[MetricsLine]:
+        """From ``metrics.jsonl``, or from the log."""
+        output = self.output(job, folder)
+        if output is not None:
+            return steps_in(output, after_step)
+        return metrics_of_log(self.log_tail(job, folder, _LOG_LINES), after_step)
+
+    def forget(self, job: Job, folder: Path) -> None:
+        """Remove the Job; what is on volumes stays."""
+        if job.remote is not None:
+            self.stop(job, folder, at_once=True)
+
+    def _ask(self, job: Job, folder: Path) -> Look | ClusterError:
+        try:
+            status = self._connected().status(job.id)
+        except UnknownJobError:
+            return Look(is_alive=False)
+        except ClusterError as error:
+            return error
+        if not status.state.is_over:
+            return Look(is_alive=True, is_waiting=status.state is JobState.QUEUED, reason=status.message)
+        code = 0 if status.state is JobState.SUCCEEDED else status.exit_code or 1
+        look = Look(is_alive=False, exit_code=code, reason=status.message)
+        self._logs.pop(job.id, None)
+        self._save_log(job, folder)
+        write_atomically(folder / EXIT_FILE, json.dumps({"exit_code": code, "reason": status.message}).encode())
+        return look
+
+    def _save_log(self, job: Job, folder: Path) -> None:
+        """Ask for the log, unless that was a moment ago or it is complete."""
+        until, _ = self._logs.get(job.id, (0.0, ""))
+        if job.remote is None or time.monotonic() < until or (folder / EXIT_FILE).exists():
+            return
+        try:
+            text = "\n".join(self._connected().logs(job.id, tail=_LOG_LINES))
+        except (ClusterError, UnknownJobError):  # what was kept is the best there is
+            text = ""
+        self._logs[job.id] = (time.monotonic() + _KEPT_SECONDS, text)
+        if text:
+            write_atomically(folder / LOG_FILE, (text + "\n").encode(), durable=False)
+
+    def _connected(self) -> Cluster:
+        if self._cluster is None:
+            settings = self._settings
+            self._cluster = connect(
+                kubeconfig=settings.kubeconfig, context=settings.context, namespace=settings.namespace
+            )
+        return self._cluster
+
+    def _asked(self, name: str, config: TrainConfig) -> TrainingJob:
+        given = self._settings.model_dump(
+            exclude={"kubeconfig", "context", "namespace", "data_dir", "training_dir"}, exclude_none=True
+        )
+        return TrainingJob(name=name, config=config, **given)
+
+    def _in_the_pod(self, path: str) -> str:
+        root = self._settings.data_dir
+        if root is not None and Path(path).is_relative_to(root):
+            return str(Path(_DATA) / Path(path).relative_to(root))
+        return path
+
+
+def _noted(folder: Path) -> Look | None:
+    try:
+        said = json.loads((folder / EXIT_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    return Look(is_alive=False, exit_code=said["exit_code"], reason=said["reason"])
