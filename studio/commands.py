@@ -13,6 +13,7 @@ from longcat.errors import UserError
 from longcat.logs import set_up_logging
 from longcat.storage import open_storage
 from studio.app import create_app
+from studio.cluster_settings import read_cluster_settings
 from studio.config import StudioConfig
 
 _SHUTDOWN_SECONDS = 2
@@ -39,11 +40,14 @@ _SHUTDOWN_SECONDS = 2
               help="Folder below which datasets may be picked; may be given several times.")  # fmt: skip
 @click.option("--parallel-jobs", type=int, default=1, show_default=True,
               help="Trainings at once on this machine; the others wait.")  # fmt: skip
+@click.option("--cluster", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+              help="JSON with what trainings ask of a Kubernetes cluster: image, gpus, data_claim, ….")  # fmt: skip
 @click.option("--max-upload-mib", type=int, default=512, show_default=True, help="Largest upload.")
-def server(home: Path, **options: Any) -> None:
+def server(home: Path, cluster: Path | None, **options: Any) -> None:
     """Serve the studio, a web page, on port 8001: draw, train, look after adapters."""
     set_up_logging()
-    config = StudioConfig(home=home.expanduser().absolute(), **options)
+    settings = read_cluster_settings(cluster) if cluster else None
+    config = StudioConfig(home=home.expanduser().absolute(), cluster=settings, **options)
     open_storage(config.adapters_uri, endpoint_url=config.adapters_endpoint_url)  # a wrong URI is refused at once
     with _home_of_ours(config.home):
         click.echo(f"Lithograph studio on http://{_shown(config.host)}:{config.port}", err=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from longcat.errors import UserError
+from studio.cluster_settings import ClusterSettings
 
 _SHORTEST_TOKEN = 16
 """Characters: what nobody guesses over a network."""
@@ -37,6 +38,8 @@ class StudioConfig:
     """Folders below which datasets may be picked, beside those that were uploaded."""
     parallel_jobs: int = 1
     """Trainings at once on this machine; the others wait."""
+    cluster: ClusterSettings | None = None
+    """Kubernetes as another place for trainings."""
     max_upload_mib: int = 512
     """Largest upload: a dataset's pictures, or an adapter."""
     max_body_kib: int = 256

@@ -29,7 +29,7 @@ def record_of_log(text: str, job: Job) -> RunRecord | None:
             case "resumed":
                 said |= {"start_step": values.get("step"), "step": values.get("step")}
             case "published":
-                said["published"] = values.get("reference")
+                said["published"] = values.get("adapter")
             case "finished" | "preempted" | "failed":
                 said |= {"state": event, "message": values.get("message"), "exit_code": values.get("exit_code")}
     now = datetime.now(UTC)

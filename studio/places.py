@@ -101,7 +101,9 @@ class LocalPlace:
     def start(self, job: Job, folder: Path) -> Job:
         """A shell with a trainer below it, in a session of their own."""
         (folder / EXIT_FILE).unlink(missing_ok=True)
-        trainer = [sys.executable, "-m", "lithograph", "train", "--config", str(folder / CONFIG_FILE)]
+        trainer = [
+            sys.executable, "-m", "lithograph", "train", "--log-format", "text", "--config", str(folder / CONFIG_FILE),
+        ]  # fmt: skip
         command = ["sh", "-c", _SHELL, str(folder / EXIT_FILE), *trainer]
         try:
             with (folder / LOG_FILE).open("ab") as log:

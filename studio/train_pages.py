@@ -83,17 +83,20 @@ async def check(request: Request) -> Response:
 async def start(request: Request) -> Response:
     """Queue the training."""
     workshop, form = studio_of(request).workshop, await request.form()
-    reading = _read(form)
-    place = text_of(form, "place") or "local"
-    reading = _ready(reading)
+    reading = _ready(_read(form))
     if reading.config is None:
-        if not is_fragment(request):
-            return _page(request, reading, status=422)
-        return await run_in_threadpool(_checked, request, form, reading, 422)
+        return await run_in_threadpool(_refused, request, form, reading)
+    place = text_of(form, "place") or "local"
     if place not in workshop.jobs.place_names:
         raise PageError("error.not_found", status=404)
     name = reading.config.adapter_name or "training"
-    job = await run_in_threadpool(workshop.jobs.submit, reading.config, name=name, place=place)
+    try:
+        job = await run_in_threadpool(workshop.jobs.submit, reading.config, name=name, place=place)
+    except UserError as error:  # what a cluster's pod has not
+        where = str(error).partition(":")[0].partition(" ")[0]
+        mistake = Mistake(name=where if where in fields() else "", message=str(error))
+        reading = Reading(said=reading.said, config=None, mistakes=(mistake,))
+        return await run_in_threadpool(_refused, request, form, reading)
     path = f"/jobs/{job.id}"
     if is_fragment(request):
         return Response(status_code=204, headers={"HX-Redirect": path})
@@ -141,6 +144,12 @@ def _page(request: Request, reading: Reading, *, imported: bool = False, status:
         imported=imported,
         changed=frozenset(reading.said),
     )
+
+
+def _refused(request: Request, form: FormData, reading: Reading) -> Response:
+    if is_fragment(request):
+        return _checked(request, form, reading, 422)
+    return _page(request, reading, status=422)
 
 
 def _checked(request: Request, form: FormData, reading: Reading, status: int) -> Response:

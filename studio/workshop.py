@@ -2,9 +2,10 @@
 
 from studio.config import StudioConfig
 from studio.datasets import Datasets, Scans
+from studio.job import PlaceName
 from studio.jobs import Jobs
 from studio.machine import Machine
-from studio.places import LocalPlace
+from studio.places import LocalPlace, Place
 from studio.thumbnails import Thumbnails
 from studio.uploads import Limits
 
@@ -22,8 +23,12 @@ class Workshop:
         self.scans = Scans(cache / "pictures")
         self.thumbnails = Thumbnails(cache / "thumbnails")
         self.machine = Machine()
-        local = LocalPlace(cache=cache / "training", adapters=config.adapters_uri)
-        self.jobs = Jobs(config.home / "jobs", {"local": local}, parallel=config.parallel_jobs)
+        places: dict[PlaceName, Place] = {"local": LocalPlace(cache=cache / "training", adapters=config.adapters_uri)}
+        if config.cluster is not None:
+            from studio.cluster_place import ClusterPlace  # its client takes a second to import
+
+            places["kubernetes"] = ClusterPlace(config.cluster)
+        self.jobs = Jobs(config.home / "jobs", places, parallel=config.parallel_jobs)
 
     def start(self) -> None:
         """Look after the queue."""

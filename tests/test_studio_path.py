@@ -63,7 +63,7 @@ def test_from_uploaded_pictures_to_a_picture_with_the_new_adapter(
 
 def upload_dataset(page: Page, say: Language, name: str, files: list[Path]) -> None:
     page.goto("/")
-    page.get_by_role("link", name=say("frame.datasets"), exact=True).click()
+    page.locator(".pages").get_by_role("link", name=say("frame.datasets")).click()
     page.get_by_label(say("datasets.name"), exact=True).fill(name)
     page.get_by_label(say("datasets.files"), exact=True).set_input_files(files)
     page.get_by_role("button", name=say("datasets.upload_button"), exact=True).click()
@@ -99,7 +99,7 @@ def start_training(page: Page, say: Language) -> None:
     expect(page.locator("#problem-lora_rank")).to_be_hidden()
     expect(verdict).to_contain_text("MiB")
     for group in ("checkpoints", "validation"):
-        page.get_by_text(say(f"train.group_{group}"), exact=True).click()
+        page.locator(f"#group-{group} > summary").click()
     page.locator("#option-checkpointing_steps").fill("4")
     page.locator("#option-validation_num_inference_steps").fill("2")
     page.locator("#option-validation_steps").fill("6")
@@ -128,11 +128,11 @@ def see_it_through(page: Page, say: Language, name: str) -> None:
     expect(rows).to_have_count(2)
     expect(rows.first.locator("img")).to_have_count(3)  # the base, and two steps
     widths = page.locator(".grid img").evaluate_all(
-        "images => images.map(image => image.decode().then(() => image.naturalWidth))"
+        "images => Promise.all(images.map(image => image.decode().then(() => image.naturalWidth)))"
     )
     assert widths == [128] * 6
-    expect(page.locator("#log-text")).to_contain_text(f"reference={name}@1")
-    page.get_by_role("link", name=say("frame.jobs"), exact=True).click()
+    expect(page.locator("#log-text")).to_contain_text(f"adapter {name}@1")
+    page.locator(".pages").get_by_role("link", name=say("frame.jobs")).click()
     expect(page.locator(".jobs")).to_contain_text(name)
     page.get_by_role("link", name=name, exact=True).click()
 

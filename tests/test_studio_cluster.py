@@ -1,0 +1,270 @@
+"""Jobs on a cluster, on the same pages as local ones: against an API server that keeps what it is sent, and runs nothing."""
+
+import json
+import re
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from longcat.errors import ConfigError, JobError
+from studio import cluster_place
+from studio.app import create_app
+from studio.cluster_place import ClusterPlace
+from studio.cluster_settings import ClusterSettings, read_cluster_settings
+from studio.config import StudioConfig
+from studio.job import State
+from studio.jobs import Jobs
+from studio.places import LocalPlace
+from tests.conftest import free_port
+from tests.test_job import kubeconfig
+from trainer.config import TrainConfig
+from trainer.run_record import MetricsLine, RunRecord, write_run
+
+NOW = "2026-05-01T12:00:00Z"
+
+
+class Api:
+    """What the API server was sent, and what it says of it."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.pods: list[dict[str, Any]] = []
+        self.log = ""
+        self.configs: list[dict[str, Any]] = []
+
+    def pod(self, name: str, phase: str, **state: Any) -> None:
+        """The pod of a Job is in another phase."""
+        container = {"name": "trainer", "image": "", "imageID": "", "ready": True, "restartCount": 0, "state": state}
+        metadata = {"name": f"{name}-x", "creationTimestamp": NOW, "labels": {"job-name": name}}
+        self.pods = [{"metadata": metadata, "status": {"phase": phase, "containerStatuses": [container]}}]
+
+    def end(self, name: str, condition: str) -> None:
+        """A Job is over."""
+        said = {"type": condition, "status": "True", "reason": "Because", "message": "it is", "lastTransitionTime": NOW}
+        self.jobs[name]["status"] = {"conditions": [said]}
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
+        """One request."""
+        path = path.partition("?")[0]
+        name = path.rpartition("/")[2]
+        sent = json.loads(body) if body else {}
+        match method, path.removeprefix("/api/v1/").removeprefix("/apis/batch/v1/").split("/")[2:]:
+            case "POST", ["configmaps"]:
+                self.configs.append(json.loads(sent["data"]["config.json"]))
+                return 201, sent
+            case "POST", ["jobs"]:
+                if (name := sent["metadata"]["name"]) in self.jobs:
+                    return 409, {"kind": "Status", "message": "taken"}
+                self.jobs[name] = {**sent, "status": {}}
+                self.jobs[name]["metadata"] |= {"uid": "1", "creationTimestamp": NOW, "namespace": "training"}
+                return 201, self.jobs[name]
+            case "GET", ["jobs", _] if name in self.jobs:
+                return 200, self.jobs[name]
+            case "DELETE", ["jobs", _] if name in self.jobs:
+                del self.jobs[name]
+                self.pods = []
+                return 200, {}
+            case "GET", ["pods"]:
+                return 200, {"items": self.pods}
+            case "GET", ["pods", _]:
+                return 200, self.pods[0]
+            case "GET", ["pods", _, "log"]:
+                return 200, self.log
+            case _, ["configmaps", _]:
+                return 200, {}
+        return 404, {"kind": "Status", "message": f'jobs.batch "{name}" not found'}
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Api]:
+    kept = Api()
+
+    class Handler(BaseHTTPRequestHandler):
+        def handle_any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, said = kept.answer(self.command, self.path, body)
+            content = said.encode() if isinstance(said, str) else json.dumps(said).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/plain" if isinstance(said, str) else "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PATCH = do_DELETE = handle_any
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}")
+        yield kept
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def settings(api: Api, tmp_path: Path) -> ClusterSettings:  # noqa: ARG001 - which writes the kubeconfig
+    return ClusterSettings(
+        kubeconfig=str(tmp_path / "kubeconfig"), image="trainer:1", data_claim="pictures", data_dir=tmp_path / "data"
+    )
+
+
+@pytest.fixture
+def jobs(settings: ClusterSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
+    monkeypatch.setattr(cluster_place, "_KEPT_SECONDS", 0.0)
+    local = LocalPlace(cache=tmp_path / "cache", adapters="file:///adapters")
+    opened = Jobs(tmp_path / "jobs", {"local": local, "kubernetes": ClusterPlace(settings)})
+    yield opened
+    opened.close()
+
+
+def config(tmp_path: Path, **changes: Any) -> TrainConfig:
+    said = {"model_flavour": "embedded", "instance_data_dir": str(tmp_path / "data" / "cats"), "adapter_name": "cats"}
+    return TrainConfig.model_validate(said | {"resolution": 128} | changes)
+
+
+def line(event: str, **fields: Any) -> str:
+    return json.dumps({"time": NOW, "level": "INFO", "logger": "lithograph.trainer", "event": event, **fields})
+
+
+STEP = {
+    "step": 7, "total_steps": 20, "loss": 0.25, "smoothed_loss": 0.3, "learning_rate": 1e-4, "gradient_norm": 1.0,
+    "step_seconds": 0.5, "images_per_second": 2.0, "eta_seconds": 6.5,
+}  # fmt: skip
+
+
+def test_a_job_goes_to_the_cluster_and_its_curve_comes_from_its_log(jobs: Jobs, api: Api, tmp_path: Path) -> None:
+    identity = jobs.submit(config(tmp_path), name="cats", place="kubernetes").id
+    assert jobs.get(identity).state is State.QUEUED
+    jobs.tick()
+    assert list(api.jobs) == [identity]
+    assert api.configs[0]["instance_data_dir"] == "/data/cats"
+    assert api.configs[0]["publish_to"] == "file:///adapters"
+    api.pod(identity, "Pending", waiting={"reason": "ImagePullBackOff"})
+    view = jobs.get(identity)
+    assert (view.state, view.reason, view.job.remote) == (State.QUEUED, "ImagePullBackOff", f"training/{identity}")
+
+    api.pod(identity, "Running", running={})
+    api.log = "\n".join(["torch says something", line("started", run_id="r", total_steps=20), line("step", **STEP)])
+    view = jobs.get(identity)
+    assert view.state is State.RUNNING
+    assert view.run is not None
+    assert (view.run.step, view.run.eta_seconds, view.share) == (7, 6.5, 7 / 20)
+    assert [kept.loss for kept in jobs.metrics(identity, 0)] == [0.25]
+    assert jobs.metrics(identity, 7) == []
+    assert "torch says something" in jobs.log_tail(identity)
+
+    api.log += "\n" + line("published", adapter="cats@3") + "\n" + line("finished", exit_code=0)
+    api.pod(identity, "Succeeded", terminated={"exitCode": 0})
+    api.end(identity, "Complete")
+    view = jobs.get(identity)
+    assert view.run is not None
+    assert (view.state, view.exit_code, view.run.published) == (State.FINISHED, 0, "cats@3")
+    api.jobs.clear()  # the cluster removes it after a week; what is known of it stays
+    assert jobs.get(identity).state is State.FINISHED
+    assert "cats@3" in jobs.log_tail(identity)
+
+
+def test_a_job_on_the_cluster_is_stopped_resumed_and_deleted(jobs: Jobs, api: Api, tmp_path: Path) -> None:
+    identity = jobs.submit(config(tmp_path), name="cats", place="kubernetes").id
+    jobs.tick()
+    api.pod(identity, "Running", running={})
+    jobs.stop(identity)
+    assert api.jobs == {}
+    assert jobs.get(identity).state is State.STOPPED
+    jobs.resume(identity)
+    jobs.tick()
+    assert list(api.jobs) == [identity]
+    api.pod(identity, "Failed", terminated={"exitCode": 65})
+    api.end(identity, "Failed")
+    view = jobs.get(identity)
+    assert (view.state, view.exit_code, view.message) == (State.FAILED, 65, "Because: it is")
+    jobs.resume(identity)
+    jobs.tick()  # the failed one is removed first
+    assert jobs.get(identity).state is State.QUEUED
+    jobs.tick()
+    assert jobs.get(identity).job.tries == 3
+    jobs.stop(identity)
+    jobs.delete(identity)
+    assert jobs.list() == []
+
+
+def test_what_the_volume_shows_counts_over_the_log(
+    api: Api, settings: ClusterSettings, jobs: Jobs, tmp_path: Path
+) -> None:
+    volume = tmp_path / "training"
+    jobs._places["kubernetes"] = ClusterPlace(settings.model_copy(update={"training_dir": volume}))
+    identity = jobs.submit(config(tmp_path), name="cats", place="kubernetes").id
+    jobs.tick()
+    api.pod(identity, "Running", running={})
+    (volume / identity).mkdir(parents=True)
+    record = RunRecord.model_validate(
+        {"run_id": "r", "pid": 1, "hostname": "pod", "started": NOW, "updated": NOW, "code_version": "1", "total_steps": 20,
+         "step": 9, "config": {}}
+    )  # fmt: skip
+    write_run(volume / identity, record, durable=False)
+    step = MetricsLine.model_validate(dict.fromkeys(MetricsLine.model_fields, 1))
+    (volume / identity / "metrics.jsonl").write_text(step.model_dump_json() + "\n")
+    view = jobs.get(identity)
+    assert view.run == record
+    assert view.output == volume / identity
+    assert jobs.metrics(identity, 0) == [step]
+
+
+def test_what_the_pod_cannot_see_is_refused_at_once(jobs: Jobs, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="instance_data_dir"):
+        jobs.submit(config(tmp_path, instance_data_dir="/home/me/cats"), name="cats", place="kubernetes")
+    with pytest.raises(JobError, match="data claim"):
+        ClusterPlace(ClusterSettings()).options(config(tmp_path, instance_data_dir="/data/cats"), tmp_path / "x")
+    assert jobs.list() == []
+
+
+def test_a_cluster_that_is_away_changes_nothing_but_what_is_said(jobs: Jobs, tmp_path: Path) -> None:
+    identity = jobs.submit(config(tmp_path), name="cats", place="kubernetes").id
+    jobs.tick()
+    kubeconfig(tmp_path, f"http://127.0.0.1:{free_port()}")
+    jobs._places["kubernetes"] = ClusterPlace(ClusterSettings(kubeconfig=str(tmp_path / "kubeconfig")))
+    view = jobs.get(identity)
+    assert view.state is State.RUNNING
+    assert view.reason is not None
+    assert "cannot be reached" in view.reason
+    waiting = jobs.submit(config(tmp_path, instance_data_dir="s3://bucket/cats"), name="later", place="kubernetes").id
+    jobs.tick()
+    view = jobs.get(waiting)
+    assert (view.state, view.state.can_resume) == (State.FAILED, True)
+    assert "cannot be reached" in str(view.message)
+
+
+def test_the_page_offers_the_cluster_and_says_beside_the_field_what_it_lacks(
+    api: Api, settings: ClusterSettings, tmp_path: Path
+) -> None:
+    file = tmp_path / "cluster.json"
+    file.write_text(settings.model_dump_json(exclude_none=True, exclude_defaults=True))
+    app = create_app(StudioConfig(home=tmp_path / "home", cluster=read_cluster_settings(file)))
+    visitor = TestClient(app, base_url="http://127.0.0.1:8001", follow_redirects=False)
+    assert "On Kubernetes" in visitor.get("/train").text
+    form = {"model_flavour": "embedded", "resolution": "128", "adapter_name": "cats", "place": "kubernetes"}
+    page = visitor.post("/train", data=form | {"instance_data_dir": "/home/me/cats"})
+    assert page.status_code == 422
+    assert re.search(r'id="problem-instance_data_dir">This cannot work: instance_data_dir', page.text)
+    reply = visitor.post("/train", data=form | {"instance_data_dir": "s3://bucket/cats"})
+    assert reply.status_code == 303
+    app.state.studio.workshop.jobs.tick()
+    assert len(api.jobs) == 1
+    assert "Kubernetes" in visitor.get("/jobs").text
+    app.state.studio.workshop.close()
+
+
+def test_a_wrong_file_is_refused_by_field(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.json"
+    for text, named in (('{"imgae": "x"}', "imgae"), ('{"gpus": "many"}', "gpus"), ("[]", "whole"), ("{", "JSON")):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=named):
+            read_cluster_settings(file)
