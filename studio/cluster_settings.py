@@ -1,4 +1,4 @@
-"""What trainings ask of a Kubernetes cluster: a JSON file that the studio is started with. No torch, and no client of it."""
+"""What trainings ask of a Kubernetes cluster: JSON that the studio is started with. No torch, and no client of it."""
 
 from pathlib import Path
 
@@ -41,11 +41,13 @@ class ClusterSettings(BaseModel):
     """Where the volume of ``training_claim`` is seen from here, for live curves and validation pictures."""
 
 
-def read_cluster_settings(path: Path) -> ClusterSettings:
-    """The file. Raises ``ConfigError``."""
+def read_cluster_settings(given: str) -> ClusterSettings:
+    """A file's path, or the JSON object itself, as fits into an environment variable. Raises ``ConfigError``."""
     try:
-        return ClusterSettings.model_validate(read_object(path, "cluster"))
+        if given.lstrip().startswith("{"):
+            return ClusterSettings.model_validate_json(given)
+        return ClusterSettings.model_validate(read_object(Path(given), "cluster"))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file as a whole"
-        raise ConfigError(f"cluster {path}: {where}: {first['msg']}") from error
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise ConfigError(f"cluster {given}: {where}: {first['msg']}") from error

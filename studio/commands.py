@@ -40,10 +40,10 @@ _SHUTDOWN_SECONDS = 2
               help="Folder below which datasets may be picked; may be given several times.")  # fmt: skip
 @click.option("--parallel-jobs", type=int, default=1, show_default=True,
               help="Trainings at once on this machine; the others wait.")  # fmt: skip
-@click.option("--cluster", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
-              help="JSON with what trainings ask of a Kubernetes cluster: image, gpus, data_claim, ….")  # fmt: skip
+@click.option("--cluster", metavar="FILE|JSON",
+              help="Offer a Kubernetes cluster for trainings: what they ask of it, as {} or {\"gpus\": 1, …}.")  # fmt: skip
 @click.option("--max-upload-mib", type=int, default=512, show_default=True, help="Largest upload.")
-def server(home: Path, cluster: Path | None, **options: Any) -> None:
+def server(home: Path, cluster: str | None, **options: Any) -> None:
     """Serve the studio, a web page, on port 8001: draw, train, look after adapters."""
     set_up_logging()
     settings = read_cluster_settings(cluster) if cluster else None

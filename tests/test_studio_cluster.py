@@ -247,7 +247,7 @@ def test_the_page_offers_the_cluster_and_says_beside_the_field_what_it_lacks(
 ) -> None:
     file = tmp_path / "cluster.json"
     file.write_text(settings.model_dump_json(exclude_none=True, exclude_defaults=True))
-    app = create_app(StudioConfig(home=tmp_path / "home", cluster=read_cluster_settings(file)))
+    app = create_app(StudioConfig(home=tmp_path / "home", cluster=read_cluster_settings(str(file))))
     visitor = TestClient(app, base_url="http://127.0.0.1:8001", follow_redirects=False)
     assert "On Kubernetes" in visitor.get("/train").text
     form = {"model_flavour": "embedded", "resolution": "128", "adapter_name": "cats", "place": "kubernetes"}
@@ -264,7 +264,8 @@ def test_the_page_offers_the_cluster_and_says_beside_the_field_what_it_lacks(
 
 def test_a_wrong_file_is_refused_by_field(tmp_path: Path) -> None:
     file = tmp_path / "cluster.json"
+    assert read_cluster_settings('{"gpus": 1}').gpus == 1
     for text, named in (('{"imgae": "x"}', "imgae"), ('{"gpus": "many"}', "gpus"), ("[]", "whole"), ("{", "JSON")):
         file.write_text(text)
         with pytest.raises(ConfigError, match=named):
-            read_cluster_settings(file)
+            read_cluster_settings(str(file))
