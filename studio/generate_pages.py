@@ -222,15 +222,12 @@ def _recipe_of(form: FormData, canvas: Canvas) -> Recipe:
 
 
 async def _choices(studio: Studio, chosen: tuple[AdapterUse, ...]) -> list[AdapterChoice] | None:
-    """The adapters that the service can apply now and those that are chosen; None if it has no adapters or no answer."""
-    if studio.service.state is not LinkState.READY:
-        return None
-    try:
-        report = await studio.service.adapters()
-    except ServiceError:
-        return None
+    """The adapters that the service can apply now and those that are chosen; None if it has no answer and none is chosen."""
     scales = {adapter.name: adapter.scale for adapter in chosen}
-    words = {adapter.name: adapter.trigger_words for adapter in report.adapters if adapter.version is not None}
+    words = await _trigger_words(studio)
+    if words is None and not chosen:
+        return None
+    words = words or {}
     names = dict.fromkeys([*scales, *words])
     return [
         AdapterChoice(
@@ -241,6 +238,17 @@ async def _choices(studio: Studio, chosen: tuple[AdapterUse, ...]) -> list[Adapt
         )
         for name in names
     ]
+
+
+async def _trigger_words(studio: Studio) -> dict[str, tuple[str, ...]] | None:
+    """Of the adapters that are served; None if the service has none, or no answer."""
+    if studio.service.state is not LinkState.READY:
+        return None
+    try:
+        report = await studio.service.adapters()
+    except ServiceError:
+        return None
+    return {adapter.name: adapter.trigger_words for adapter in report.adapters if adapter.version is not None}
 
 
 async def _events(request: Request, studio: Studio) -> AsyncIterator[bytes]:
