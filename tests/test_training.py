@@ -138,29 +138,36 @@ def test_starting_again_after_the_end_publishes_nothing_twice(finished: Path, pi
     assert read_run(finished).published == "flat@1"
 
 
-def test_validation_shows_what_the_service_draws(finished: Path, tmp_path: Path) -> None:
-    with serve(tmp_path, "--adapters", (finished.parent / "adapters").as_uri(), "--require-adapter", "flat") as server:
+def test_validation_shows_what_the_service_draws(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    storage = (finished.parent / "adapters").as_uri()
+    dora = tmp_path / "dora"
+    done = train(pictures, dora, publish_to=storage, adapter_name="dora", use_dora="true", max_train_steps=2)
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(open_storage(storage), "dora", 1).use_dora
+    required = [f"--require-adapter={name}" for name in ("flat", "dora")]
+    with serve(tmp_path, "--adapters", storage, *required) as server:
         drawn = 0
-        for path in (finished / "validation" / f"step-{STEPS:08d}").glob("*.png"):
-            with Image.open(path) as image:
-                shown, scene = np.asarray(image.convert("RGB")), json.loads(image.info["lithograph-validation"])
-            for adapters, expected in (
-                ([{"name": "flat"}], shown),
-                ([], pixels(finished / "validation/base" / path.name)),
-            ):
-                reply = httpx.post(
-                    f"{server.url}/generate",
-                    json={
-                        "prompt": scene["prompt"], "negative_prompt": scene["negative_prompt"], "steps": scene["steps"],
-                        "width": scene["width_px"], "height": scene["height_px"], "seed": scene["seed"],
-                        "guidance_scale": scene["guidance_scale"], "adapters": adapters,
-                    },
-                    timeout=60,
-                )  # fmt: skip
-                assert reply.status_code == 200, reply.text
-                assert np.array_equal(np.asarray(Image.open(io.BytesIO(reply.content))), expected)
-                drawn += 1
-        assert drawn == 4
+        for name, steps, run in (("flat", STEPS, finished), ("dora", 2, dora)):
+            for path in (run / "validation" / f"step-{steps:08d}").glob("*.png"):
+                with Image.open(path) as image:
+                    shown, scene = np.asarray(image.convert("RGB")), json.loads(image.info["lithograph-validation"])
+                for adapters, expected in (
+                    ([{"name": name}], shown),
+                    ([], pixels(run / "validation/base" / path.name)),
+                ):
+                    reply = httpx.post(
+                        f"{server.url}/generate",
+                        json={
+                            "prompt": scene["prompt"], "negative_prompt": scene["negative_prompt"], "seed": scene["seed"],
+                            "width": scene["width_px"], "height": scene["height_px"], "steps": scene["steps"],
+                            "guidance_scale": scene["guidance_scale"], "adapters": adapters,
+                        },
+                        timeout=60,
+                    )  # fmt: skip
+                    assert reply.status_code == 200, reply.text
+                    assert np.array_equal(np.asarray(Image.open(io.BytesIO(reply.content))), expected)
+                    drawn += 1
+        assert drawn == 8
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -336,6 +343,7 @@ def test_an_adapter_that_changes_nothing_is_published_but_not_the_latest(picture
         {"base_model_precision": "int4-quanto", "mixed_precision": "bf16"},
         {"base_model_precision": "fp8-torchao", "mixed_precision": "bf16", "lora_init_type": "gaussian"},
         {"lr_scheduler": "polynomial", "flow_schedule_shift": 3, "max_grad_norm": 0},
+        {"use_dora": "true", "base_model_precision": "int8-torchao", "mixed_precision": "bf16"},
     ],
 )  # fmt: skip
 def test_every_way_to_train_learns_and_resumes(pictures: Path, tmp_path: Path, changes: dict[str, object]) -> None:
