@@ -245,7 +245,12 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         )
         try:
             self.run(
-                host=config.host, port=config.port, num_api_servers=1, log_level="warning", generate_client_file=False
+                host=config.host,
+                port=config.port,
+                num_api_servers=1,
+                log_level="warning",
+                log_config=None,  # uvicorn's own: it would write lines of another form
+                generate_client_file=False,
             )
         except KeyboardInterrupt:  # before LitServe was up: it looks after its processes only from then on
             for worker in getattr(self, "inference_workers", ()):
@@ -275,6 +280,9 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
 
     def _init_manager(self, num_api_servers: int) -> Any:
         """Runs in the main process before the others are started."""
+        librarys = logging.getLogger("litserve")  # what it says is to look like what we say
+        librarys.handlers.clear()
+        librarys.propagate = True
         manager = super()._init_manager(num_api_servers)
         self._api.state = manager.dict(phase="loading")
         self._routes.share(self._api.state)

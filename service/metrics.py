@@ -91,6 +91,21 @@ MODEL_INFO = Gauge(
 )
 
 
+# From the first on: a series that began with 1 would hide its first count from rate() and increase(), and so from alerts.
+for _counter, _values in {
+    REQUESTS: ("200", "202", "400", "404", "413", "422", "429", "499", "500", "503", "504"),
+    REJECTED: ("busy", "not_ready", "draining", "invalid_request", "not_json", "body_too_large"),
+    JOBS: ("succeeded", "failed", "cancelled"),
+    WEBHOOKS: ("delivered", "given_up"),
+    ADAPTER_REFUSALS: ("unfit", "incomplete"),
+    ADAPTER_CACHE: ("memory", "disk", "storage"),
+    PROMPT_CACHE: ("hit", "miss"),
+}.items():
+    for _value in _values:
+        _counter.labels(_value)
+REQUEST_SECONDS.labels("200")
+
+
 class Bounded:
     """The first so many values of a label, or of several; later ones are ``(other)``: people can make any number."""
 

@@ -74,6 +74,8 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("lithograph")
         self._propagator = TraceContextTextMapPropagator()
+        # Once, so that spans keep their order; a pause between the two clocks would make it too small.
+        self._epoch_ns = max(time.time_ns() - time.monotonic_ns() for _ in range(5))
 
     @contextmanager
     def request(self, method: str, path: str, headers: Mapping[str, str]) -> Iterator["Span"]:
@@ -107,7 +109,7 @@ class Tracing:
                 seed = draw.request.seed + interval.picture
                 attributes = _attributes(draw) | {"lithograph.picture": interval.picture, "lithograph.seed": seed}
             span = self._tracer.start_span(
-                interval.phase, context=request, start_time=_epoch_ns(interval.begin), attributes=attributes
+                interval.phase, context=request, start_time=self._ns(interval.begin), attributes=attributes
             )
             if interval.end == last:
                 span.set_attribute("lithograph.outcome", outcome)
@@ -115,16 +117,20 @@ class Tracing:
                     span.set_status(Status(StatusCode.ERROR, outcome))
             if interval.phase is Phase.DENOISE:
                 self._tell_steps(course, interval.picture, set_span_in_context(span))
-            span.end(_epoch_ns(interval.end))
+            span.end(self._ns(interval.end))
 
     def _tell_steps(self, course: Course, picture: int, context: Any) -> None:
         for step in course.steps:
             if step.picture == picture:
                 attributes = {"lithograph.step": step.step, "lithograph.rows": step.rows}
                 span = self._tracer.start_span(
-                    "step", context=context, start_time=_epoch_ns(step.begin), attributes=attributes
+                    "step", context=context, start_time=self._ns(step.begin), attributes=attributes
                 )
-                span.end(_epoch_ns(step.end))
+                span.end(self._ns(step.end))
+
+    def _ns(self, monotonic_seconds: float) -> int:
+        """Since 1970."""
+        return self._epoch_ns + round(monotonic_seconds * 1e9)
 
     def close(self) -> None:
         """Send what waits."""
@@ -172,7 +178,3 @@ def _attributes(draw: Draw) -> dict[str, Any]:
         "lithograph.images": request.num_images,
         "lithograph.size": f"{request.width}x{request.height}",
     }
-
-
-def _epoch_ns(monotonic: float) -> int:
-    return time.time_ns() - round((time.monotonic() - monotonic) * 1e9)

@@ -70,6 +70,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, flavour: Flavour, pictures: P
         with workload.training(folder, trainer_port, arguments) as training:
             assert training.wait(timeout=300) == 0, (folder / "train.log").read_text()
         workload.publish_styles(storage, folder / "run" / "adapter.safetensors", flavour)
+        workload.publish_torn(storage)
         with workload.Load(service.url, people=6, styles=workload.STYLES):
             begun.wait_for([query.expression for panel in PANELS.values() for query in panel.queries])
         yield begun
@@ -90,6 +91,10 @@ def test_what_the_variables_offer_is_there(seen: Seen) -> None:
         assert len(labels) == 1
 
 
+def test_the_first_refused_adapter_is_an_alert(seen: Seen) -> None:
+    assert seen.has_rows("increase(lithograph_adapter_refusals_total[5m]) > 0")
+
+
 def test_every_rule_is_evaluated_without_an_error(seen: Seen) -> None:
     groups: list[dict[str, Any]] = seen.prometheus.get("/rules")["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
@@ -108,7 +113,7 @@ def test_the_dashboard_can_be_drawn(seen: Seen, tmp_path: Path) -> None:
     def ask(query: str) -> list[Series]:
         return seen.prometheus.query_range(query, begin=seen.begin, end=time.time(), step_seconds=2)
 
-    picture.draw(board.rows(RATE_SECONDS), ask, tmp_path / "board.png")
+    picture.draw(board.rows(RATE_SECONDS), ask, (seen.begin, time.time()), tmp_path / "board.png")
     with Image.open(tmp_path / "board.png") as drawn:
         assert drawn.width > 1000
         assert len(drawn.convert("RGB").getcolors(2**16) or ()) > 30

@@ -38,7 +38,8 @@ def main(minutes: float, train_steps: int, people: int, output: Path) -> None:
         options = [
             "--config", str(ROOT / "examples" / "ink" / "config.json"), f"instance_data_dir={ROOT}/examples/ink/pictures",
             f"output_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}", "publish_to=" + storage.uri,
-            "checkpointing_steps=50", "validation_steps=100",
+            "validation_num_inference_steps=4",
+            f"checkpointing_steps={max(1, train_steps // 5)}", f"validation_steps={max(1, train_steps // 2)}",
         ]  # fmt: skip
         seed = folder / "seed"
         with running(folder, prometheus_port, rules, targets) as prometheus:
@@ -53,7 +54,9 @@ def main(minutes: float, train_steps: int, people: int, output: Path) -> None:
                     workload.training(folder, trainer_port, [*options, f"max_train_steps={train_steps}"]) as training,
                     workload.Load(service.url, people=people, styles=workload.STYLES),
                 ):
-                    time.sleep(minutes * 60)
+                    time.sleep(minutes * 30)
+                    workload.publish_torn(storage)
+                    time.sleep(minutes * 30)
                     if training.poll() is None:
                         click.echo("the training goes on: the picture shows how far it is", err=True)
                 end = time.time()
@@ -64,6 +67,7 @@ def main(minutes: float, train_steps: int, people: int, output: Path) -> None:
                 picture.draw(
                     {title: rows[title] for title in titles},
                     lambda query: prometheus.query_range(query, begin=begin, end=end, step_seconds=step),
+                    (begin, end),
                     file,
                 )
                 click.echo(f"{file}: {file.stat().st_size // 1024} KiB")

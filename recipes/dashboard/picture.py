@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, DateFormatter, date2num
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 from recipes.dashboard.board import Panel, Query
@@ -20,6 +22,8 @@ from recipes.dashboard.prometheus import Series
 
 Ask = Callable[[str], list[Series]]
 Answer = list[tuple[Query, Series]]
+Span = tuple[float, float]
+"""Seconds since 1970."""
 
 _INCHES_A_COLUMN, _INCHES_A_LINE, _DPI = 0.56, 0.29, 100
 _INK, _FAINT, _GROUND, _CARD = "#24292f", "#8a939c", "#f4f5f7", "#ffffff"
@@ -32,8 +36,8 @@ _STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-def draw(rows: Mapping[str, Sequence[Panel]], ask: Ask, file: Path) -> None:
-    """The rows, one below the other, as a PNG of few colours."""
+def draw(rows: Mapping[str, Sequence[Panel]], ask: Ask, span: Span, file: Path) -> None:
+    """The rows, one below the other, as a PNG of few colours; ``span``: the time that all of them show."""
     with mpl.rc_context(_STYLE):
         lines = sum(1 + _height(panels) for panels in rows.values())
         figure = Figure(figsize=(24 * _INCHES_A_COLUMN, lines * _INCHES_A_LINE), facecolor=_GROUND)
@@ -42,7 +46,7 @@ def draw(rows: Mapping[str, Sequence[Panel]], ask: Ask, file: Path) -> None:
             figure.text(0.008, 1 - (top + 0.72) / lines, title, fontsize=10, weight="bold")
             first = min(panel.top for panel in panels)
             for panel in panels:
-                _panel(figure, panel, ask, line=top + 1 + panel.top - first, lines=lines)
+                _panel(figure, panel, ask, span, line=top + 1 + panel.top - first, lines=lines)
             top += 1 + _height(panels)
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=_DPI)
@@ -53,7 +57,7 @@ def _height(panels: Sequence[Panel]) -> int:
     return max(panel.top + panel.height for panel in panels) - min(panel.top for panel in panels)
 
 
-def _panel(figure: Figure, panel: Panel, ask: Ask, *, line: int, lines: int) -> None:
+def _panel(figure: Figure, panel: Panel, ask: Ask, span: Span, *, line: int, lines: int) -> None:
     gap = 0.003
     left, bottom = panel.left / 24 + gap, 1 - (line + panel.height) / lines + gap
     width, height = panel.width / 24 - 2 * gap, panel.height / lines - 2 * gap
@@ -67,18 +71,18 @@ def _panel(figure: Figure, panel: Panel, ask: Ask, *, line: int, lines: int) -> 
     if panel.kind == "stat":
         _number(card, panel, answer)
         return
-    axes = figure.add_axes(
-        (left + 0.036, bottom + 1.35 / lines, width - 0.044, height - 1.35 / lines - margin - 0.3 / lines)
-    )
+    axes = figure.add_axes((left + 0.036, bottom + 1.65 / lines, width - 0.044, height - 1.95 / lines - margin))
     kinds: dict[str, Callable[[Axes, Panel, Answer], None]] = {"heatmap": _heat, "state-timeline": _states}
     kinds.get(panel.kind, _lines)(axes, panel, answer)
-    axes.xaxis.set_major_locator(AutoDateLocator(minticks=2, maxticks=5))
-    axes.xaxis.set_major_formatter(DateFormatter("%H:%M:%S"))
+    axes.set_axisbelow(True)
+    axes.set_xlim(*(_date(at) for at in span))
+    axes.xaxis.set_major_locator(AutoDateLocator(minticks=2, maxticks=5 if panel.width >= 8 else 2))
+    axes.xaxis.set_major_formatter(DateFormatter("%H:%M"))
     axes.tick_params(labelsize=6.5, length=2)
 
 
 def _number(axes: Axes, panel: Panel, answer: Answer) -> None:
-    told = [(query.name(series.labels) if query.legend != "__auto" else "", series) for query, series in answer]
+    told = [(_name(query, series, "") if query.legend != "__auto" else "", series) for query, series in answer]
     for place, (name, series) in enumerate(told):
         value = next((v for v in reversed(series.values) if math.isfinite(v)), math.nan)
         colour = _COLOURS[0]
@@ -94,8 +98,9 @@ def _number(axes: Axes, panel: Panel, answer: Answer) -> None:
 
 def _lines(axes: Axes, panel: Panel, answer: Answer) -> None:
     axes.grid(visible=True, linewidth=0.6)
-    names = [query.name(series.labels) or "value" for query, series in answer]
+    names = [_name(query, series, panel.title.lower()) for query, series in answer]
     drawn = [(name, *_points(series)) for name, (_, series) in zip(names, answer, strict=True)]
+    drawn = [one for one in drawn if np.nansum(np.abs(one[2])) > 0] or drawn[:1]  # what never happened needs no name
     if panel.is_stacked and drawn:
         times = np.unique(np.concatenate([at for _, at, _ in drawn]))
         below = np.zeros(len(times))
@@ -115,10 +120,11 @@ def _lines(axes: Axes, panel: Panel, answer: Answer) -> None:
             axes.plot(at, values, linewidth=1.2, label=name)
     if panel.is_logarithmic and any((values > 0).any() for _, _, values in drawn):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+        axes.yaxis.set_minor_locator(NullLocator())
     elif drawn and min(np.nanmin(values, initial=0) for _, _, values in drawn) >= 0 and panel.title != "Loss":
         axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: _said(value, panel.unit))
-    axes.yaxis.set_minor_formatter(lambda *_: "")
     if drawn:
         columns = min(len(drawn), max(1, 4 if panel.width >= 8 else 2))
         axes.legend(
@@ -126,7 +132,7 @@ def _lines(axes: Axes, panel: Panel, answer: Answer) -> None:
         )
 
 
-def _heat(axes: Axes, panel: Panel, answer: Answer) -> None:
+def _heat(axes: Axes, _: Panel, answer: Answer) -> None:
     """Counts are cumulative over ``le``: what is shown is what is between two of them."""
     ordered = sorted(answer, key=lambda one: float(one[1].labels["le"]))
     counted = [_points(series) for _, series in ordered]
@@ -136,7 +142,7 @@ def _heat(axes: Axes, panel: Panel, answer: Answer) -> None:
     low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, len(bounds))
     shown = np.where(counts[low:high] > 0, counts[low:high], np.nan)
     axes.pcolormesh(counted[0][0], np.arange(high - low), shown, cmap="Oranges", shading="nearest", vmin=0)
-    axes.set_yticks(np.arange(high - low), [f"≤ {_said(float(bound), panel.unit)}" for bound in bounds[low:high]])
+    axes.set_yticks(np.arange(high - low), [f"≤ {float(bound):g} s" for bound in bounds[low:high]])
 
 
 def _states(axes: Axes, panel: Panel, answer: Answer) -> None:
@@ -146,20 +152,36 @@ def _states(axes: Axes, panel: Panel, answer: Answer) -> None:
         step = 1 / 86400 if len(at) < 2 else float(np.min(np.diff(at)))
         spans = [(begin, step) for begin, value in zip(at, values, strict=True) if value]
         axes.broken_barh(spans, (place - 0.35, 0.7), facecolors=_COLOURS[place % len(_COLOURS)])
-    names = [query.name(series.labels).split(" 127.")[0].split(", 127.")[0] for query, series in ordered]
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(-0.6, max(0.6, len(names) - 0.4))
-    axes.grid(visible=panel.width > 8, axis="x", linewidth=0.6)
+    axes.set_yticks([])
+    axes.set_ylim(-0.6, max(0.6, len(ordered) - 0.4))
+    for place, (query, series) in enumerate(ordered):
+        axes.text(
+            0.01,
+            place,
+            _name(query, series, panel.title),
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=6.5,
+        )
 
 
 def _points(series: Series) -> tuple[np.ndarray, np.ndarray]:
-    times = np.array([date2num(datetime.fromtimestamp(at, UTC)) for at in series.times])
+    times = np.array([_date(at) for at in series.times])
     return times, np.array([value if math.isfinite(value) else math.nan for value in series.values])
+
+
+def _date(at: float) -> float:
+    return float(date2num(datetime.fromtimestamp(at, UTC)))
+
+
+def _name(query: Query, series: Series, otherwise: str) -> str:
+    """There is one server and one training: which it is, goes without saying."""
+    return re.sub(r",? ?127\.0\.0\.1:\d+ ?", "", query.name(series.labels)) or otherwise
 
 
 def _folded(text: str, width: int = 44) -> str:
     lines = [""]
-    for word in text.replace(" 127.0.0.1", " ").split():
+    for word in text.split():
         short = word if len(word) <= 20 else f"{word[:8]}…"
         if len(lines[-1]) + len(short) > width:
             lines.append("")

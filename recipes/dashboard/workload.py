@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,16 @@ def training(folder: Path, port: int, options: Sequence[str]) -> Iterator[subpro
 
 
 def publish_styles(storage: Storage, file: Path, flavour: Flavour) -> None:
-    """One trained adapter under all names; and a name whose version is not there, for the service to refuse."""
-    weights = read_foreign(file, flavour_targets(flavour), max_rank=_RANK).weights
-    for name in STYLES:
+    """One trained adapter under all names, each a little stronger."""
+    trained = read_foreign(file, flavour_targets(flavour), max_rank=_RANK).weights
+    for place, name in enumerate(STYLES):
+        weights = replace(trained, alpha=trained.alpha * (1 + place / 100))
         manifest = publish_lora(storage, name, draft_of(weights, flavour, origin="trained"), weights)
         set_latest(storage, name, manifest.version)
+
+
+def publish_torn(storage: Storage) -> None:
+    """A name whose version is not there, for the service to refuse."""
     storage.create("torn/latest", b"1\n")
 
 
@@ -136,4 +141,4 @@ class Load:
         else:
             reply = client.post("/generate", json=body)
             if reply.status_code == httpx.codes.TOO_MANY_REQUESTS:
-                self._stopped.wait(min(2, int(reply.headers["Retry-After"])))
+                self._stopped.wait(2)
