@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, DateFormatter, date2num
+from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
@@ -26,6 +26,7 @@ Span = tuple[float, float]
 """Seconds since 1970."""
 
 _INCHES_A_COLUMN, _INCHES_A_LINE, _DPI = 0.56, 0.29, 100
+_TICK_SECONDS = (5, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
 _INK, _FAINT, _GROUND, _CARD = "#24292f", "#8a939c", "#f4f5f7", "#ffffff"
 _COLOURS = ("#3d71d9", "#e0752d", "#37872d", "#c4162a", "#8f3bb8", "#b8860b", "#0b8a8f", "#6e7781")
 _NAMED = {"green": "#37872d", "orange": "#e0752d", "red": "#c4162a"}
@@ -76,8 +77,7 @@ def _panel(figure: Figure, panel: Panel, ask: Ask, span: Span, *, line: int, lin
     kinds.get(panel.kind, _lines)(axes, panel, answer)
     axes.set_axisbelow(True)
     axes.set_xlim(*(_date(at) for at in span))
-    axes.xaxis.set_major_locator(AutoDateLocator(minticks=2, maxticks=5 if panel.width >= 8 else 2))
-    axes.xaxis.set_major_formatter(DateFormatter("%H:%M"))
+    _mark_times(axes, span, most=5 if panel.width >= 8 else 2)
     axes.tick_params(labelsize=6.5, length=2)
 
 
@@ -168,6 +168,14 @@ def _states(axes: Axes, panel: Panel, answer: Answer) -> None:
 def _points(series: Series) -> tuple[np.ndarray, np.ndarray]:
     times = np.array([_date(at) for at in series.times])
     return times, np.array([value if math.isfinite(value) else math.nan for value in series.values])
+
+
+def _mark_times(axes: Axes, span: Span, *, most: int) -> None:
+    begin, end = span
+    step = next((step for step in _TICK_SECONDS if (end - begin) / step <= most), _TICK_SECONDS[-1])
+    ticks = np.arange(math.ceil(begin / step) * step, end, step)
+    form = "%H:%M" if step % 60 == 0 else "%H:%M:%S"
+    axes.set_xticks([_date(at) for at in ticks], [f"{datetime.fromtimestamp(at, UTC):{form}}" for at in ticks])
 
 
 def _date(at: float) -> float:
