@@ -113,6 +113,8 @@ class Cluster:
 
     def __init__(self, api: client.ApiClient, *, namespace: str) -> None:
         api.configuration.retries = False  # an unreachable cluster is said at once
+        if not api.configuration.verify_ssl:  # whoever wrote insecure-skip-tls-verify knows
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         api.rest_client = type(api.rest_client)(api.configuration)
         self.namespace = namespace
         self._batch = client.BatchV1Api(api)

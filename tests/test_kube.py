@@ -5,16 +5,20 @@ On a cluster that KUBECONFIG names, which must have the images, or on one of our
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 from PIL import Image
 
-from tests.kube_cluster import Cluster, connected, own_cluster
+from tests.kube_cluster import REPOSITORY, Cluster, connected, own_cluster
 from tests.kube_manifests import FAILURE_POLICIES, Manifest, find, rendered
 
 pytestmark = pytest.mark.kube
@@ -23,6 +27,7 @@ SPACE = "--namespace=lithograph"
 SERVICE_PODS = "--selector=app.kubernetes.io/component=service"
 # A style in a few steps is faint: how far it drifts from the base model is not what is tested here.
 SHORT = ("validation_steps=0", "validation_max_drift=1", "validation_num_inference_steps=2")
+INK = REPOSITORY / "examples" / "ink" / "config.json"
 LOAD = Path(__file__).with_name("kube_load.py")
 
 
@@ -226,3 +231,105 @@ def test_a_bad_configuration_fails_the_job_at_once(cluster: Cluster) -> None:
     (pod,) = pods_of(cluster, job)
     assert pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 78
     assert "did you mean 'learning_rate'?" in log_of(cluster, pod["metadata"]["name"])
+
+
+@dataclass(frozen=True)
+class Submitter:
+    """``lithograph job``, as a person runs it beside the cluster."""
+
+    cluster: Cluster
+    kubeconfig: Path
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*self.cluster.enter, sys.executable, "-m", "lithograph", "job", *arguments, SPACE]
+        environment = self.cluster.environment | {"KUBECONFIG": str(self.kubeconfig)}
+        return subprocess.run(
+            command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=900, check=False
+        )
+
+    def submit(self, name: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """The demo's training, with further options."""
+        return self(
+            "submit", "--config", str(INK), "--name", name, "--cpu", "1", "--memory", "2Gi",
+            "instance_data_dir=/examples/ink/pictures", "publish_to=file:///adapters", "validation_min_change=0",
+            *SHORT, *options,
+        )  # fmt: skip
+
+    def status(self, name: str) -> dict[str, Any]:
+        asked = self("status", name, "--json")
+        assert asked.returncode == 0, asked.stderr
+        said: dict[str, Any] = json.loads(asked.stdout)
+        return said
+
+
+@pytest.fixture(scope="module")
+def submitter(cluster: Cluster, service: str, tmp_path_factory: pytest.TempPathFactory) -> Submitter:  # noqa: ARG001
+    """``lithograph job`` as the studio's account, which may do no more than that."""
+    rights = ("ServiceAccount", "Role", "RoleBinding")
+    manifests = [each for each in rendered("studio", cluster.version) if each["kind"] in rights]
+    cluster.apply([each for each in manifests if each["metadata"]["name"] == "lithograph-studio"])
+    account = "/api/v1/namespaces/lithograph/serviceaccounts/lithograph-studio/token"
+    asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 7200}}
+    token = cluster.http.post(account, json=asked).raise_for_status().json()["status"]["token"]
+    said = yaml.safe_load(cluster.kubectl("config", "view", "--minify", "--flatten", "--raw", "--output=yaml"))
+    said["users"][0]["user"] = {"token": token}
+    file = tmp_path_factory.mktemp("submitter") / "kubeconfig"
+    file.write_text(yaml.safe_dump(said))
+    return Submitter(cluster, file)
+
+
+def test_a_submitted_job_is_followed_to_its_end_and_served(
+    cluster: Cluster, service: str, submitter: Submitter
+) -> None:
+    sent = submitter.submit("by-command", "max_train_steps=12", "adapter_name=by-command")
+    assert sent.returncode == 0, sent.stderr
+    again = submitter.submit("by-command")
+    assert again.returncode == 1
+    assert "error: job 'by-command': there is one in namespace lithograph" in again.stderr
+
+    followed = submitter("logs", "--follow", "by-command")
+    assert followed.returncode == 0, followed.stderr + cluster.describe()
+    assert '"event": "published"' in followed.stdout
+    assert followed.stderr.startswith("succeeded: finished and published")
+    status = cluster.wait("succeeded", lambda: (s := submitter.status("by-command"))["state"] == "succeeded" and s)
+    assert (status["exit_code"], status["failures"]) == (0, 0)
+    assert status["started"] < status["finished"]
+    cluster.wait("served", lambda: draw(cluster, service, adapters=[{"name": "by-command"}]).status_code == 200)
+
+    listed = submitter("list")
+    assert "by-command" in listed.stdout
+    cancelled = submitter("cancel", "by-command")
+    assert cancelled.returncode == 0, cancelled.stderr
+    # Its ConfigMap is its own, and goes with it.
+    gone = ("configmap", "by-command", "--ignore-not-found", "--output=name")
+    cluster.wait("gone", lambda: not cluster.kubectl(SPACE, "get", *gone))
+    unknown = submitter("status", "by-command")
+    assert unknown.returncode == 1
+    assert "error: job 'by-command': there is none in namespace lithograph" in unknown.stderr
+
+
+def test_a_job_that_fails_says_what_its_exit_code_means(cluster: Cluster, submitter: Submitter) -> None:
+    sent = submitter.submit("no-data", "--retries", "0", "instance_data_dir=/examples/nothing")
+    assert sent.returncode == 0, sent.stderr
+    followed = submitter("logs", "-f", "no-data")
+    assert followed.returncode == 65, followed.stderr + cluster.describe()
+    status = cluster.wait("failed", lambda: (s := submitter.status("no-data"))["state"] == "failed" and s)
+    assert (status["exit_code"], status["failures"]) == (65, 1)
+    assert status["meaning"].startswith("the data cannot be used")
+
+
+def test_a_cancelled_job_goes_on_from_its_checkpoint_when_it_is_submitted_again(
+    cluster: Cluster, submitter: Submitter
+) -> None:
+    options = ("max_train_steps=4000", "checkpointing_steps=5", "adapter_name=cancelled")
+    assert submitter.submit("cancelled", *options).returncode == 0
+    cluster.wait("a checkpoint", lambda: '"event": "checkpoint"' in submitter("logs", "cancelled").stdout)
+    assert submitter.status("cancelled")["state"] == "running"
+    assert submitter("cancel", "cancelled").returncode == 0
+    cluster.wait("gone", lambda: submitter("status", "cancelled").returncode == 1)
+
+    # Its ConfigMap may be gone a moment later than it.
+    cluster.wait("submitted again", lambda: submitter.submit("cancelled", *options).returncode == 0)
+    cluster.wait("resumed", lambda: '"event": "resumed"' in submitter("logs", "cancelled").stdout)
+    assert submitter("cancel", "cancelled", "--now").returncode == 0
+    cluster.wait("gone", lambda: submitter("status", "cancelled").returncode == 1)
