@@ -69,6 +69,14 @@ def test_links_lead_somewhere(built: Path) -> None:
                 assert (page.parent / parts.path).exists(), f"{page.relative_to(built)}: {address}"
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "loadtest/README.md", "benchmarks/README.md"])
+def test_links_of_the_repository_lead_somewhere(name: str) -> None:
+    said = (ROOT / name).read_text(encoding="utf-8")
+    addresses = re.findall(r"\]\(([^)#\s]+)[^)]*\)", said) + re.findall(r'src="([^"]+)"', said)
+    local = [address for address in addresses if not urlsplit(address).scheme]
+    assert not [address for address in local if not ((ROOT / name).parent / address).exists()]
+
+
 @pytest.mark.parametrize("folder", ["", "zh"])
 def test_every_option_is_there(built: Path, folder: str) -> None:
     training = (built / folder / "reference" / "training.html").read_text(encoding="utf-8")
