@@ -55,7 +55,7 @@ def train(path: Path | None, log_format: str, options: tuple[str, ...]) -> None:
 
     Every option of the file can be given here as --key value or key=value, or in the environment as
     LITHOGRAPH_TRAIN_KEY. Exit codes: 0 finished, 75 stopped with a checkpoint saved, 78 wrong configuration, 65
-    unusable data, 71 out of memory, 69 storage or disk, 1 anything else.
+    unusable data, 71 out of memory, 69 storage, disk or hub, 1 anything else.
     """
     set_up_logging(log_format)
     sys.exit(int(_guarded(lambda: _train(path, list(options)))))

@@ -210,7 +210,8 @@ class TrainConfig(BaseModel):
     metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Port on which Prometheus finds /metrics."""
     pushgateway_url: str | None = None
-    """Pushgateway for jobs that Prometheus would miss."""
+    """Pushgateway for jobs that Prometheus would miss. It keeps a group for each run until that is deleted there; a run that
+    resumes keeps its name, and so its group."""
 
     # Publishing.
     publish_to: str | None = None

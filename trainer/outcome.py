@@ -15,7 +15,8 @@ class Outcome(IntEnum):
     BAD_DATA = 65
     """The pictures or captions cannot be used: trying again is no use."""
     STORAGE_DOWN = 69
-    """Storage could not be reached or the disk is full; the adapter, if it was done, is in output_dir. Try again."""
+    """Storage or the models' hub could not be reached, or the disk is full; an adapter that was done is in output_dir. Try
+    again."""
     OUT_OF_MEMORY = 71
     """It does not fit: see ``lithograph plan``."""
     PREEMPTED = 75
@@ -28,7 +29,7 @@ MEANINGS: Mapping[Outcome, str] = {
     Outcome.FINISHED: "finished and published",
     Outcome.UNKNOWN: "failed unforeseen: the log says how",
     Outcome.BAD_DATA: "the data cannot be used: `lithograph dataset check` says why",
-    Outcome.STORAGE_DOWN: "storage or disk failed; the adapter, if it was done, is in output_dir",
+    Outcome.STORAGE_DOWN: "storage, disk or the models' hub failed; the adapter, if it was done, is in output_dir",
     Outcome.OUT_OF_MEMORY: "out of memory: `lithograph plan` says what fits",
     Outcome.PREEMPTED: "told to stop; a checkpoint is saved, starting again goes on",
     Outcome.BAD_CONFIG: "the configuration cannot work: the log says which option",
