@@ -1,5 +1,6 @@
 """A real studio in a process of its own, and a real Chromium that looks at it."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -88,7 +89,7 @@ def visit(browser: Browser, url: str, *, language: str, dark: bool = False, widt
 
     def note(message: ConsoleMessage) -> None:
         # What was refused on purpose is said by its status.
-        if message.type == "error" and "the server responded with a status of 4" not in message.text:
+        if message.type == "error" and not re.search(r"a status of 4|Status Error Code 4", message.text):
             complaints.append(message.text)
 
     context = browser.new_context(
@@ -103,4 +104,4 @@ def visit(browser: Browser, url: str, *, language: str, dark: bool = False, widt
     page.on("pageerror", lambda error: complaints.append(str(error)))
     yield page
     context.close()
-    assert not complaints
+    assert not complaints, complaints
