@@ -43,6 +43,10 @@ install: $(VENV)/base.stamp ## Set up .venv: what serving and training need (PIP
 serve: $(VENV)/base.stamp ## Serve the embedded model on http://127.0.0.1:8000 (PORT=, HOST=, FLAVOUR=, ARGS=).
 	$(BIN)/lithograph serve --host $(HOST) --port $(PORT) --flavour $(FLAVOUR) $(ARGS)
 
+.PHONY: studio
+studio: $(VENV)/base.stamp ## Serve the studio, a web page, on http://127.0.0.1:8001 (FLAVOUR=, ARGS=).
+	$(BIN)/lithograph server --flavour $(FLAVOUR) $(ARGS)
+
 .PHONY: test
 test: $(VENV)/dev.stamp ## Run the tests (ARGS= goes to pytest).
 	$(BIN)/python -m pytest $(ARGS)
