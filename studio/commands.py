@@ -37,7 +37,7 @@ _SHUTDOWN_SECONDS = 2
 @click.option("--adapters-endpoint-url", metavar="URL", help="Of an S3 store that is not AWS.")
 @click.option("--data-root", "data_roots", multiple=True, metavar="DIR",
               type=click.Path(file_okay=False, exists=True, path_type=Path),
-              help="Folder below which datasets may be picked; may be given several times.")  # fmt: skip
+              help="Folder below which datasets may be picked, repeatable. [default on loopback: your home]")  # fmt: skip
 @click.option("--parallel-jobs", type=int, default=1, show_default=True,
               help="Trainings at once on this machine; the others wait.")  # fmt: skip
 @click.option("--cluster", metavar="FILE|JSON",

@@ -35,7 +35,7 @@ class StudioConfig:
     adapters_endpoint_url: str | None = None
     """Of an S3 store that is not AWS."""
     data_roots: tuple[Path, ...] = ()
-    """Folders below which datasets may be picked, beside those that were uploaded."""
+    """Folders below which datasets may be picked, beside those that were uploaded; see ``picked_from``."""
     parallel_jobs: int = 1
     """Trainings at once on this machine; the others wait."""
     cluster: ClusterSettings | None = None
@@ -72,6 +72,11 @@ class StudioConfig:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+    @property
+    def picked_from(self) -> tuple[Path, ...]:
+        """Folders below which datasets may be picked. On one's own machine, one's own files unless told otherwise."""
+        return self.data_roots or ((Path.home(),) if self.is_local else ())
 
     @property
     def adapters_uri(self) -> str:

@@ -82,14 +82,14 @@ class Datasets:
 
     def open(self, path: str) -> Dataset:
         """The folder of that path. Raises ``DataError`` if it is not there or not below an allowed root."""
-        folder = self._allowed(Path(path).expanduser())
+        folder = self.allowed(Path(path).expanduser())
         if not folder.is_dir():
             raise DataError(f"dataset {path} is no folder that is there; give the one that holds the pictures")
         return Dataset(name=folder.name, folder=folder, is_uploaded=folder.parent == self.uploads)
 
     def file(self, dataset: Dataset, key: str) -> Path:
         """A file of a dataset. Raises ``DataError`` if it is not there, or a link leads out of the allowed roots."""
-        path = self._allowed(dataset.folder / key)
+        path = self.allowed(dataset.folder / key)
         if not path.is_file():
             raise DataError(f"{key} is not in dataset {dataset.name!r}; it may have been removed")
         return path
@@ -112,7 +112,8 @@ class Datasets:
         dataset.folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
-    def _allowed(self, path: Path) -> Path:
+    def allowed(self, path: Path) -> Path:
+        """Where a path leads. Raises ``DataError`` if that is not below an allowed root."""
         try:
             found = path.resolve()
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a zero byte

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longcat.errors import ClusterError, ConfigError, DataError, LithographError, StorageError
+from longcat.logs import tell
 from studio.job import CONFIG_FILE, JOB_FILE, Job, PlaceName, State, job_id, read_job, write_job
 from studio.places import Look, Place
 from trainer.atomic import write_atomically
@@ -104,7 +105,7 @@ class Jobs:
             draft.rename(self.folder / identity)
         except OSError as error:
             raise StorageError(f"{self.folder} cannot be written: {error.strerror or error}; check the disk") from error
-        _log.info("event=job_queued id=%s place=%s", identity, place)
+        tell(_log, "job_queued", id=identity, place=place)
         return job
 
     def list(self) -> list[JobView]:
@@ -195,9 +196,9 @@ class Jobs:
         job = view.job
         try:
             write_job(view.folder, self._place(job.place).start(job, view.folder))
-            _log.info("event=job_started id=%s place=%s", job.id, job.place)
+            tell(_log, "job_started", id=job.id, place=job.place)
         except LithographError as error:
-            _log.warning("event=job_refused id=%s reason=%r", job.id, str(error))
+            tell(_log, "job_refused", logging.WARNING, id=job.id, reason=str(error))
             write_job(view.folder, job.model_copy(update={"refused": str(error)}))
 
     def _look(self, job: Job, folder: Path) -> tuple[Look, str | None]:
@@ -225,7 +226,7 @@ class Jobs:
             try:
                 self.tick()
             except (LithographError, OSError) as error:  # a full disk: the queue waits, and the studio stays
-                _log.error("event=jobs_stuck reason=%r", str(error))
+                tell(_log, "jobs_stuck", logging.ERROR, reason=str(error))
 
 
 def _state(job: Job, look: Look) -> State:

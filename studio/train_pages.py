@@ -1,6 +1,7 @@
 """The Train page: a form of the training's configuration, the memory plan beside it, files in and out, and off it goes."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -9,7 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from longcat.errors import ConfigError, LithographError, UserError
+from longcat.errors import ConfigError, DataError, LithographError, UserError
 from studio.forms import text_of
 from studio.language import Language
 from studio.option_names import option_names
@@ -84,14 +85,17 @@ async def start(request: Request) -> Response:
     """Queue the training."""
     workshop, form = studio_of(request).workshop, await request.form()
     reading = _ready(_read(form))
-    if reading.config is None:
+    if (config := reading.config) is None:
         return await run_in_threadpool(_refused, request, form, reading)
     place = text_of(form, "place") or "local"
     if place not in workshop.jobs.place_names:
         raise PageError("error.not_found", status=404)
-    name = reading.config.adapter_name or "training"
+    if place == "local" and (forbidden := _forbidden(workshop, config)):
+        reading = Reading(said=reading.said, config=None, mistakes=forbidden)
+        return await run_in_threadpool(_refused, request, form, reading)
+    name = config.adapter_name or "training"
     try:
-        job = await run_in_threadpool(workshop.jobs.submit, reading.config, name=name, place=place)
+        job = await run_in_threadpool(workshop.jobs.submit, config, name=name, place=place)
     except UserError as error:  # what a cluster's pod has not
         where = str(error).partition(":")[0].partition(" ")[0]
         mistake = Mistake(name=where if where in fields() else "", message=str(error))
@@ -221,6 +225,20 @@ def _ready(reading: Reading) -> Reading:
     if missing:
         return Reading(said=reading.said, config=None, mistakes=tuple(missing))
     return reading
+
+
+def _forbidden(workshop: Workshop, config: TrainConfig) -> tuple[Mistake, ...]:
+    """Files of this machine that whoever uses the studio has no business with."""
+    where = "instance_data_dir" if config.instance_data_dir else "data_backend_config"
+    paths = [(where, str(data.instance_data_dir)) for data in config.datasets if data.type == "local"]
+    paths += [(name, str(path)) for name in ("init_lora", "user_prompt_library") if (path := getattr(config, name))]
+    mistakes = []
+    for name, path in paths:
+        try:
+            workshop.datasets.allowed(Path(path).expanduser())
+        except DataError as error:
+            mistakes.append(Mistake(name=name, message=str(error)))
+    return tuple(mistakes)
 
 
 def _read(form: FormData) -> Reading:

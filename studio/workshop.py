@@ -18,7 +18,7 @@ class Workshop:
 
     def __init__(self, config: StudioConfig) -> None:
         cache = config.home / "cache"
-        self.datasets = Datasets(config.home / "datasets", config.data_roots)
+        self.datasets = Datasets(config.home / "datasets", config.picked_from)
         self.limits = Limits(total_bytes=_UNPACKED * config.max_upload_mib * 2**20)
         self.scans = Scans(cache / "pictures")
         self.thumbnails = Thumbnails(cache / "thumbnails")

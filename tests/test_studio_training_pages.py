@@ -203,6 +203,10 @@ def test_a_training_needs_data_and_a_name(visitor: TestClient, cats: Path) -> No
     page = visitor.post("/train", data={"model_flavour": "embedded"}).text
     assert "Say where the pictures are" in page
     assert "Say what the adapter is to be called" in page
+    elsewhere = {"instance_data_dir": "/etc", "adapter_name": "x", "user_prompt_library": "/etc/passwd"}
+    page = visitor.post("/train", data=elsewhere).text
+    assert page.count("is not below") == 2
+    assert workshop_of(visitor).jobs.list() == []
     form = {"model_flavour": "embedded", "instance_data_dir": str(cats), "adapter_name": "cats", "resolution": "128"}
     reply = visitor.post("/train", data=form, headers=HTMX)
     assert reply.status_code == 204
