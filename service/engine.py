@@ -282,8 +282,9 @@ class Engine:
         job, picture = running.job, running.picture
         if job.order.progress:
             self._listener(job.order, Progress(picture=running.index, step=picture.step, steps=picture.steps))
-        if job.order.is_previewed(picture.step, picture.steps) and not job.previewing and not picture.is_done:
-            job.previewing = True
+        is_wanted = job.order.is_previewed(picture.step, picture.steps) and not picture.is_done
+        if is_wanted and running.index not in job.previewing:
+            job.previewing.add(running.index)
             self._aside(self._beside, job, self._preview, running.index, copy.copy(picture))
 
     @torch.no_grad()
@@ -292,7 +293,7 @@ class Engine:
         while max(picture.height_px, picture.width_px) / shrink > _PREVIEW_PX:
             shrink *= 2
         pixels = denoise.preview(self.model.vae, picture, shrink=shrink)
-        job.previewing = False
+        job.previewing.discard(index)
         if not job.over:
             self._listener(job.order, Preview(picture=index, step=picture.step, pixels=pixels))
 

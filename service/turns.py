@@ -28,7 +28,8 @@ class Job:
     pending: deque[int] = field(default_factory=deque)
     """Pictures that are not admitted yet."""
     pixels: dict[int, np.ndarray] = field(default_factory=dict)
-    previewing: bool = False
+    previewing: set[int] = field(default_factory=set)
+    """Pictures whose preview is being made: each has one at a time."""
     over: bool = False
     """Nothing more is to be done or said about it."""
 
