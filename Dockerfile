@@ -1,5 +1,5 @@
-# One base, one lock, a target for each part: `service` and `trainer`. `make images` builds both; FLAVOUR's weights are
-# fetched when they are first asked for, the embedded model is inside.
+# One base, one lock, a target for each part: `service`, `trainer` and `studio`. `make images` builds them; FLAVOUR's weights
+# are fetched when they are first asked for, the embedded model is inside.
 
 # A CUDA runtime by default: torch's wheels bring CUDA's libraries. For a CPU: BASE_IMAGE=python:3.11-slim-bookworm and
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu. Any Debian or Ubuntu with Python 3.11 or 3.12 will do.
@@ -46,7 +46,7 @@ RUN /opt/pip/bin/pip --no-cache-dir --python /opt/venv/bin/python install --no-d
 
 FROM base AS runtime
 # Numeric, so that Kubernetes can see that it is not root. Any other uid of group 0 works too.
-RUN install --directory --owner 10001 --group 0 --mode 0775 /adapters /models /output /data
+RUN install --directory --owner 10001 --group 0 --mode 0775 /adapters /models /output /data /studio
 COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=code /opt/lithograph /opt/venv
 # USER and HOME: a uid without a name must be able to ask for both. Everything else that is written goes below /tmp.
@@ -74,6 +74,16 @@ ENV LITHOGRAPH_TRAIN_OUTPUT_DIR=/output/training \
     LITHOGRAPH_TRAIN_CACHE_DIR=/output/cache
 HEALTHCHECK NONE
 CMD ["train", "--config", "/config/config.json"]
+
+FROM runtime AS studio
+# It listens to other machines and so does not start without LITHOGRAPH_SERVER_TOKEN.
+ENV LITHOGRAPH_SERVER_HOST=0.0.0.0 \
+    LITHOGRAPH_SERVER_PORT=8001 \
+    LITHOGRAPH_SERVER_HOME=/studio
+EXPOSE 8001
+HEALTHCHECK --interval=10s --timeout=5s --start-period=1m --retries=3 \
+  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['LITHOGRAPH_SERVER_PORT'] + '/healthz', timeout=4)"]
+CMD ["server"]
 
 FROM runtime AS service
 ENV LITHOGRAPH_SERVE_HOST=0.0.0.0 \

@@ -59,8 +59,8 @@ IMAGE_TAG ?= 0.1.0
 BUILD_ARGS ?=
 
 .PHONY: images
-images: ## Build the images lithograph-service and lithograph-trainer (ENGINE=, BASE_IMAGE=, IMAGE_TAG=, BUILD_ARGS=).
-	for target in service trainer; do \
+images: ## Build the images lithograph-service, lithograph-trainer and lithograph-studio (ENGINE=, BASE_IMAGE=, IMAGE_TAG=, BUILD_ARGS=).
+	for target in service trainer studio; do \
 	  $(ENGINE) build --target $$target --tag lithograph-$$target:$(IMAGE_TAG) \
 	    $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
 	    --build-arg VERSION=$(IMAGE_TAG) --build-arg REVISION=$$(git rev-parse HEAD) $(BUILD_ARGS) . || exit 1; \

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.images
 
 ENGINE = os.environ.get("LITHOGRAPH_TEST_ENGINE", "podman")
 TAG = os.environ.get("LITHOGRAPH_TEST_TAG", "0.1.0")
-SERVICE, TRAINER = f"lithograph-service:{TAG}", f"lithograph-trainer:{TAG}"
+SERVICE, TRAINER, STUDIO = (f"lithograph-{target}:{TAG}" for target in ("service", "trainer", "studio"))
 INK = Path(__file__).parent.parent / "examples" / "ink"
 ANY_UID = "12345:0"
 HARDENED = (
@@ -41,19 +41,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(adapters: Path) -> Iterator[tuple[str, str]]:
-    """A service container that is ready: its address and its id."""
+def running(image: str, *options: str, answers: str) -> Iterator[tuple[str, str]]:
+    """A container whose path ``answers``, with 200: its address and its id. ``{port}`` in an option is a free port."""
     port = free_port()
-    container = engine(
-        "run", "--detach", *HARDENED, f"--env=LITHOGRAPH_SERVE_PORT={port}", "--env=LITHOGRAPH_SERVE_HOST=127.0.0.1",
-        f"--volume={adapters}:/adapters:ro", SERVICE,
-    ).stdout.strip()  # fmt: skip
+    given = (option.format(port=port) for option in options)
+    container = engine("run", "--detach", *HARDENED, *given, image).stdout.strip()
     try:
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 120
         while True:
             try:
-                if httpx.get(f"{url}/readyz").status_code == 200:
+                if httpx.get(f"{url}{answers}").status_code == 200:
                     break
             except httpx.TransportError:
                 pass
@@ -62,6 +60,14 @@ def serving(adapters: Path) -> Iterator[tuple[str, str]]:
         yield url, container
     finally:
         engine("rm", "--force", container)
+
+
+def serving(adapters: Path) -> AbstractContextManager[tuple[str, str]]:
+    """A service that is ready."""
+    return running(
+        SERVICE, "--env=LITHOGRAPH_SERVE_PORT={port}", "--env=LITHOGRAPH_SERVE_HOST=127.0.0.1",
+        f"--volume={adapters}:/adapters:ro", answers="/readyz",
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -150,7 +156,24 @@ def test_the_trainer_image_saves_a_checkpoint_when_it_is_told_to_stop(tmp_path: 
         engine("rm", "--force", container)
 
 
-@pytest.mark.parametrize("image", [SERVICE, TRAINER])
+def test_the_studio_image_asks_who_comes(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    refused = engine("run", "--rm", *HARDENED, f"--volume={tmp_path}:/studio", STUDIO, check=False)
+    assert refused.returncode != 0
+    assert "--token" in refused.stderr
+    token = "of-this-test-alone"
+    with running(
+        STUDIO, "--env=LITHOGRAPH_SERVER_PORT={port}", f"--env=LITHOGRAPH_SERVER_TOKEN={token}",
+        f"--volume={tmp_path}:/studio", answers="/healthz",
+    ) as (url, container):  # fmt: skip
+        engine("healthcheck", "run", container)
+        assert httpx.get(url).status_code == 401
+        assert httpx.get(url, headers={"Authorization": f"Bearer {token}"}).status_code < 400
+        engine("stop", "--time", "60", container)
+        assert json.loads(engine("inspect", container).stdout)[0]["State"]["ExitCode"] == 143  # of SIGTERM, not SIGKILL
+
+
+@pytest.mark.parametrize("image", [SERVICE, TRAINER, STUDIO])
 def test_no_image_holds_pip_a_compiler_or_a_name_for_root(image: str) -> None:
     found = engine(
         "run", "--rm", "--network=none", "--entrypoint=sh", image, "-c", "command -v pip gcc cc make git || true"
