@@ -138,9 +138,9 @@ def see_it_through(page: Page, say: Language, name: str) -> None:
 
 
 def draw_with_it(page: Page, say: Language, name: str, home: Path) -> None:
+    expect(page.locator(".service-slot")).to_contain_text(say("frame.service_ready"))
     page.get_by_role("link", name=say("jobs.try", name=f"{name}@1")).click()
     page.wait_for_url(re.compile("/generate"))
-    expect(page.locator(".service-slot")).to_contain_text(say("frame.service_ready"))
     page.get_by_label(say("field.prompt"), exact=True).fill("一只猫，版画")
     expect(page.get_by_role("checkbox", name=re.compile(f"^{name}@1"))).to_be_checked()
     page.get_by_role("button", name=say("generate.draw"), exact=True).click()
