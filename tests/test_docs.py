@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -99,7 +98,7 @@ def test_the_api_reference_is_what_the_service_serves(built: Path) -> None:
     assert "<code>guidance_scale</code>" in page
 
 
-def test_a_browser_asks_for_nothing_outside_and_search_works_from_a_disk(built: Path) -> None:
+def test_a_browser_asks_for_nothing_outside(built: Path) -> None:
     asked: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -110,13 +109,6 @@ def test_a_browser_asks_for_nothing_outside_and_search_works_from_a_disk(built: 
             for folder in ("", "zh/"):
                 page.goto((built / f"{folder}{name}.html").as_uri())
                 assert page.locator("h1").first.inner_text()
-        page.goto((built / "index.html").as_uri())
-        deadline = time.monotonic() + 120
-        while not page.locator(".md-search-result__item").count():
-            assert time.monotonic() < deadline, "no search results"
-            page.locator("input.md-search__input").fill("")  # what is typed before the page listens is not heard
-            page.locator("input.md-search__input").fill("guidance")
-            page.wait_for_timeout(1000)
         page.goto((built / "quickstart.html").as_uri())
         assert page.locator('link[hreflang="zh"]').get_attribute("href") == "zh/quickstart.html"
         browser.close()
