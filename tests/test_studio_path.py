@@ -143,9 +143,11 @@ def draw_with_it(page: Page, say: Language, name: str, home: Path) -> None:
     page.wait_for_url(re.compile("/generate"))
     page.get_by_label(say("field.prompt"), exact=True).fill("一只猫，版画")
     expect(page.get_by_role("checkbox", name=re.compile(f"^{name}@1"))).to_be_checked()
+    tiles = page.locator(".tile img")
+    before = tiles.count()  # the gallery remembers those of the other language
     page.get_by_role("button", name=say("generate.draw"), exact=True).click()
-    tile = page.locator(".tile img").first
-    tile.wait_for()
+    expect(tiles).to_have_count(before + 1)
+    tile = tiles.first
     assert tile.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
     newest = max((home / "gallery").rglob("*.png"), key=lambda path: path.stat().st_mtime)
     with Image.open(io.BytesIO(newest.read_bytes())) as picture:
