@@ -33,7 +33,7 @@ _NOISE = {
     # diffusers looks for torchao classes that 0.18 has moved; quantization here calls torchao directly.
     "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
 }
-_PLAIN = re.compile(r'[^\s="]+')
+_PLAIN = re.compile(r'[^\s="\x00-\x1f\x7f-\x9f]+')
 
 
 def set_up_logging(log_format: str = "auto") -> None:
@@ -70,9 +70,11 @@ class JsonLines(logging.Formatter):
             line["message"] = record.getMessage()
         if record.exc_info:
             line["exception"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _written(line)
 
 
+_UNSEEN = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
+"""What JSON leaves as it is, while some readers end a line there and some terminals obey it."""
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -95,12 +97,16 @@ def _text(value: Any) -> str:
         case float():
             return f"{value:.6g}"
         case str():
-            return value if _PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+            return value if _PLAIN.fullmatch(value) else _written(value)
         case Mapping():
             return " ".join(f"{name} {_text(one)}" for name, one in value.items())
         case Sequence():
             return " ".join(_text(one) for one in value)
     return _text(str(value))
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str).translate(_UNSEEN)
 
 
 def _json(value: Any) -> Any:

@@ -18,6 +18,7 @@ import pytest
 from longcat.logs import JsonLines, tell
 from tests.conftest import RunningServer, run_lithograph
 
+NOTE = 'a "line"\nand another\u2028and\x85more\x1b[31m\x9b31m'
 APPLE = {"prompt": "一个红苹果", "steps": 2, "seed": 5}
 
 
@@ -41,7 +42,7 @@ def test_an_event_is_one_line_of_json_whatever_its_fields_hold(log: tuple[loggin
     fields = {
         "loss": float("nan"),
         "adapters": ["ink@1"],
-        "note": 'a "line"\nand another',
+        "note": NOTE,
         "path": Path("/a"),
         "no": None,
     }
@@ -50,8 +51,17 @@ def test_an_event_is_one_line_of_json_whatever_its_fields_hold(log: tuple[loggin
     assert line.pop("time").endswith("Z")
     assert line == {
         "level": "WARNING", "logger": "lithograph.tests", "event": "adapter_served",
-        "loss": "nan", "adapters": ["ink@1"], "note": 'a "line"\nand another', "path": "/a",
+        "loss": "nan", "adapters": ["ink@1"], "note": NOTE, "path": "/a",
     }  # fmt: skip
+
+
+def test_what_people_read_is_one_line_too_and_gives_no_orders_to_their_terminal() -> None:
+    stream = io.StringIO()
+    logger = logging.Logger("lithograph.tests")
+    logger.addHandler(logging.StreamHandler(stream))
+    tell(logger, "adapter_served", note=NOTE, name="\x1b[31m")
+    (line,) = stream.getvalue().splitlines()
+    assert line.isprintable()
 
 
 def test_a_stack_trace_is_part_of_its_line(log: tuple[logging.Logger, io.StringIO]) -> None:
