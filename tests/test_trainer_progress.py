@@ -234,8 +234,9 @@ def test_a_long_run_is_heard_of_now_and_then(
         progress.cache("latents", 1, 2, 0)
         for step in (1, 2, 3):
             progress.step(report(step))
+        progress.drawing(1, 8, "the base, 128x128")
     events = [record.getMessage().partition(":")[0] for record in log.records]
-    assert events == ["started", "cached", "step", "step", "step", "failed"]
+    assert events == ["started", "cached", "step", "step", "step", "drawing", "failed"]
 
 
 SHOWN = """
@@ -250,6 +251,7 @@ with run(Path(sys.argv[1]), total_steps=3, show_bar=True) as progress:
     progress.cache("latents", 4, 4, 0)
     for step in (1, 2, 3):
         progress.step(report(step, loss=0.125, images=4))
+    progress.drawing(4, 8, "the base, 128x128")
     progress.checkpoint(3, 0.25, 4096)
     progress.finish("finished", None, 0)
 """
@@ -273,6 +275,8 @@ def test_a_person_sees_a_bar(tmp_path: Path) -> None:
     assert "latents: 100%" in text
     assert "training: 100%" in text
     assert "loss 0.125, 0.1 s/step, 40 images/s" in text
+    assert "validating:  50%" in text
+    assert "the base, 128x128" in text
     assert "checkpoint: step 3, seconds 0.25, size bytes 4096" in text
     assert '"event"' not in text
 

@@ -12,13 +12,19 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from longcat.adapter import latest_version, read_manifest
+from longcat.flavour import resolve
+from longcat.precision import Precision
 from longcat.storage import open_storage
 from tests.conftest import run_lithograph, serve
+from trainer.config import TrainConfig
+from trainer.preparation import Encoders
 from trainer.run_record import read_metrics, read_run
+from trainer.validation import scenes
 
 STEPS = 8
 SMALL = {
@@ -399,6 +405,23 @@ def test_validate_draws_without_training(finished: Path, tmp_path: Path) -> None
     files = [Path(line) for line in done.stdout.split()]
     assert len(files) == 3
     assert all((tmp_path / file).exists() for file in files)
+    last = json.loads([line for line in done.stderr.splitlines() if line.startswith("{")][-1])
+    assert (last["event"], last["done"], last["total"]) == ("drawing", 8, 8)  # two prompts, with and without, two steps
+
+
+def test_another_model_is_compared_with_its_own_base() -> None:
+    config = TrainConfig.model_validate({"model_flavour": "embedded"})
+    flavour, device = resolve("embedded"), torch.device("cpu")
+
+    def names(config: TrainConfig, dtype: torch.dtype) -> set[str]:
+        encoders = Encoders(
+            flavour=flavour, device=device, dtype=dtype, text_encoder_precision=Precision.NO_CHANGE, vae_batch=1
+        )
+        return {scene.name for scene in scenes(config, encoders, ())}
+
+    shrunk = config.model_copy(update={"base_model_precision": "int8-torchao"})
+    bases = [names(config, torch.float32), names(shrunk, torch.float32), names(config, torch.bfloat16)]
+    assert len(set.union(*bases)) == 3 * len(bases[0])
 
 
 def test_the_environment_fills_in_for_containers(pictures: Path, tmp_path: Path) -> None:

@@ -1,11 +1,17 @@
-"""The progress bar of a person who watches. No torch."""
+"""The progress bar of a person who watches, and lines for a log that is read later. No torch."""
 
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from longcat.logs import tell
+
+_LOG_SECONDS = 30.0
+_log = logging.getLogger("lithograph.trainer")
 _FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
@@ -30,6 +36,19 @@ class Bar:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class Lines:
+    """A line now and then, and one at the end."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _LOG_SECONDS
+
+    def show(self, what: str, done: int, total: int, figures: str = "") -> None:
+        """As ``Bar.show``."""
+        if done == total or time.monotonic() >= self._next:
+            tell(_log, what, done=done, total=total, note=figures or None)
+            self._next = time.monotonic() + _LOG_SECONDS
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,11 @@ def validate(path: Path | None, adapter: str | None, options: tuple[str, ...]) -
 
     def run() -> int:
         config = read_config(path, list(options))
+        from trainer.bar import Lines, open_bar
         from trainer.preview import preview
 
-        verdict = preview(config, adapter)
+        with open_bar() if sys.stderr.isatty() else nullcontext(Lines()) as shown:
+            verdict = preview(config, adapter, show=shown.show)
         for file in verdict.files:
             click.echo(file)
         for reason in verdict.reasons:

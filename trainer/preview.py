@@ -1,5 +1,6 @@
 """``lithograph validate``: the validation prompts with any adapter, without training."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from trainer.validation import Validation, Verdict, prompts_of, scenes
 from trainer.world import World
 
 
-def preview(config: TrainConfig, adapter: str | None) -> Verdict:
+def preview(config: TrainConfig, adapter: str | None, *, show: Callable[[str, int, int, str], None]) -> Verdict:
     """Draw the scenes into ``output_dir/validation``: with the base, and with ``adapter`` if there is one.
 
+    ``show`` hears what is being done, how much of how much is, and words about it.
     Raises ``ConfigError`` if ``adapter`` is neither a file nor in ``publish_to``, ``AdapterError`` if it does not fit.
     """
     world = World(config.device)
@@ -43,7 +45,7 @@ def preview(config: TrainConfig, adapter: str | None) -> Verdict:
         drawn,
         scheduler_config=load_scheduler_config(flavour),
         load_vae=lambda: load_vae(flavour, encoders.dtype).to(world.device),
-        check=lambda: None,
+        on_step=lambda done, total, what: show("drawing", done, total, what),
         rank=1 if weights is None else weights.rank,
     )
     if weights is None:

@@ -109,9 +109,8 @@ class Progress:
     ) -> None:
         with self._stack:
             if self._record.ended is None:
-                self.finish(
-                    "failed", f"{type(error).__name__}: {error}" if error else "it did not say how it ended", None
-                )
+                said = f"{type(error).__name__}: {error}" if error else "it did not say how it ended"
+                self.finish("failed", said, None)
 
     def resumed(self, step: int) -> None:
         """The run goes on after this step, 0 for a new one. What was recorded of later ones is cut off."""
@@ -142,6 +141,13 @@ class Progress:
             self._say("cached", kind=kind, done=done, total=total, hits=hits)
         if done == total or time.monotonic() >= self._flush_at:
             self._store(durable=False)
+
+    def drawing(self, done: int, total: int, what: str) -> None:
+        """How many of a validation's steps are made, and what is being drawn."""
+        if self._bar:
+            self._bar.show("validating", done, total, what)
+        elif time.monotonic() >= self._log_at:
+            self._say("drawing", done=done, total=total, what=what)
 
     def step(self, report: StepReport) -> None:
         """An optimizer step was made."""

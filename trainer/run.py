@@ -109,6 +109,11 @@ def _stages(
     scheduler_config = load_scheduler_config(encoders.flavour)
     transformer = load_transformer(encoders.flavour, encoders.dtype)
     quantize_base(transformer, config.precision, device=world.device, training=True, offload=_offload(config))
+
+    def on_step(done: int, total: int, what: str) -> None:
+        interruption.check()
+        progress.drawing(done, total, what)
+
     validation = Validation(
         config,
         transformer,
@@ -117,7 +122,7 @@ def _stages(
         drawn if world.is_first else (),
         scheduler_config=scheduler_config,
         load_vae=lambda: load_vae(encoders.flavour, encoders.dtype).to(world.device),
-        check=interruption.check,
+        on_step=on_step,
         rank=config.lora_rank,
     )
     parameters = inject(transformer, config)

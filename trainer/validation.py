@@ -35,6 +35,9 @@ from trainer.preparation import Encoders, prompt_rows
 _PROMPTS = ("一个红苹果", "a red apple")
 """Drawn where there are neither prompts nor captions."""
 
+OnStep = Callable[[int, int, str], None]
+"""Hears, before each step and after the last, how many of all pictures' steps are made, of how many, and what is drawn."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
@@ -47,6 +50,8 @@ class Scene:
     steps: int
     guidance_scale: float
     seed: int
+    model: str
+    """Whose weights at which precision: another model's base is no base to compare with."""
     is_base: bool
     """Whether it has nothing to do with the training and is there to see what broke."""
 
@@ -93,6 +98,8 @@ def scenes(config: TrainConfig, encoders: Encoders, samples: Sequence[Sample]) -
     side = settings.default_size_px
     sizes = [width_and_height(size) for size in config.validation_resolution] or [(side, side)]
     guidance = config.validation_guidance
+    precisions = config.precision, encoders.text_encoder_precision, encoders.dtype
+    model = ", ".join(map(str, (encoders.flavour.hash, *precisions)))
     return tuple(
         Scene(
             prompt=prompt,
@@ -102,6 +109,7 @@ def scenes(config: TrainConfig, encoders: Encoders, samples: Sequence[Sample]) -
             steps=config.validation_num_inference_steps or settings.default_steps,
             guidance_scale=settings.default_guidance_scale if guidance is None else guidance,
             seed=config.validation_seed,
+            model=model,
             is_base=is_base,
         )
         for is_base, several in ((False, prompts), (True, config.validation_base_prompts))
@@ -132,10 +140,10 @@ class Validation:
         *,
         scheduler_config: Mapping[str, Any],
         load_vae: Callable[[], AutoencoderKL],
-        check: Callable[[], None],
+        on_step: OnStep,
         rank: int,
     ) -> None:
-        """``transformer``: still without LoRA layers, whose names the slots go by. ``check`` is called between steps."""
+        """``transformer``: still without LoRA layers, whose names the slots go by. ``on_step`` may raise to stop."""
         self.scenes = drawn
         self.scheduler_config = scheduler_config
         self.device, self.dtype = encoders.device, encoders.dtype
@@ -145,12 +153,14 @@ class Validation:
         self._encoders = encoders
         self._cache = cache
         self._load_vae = load_vae
-        self._check = check
+        self._on_step = on_step
+        self._made = self._wanted = 0
         self._slots = AdapterSlots(transformer, count=1, rank=rank, device=self.device, dtype=self.dtype)
 
     def run(self, weights: LoraWeights, *, step: int) -> Verdict:
         """Draw every scene, write the pictures and the grid of prompt by step, and judge."""
         folder = self.folder / f"step-{step:08d}"
+        self._begin(*self.scenes)
         self._slots.load(0, weights)
         changes: dict[bool, list[float]] = {False: [], True: []}
         reasons: list[str] = []
@@ -185,11 +195,12 @@ class Validation:
 
     def draw_base(self) -> tuple[Path, ...]:
         """Draw every scene with the base alone."""
+        self._begin()
         with torch.no_grad(), without_adapter(self._transformer):
             vae, forward = self._load_vae(), Forward(self._transformer)
             for scene in self.scenes:
                 self._base(scene, forward, vae)
-        return tuple(self.folder / "base" / scene.name for scene in self.scenes)
+        return tuple(map(self._base_path, self.scenes))
 
     def write_grid(self) -> None:
         """``grid.png``: a row for each scene, a column for the base and for each step that has been drawn."""
@@ -205,8 +216,16 @@ class Validation:
                         grid.paste(picture.convert("RGB"), (column * side + 2, row * side + 2))
         write_atomically(self.folder / "grid.png", _encoded(grid, {}))
 
+    def _begin(self, *with_adapter: Scene) -> None:
+        """Count the steps that are to be made: of the base's pictures, those that are not there yet."""
+        missing = [scene for scene in self.scenes if not self._base_path(scene).exists()]
+        self._made, self._wanted = 0, sum(scene.steps for scene in (*missing, *with_adapter))
+
+    def _base_path(self, scene: Scene) -> Path:
+        return self.folder / "base" / scene.name
+
     def _base(self, scene: Scene, forward: Forward, vae: AutoencoderKL) -> np.ndarray:
-        path = self.folder / "base" / scene.name
+        path = self._base_path(scene)
         if path.exists():
             with Image.open(path) as picture:
                 return np.asarray(picture.convert("RGB"))
@@ -228,9 +247,12 @@ class Validation:
             seed=scene.seed,
         )
         picture.adapters = uses
+        what = f"{'with the adapter' if uses else 'the base'}, {scene.width_px}x{scene.height_px}"
+        self._on_step(self._made, self._wanted, what)
         while not picture.is_done:
-            self._check()
             denoise.advance(forward, [picture], self._slots)
+            self._made += 1
+            self._on_step(self._made, self._wanted, what)
         return denoise.decode(vae, picture)
 
     def _embedding(self, prompt: str) -> torch.Tensor:
