@@ -20,7 +20,6 @@ from studio.state import studio_of
 from studio.train_form import GROUPS, SUGGESTIONS, Mistake, Reading, as_file, as_typed, fields, read_file, read_form
 from studio.workshop import Workshop
 from trainer.config import TrainConfig
-from trainer.memory import fits, usable_bytes
 from trainer.planning import Forecast
 
 router = APIRouter(prefix="/train")
@@ -188,8 +187,8 @@ def _figures(forecast: Forecast) -> dict[str, Any]:
         "decoding": plan.vae_decode_bytes if plan.workload.validation else 0,
     }  # fmt: skip
     return {
-        "usable": usable_bytes(forecast.room_bytes),
-        "fits": fits(plan, forecast.room_bytes),
+        "usable": forecast.usable_bytes,
+        "fits": forecast.fits(plan),
         "phases": [(phase.replace(" ", "_"), size) for phase, size in plan.peak_bytes.items()],
         "parts": [(name, size) for name, size in parts.items() if size],
         "others": [
@@ -197,7 +196,7 @@ def _figures(forecast: Forecast) -> dict[str, Any]:
                 "precision": str(other.workload.precision),
                 "every": other.workload.checkpointing or 0,
                 "most_bytes": other.most_bytes,
-                "fits": fits(other, forecast.room_bytes),
+                "fits": forecast.fits(other),
             }
             for other in forecast.others
         ],

@@ -21,7 +21,7 @@ FORBIDDEN = {
 
 
 READ_BY_THE_STUDIO = (
-    "atomic", "caption_files", "config", "config_file", "dataset", "dataset_config", "inventory", "memory", "outcome",
+    "atomic", "caption_files", "config", "config_file", "dataset", "dataset_config", "inventory", "outcome",
     "pictures", "planning", "report", "run_record", "scanning",
 )  # fmt: skip
 """Of the trainer. They need no torch."""

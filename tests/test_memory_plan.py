@@ -11,9 +11,10 @@ from longcat.errors import ConfigError
 from longcat.flavour import Flavour
 from longcat.loading import Components
 from longcat.precision import Precision
+from trainer.choice import alternatives, choose
 from trainer.config import TrainConfig
 from trainer.lora import inject
-from trainer.memory import Workload, alternatives, choose, plan
+from trainer.memory import Workload, plan
 from trainer.optimizer import make_optimizer
 from trainer.run import checkpoint_blocks
 from trainer.step import Batch, loss_of

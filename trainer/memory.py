@@ -4,12 +4,10 @@ Weights follow from the model's config.json (``trainer.footprint``), activations
 (``trainer.activations``); ``benchmarks/memory_plan.py`` holds both against what training really allocates.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from longcat.errors import ConfigError
 from longcat.precision import Precision
 from trainer.activations import MLP_RATIO, Walk, saved
 from trainer.footprint import Linear, Transformer, read_autoencoder, read_text_encoder, read_transformer
@@ -20,12 +18,6 @@ _FLOAT32 = 4
 _TOKEN_PX = 16
 _STATE_BYTES = {"adamw": 8.0, "adamw-schedulefree": 8.0, "prodigy": 16.0, "adamw8bit": 2 + 2 * _FLOAT32 / 256}
 """Of an optimizer, a trained number: two averages; with prodigy also where it began and a sum."""
-_PRECISIONS = (Precision.NO_CHANGE, Precision.INT8_TORCHAO, Precision.INT8_QUANTO, Precision.INT4_QUANTO)
-"""In which ``auto`` is tried: the least that training slows down first."""
-_CHECKPOINTING = (0, 2, 1)
-"""Likewise: computing nothing again, every second block, every block."""
-_SHARE = 0.9
-"""Of a device that a plan may fill: the rest is fragments, libraries and the device's own."""
 _DRAWN_STEPS = 50
 """Of a picture, each of which has its own modulations."""
 _MODULATION_BYTES = 256 * 2**20
@@ -74,6 +66,18 @@ class Workload:
     """Pictures encoded at once while latents are cached."""
     text_workers: int = 1
     """Captions embedded at once: on a CPU, its threads."""
+
+    @property
+    def image_tokens(self) -> int:
+        """Of one picture."""
+        return (self.width_px // _TOKEN_PX) * (self.height_px // _TOKEN_PX)
+
+    @property
+    def checkpointing_words(self) -> str:
+        """For people."""
+        if not self.checkpointing:
+            return "no checkpointing"
+        return "checkpointing " + ("every block" if self.checkpointing == 1 else f"1 block in {self.checkpointing}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +140,7 @@ class Plan:
             "its gradients": self.gradient_bytes,
             f"optimizer, {load.optimizer}": self.optimizer_bytes,
             "EMA": self.ema_bytes,
-            f"activations, {_checkpointing(load)}": self.activation_bytes,
+            f"activations, {load.checkpointing_words}": self.activation_bytes,
             "workspace": self.workspace_bytes,
             f"text encoder, {load.text_encoder_precision}": self.text_encoder_bytes,
             f"encoding {load.vae_batch} pictures": self.vae_encode_bytes,
@@ -194,118 +198,6 @@ def plan(workload: Workload) -> Plan:
     )
 
 
-def alternatives(workload: Workload) -> tuple[Plan, ...]:
-    """Every precision that can train on that device, with every choice of checkpointing."""
-    settled = replace(workload, text_encoder_precision=_given(workload.text_encoder_precision))
-    return tuple(
-        plan(replace(settled, precision=precision, checkpointing=every))
-        for precision in Precision
-        if _can(precision, workload) and (workload.parts == 1 or precision is Precision.NO_CHANGE)
-        for every in _CHECKPOINTING
-    )
-
-
-def choose(workload: Workload, available_bytes: int) -> Workload:
-    """Decide what is ``auto``: what fits and slows training down the least.
-
-    Precisions in the order of ``_PRECISIONS``, each without checkpointing, with every second block, with all. What is not
-    ``auto`` stays. Raises ``ConfigError`` that says what to lower if nothing fits.
-    """
-    least: Plan | None = None
-    for choice in _choices(workload):
-        planned = plan(choice)
-        if fits(planned, available_bytes):
-            return choice
-        if least is None or planned.most_bytes < least.most_bytes:
-            least = planned
-    assert least is not None
-    raise ConfigError(_too_much(workload, least, available_bytes))
-
-
-def fits(planned: Plan, available_bytes: int) -> bool:
-    """Whether it takes no more of a device than a plan may fill."""
-    return planned.most_bytes <= usable_bytes(available_bytes)
-
-
-def usable_bytes(available_bytes: int) -> int:
-    """What a plan may fill of a device."""
-    return int(available_bytes * _SHARE)
-
-
-def device_bytes(device: object) -> int:
-    """Memory of a device: all of a GPU's, or what a CPU's process can still get. ``device``: torch's, or its name."""
-    name = str(device)
-    if name == "cpu":
-        from trainer.room import main_memory_bytes
-
-        return main_memory_bytes()
-    import torch
-
-    if name.startswith("mps"):
-        return int(torch.mps.recommended_max_memory())
-    return int(torch.cuda.get_device_properties(name).total_memory)
-
-
-def _choices(workload: Workload) -> Iterator[Workload]:
-    precisions: Sequence[Precision] = _PRECISIONS if workload.precision == "auto" else (workload.precision,)
-    every: Sequence[int | None] = _CHECKPOINTING if workload.checkpointing == "auto" else (workload.checkpointing,)
-    texts: Sequence[Precision] = (
-        _PRECISIONS if workload.text_encoder_precision == "auto" else (workload.text_encoder_precision,)
-    )
-    for precision in precisions:
-        for checkpointing in every:
-            for text in texts:
-                settled = replace(
-                    workload, precision=precision, checkpointing=checkpointing, text_encoder_precision=text
-                )
-                given = precision == workload.precision, text == workload.text_encoder_precision
-                if (given[0] or _can(precision, workload)) and (given[1] or _can(text, workload)):
-                    yield settled
-
-
-def _can(precision: Precision, workload: Workload) -> bool:
-    """As ``longcat.quantize.check_precision``, which needs torch."""
-    is_quanto = precision.value.endswith("-quanto")
-    if precision is Precision.INT4_QUANTO and workload.dtype != "bfloat16":
-        return False
-    if precision is Precision.FP8_QUANTO and workload.device.startswith("cuda"):
-        return False
-    if precision in (Precision.FP8_QUANTO, Precision.FP8_TORCHAO) and workload.device.startswith("mps"):
-        return False
-    return not (is_quanto and workload.offload)
-
-
-def _given(precision: Precision | Literal["auto"]) -> Precision:
-    return Precision.NO_CHANGE if precision == "auto" else precision
-
-
-def _too_much(workload: Workload, least: Plan, available_bytes: int) -> str:
-    phase = max(least.peak_bytes, key=lambda phase: least.peak_bytes[phase])
-    found = least.workload
-    base = f"base_model_precision {found.precision} and {_checkpointing(found)}"
-    text = f"text_encoder_1_precision {found.text_encoder_precision}"
-    tried, remedies = {
-        "loading": ("the base is quantized once it is in memory", ["use a device with more memory"]),
-        "caching captions": (text, ["fill cache_dir on a larger device"]),
-        "caching latents": (f"vae_batch_size {workload.vae_batch}", ["lower vae_batch_size", "lower resolution"]),
-        "training": (base, ["lower train_batch_size", "lower resolution", "lower lora_rank"]),
-        "validation": (base, ["lower validation_resolution", "set validation_disable"]),
-    }[phase]
-    if phase == "caching captions" and workload.text_encoder_precision != "auto":
-        remedies.insert(0, "set text_encoder_1_precision to auto")
-    if phase in ("training", "validation"):
-        if not found.checkpointing and phase == "training":
-            remedies.append("set gradient_checkpointing")
-        if workload.precision != "auto":
-            remedies.append("set base_model_precision to auto")
-        if workload.device != "cpu" and not workload.offload:
-            remedies.append("set enable_group_offload")
-    return (
-        f"{phase} takes {readable(least.most_bytes)} even with {tried}, and {readable(int(available_bytes * _SHARE))} of "
-        f"the device's {readable(available_bytes)} can be used: {', or '.join(remedies)}"
-    )
-
-
 def _is_target(workload: Workload, name: str) -> bool:
     return ".norm" not in name and any(ends(name, ending) for ending in endings_of(workload.lora_targets))
 
@@ -316,16 +208,12 @@ def _trained(model: Transformer, workload: Workload) -> int:
     return matrices + (sum(layer.width_out for layer in targets) if workload.use_dora else 0)
 
 
-def _image_tokens(workload: Workload) -> int:
-    return (workload.width_px // _TOKEN_PX) * (workload.height_px // _TOKEN_PX)
-
-
 def _rows(workload: Workload) -> int:
-    return workload.batch * (_image_tokens(workload) + workload.prompt_tokens)
+    return workload.batch * (workload.image_tokens + workload.prompt_tokens)
 
 
 def _activations(model: Transformer, workload: Workload) -> int:
-    precision, item = _given(workload.precision), _ITEM_BYTES[workload.dtype]
+    precision, item = Precision(workload.precision), _ITEM_BYTES[workload.dtype]
     weighs = precision.value.endswith("-torchao") or workload.offload
     left = saved(
         Walk(
@@ -334,7 +222,7 @@ def _activations(model: Transformer, workload: Workload) -> int:
             double_blocks=model.double_blocks,
             single_blocks=model.single_blocks,
             batch=workload.batch,
-            image_tokens=_image_tokens(workload),
+            image_tokens=workload.image_tokens,
             text_tokens=workload.prompt_tokens,
             item_bytes=item,
             is_half=workload.dtype == "float16",
@@ -361,12 +249,12 @@ def _workspace(model: Transformer, workload: Workload) -> int:
     Gradients before and after the activation (4 and 5 widths) and of three more tensors are there at once; under quanto,
     whose saved input of the last layer is released before, less. quanto's weights are there at full precision while used.
     """
-    item, precision = _ITEM_BYTES[workload.dtype], _given(workload.precision)
+    item, precision = _ITEM_BYTES[workload.dtype], Precision(workload.precision)
     is_quanto = precision.value.endswith("-quanto")
     widths = MLP_RATIO + 4 if is_quanto else 2 * MLP_RATIO + 4
     gradients = _rows(workload) * widths * model.width * item
     batch = workload.batch * workload.prompt_tokens * model.joint_width * item
-    batch += 3 * workload.batch * _image_tokens(workload) * model.channels * _FLOAT32
+    batch += 3 * workload.batch * workload.image_tokens * model.channels * _FLOAT32
     largest = max(_weight(layer) for block in model.blocks for layer in block)
     copies = 2 if precision is Precision.INT4_QUANTO else int(is_quanto)
     return gradients + batch + copies * largest * item
@@ -374,7 +262,7 @@ def _workspace(model: Transformer, workload: Workload) -> int:
 
 def _drawing(model: Transformer, workload: Workload) -> int:
     item = _ITEM_BYTES[workload.dtype]
-    rows = 2 * (_image_tokens(workload) + workload.prompt_tokens)
+    rows = 2 * (workload.image_tokens + workload.prompt_tokens)
     slot = sum(workload.lora_rank * (layer.width_in + layer.width_out) for layer in model.targets())
     numbers = (12 * model.double_blocks + 3 * model.single_blocks + 2) * model.width
     largest = max(_weight(layer) for block in model.blocks for layer in block)
@@ -390,13 +278,6 @@ def _weight(layer: Linear) -> int:
 
 def _where(workload: Workload) -> str:
     return ", offloaded" if workload.offload else f", split in {workload.parts}" if workload.parts > 1 else ""
-
-
-def _checkpointing(workload: Workload) -> str:
-    every = workload.checkpointing
-    return (
-        "no checkpointing" if not every else "checkpointing " + ("every block" if every == 1 else f"1 block in {every}")
-    )
 
 
 def readable(size: int) -> str:

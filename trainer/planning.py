@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from longcat.flavour import Description, Flavour, describe
 from longcat.precision import Precision
 from trainer.buckets import Bucket, bucket_choices
+from trainer.choice import alternatives, choose, fits
 from trainer.config import TrainConfig
 from trainer.dataset_config import width_and_height
-from trainer.memory import Plan, Workload, alternatives, choose, device_bytes, fits, plan, readable, usable_bytes
+from trainer.memory import Plan, Workload, plan, readable
+from trainer.room import device_bytes, usable_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -45,14 +47,22 @@ class Forecast:
     others: tuple[Plan, ...]
     """Other precisions and ways of checkpointing."""
 
+    @property
+    def usable_bytes(self) -> int:
+        """What of the room a plan may fill."""
+        return usable_bytes(self.room_bytes)
+
+    def fits(self, planned: Plan) -> bool:
+        """Whether the device has room for it."""
+        return fits(planned, self.room_bytes)
+
     def text(self) -> str:
         """For a terminal."""
-        usable = usable_bytes(self.room_bytes)
         lines = [
             self.plan.table(),
             "",
-            f"{self.device} has {readable(self.room_bytes)}, of which a plan may fill {readable(usable)}; this takes "
-            f"{readable(self.plan.most_bytes)}: {'it fits' if fits(self.plan, self.room_bytes) else 'it does not fit'}",
+            f"{self.device} has {readable(self.room_bytes)}, of which a plan may fill {readable(self.usable_bytes)}; this "
+            f"takes {readable(self.plan.most_bytes)}: {'it fits' if self.fits(self.plan) else 'it does not fit'}",
             "",
             "other choices:",
         ]
@@ -61,7 +71,7 @@ class Forecast:
             how = "off" if not every else "every block" if every == 1 else f"every {every} blocks"
             lines.append(
                 f"  base_model_precision {Precision(other.workload.precision).value:13} gradient_checkpointing {how:15} "
-                f"{readable(other.most_bytes):>10}{'' if fits(other, self.room_bytes) else '  too much'}"
+                f"{readable(other.most_bytes):>10}{'' if self.fits(other) else '  too much'}"
             )
         return "\n".join(lines)
 
@@ -71,7 +81,7 @@ class Forecast:
         return {
             "device": self.device,
             "device_bytes": self.room_bytes,
-            "usable_bytes": usable_bytes(self.room_bytes),
+            "usable_bytes": self.usable_bytes,
             "settings": _settings(load) | {"text_encoder_1_precision": Precision(load.text_encoder_precision).value},
             "batch": load.batch,
             "width_px": load.width_px,
@@ -85,7 +95,7 @@ class Forecast:
         }
 
     def _verdict(self, planned: Plan) -> dict[str, Any]:
-        return {"most_bytes": planned.most_bytes, "fits": fits(planned, self.room_bytes)}
+        return {"most_bytes": planned.most_bytes, "fits": self.fits(planned)}
 
 
 def forecast(

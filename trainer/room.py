@@ -1,7 +1,27 @@
-"""How much main memory this process can still get: what the kernel has left, within the limits of its control groups."""
+"""How much memory a device has, and how much of it a plan may fill. Torch only to ask a GPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
+
+_SHARE = 0.9
+"""Of a device that a plan may fill: the rest is fragments, libraries and the device's own."""
+
+
+def usable_bytes(available_bytes: int) -> int:
+    """What a plan may fill of a device."""
+    return int(available_bytes * _SHARE)
+
+
+def device_bytes(device: object) -> int:
+    """Memory of a device: all of a GPU's, or what a CPU's process can still get. ``device``: torch's, or its name."""
+    name = str(device)
+    if name == "cpu":
+        return main_memory_bytes()
+    import torch
+
+    if name.startswith("mps"):
+        return int(torch.mps.recommended_max_memory())
+    return int(torch.cuda.get_device_properties(name).total_memory)
 
 
 def main_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
