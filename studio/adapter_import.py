@@ -19,6 +19,8 @@ _LARGEST_HEADER_BYTES = 100 * 10**6
 _TIMEOUT_SECONDS = 600
 _CONFIG_NAME = "adapter_config.json"
 """What the official trainer writes beside its weights."""
+_WEIGHTS_NAME = "adapter_model.safetensors"
+"""What it calls those; an upload is called so while it is looked at."""
 
 
 class Importer:
@@ -43,20 +45,26 @@ class Importer:
             code, output = await _run(command)
         last = output.strip().rpartition("\n")[2]
         if code != 0:
-            reason = last.removeprefix("error: ").replace(str(source), source.name)
+            uploaded = next(Path(file.filename or "").name for file in files if not _is_config(file))
+            reason = last.removeprefix("error: ").replace(str(Path(scratch) / _WEIGHTS_NAME), uploaded)
+            reason = reason.replace(scratch, uploaded).replace(_WEIGHTS_NAME, uploaded)
             raise PageError("error.import_refused", detail=reason)
         return last
+
+
+def _is_config(file: UploadFile) -> bool:
+    return Path(file.filename or "").name == _CONFIG_NAME
 
 
 async def _save(files: Sequence[UploadFile], folder: Path) -> Path:
     """Write the uploads; the file, or the directory if a configuration came with it."""
     weights = [file for file in files if (file.filename or "").endswith(".safetensors")]
-    configs = [file for file in files if Path(file.filename or "").name == _CONFIG_NAME]
+    configs = [file for file in files if _is_config(file)]
     if len(weights) != 1 or len(files) != len(weights) + len(configs) or len(configs) > 1:
         names = ", ".join(Path(file.filename or "?").name for file in files) or "–"
         problem = Problem(field="file", key="error.not_safetensors", values={"value": names})
         raise PageError("error.form", problems=(problem,))
-    path = folder / "adapter_model.safetensors"
+    path = folder / _WEIGHTS_NAME
     await _copy(weights[0], path)
     await asyncio.to_thread(_check_header, path)
     for config in configs:

@@ -11,14 +11,14 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 
 from longcat.errors import DataError, UserError
 from studio.captions import read_captions, write_captions
 from studio.datasets import Dataset, Looking, Strategy, Terms
 from studio.forms import text_of
 from studio.page_error import PageError, Problem
-from studio.pages import is_fragment, render
+from studio.pages import STATIC_FOLDER, is_fragment, render
 from studio.state import studio_of
 from studio.uploads import Received, add, create
 from studio.workshop import Workshop
@@ -142,9 +142,14 @@ def thumbnail(request: Request, path: str, key: str, large: bool = False) -> Res
     workshop = studio_of(request).workshop
     try:
         picture = workshop.datasets.file(workshop.datasets.open(path), key)
-        content = workshop.thumbnails.of(picture, side_px=_LARGE_PX) if large else workshop.thumbnails.of(picture)
     except DataError as error:
         raise PageError("error.not_found", status=404, detail=str(error)) from error
+    if picture.suffix.lower() not in ENDINGS:
+        raise PageError("error.not_found", status=404)
+    try:
+        content = workshop.thumbnails.of(picture, side_px=_LARGE_PX) if large else workshop.thumbnails.of(picture)
+    except DataError:  # why not is said beside it
+        return FileResponse(STATIC_FOLDER / "no-picture.svg")
     headers = {"Cache-Control": f"private, max-age={_PICTURE_SECONDS}"}
     return Response(content, media_type="image/webp", headers=headers)
 

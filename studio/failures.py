@@ -1,6 +1,8 @@
 """Every error as something that a person can read: a page, or a message on the page that is there. For programs, JSON."""
 
 import logging
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,6 +18,8 @@ from studio.pages import is_fragment, render
 
 log = logging.getLogger("lithograph.studio")
 
+_SHOWN_CHARACTERS = 60
+"""Of a value that was refused, which may be a long prompt."""
 _UNAUTHORIZED = 401
 _NOT_FOUND = 404
 
@@ -52,12 +56,18 @@ def said_of(language: Language, error: PageError) -> dict[str, Any]:
         {
             "field": problem.field,
             "label": language(f"field.{problem.field}") if language.has(f"field.{problem.field}") else problem.field,
-            "message": language(problem.key, **problem.values),
-            "detail": problem.detail,
+            "message": language(problem.key, **_retold(language, problem.values)),
+            "details": problem.details,
         }
         for problem in error.problems
     ]
     return {"message": language(error.key, **error.values), "fields": fields}
+
+
+def _retold(language: Language, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a text, ``detail`` in the reader's language where it can be."""
+    detail = values.get("detail", "")
+    return dict(values) | {"detail": language.retell(detail) or detail}
 
 
 def page_error_of(error: Exception) -> PageError:
@@ -78,8 +88,8 @@ def page_error_of(error: Exception) -> PageError:
                 Problem(
                     field=field.field.partition(".")[0],
                     key="error.service_refuses",
-                    values={"value": field.value},
-                    detail=f"{field.problem}: {field.remedy}",
+                    values={"value": textwrap.shorten(str(field.value), _SHOWN_CHARACTERS, placeholder="…")},
+                    details=(field.problem, field.remedy),
                 )
                 for field in error.fields
             )

@@ -4,9 +4,8 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from fastapi.sse import format_sse_event
 from starlette.datastructures import FormData
 from starlette.requests import Request
@@ -47,24 +46,20 @@ class AdapterChoice:
 
 
 @router.get("/generate")
-async def generate_page(
-    request: Request,
-    adapter: Annotated[list[str] | None, Query()] = None,
-    like: str | None = None,
-) -> Response:
+async def generate_page(request: Request, like: str | None = None) -> Response:
     """The page; ``adapter`` is to be tried, ``like`` is a picture whose recipe fills the form."""
     studio = studio_of(request)
     recipe = studio.gallery.get(like).recipe if like else Recipe(prompt="")
-    recipe = recipe.model_copy(
-        update={"adapters": (*recipe.adapters, *(AdapterUse(name=name) for name in adapter or ()))}
-    )
-    canvas = Canvas.of(studio.service.info)
+    asked = _asked(request)  # by a page whose model was loading: of all its adapters, with their scales
+    recipe = recipe.model_copy(update={"adapters": asked if is_fragment(request) else (*recipe.adapters, *asked)})
+    canvas = Canvas.of(studio.service.info) if studio.service.info is not None else None
     pictures = await asyncio.to_thread(studio.gallery.page, before=None, count=_PAGE_PICTURES)
     return render(
         request,
         "generate/page.html",
         canvas=canvas,
         recipe=recipe,
+        like=like,
         grid_px=GRID_PX,
         largest_guidance=_LARGEST_GUIDANCE,
         choices=await _choices(studio, recipe.adapters),
@@ -72,7 +67,6 @@ async def generate_page(
         drawings=studio.drawings.active(),
         pictures=pictures,
         has_more=len(pictures) == _PAGE_PICTURES,
-        variations=min(_VARIATIONS, canvas.max_images),
     )
 
 
@@ -88,9 +82,7 @@ async def generate(request: Request) -> Response:
 async def adapter_choices(request: Request, seen: str = "") -> Response:
     """The adapters of the form, if there are others than it shows; what was chosen stays so."""
     studio = studio_of(request)
-    query = request.query_params
-    chosen = tuple(AdapterUse(name=n, scale=_scale(query.get(f"scale:{n}", ""))) for n in query.getlist("adapter"))
-    choices = await _choices(studio, chosen)
+    choices = await _choices(studio, _asked(request))
     if ",".join(choice.name for choice in choices or ()) == seen:
         return Response(status_code=204)
     return render(request, "generate/adapters.html", choices=choices, largest_scale=_LARGEST_SCALE)
@@ -274,6 +266,12 @@ def _fragment(request: Request, drawing: Drawing) -> str:
         return pages.text(request, "generate/progress.html", drawing=drawing)
     said = said_of(pages.language(request), drawing.error) if drawing.error is not None else None
     return pages.text(request, "generate/over.html", drawing=drawing, said=said)
+
+
+def _asked(request: Request) -> tuple[AdapterUse, ...]:
+    """The adapters that an address names, with the scales that it says."""
+    query = request.query_params
+    return tuple(AdapterUse(name=n, scale=_scale(query.get(f"scale:{n}", ""))) for n in query.getlist("adapter"))
 
 
 def _scale(text: str) -> float:

@@ -8,6 +8,8 @@ from typing import Any
 
 from starlette.requests import Request
 
+from studio.reasons import Reasons, load_reasons
+
 LANGUAGES: Mapping[str, str] = {"en": "English", "zh": "中文"}
 COOKIE = "language"
 _FOLDER = Path(__file__).parent / "locales"
@@ -20,6 +22,7 @@ class Language:
 
     code: str
     messages: Mapping[str, str]
+    reasons: Reasons
 
     @property
     def tag(self) -> str:
@@ -30,6 +33,10 @@ class Language:
         """The text of a key, with ``{name}`` filled in; a key that is not there is a bug."""
         return self.messages[key].format_map(values)
 
+    def retell(self, said: str) -> str | None:
+        """What trainer or service said in English, in this language; None if it has to stay as it is."""
+        return self.reasons.retell(said)
+
     def has(self, key: str) -> bool:
         """Whether there is such a text."""
         return key in self.messages
@@ -37,7 +44,9 @@ class Language:
 
 def load_languages() -> dict[str, Language]:
     """All catalogues, read from disk."""
-    return {code: Language(code=code, messages=_catalogue(_FOLDER / code)) for code in LANGUAGES}
+    return {
+        code: Language(code=code, messages=_catalogue(_FOLDER / code), reasons=load_reasons(code)) for code in LANGUAGES
+    }
 
 
 def language_of(request: Request) -> str:

@@ -17,8 +17,8 @@ class Problem:
     """Of the text that says what is wrong and what to give instead."""
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     """For the text; ``value`` is what was given."""
-    detail: str = ""
-    """The words of whoever refused it."""
+    details: tuple[str, ...] = ()
+    """Sentences of whoever refused it."""
 
 
 class PageError(LithographError):

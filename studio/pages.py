@@ -3,10 +3,12 @@
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
@@ -52,6 +54,7 @@ class Pages:
         return self._environment.get_template(template).render(
             t=language,
             lang=language,
+            retold=partial(_retold, language),
             theme=theme if theme in THEMES else "auto",
             path=request.url.path,
             is_logged_in=not studio.access.is_open,
@@ -75,6 +78,12 @@ def render(request: Request, template: str, *, status: int = 200, **context: Any
 def is_fragment(request: Request) -> bool:
     """Whether htmx asks, which puts the reply into the page that is there."""
     return request.headers.get("hx-request") == "true"
+
+
+def _retold(language: Language, said: str) -> Markup:
+    """What trainer or service said: in the reader's language, or in English and marked as such."""
+    told = language.retell(said)
+    return Markup('<span lang="en">{}</span>').format(said) if told is None else Markup("{}").format(told)
 
 
 def _moment(when: datetime) -> str:

@@ -249,7 +249,8 @@ def _by_field(language: Language, mistakes: tuple[Mistake, ...]) -> dict[str, st
     said: dict[str, list[str]] = {}
     for mistake in mistakes:
         key = _MISTAKES.get(mistake.kind)
-        text = language(key, **mistake.values) if key else language("mistake.other", detail=mistake.message)
+        other = language.retell(mistake.message) or mistake.message
+        text = language(key, **mistake.values) if key else language("mistake.other", detail=other)
         said.setdefault(mistake.name, []).append(text)
     return {name: " ".join(texts) for name, texts in said.items()}
 

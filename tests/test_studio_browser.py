@@ -298,3 +298,23 @@ def test_its_service_is_started_again_when_it_dies_and_pictures_outlive_the_stud
         studio.start()
         page.goto(str(address.join("/generate")))
         expect(page.locator(".tile")).to_have_count(tiles + 1)
+
+
+def test_what_is_asked_for_while_the_model_is_loading_is_drawn_as_it_was_asked_for(
+    studio: RunningStudio, browser: Browser
+) -> None:
+    studio.stop()
+    studio.start()
+    with visit(browser, studio.url, language="en") as page:
+        page.goto("/generate?adapter=wash@1")
+        expect(page.locator(".service-slot")).to_contain_text("Model is loading")
+        expect(page.get_by_label("Width")).to_have_count(0)  # what fits the model is the model's to say
+        page.get_by_label("Strength of wash@1").fill("1.5")
+        before = page.locator(".tile").count()
+        page.get_by_label("Prompt", exact=True).fill("a red apple")
+        page.get_by_role("button", name="Draw").click()
+        expect(page.locator(".tile")).to_have_count(before + 1)
+        expect(page.locator(".tile").first).to_contain_text("wash@1 · 1.5")
+        expect(page.get_by_label("Width")).to_have_value("128")
+        expect(page.get_by_label("Strength of wash@1")).to_have_value("1.5")
+        expect(page.get_by_role("checkbox", name="wash@1")).to_be_checked()

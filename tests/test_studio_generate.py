@@ -142,7 +142,7 @@ def test_what_the_service_refuses_is_said_in_the_stream(visitor: TestClient) -> 
     error = drawings.get(drawing).error
     assert isinstance(error, PageError)
     assert error.problems[0].field == "prompt"
-    assert "at most 32" in error.problems[0].detail
+    assert "at most 32" in error.problems[0].details[0]
 
 
 def test_a_drawing_can_be_cancelled(visitor: TestClient) -> None:

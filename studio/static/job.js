@@ -8,7 +8,10 @@ const columns = { step: [], loss: [], learning_rate: [] };
 let chart = null;
 
 function colour(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  box.style.color = `var(${name})`; // resolved, as a canvas needs it: the property itself says light-dark(…)
+  const resolved = getComputedStyle(box).color;
+  box.style.color = "";
+  return resolved;
 }
 
 // Exponential, and true to the first values too: weights are divided by their sum.
