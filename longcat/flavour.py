@@ -4,6 +4,7 @@ A model is a directory as ``LongCatImagePipeline.from_pretrained`` reads it. Wha
 length, default size) stands in ``lithograph.json`` beside ``model_index.json``; without one, LongCat-Image's own apply.
 """
 
+import difflib
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
@@ -105,8 +106,12 @@ def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
         return Path(name)
     hub_id = HUB_IDS.get(name, name)
     if not _HUB_ID.match(hub_id):
-        known = ", ".join(["embedded", *HUB_IDS])
-        raise FlavourError(f"flavour {name!r} is neither one of {known}, a directory, nor a hub id (organisation/name)")
+        known = ["embedded", *HUB_IDS]
+        near = [f"; did you mean {one!r}?" for one in difflib.get_close_matches(name, known, n=1)]
+        raise FlavourError(
+            f"flavour {name!r} is neither one of {', '.join(known)}, a directory, nor a hub id (organisation/name)"
+            + "".join(near)
+        )
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:

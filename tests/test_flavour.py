@@ -64,6 +64,8 @@ def test_what_is_no_model_is_refused_with_what_to_give(tmp_path: Path) -> None:
     for name in ("finale", "./missing", "../x", "/nowhere/at/all"):
         with pytest.raises(FlavourError, match="neither one of embedded, final, dev, a directory, nor a hub id"):
             resolve(name)
+    with pytest.raises(FlavourError, match="did you mean 'embedded'"):
+        resolve("embeded")
     with pytest.raises(FlavourError, match=r"cannot download a/b\.git"):
         resolve("a/b.git")
     with pytest.raises(HubError, match="cannot download meituan-longcat/LongCat-Image "):

@@ -92,6 +92,9 @@ def test_a_negative_number_is_a_value_and_a_stray_word_is_refused() -> None:
         ({"lycoris_config": "x.json"}, ["lycoris_config", "lora_type standard"]),
         ({"learning_rate": "fast"}, ["learning_rate", "'fast'"]),
         ({"learning_rate": -1}, ["learning_rate", "-1", "greater than 0"]),
+        ({"learning_rate": True}, ["learning_rate", "True", "give it a value"]),
+        ({"lora_targets": "to_q"}, ["lora_targets 'to_q'", "attention", "all-linear"]),
+        ({"gradient_checkpointing": "maybe"}, ["gradient_checkpointing 'maybe'", "auto"]),
         ({"model_family": "flux"}, ["model_family", "'flux'", "longcat_image"]),
         ({"base_model_precision": "nf4-bnb"}, ["nf4-bnb", "int4-quanto"]),
         ({"aspect_bucket_alignment": 32}, ["aspect_bucket_alignment", "32", "64"]),
@@ -118,9 +121,8 @@ def test_a_wrong_option_is_named_with_its_value_and_what_to_give(
 
 
 def test_all_mistakes_are_said_at_once() -> None:
-    message = refusal(lora_rank=0, train_batch_size="x")
-    assert "lora_rank" in message
-    assert "train_batch_size" in message
+    message = refusal(lora_rank=0, train_batch_size="x", lora_rnk=8, controlnet=True)
+    assert all(name in message for name in ("lora_rank 0", "train_batch_size 'x'", "lora_rnk", "controlnet"))
 
 
 def test_a_file_that_is_not_there_or_not_json(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from longcat.adapter import latest_version, read_manifest
+from longcat.adapter import latest_version, list_versions, read_manifest
 from longcat.flavour import resolve
 from longcat.precision import Precision
 from longcat.storage import open_storage
@@ -136,12 +136,14 @@ def test_what_is_published_says_how_it_came_about(finished: Path) -> None:
 
 def test_starting_again_after_the_end_publishes_nothing_twice(finished: Path, pictures: Path) -> None:
     storage_uri = (finished.parent / "adapters").as_uri()
-    done = train(
-        pictures, finished, publish_to=storage_uri, adapter_name="flat", resume_from_checkpoint="latest", **STATEFUL
-    )
-    assert done.returncode == 0, done.stderr
-    assert latest_version(open_storage(storage_uri), "flat") == 1
-    assert read_run(finished).published == "flat@1"
+    for _ in range(2):
+        done = train(
+            pictures, finished, publish_to=storage_uri, adapter_name="flat", resume_from_checkpoint="latest", **STATEFUL
+        )
+        assert done.returncode == 0, done.stderr
+        assert list(list_versions(open_storage(storage_uri))) == [("flat", 1)]
+        assert read_run(finished).published == "flat@1"
+        (finished / "published.json").unlink()  # as if killed just before it was written
 
 
 def test_validation_shows_what_the_service_draws(pictures: Path, finished: Path, tmp_path: Path) -> None:
@@ -256,8 +258,8 @@ def test_a_damaged_checkpoint_is_passed_over(pictures: Path, tmp_path: Path) -> 
         ({"device": "cuda"}, 78, ["cuda", "cpu"]),
         ({"fsdp_enable": "true"}, 78, ["fsdp_enable", "torchrun"]),
         ({"instance_data_dir": "/nowhere"}, 65, ["/nowhere"]),
-        ({"resume_from_checkpoint": "step-00000099"}, 78, ["step-00000099"]),
-        ({"publish_to": "ftp://x", "adapter_name": "x"}, 69, ["ftp://x", "s3://"]),
+        ({"resume_from_checkpoint": "checkpoint-99"}, 78, ["checkpoint-99", "holds no checkpoint"]),
+        ({"publish_to": "ftp://x", "adapter_name": "x"}, 78, ["publish_to", "ftp://x", "s3://"]),
         ({"learning_rate": 1e30}, 78, ["loss", "nan", "learning_rate"]),
     ],
 )

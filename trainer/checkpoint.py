@@ -95,9 +95,13 @@ def find_checkpoint(folder: Path, wanted: str) -> Checkpoint | None:
 
     Raises ``ConfigError`` if the directory named is none, or nothing that is there can be read.
     """
-    if wanted != "latest":
-        return _read(Path(wanted) if Path(wanted).exists() else folder / wanted)
     there = _there(folder)
+    if wanted != "latest":
+        path = Path(wanted) if Path(wanted).exists() else folder / wanted
+        if not path.exists():
+            names = ", ".join(one.name for one in there) or "no checkpoint"
+            raise ConfigError(f"resume_from_checkpoint {wanted!r}: {path} is not there; {folder} holds {names}")
+        return _read(path)
     for path in reversed(there):
         try:
             return _read(path)

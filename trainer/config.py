@@ -4,9 +4,9 @@ Each field's docstring is the help that people read. A file is read, and its mis
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from longcat.adapter import parse_reference
 from longcat.errors import AdapterError, PrecisionError
@@ -288,6 +288,15 @@ class TrainConfig(BaseModel):
         if self.publish_to and not self.adapter_name:
             raise ValueError("adapter_name: say what the published adapter is to be called")
         return self
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_bare_switch(cls, given: Any, info: ValidationInfo) -> Any:
+        """``--learning_rate`` without its value is true, which would be taken for 1."""
+        taken = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(given, bool) and bool not in (taken, *get_args(taken)):
+            raise ValueError("is no switch; give it a value")
+        return given
 
     @field_validator("adapter_name")
     @classmethod

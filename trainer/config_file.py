@@ -17,6 +17,7 @@ from trainer.dataset_config import DatasetConfig
 _FOREIGN_KEYS = Path(__file__).parent / "simpletuner_keys.txt"
 _OFF: tuple[Any, ...] = (None, False, "", "none", "false", "no", 0, "0", (), [])
 """Values with which an option of SimpleTuner's asks for nothing."""
+_TYPES = ("bool", "float", "int", "str")
 _INSTEAD = {
     "lycoris_config": "train with lora_type standard",
     "push_to_hub": "publish with publish_to",
@@ -45,16 +46,18 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> tuple[TrainC
     said: dict[str, Any] = {} if path is None else dict(_read_object(path))
     said = {key.removeprefix("--"): value for key, value in said.items()} | dict(overrides)
     said, warnings, wrong = without_foreign(said)
-    if wrong:
-        raise ConfigError("the configuration: " + "; ".join(wrong))
     base = Path() if path is None else path.parent
     if isinstance(said.get("data_backend_config"), str):
         said["data_backend_config"] = _read_datasets(said["data_backend_config"], base)
+    where = "the configuration" if path is None else f"config {path}"
     try:
-        return TrainConfig.model_validate({k: v for k, v in said.items() if v is not None}), warnings
+        config = TrainConfig.model_validate({k: v for k, v in said.items() if v is not None})
     except ValidationError as error:
-        where = "the configuration" if path is None else f"config {path}"
-        raise ConfigError(f"{where}: " + "; ".join(message for _, message in problems_of(error))) from error
+        wrong += [message for _, message in problems_of(error)]
+        raise ConfigError(f"{where}: " + "; ".join(wrong)) from error
+    if wrong:
+        raise ConfigError(f"{where}: " + "; ".join(wrong))
+    return config, warnings
 
 
 def parse_assignments(arguments: Iterable[str]) -> dict[str, Any]:
@@ -151,7 +154,8 @@ def _unknown(key: str, known: Iterable[str]) -> str:
 def problems_of(error: ValidationError) -> Iterator[tuple[str, str]]:
     """Everything that is wrong: where (``learning_rate``, ``data_backend_config.0.id``), and a sentence with the value."""
     for part in error.errors():
-        where = ".".join(str(step) for step in part["loc"])
+        # Of a field with several types, pydantic says of each why it does not fit, and adds the type's name.
+        where = ".".join(str(step) for step in part["loc"] if "[" not in str(step) and step not in _TYPES)
         if part["type"] == "extra_forbidden":
             known = known_keys(DatasetConfig)
             yield where, f"{where.rpartition('.')[0]}.{_unknown(str(part['loc'][-1]), known)}".lstrip(".")

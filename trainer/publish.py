@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from longcat.adapter import Draft, Manifest, Training, publish, set_latest
-from longcat.errors import StorageError
+from longcat.adapter import Draft, Manifest, Training, list_versions, publish, read_manifest, set_latest
+from longcat.errors import AdapterError, StorageError
 from longcat.flavour import Flavour
 from longcat.lora import LoraWeights, draft_of, save_lora
 from longcat.storage import Storage, open_storage
@@ -66,7 +67,7 @@ def publish_adapter(config: TrainConfig, trained: Trained, weights: Path) -> Man
     if before.get("identity") == identity:
         manifest = Manifest.model_validate(before["manifest"])
     else:
-        manifest = _publish(config, trained, weights)
+        manifest = _publish(config, trained, weights, identity["sha256"])
         said = {"identity": identity, "manifest": manifest.model_dump(mode="json")}
         write_atomically(done, json.dumps(said, indent=1).encode())
     if trained.may_be_latest:
@@ -84,12 +85,17 @@ _retry = retry(
 
 
 @_retry
-def _publish(config: TrainConfig, trained: Trained, weights: Path) -> Manifest:
-    extras = {f"validation/{path.name}": path for path in trained.pictures}
+def _publish(config: TrainConfig, trained: Trained, weights: Path, sha256: str) -> Manifest:
     assert config.adapter_name is not None
-    return publish(
-        _storage(config), config.adapter_name, _draft(config, trained, tuple(extras)), weights, extras=extras
-    )
+    storage, name = _storage(config), config.adapter_name
+    newest = max((version for _, version in list_versions(storage, f"{name}/")), default=None)
+    if newest is not None:
+        # A try before this one may have been killed, or its answer lost, when everything was there.
+        with suppress(AdapterError):  # one that cannot be read is not this one
+            if (there := read_manifest(storage, name, newest)).weights.sha256 == sha256:
+                return there
+    extras = {f"validation/{path.name}": path for path in trained.pictures}
+    return publish(storage, name, _draft(config, trained, tuple(extras)), weights, extras=extras)
 
 
 @_retry

@@ -203,7 +203,10 @@ def check_machine(config: TrainConfig, device: torch.device) -> None:
     """Refuse what this machine cannot do before anything is looked at, downloaded or loaded."""
     dtype = compute_dtype(config, device)
     if config.publish_to:
-        open_storage(config.publish_to, endpoint_url=config.publish_endpoint_url)  # a wrong URI is refused at once
+        try:
+            open_storage(config.publish_to, endpoint_url=config.publish_endpoint_url)
+        except StorageError as error:  # nothing has been asked of it yet: the URI is wrong, and trying again is no use
+            raise ConfigError(f"publish_to: {error}") from error
     for name in (config.base_model_precision, config.text_encoder_1_precision):
         if name != "auto":
             check_precision(Precision(name), device=device, dtype=dtype, offload=_offload(config))
