@@ -9,17 +9,32 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from pydantic import ValidationError
 
 from lithograph.table import echo_table
-from longcat.errors import LithographError
+from longcat.errors import JobError, LithographError
 from studio.cluster import Cluster, JobStatus, connect
-from studio.training_job import TrainingJob, default_image
-from trainer.config_file import load_config, parse_assignments
+from studio.job_settings import JobSettings
+from studio.training_job import TrainingJob
+from trainer.config_file import load_config, parse_assignments, problems_of
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _ANY = {"ignore_unknown_options": True, "allow_extra_args": True}
 _BAD_CONFIG = 78
+_FLAGS = {"data_claim": "data", "adapters_claim": "adapters", "training_claim": "output", "models_claim": "models"}
 _COLUMNS = ("NAME", "STATE", "EXIT", "FAILURES", "AGE", "MESSAGE")
+
+
+def _option(field: str) -> Callable[[_Command], _Command]:
+    """What a Job asks of the cluster, as an option: ``data_claim`` is ``--data CLAIM``."""
+    described = JobSettings.model_fields[field]
+    default = described.get_default(call_default_factory=True)
+    return click.option(
+        f"--{_FLAGS.get(field, field.replace('_', '-'))}", field, default=default,
+        type=int if isinstance(default, int) else str, help=described.description,
+        show_default=described.default is not None and described.default_factory is None,
+        metavar="CLAIM" if field.endswith("_claim") else "NAME" if default is None else None,
+    )  # fmt: skip
 
 
 def _all_of(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
@@ -42,24 +57,8 @@ _job_options = _all_of(
     click.option("--config", "path", type=click.Path(dir_okay=False, path_type=Path), required=True,
                  help="As for `lithograph train`; its paths are the pod's: below /data, /adapters, /output, /models."),
     click.option("--name", required=True, help="The Job's; the same name again goes on from its checkpoint."),
-    click.option("--image", default=default_image, show_default="lithograph-trainer of this version",
-                 help="The trainer's image."),
-    click.option("--gpus", type=int, default=0, show_default=True, help="nvidia.com/gpu."),
-    click.option("--cpu", default="2", show_default=True, help="Cores requested, and the limit, as 2 or 500m."),
-    click.option("--memory", default="4Gi", show_default=True, help="Requested, and the limit."),
-    click.option("--data", "data_claim", metavar="CLAIM", help="PersistentVolumeClaim with the pictures, at /data."),
-    click.option("--adapters", "adapters_claim", metavar="CLAIM", help="With the adapters that are served, at /adapters. "
-                 "Default: lithograph-adapters."),
-    click.option("--output", "training_claim", metavar="CLAIM", help="For checkpoints and caches, at /output. "
-                 "Default: lithograph-training."),
-    click.option("--models", "models_claim", metavar="CLAIM", help="That keeps downloaded weights, at /models."),
-    click.option("--secret", metavar="NAME", help="Secret whose keys become the environment: AWS_ACCESS_KEY_ID, HF_TOKEN."),
-    click.option("--service-account", metavar="NAME", help="For S3 without keys. Default: lithograph-trainer."),
-    click.option("--queue", metavar="NAME", help="Kueue's LocalQueue."),
-    click.option("--deadline-seconds", type=int, default=86_400, show_default=True, help="It has failed after that."),
-    click.option("--retries", type=int, default=3, show_default=True,
-                 help="After failures that trying again can mend; preemptions do not count."),
-    click.argument("options", nargs=-1, type=click.UNPROCESSED),
+    *map(_option, JobSettings.model_fields),
+    click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]..."),
 )  # fmt: skip
 
 
@@ -146,15 +145,22 @@ def cancel(name: str, now: bool, **where: Any) -> None:
 
 
 def _training_job(given: dict[str, Any]) -> TrainingJob:
-    path, options = given.pop("path"), given.pop("options")
+    path, options, name = given.pop("path"), given.pop("options"), given.pop("name")
     try:
         config, warnings = load_config(path, parse_assignments(options))
         for warning in warnings:
             click.echo(f"note: {warning}", err=True)
-        return TrainingJob(config=config, **given)
+        return TrainingJob(name=name, config=config, settings=_settings(given))
     except LithographError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(_BAD_CONFIG)
+
+
+def _settings(given: dict[str, Any]) -> JobSettings:
+    try:
+        return JobSettings(**given)
+    except ValidationError as error:
+        raise JobError("\n".join(said for _, said in problems_of(error))) from error
 
 
 def _plain(status: JobStatus) -> dict[str, Any]:

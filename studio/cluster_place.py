@@ -146,10 +146,7 @@ class ClusterPlace:
         return self._cluster
 
     def _asked(self, name: str, config: TrainConfig) -> TrainingJob:
-        given = self._settings.model_dump(
-            exclude={"kubeconfig", "context", "namespace", "data_dir", "training_dir"}, exclude_none=True
-        )
-        return TrainingJob(name=name, config=config, **given)
+        return TrainingJob(name=name, config=config, settings=self._settings)
 
     def _in_the_pod(self, path: str) -> str:
         root = self._settings.data_dir

@@ -13,6 +13,7 @@ import yaml
 
 from longcat.errors import ClusterError, ConfigError, JobError
 from studio.cluster import connect, meaning_of
+from studio.job_settings import JobSettings
 from studio.training_job import TrainingJob, template
 from tests.conftest import free_port, run_lithograph
 from trainer.config import TrainConfig
@@ -32,7 +33,8 @@ SAID: dict[str, Any] = {
 
 def job(said: dict[str, Any] | None = None, **given: Any) -> TrainingJob:
     config = TrainConfig.model_validate(SAID | (said or {}))
-    return TrainingJob(**{"name": "ink", "config": config, "image": "trainer:1", "data_claim": "pictures"} | given)
+    name = given.pop("name", "ink")
+    return TrainingJob(name=name, config=config, settings=JobSettings(**{"data_claim": "pictures"} | given))
 
 
 @pytest.mark.parametrize("version", ["1.31", "1.34", "1.36"])
@@ -73,7 +75,7 @@ def test_the_configuration_arrives_as_it_was_said(tmp_path: Path) -> None:
     library = tmp_path / "prompts.json"
     library.write_text(json.dumps({"cat": "一只猫"}), encoding="utf-8")
     config, _ = load_config(None, SAID | {"user_prompt_library": str(library), "output_dir": "here"})
-    config_map, _ = TrainingJob(name="ink", config=config, image="trainer:1", data_claim="pictures").objects()
+    config_map, _ = TrainingJob(name="ink", config=config, settings=JobSettings(data_claim="pictures")).objects()
     path = tmp_path / "config.json"
     path.write_text(config_map["data"]["config.json"], encoding="utf-8")
     read, warnings = load_config(path, {})
@@ -95,17 +97,23 @@ def test_exit_codes_and_retries_agree() -> None:
     ("given", "named"),
     [
         ({"name": "Ink_Style"}, "name"),
-        ({"memory": "4 gigabytes"}, "memory"),
-        ({"cpu": "two"}, "cpu"),
-        ({"gpus": -1}, "gpus"),
-        ({"data_claim": None}, "data claim"),
-        ({"queue": "no such/queue"}, "queue"),
-        ({"deadline_seconds": 0}, "deadline"),
+        ({"data_claim": None}, "data_claim"),
     ],
 )
 def test_a_job_that_cannot_be_is_refused_by_field(given: dict[str, Any], named: str) -> None:
     with pytest.raises(JobError, match=f"^{named}"):
         job(**given)
+
+
+def test_settings_that_the_cluster_would_refuse_are_refused_by_option(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SAID), encoding="utf-8")
+    wrong = {"memory": "4 gigabytes", "cpu": "two", "gpus": "-1", "queue": "no such/queue", "deadline-seconds": "0"}
+    options = [text for option, value in wrong.items() for text in (f"--{option}", value)]
+    done = run_lithograph("job", "render", "--config", "config.json", "--name", "ink", *options, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (78, "")
+    said = done.stderr.removeprefix("error: ").splitlines()
+    assert {line.partition(" ")[0] for line in said} == {option.replace("-", "_") for option in wrong}
+    assert "memory '4 gigabytes': give bytes as 4Gi or 512Mi" in said
 
 
 @pytest.mark.parametrize(

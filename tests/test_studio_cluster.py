@@ -221,7 +221,7 @@ def test_what_the_volume_shows_counts_over_the_log(
 def test_what_the_pod_cannot_see_is_refused_at_once(jobs: Jobs, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="instance_data_dir"):
         jobs.submit(config(tmp_path, instance_data_dir="/home/me/cats"), name="cats", place="kubernetes")
-    with pytest.raises(JobError, match="data claim"):
+    with pytest.raises(JobError, match="data_claim"):
         ClusterPlace(ClusterSettings()).options(config(tmp_path, instance_data_dir="/data/cats"), tmp_path / "x")
     assert jobs.list() == []
 
@@ -265,7 +265,13 @@ def test_the_page_offers_the_cluster_and_says_beside_the_field_what_it_lacks(
 def test_a_wrong_file_is_refused_by_field(tmp_path: Path) -> None:
     file = tmp_path / "cluster.json"
     assert read_cluster_settings('{"gpus": 1}').gpus == 1
-    for text, named in (('{"imgae": "x"}', "imgae"), ('{"gpus": "many"}', "gpus"), ("[]", "whole"), ("{", "JSON")):
+    for text, named in (
+        ('{"imgae": "x"}', "imgae"),
+        ('{"gpus": "many"}', "gpus"),
+        ('{"memory": "4 gigabytes"}', "memory"),
+        ("[]", "whole"),
+        ("{", "JSON"),
+    ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=named):
             read_cluster_settings(str(file))
