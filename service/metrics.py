@@ -103,7 +103,8 @@ for _counter, _values in {
 }.items():
     for _value in _values:
         _counter.labels(_value)
-REQUEST_SECONDS.labels("200")
+for _status in ("200", "504"):
+    REQUEST_SECONDS.labels(_status)
 
 
 class Bounded:

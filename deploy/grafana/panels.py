@@ -56,7 +56,7 @@ GLANCE = [
           queries={"": _quantile(0.95, "lithograph_request_seconds", '$S,status="200"')},
           says="From a request's arrival to its pictures. The objective is 40 s."),
     Panel(title="Errors", kind="number", width=3, unit="percentunit", alarms={"green": None, "orange": 0.01, "red": 0.1},
-          queries={"": "lithograph:request_errors:ratio_rate5m"}, says="Share of replies that are 5xx, over 5 minutes."),
+          queries={"": "lithograph:request_errors:ratio_rate5m"}, says="Share of replies that are 5xx other than 504, over 5 minutes."),
     Panel(title="Waiting", kind="number", width=3, unit="none",
           queries={"": "sum(lithograph_queued_requests{$S})"}, says="Requests that are not being drawn yet."),
     Panel(title="What is served", kind="number", width=5, unit="none",
