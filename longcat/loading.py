@@ -1,6 +1,7 @@
 """Flavour, precision, device to components on that device."""
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -144,6 +145,16 @@ def parse_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise DeviceError(f"device {name!r} is not supported; use auto, cpu, cuda, cuda:N or mps")
     return device
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse before loading what would fail once it is loaded. Raises ``DeviceError`` without a compiler."""
+    names = ("g++", "clang++", "c++") if device.type == "cpu" else ("gcc", "clang", "cc")
+    if not any(map(shutil.which, names)):
+        raise DeviceError(
+            f"torch.compile needs a compiler on {device.type}, and there is none ({', '.join(names)}): leave --compile out, "
+            "or install one; the images have none"
+        )
 
 
 def parse_dtype(name: str, device: torch.device) -> torch.dtype:

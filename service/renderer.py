@@ -8,7 +8,7 @@ from pathlib import Path
 from longcat.adapter import remove_adapter
 from longcat.errors import UserError
 from longcat.flavour import Flavour
-from longcat.loading import load
+from longcat.loading import check_compiler, load, parse_device
 from longcat.memory import memory_of
 from longcat.precision import Offload, parse_precision
 from longcat.storage import open_storage
@@ -37,6 +37,8 @@ class Renderer:
         self, config: ModelConfig, flavour: Flavour, *, max_rows: int, adapters: AdapterConfig | None = None
     ) -> None:
         """Load the model. Raises ``DeviceError`` or ``PrecisionError`` if this machine cannot."""
+        if config.compile:
+            check_compiler(parse_device(config.device))
         self.model = load(
             flavour,
             precision=parse_precision(config.precision),
