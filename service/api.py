@@ -73,11 +73,11 @@ class EngineLoop(LitLoop):  # type: ignore[misc]  # litserve has no types
         """LitServe's entry point, in the spawned process."""
         # Ctrl-C reaches the whole group, but it is the main process that ends this one, with SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, _exit)
         begin = time.monotonic()
         renderer = lit_api.load()
         endpoint = lit_api.config.otlp_endpoint
-        renderer.observe = Observer(None if endpoint is None else Tracing(endpoint))
+        tracing = None if endpoint is None else Tracing(endpoint)
+        renderer.observe = Observer(tracing)
 
         def send(queue_id: int, uid: str, reply: Reply) -> None:
             self.put_response(transport, queue_id, uid, reply, LitAPIStatus.OK, LoopResponseType.STREAMING)
@@ -89,8 +89,16 @@ class EngineLoop(LitLoop):  # type: ignore[misc]  # litserve has no types
 
         threading.Thread(target=read, daemon=True, name="commands").start()
         threading.Thread(target=lit_api.attend, args=(renderer, begin), daemon=True, name="adapters").start()
-        while True:
-            renderer.turn(_IDLE_SECONDS)
+        # Not while it loads: there is nothing to finish, and Python hears of a signal only between two steps of its own,
+        # which reading a large file can keep apart for long.
+        signal.signal(signal.SIGTERM, _exit)
+        try:
+            while True:
+                renderer.turn(_IDLE_SECONDS)
+        except SystemExit:
+            if tracing is not None:
+                tracing.close()
+            os._exit(0)  # for seconds, Python would take apart what the kernel frees at once
 
 
 def _obey(renderer: "Renderer", command: Command, started: float, send: Callable[[Reply], None]) -> None:
@@ -396,5 +404,5 @@ async def _on_error(_: Request, error: Exception) -> JSONResponse:
 
 
 def _exit(*_: object) -> None:
-    """End the process, running its exit handlers."""
+    """Leave the step loop."""
     sys.exit(0)

@@ -286,6 +286,16 @@ def test_a_model_that_cannot_load_ends_the_server_with_one_line_why(tmp_path: Pa
         assert "Traceback" not in server.log_text()
 
 
+def test_compile_without_a_compiler_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with serve(tmp_path, "--compile", wait=False) as server:
+        assert server.process.wait(timeout=120) == 1
+        assert "needs a compiler on cpu, and there is none (g++" in server.log_text()
+        assert "Traceback" not in server.log_text()
+
+
 @pytest.mark.parametrize("seconds", [0.5, 2.0, 4.0])
 def test_a_server_can_be_stopped_while_it_starts(tmp_path: Path, seconds: float) -> None:
     with serve(tmp_path, wait=False) as server:
@@ -294,6 +304,7 @@ def test_a_server_can_be_stopped_while_it_starts(tmp_path: Path, seconds: float)
         server.stop()
         assert not psutil.wait_procs(family, timeout=20)[1]
         assert "Traceback" not in server.log_text(), server.log_text()
+        assert "SIGKILL" not in server.log_text(), server.log_text()
 
 
 def test_a_client_that_leaves_while_it_sends_is_no_error(client: httpx.Client) -> None:
