@@ -13,7 +13,8 @@ import yaml
 from click.testing import CliRunner
 
 from lithograph.__main__ import cli
-from tests.manifest_rules import problems
+from service.config import AdapterConfig
+from tests.manifest_rules import problems, quantity
 from tests.manifests import K8S, Object, Objects, containers, pod_template, render
 from trainer.config_file import load_config, parse_assignments
 from trainer.outcome import Outcome
@@ -141,6 +142,17 @@ def environment_of(container: Object, objects: Objects) -> dict[str, str]:
         if "configMapRef" in source:
             said |= maps[source["configMapRef"]["name"]]
     return said | {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
+
+
+@every_overlay
+def test_what_the_service_keeps_of_adapters_fits_its_limits(overlay: Path) -> None:
+    objects = render(overlay)
+    for service in (each for pod in pods_of(objects) for each in containers(pod) if each["name"] == "service"):
+        environment, limits = environment_of(service, objects), service["resources"]["limits"]
+        for resource, field in (("memory", "cache_mib"), ("ephemeral-storage", "disk_mib")):
+            default = AdapterConfig.__dataclass_fields__[field].default
+            kept_mib = int(environment.get(f"LITHOGRAPH_SERVE_ADAPTER_{field.upper()}", default))
+            assert kept_mib * 2**20 < 0.9 * quantity(limits[resource]), resource
 
 
 @every_overlay

@@ -3,6 +3,7 @@
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -74,9 +75,15 @@ def test_promtool_has_nothing_to_say_about_names_units_and_help_texts() -> None:
     assert promtool("check", "metrics", given=exposed.decode()) == ""
 
 
+def read_compose(name: str) -> Any:
+    """With the defaults of its variables."""
+    return yaml.safe_load(re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", (ROOT / name).read_text()))
+
+
 def test_compose_mounts_what_is_there_and_scrapes_who_is_there() -> None:
-    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    compose = read_compose("compose.yaml")
     services = compose["services"]
+    assert read_compose("compose.gpu.yaml")["services"].keys() <= services.keys()
     for one in services.values():
         for volume in one.get("volumes", ()):
             source = volume.partition(":")[0]
