@@ -79,7 +79,8 @@ FROM runtime AS studio
 # It listens to other machines and so does not start without LITHOGRAPH_SERVER_TOKEN.
 ENV LITHOGRAPH_SERVER_HOST=0.0.0.0 \
     LITHOGRAPH_SERVER_PORT=8001 \
-    LITHOGRAPH_SERVER_HOME=/studio
+    LITHOGRAPH_SERVER_HOME=/studio \
+    LITHOGRAPH_SERVER_STOP_JOBS=true
 EXPOSE 8001
 HEALTHCHECK --interval=10s --timeout=5s --start-period=1m --retries=3 \
   CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['LITHOGRAPH_SERVER_PORT'] + '/healthz', timeout=4)"]

@@ -40,6 +40,9 @@ _SHUTDOWN_SECONDS = 2
               help="Folder below which datasets may be picked, repeatable. [default on loopback: your home]")  # fmt: skip
 @click.option("--parallel-jobs", type=int, default=1, show_default=True,
               help="Trainings at once on this machine; the others wait.")  # fmt: skip
+@click.option("--stop-jobs", is_flag=True,
+              help="When it stops, trainings on this machine save and stop, and go on with the next studio: for containers, "
+                   "where they would be killed. [default: they outlive it]")  # fmt: skip
 @click.option("--cluster", metavar="FILE|JSON",
               help="Offer a Kubernetes cluster for trainings: what they ask of it, as {} or {\"gpus\": 1, …}.")  # fmt: skip
 @click.option("--max-upload-mib", type=int, default=512, show_default=True, help="Largest upload.")

@@ -38,6 +38,9 @@ class StudioConfig:
     """Folders below which datasets may be picked, beside those that were uploaded; see ``picked_from``."""
     parallel_jobs: int = 1
     """Trainings at once on this machine; the others wait."""
+    stop_jobs: bool = False
+    """Whether trainings on this machine save and stop with the studio, and go on with the next: in containers, they would
+    be killed."""
     cluster: ClusterSettings | None = None
     """Kubernetes as another place for trainings."""
     max_upload_mib: int = 512

@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ from trainer.config import TrainConfig
 from trainer.run_record import MetricsLine, RunRecord
 
 TICK_SECONDS = 1.0
+_SUSPENDED_SECONDS = 0.2
+"""Between looks at whether a training has saved."""
 PREEMPTED = 75
 """The trainer's exit code when it was told to stop and has saved."""
 _TERMINATED = {143, 130, -15, -2}
@@ -85,6 +88,17 @@ class Jobs:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
+
+    def suspend(self) -> None:
+        """Have what runs on this machine save and stop, and queue it for the next studio. To be called when closed."""
+        running = [view for view in self.list() if view.job.place == "local" and view.state is State.RUNNING]
+        for view in running:
+            self._place("local").stop(view.job, view.folder, at_once=False)
+        for view in running:
+            while not (now := self.get(view.job.id).state).is_over:
+                time.sleep(_SUSPENDED_SECONDS)
+            if now is State.STOPPED:
+                self.resume(view.job.id)
 
     @property
     def place_names(self) -> tuple[PlaceName, ...]:

@@ -28,6 +28,7 @@ class Workshop:
             from studio.cluster_place import ClusterPlace  # its client takes a second to import
 
             places["kubernetes"] = ClusterPlace(config.cluster)
+        self._stop_jobs = config.stop_jobs
         self.jobs = Jobs(config.home / "jobs", places, parallel=config.parallel_jobs)
 
     def start(self) -> None:
@@ -36,7 +37,9 @@ class Workshop:
         self.jobs.start()
 
     def close(self) -> None:
-        """Stop; trainings go on."""
+        """Stop; trainings go on, or are suspended."""
         self.jobs.close()
+        if self._stop_jobs:
+            self.jobs.suspend()
         self.scans.close()
         self.machine.close()

@@ -154,6 +154,24 @@ def test_a_job_outlives_the_studio_and_is_stopped_and_resumed_by_another(
     assert (view.run.start_step, view.run.step, view.job.tries) == (stopped_at, stopped_at + 2, 2)
 
 
+def test_a_studio_that_ends_with_its_processes_has_trainings_saved_and_queued_again(
+    open_jobs: Callable[[], Jobs], pictures: Path
+) -> None:
+    jobs = open_jobs()
+    identity = jobs.submit(config(pictures, 100_000), name="long").id
+    later = jobs.submit(config(pictures, 3), name="later").id
+    jobs.tick()
+    wait_for_step(jobs, identity, 2)
+    jobs.close()
+    jobs.suspend()
+    view = jobs.get(identity)
+    assert (view.state, view.job.has_begun, jobs.get(later).state) == (State.QUEUED, False, State.QUEUED)
+    assert view.output is not None
+    assert [entry for entry in view.output.iterdir() if entry.name.startswith("checkpoint")]
+    assert view.run is not None
+    assert view.run.state == "preempted"
+
+
 def test_a_job_that_is_killed_is_told_from_one_that_failed(open_jobs: Callable[[], Jobs], pictures: Path) -> None:
     jobs = open_jobs()
     identity = jobs.submit(config(pictures, 100_000), name="victim").id
