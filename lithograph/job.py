@@ -125,7 +125,7 @@ def status(name: str, as_json: bool, **where: Any) -> None:
 def logs(name: str, follow: bool, tail: int | None, **where: Any) -> None:
     """What its newest pod says."""
     cluster: Cluster = connect(**where)
-    for line in cluster.logs(name, follow=follow, tail=tail):
+    for line in cluster.logs(name, follow=follow, tail=tail, hear=_say_why_it_waits):
         click.echo(line)
     if not follow:
         return
@@ -161,6 +161,10 @@ def _settings(given: dict[str, Any]) -> JobSettings:
         return JobSettings(**given)
     except ValidationError as error:
         raise JobError("\n".join(said for _, said in problems_of(error))) from error
+
+
+def _say_why_it_waits(status: JobStatus) -> None:
+    click.echo(f"{status.state}: {status.message or 'no pod has started yet'}", err=True)
 
 
 def _plain(status: JobStatus) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Errors are ``ClusterError`` (it cannot be reached, or refuses), ``UnknownJobErro
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -165,18 +165,33 @@ class Cluster:
         found = (_status(job, of[job.metadata.name]) for job in jobs)
         return tuple(sorted(found, key=lambda status: status.created, reverse=True))
 
-    def logs(self, name: str, *, follow: bool = False, tail: int | None = None) -> Iterator[str]:
-        """Lines of its newest pod, or the last ``tail``; with ``follow``, of each pod as it comes, until the Job is over."""
+    def logs(
+        self,
+        name: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        hear: Callable[[JobStatus], None] = lambda _: None,
+    ) -> Iterator[str]:
+        """Lines of its newest pod, or the last ``tail``; with ``follow``, of each pod as it comes, until the Job is over.
+
+        ``hear`` is told, once for each reason, while there is no pod to read.
+        """
         read: set[str] = set()
+        heard: set[tuple[JobState, str | None]] = set()
         while True:
             status = self.status(name)
             if status.pod is not None and status.pod not in read and self._has_started(status.pod, name):
                 yield from self._pod_logs(status.pod, name, follow=follow, tail=tail)
                 read.add(status.pod)
-            elif status.state.is_over or not follow:
+            elif status.state.is_over:
                 return
             else:
-                time.sleep(_POLL_SECONDS)
+                if (why := (status.state, status.message)) not in heard:
+                    heard.add(why)
+                    hear(status)
+                if follow:
+                    time.sleep(_POLL_SECONDS)
             if not follow:
                 return
 

@@ -290,7 +290,7 @@ def test_a_submitted_job_is_followed_to_its_end_and_served(
     followed = submitter("logs", "--follow", "by-command")
     assert followed.returncode == 0, followed.stderr + cluster.describe()
     assert '"event": "published"' in followed.stdout
-    assert followed.stderr.startswith("succeeded: finished and published")
+    assert followed.stderr.splitlines()[-1].startswith("succeeded: finished and published")
     status = cluster.wait("succeeded", lambda: (s := submitter.status("by-command"))["state"] == "succeeded" and s)
     assert (status["exit_code"], status["failures"]) == (0, 0)
     assert status["started"] < status["finished"]

@@ -14,13 +14,14 @@ from starlette.testclient import TestClient
 from longcat.errors import ConfigError, JobError
 from studio import cluster_place
 from studio.app import create_app
+from studio.cluster import JobStatus, connect
 from studio.cluster_place import ClusterPlace
 from studio.cluster_settings import ClusterSettings, read_cluster_settings
 from studio.config import StudioConfig
 from studio.job import State
 from studio.jobs import Jobs
 from studio.places import LocalPlace
-from tests.conftest import free_port
+from tests.conftest import free_port, run_lithograph
 from tests.test_job import kubeconfig
 from trainer.config import TrainConfig
 from trainer.run_record import MetricsLine, RunRecord, write_run
@@ -194,6 +195,28 @@ def test_a_job_on_the_cluster_is_stopped_resumed_and_deleted(jobs: Jobs, api: Ap
     jobs.stop(identity)
     jobs.delete(identity)
     assert jobs.list() == []
+
+
+def test_whoever_follows_a_log_hears_why_there_is_none_yet(
+    api: Api, settings: ClusterSettings, jobs: Jobs, tmp_path: Path
+) -> None:
+    identity = jobs.submit(config(tmp_path), name="cats", place="kubernetes").id
+    jobs.tick()
+    api.pod(identity, "Pending", waiting={"reason": "ImagePullBackOff", "message": "no such image"})
+    done = run_lithograph("job", "logs", identity, "--kubeconfig", str(settings.kubeconfig), cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "queued: ImagePullBackOff: no such image\n")
+
+    heard: list[str | None] = []
+
+    def hear(status: JobStatus) -> None:
+        heard.append(status.message)
+        api.pod(identity, "Succeeded", terminated={"exitCode": 0})
+        api.log = "one line\n"
+        api.end(identity, "Complete")
+
+    cluster = connect(kubeconfig=settings.kubeconfig)
+    assert list(cluster.logs(identity, follow=True, hear=hear)) == ["one line"]
+    assert heard == ["ImagePullBackOff: no such image"]
 
 
 def test_what_the_volume_shows_counts_over_the_log(
