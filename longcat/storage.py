@@ -175,13 +175,17 @@ class S3Storage(Storage):
         import boto3  # here: it takes a while to import, and file:// needs none of it
         from boto3.s3.transfer import TransferConfig
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
 
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         retries = {"mode": "standard", "max_attempts": 5}
         config = Config(retries=retries, connect_timeout=5, read_timeout=30)
-        self._client = boto3.Session().client("s3", endpoint_url=endpoint_url, config=config)
+        try:
+            self._client = boto3.Session().client("s3", endpoint_url=endpoint_url, config=config)
+        except (ValueError, BotoCoreError) as error:
+            raise StorageError(f"{self.uri}: {error}; check the endpoint's URL and the AWS settings") from error
         self._transfer = TransferConfig(multipart_threshold=_CHUNK_BYTES, multipart_chunksize=_CHUNK_BYTES)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:

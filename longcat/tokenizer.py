@@ -14,6 +14,10 @@ def load_tokenizer(folder: Path) -> Qwen2Tokenizer:
 
     LongCat-Image keeps the template with its ``text_processor``, whose class needs torchvision; the template alone does not.
     """
+    if not (folder / "tokenizer").is_dir():
+        raise FlavourError(
+            f"{folder} holds no tokenizer: give a directory as LongCatImagePipeline.save_pretrained writes it"
+        )
     try:
         tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
     except Exception as error:  # tokenizers raises no narrower type

@@ -260,6 +260,8 @@ def test_a_damaged_checkpoint_is_passed_over(pictures: Path, tmp_path: Path) -> 
         ({"instance_data_dir": "/nowhere"}, 65, ["/nowhere"]),
         ({"resume_from_checkpoint": "checkpoint-99"}, 78, ["checkpoint-99", "holds no checkpoint"]),
         ({"publish_to": "ftp://x", "adapter_name": "x"}, 78, ["publish_to", "ftp://x", "s3://"]),
+        ({"publish_to": "s3://x", "publish_endpoint_url": "host", "adapter_name": "x"}, 78, ["s3://x", "host", "URL"]),
+        ({"validation_prompt": "very " * 40 + "long"}, 78, ["validation prompt", "very long", "at most 32"]),
         ({"learning_rate": 1e30}, 78, ["loss", "nan", "learning_rate"]),
     ],
 )

@@ -6,7 +6,16 @@ Each field's docstring is the help that people read. A file is read, and its mis
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from longcat.adapter import parse_reference
 from longcat.errors import AdapterError, PrecisionError
@@ -289,6 +298,19 @@ class TrainConfig(BaseModel):
             raise ValueError("adapter_name: say what the published adapter is to be called")
         return self
 
+    @model_validator(mode="after")
+    def _names_a_dataset(self) -> Self:
+        """What was said of the only one is found to be wrong here, not when it is first looked at."""
+        try:
+            self.datasets  # noqa: B018
+        except ValidationError as error:
+            part = error.errors()[0]
+            said = part["msg"].removeprefix("Value error, ")
+            name = str(part["loc"][0]) if part["loc"] else "instance_data_dir"
+            value = part["input"] if part["loc"] else self.instance_data_dir
+            raise ValueError(f"{_OF_DATASET.get(name, name)}: {value!r}: {said}") from error
+        return self
+
     @field_validator("*", mode="before")
     @classmethod
     def _is_no_bare_switch(cls, given: Any, info: ValidationInfo) -> Any:
@@ -341,6 +363,8 @@ class TrainConfig(BaseModel):
         return Precision(self.base_model_precision)
 
 
+_OF_DATASET = {"alpha_colour": "background_colour"}
+"""What a dataset calls otherwise."""
 _OPTIMIZER_NAMES = {
     "adamw_bf16": "adamw",
     "torch-adamw": "adamw",

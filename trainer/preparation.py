@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from longcat import latents
+from longcat.errors import ConfigError, PromptTooLongError
 from longcat.flavour import Flavour
 from longcat.loading import load_text_encoder, load_vae
 from longcat.precision import Precision
@@ -90,7 +91,10 @@ def encode_captions(
     with _Lazy(lambda: _text_encoder(encoders)) as text_encoder, ThreadPoolExecutor(workers) as pool:
 
         def embed(caption: str) -> Tensor:
-            tokens = tokenize_prompt(caption, plain_ids(tokenizer), max_tokens=most)
+            try:
+                tokens = tokenize_prompt(caption, plain_ids(tokenizer), max_tokens=most)
+            except PromptTooLongError as error:  # captions were counted when the data was looked through
+                raise ConfigError(f"validation prompt {caption!r} {error}") from error
             rows = encode_prompt(
                 text_encoder(), tokens, pad_token_id=pad, max_tokens=most, device=encoders.device
             )  # fmt: skip

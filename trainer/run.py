@@ -279,7 +279,8 @@ def _fill_cache(
     interruption: Interruption,
     progress: Progress,
 ) -> None:
-    captions = list(dict.fromkeys([*captions_of(inventory.samples), *prompts_of(drawn)]))
+    # Prompts first: of one that is too long, nobody should hear after hours.
+    captions = list(dict.fromkeys([*prompts_of(drawn), *captions_of(inventory.samples)]))
 
     def on_done(kind: str, done: int, total: int, found: int) -> None:
         interruption.check()
