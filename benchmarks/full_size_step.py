@@ -23,7 +23,7 @@ from trainer.config import TrainConfig
 from trainer.lora import inject
 from trainer.memory import Workload, plan
 from trainer.optimizer import make_optimizer
-from trainer.run import checkpoint_blocks
+from trainer.recompute import checkpoint_blocks
 from trainer.step import Batch, loss_of
 
 SIZE_PX, PROMPT_TOKENS, JOINT_WIDTH = 256, 512, 3584

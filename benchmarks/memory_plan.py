@@ -29,7 +29,7 @@ from trainer.config import TrainConfig
 from trainer.lora import inject
 from trainer.memory import Workload, plan
 from trainer.optimizer import make_optimizer
-from trainer.run import checkpoint_blocks
+from trainer.recompute import checkpoint_blocks
 from trainer.step import Batch, loss_of
 
 

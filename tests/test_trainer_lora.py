@@ -11,7 +11,7 @@ from longcat.lora import LoraWeights, save_lora
 from trainer.config import TrainConfig
 from trainer.lora import inject, lora_layers, target_modules, weights_of
 from trainer.offload import stay
-from trainer.run import checkpoint_blocks
+from trainer.recompute import checkpoint_blocks
 
 
 def config(**changes: object) -> TrainConfig:

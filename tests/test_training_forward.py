@@ -12,7 +12,7 @@ from longcat import latents
 from longcat.loading import Components
 from trainer.forward import slim
 from trainer.lora import target_modules
-from trainer.run import checkpoint_blocks
+from trainer.recompute import checkpoint_blocks
 
 SIDE_PX, PROMPT_ROWS = 128, 24
 

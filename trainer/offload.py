@@ -10,7 +10,6 @@ from diffusers import LongCatImageTransformer2DModel
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 
-from longcat.errors import DeviceError
 from trainer.config import TrainConfig
 from trainer.lora import lora_layers
 
@@ -25,10 +24,6 @@ def place(transformer: LongCatImageTransformer2DModel, config: TrainConfig, devi
     if not config.enable_group_offload:
         transformer.to(device)
         return
-    if device.type == "cpu":
-        raise DeviceError(
-            "enable_group_offload: it moves weights between a CPU and a device, and the device is the CPU: leave it out"
-        )
     for _, layer in lora_layers(transformer):
         for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
             stay(part.to(device))

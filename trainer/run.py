@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from diffusers import LongCatImageTransformer2DModel
 
 from longcat.errors import ConfigError, DataError, LithographError, StorageError
 from longcat.flavour import describe, resolve
@@ -31,6 +30,7 @@ from trainer.planning import compute_dtype, decide
 from trainer.preparation import Encoders, captions_of, encode_captions, encode_pictures
 from trainer.progress import Progress
 from trainer.publish import Trained, keep, public_config, publish_adapter
+from trainer.recompute import checkpoint_blocks
 from trainer.run_record import RUN_FILE, read_run
 from trainer.sampler import Sampler
 from trainer.scanning import take_inventory
@@ -253,21 +253,6 @@ def total_steps(config: TrainConfig, sampler: Sampler) -> int:
     if config.num_train_epochs:
         return max(1, config.num_train_epochs * sampler.batches_per_epoch // config.gradient_accumulation_steps)
     return DEFAULT_STEPS
-
-
-def checkpoint_blocks(transformer: LongCatImageTransformer2DModel, *, every: int) -> None:
-    """Let every n-th block of each kind compute its activations again in the backward pass."""
-    transformer.enable_gradient_checkpointing()
-    if every == 1:
-        return
-    whole = transformer._gradient_checkpointing_func
-
-    def sometimes(block: torch.nn.Module, *inputs: object) -> object:
-        return whole(block, *inputs) if places[block] % every == 0 else block(*inputs)
-
-    blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
-    places = {block: place for place, block in enumerate(blocks)}
-    transformer._gradient_checkpointing_func = sometimes
 
 
 def _fill_cache(
