@@ -76,12 +76,14 @@ def test_configure_writes_a_file_that_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "config" / "config.json"
     answers = [
         "embedded",
+        "nf4-bnb",
         "",
         "pictures",
         "",
         "",
         "",
         "n",
+        "0",
         "8",
         "",
         "20",
@@ -93,6 +95,8 @@ def test_configure_writes_a_file_that_is_read_again(tmp_path: Path) -> None:
     ]
     done = CliRunner().invoke(configure, ["--output", str(path)], input="\n".join(answers) + "\n")
     assert done.exit_code == 0, done.output
+    assert "base_model_precision 'nf4-bnb'" in done.stderr  # and was asked for again
+    assert "lora_rank 0" in done.stderr
     config, warnings = load_config(path, {})
     assert warnings == ()
     assert (config.model_flavour, config.lora_rank, config.max_train_steps) == ("embedded", 8, 20)

@@ -5,44 +5,51 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
-from longcat.errors import ConfigError
 from trainer.atomic import write_atomically
 from trainer.config import TrainConfig
+from trainer.config_file import problems_of
 
 
 def ask(output: Path) -> None:
-    """Ask, check, and write. Raises ``ConfigError`` if the answers cannot work together."""
-    flavour = click.prompt("Model flavour", type=click.Choice(["final", "dev", "embedded"]), default="final")
-    small = flavour == "embedded"
-    said: dict[str, Any] = {"model_type": "lora", "model_family": "longcat_image", "model_flavour": flavour}
-    said["base_model_precision"] = click.prompt(
-        "Base precision (int8-quanto fits 16 to 24 GB; auto decides by the device)",
-        default="no_change" if small else "int8-quanto",
-    )
-    said["instance_data_dir"] = click.prompt("Directory or s3://bucket/prefix of pictures with captions")
-    said["caption_strategy"] = click.prompt(
-        "Captions from", type=click.Choice(["textfile", "filename", "csv", "json", "jsonl"]), default="textfile"
-    )
-    said["resolution"] = click.prompt("Resolution, or sizes as 1024x1024,1344x768", default="128" if small else "1024")
-    said["train_batch_size"] = click.prompt("Pictures a step", type=int, default=4 if small else 1)
+    """Ask, check each answer, and write."""
+    said: dict[str, Any] = {"model_type": "lora", "model_family": "longcat_image"}
+
+    def answer(key: str, question: str, **how: Any) -> Any:
+        """Asks again until it is one that the configuration takes."""
+        while True:
+            given = click.prompt(question, **how)
+            try:
+                TrainConfig.model_validate(said | {key: given})
+            except ValidationError as error:
+                click.echo("; ".join(message for _, message in problems_of(error)), err=True)
+            else:
+                said[key] = given
+                return given
+
+    flavours = click.Choice(["final", "dev", "embedded"])
+    small = answer("model_flavour", "Model flavour", type=flavours, default="final") == "embedded"
+    answer("base_model_precision", "Base precision (int8-quanto fits 16 to 24 GB; auto decides by the device)",
+           default="no_change" if small else "int8-quanto")  # fmt: skip
+    answer("instance_data_dir", "Directory or s3://bucket/prefix of pictures with captions")
+    strategies = click.Choice(["textfile", "filename", "csv", "json", "jsonl"])
+    answer("caption_strategy", "Captions from", type=strategies, default="textfile")
+    answer("resolution", "Resolution, or sizes as 1024x1024,1344x768", default="128" if small else "1024")
+    answer("train_batch_size", "Pictures a step", type=int, default=4 if small else 1)
     said["gradient_checkpointing"] = click.confirm("Save memory by gradient checkpointing?", default=not small)
-    said["lora_rank"] = click.prompt("LoRA rank", type=int, default=16)
-    said["learning_rate"] = click.prompt("Learning rate", type=float, default=1e-3 if small else 1e-4)
-    said["max_train_steps"] = click.prompt("Training steps", type=int, default=400 if small else 1000)
+    answer("lora_rank", "LoRA rank", type=int, default=16)
+    answer("learning_rate", "Learning rate", type=float, default=1e-3 if small else 1e-4)
+    answer("max_train_steps", "Training steps", type=int, default=400 if small else 1000)
     prompts = [click.prompt(f"Validation prompt, {language} (empty for none)", default="", show_default=False)
                for language in ("Chinese", "English")]  # fmt: skip
     said["validation_prompts"] = [prompt for prompt in prompts if prompt]
-    said["output_dir"] = click.prompt("Output directory", default="output")
+    answer("output_dir", "Output directory", default="output")
     said["resume_from_checkpoint"] = "latest"
     if publish_to := click.prompt("Adapter storage, file:///… or s3://… (empty: only in the output directory)",
                                   default="", show_default=False):  # fmt: skip
         said["publish_to"] = publish_to
-        said["adapter_name"] = click.prompt("Adapter name")
-    try:
-        TrainConfig.model_validate(said)
-    except ValueError as error:
-        raise ConfigError(f"these answers cannot work: {error}") from error
+        answer("adapter_name", "Adapter name")
     write_atomically(output, _commented(said).encode())
 
 
