@@ -31,6 +31,8 @@ log = logging.getLogger("lithograph")
 
 CLIENT_GONE = 499
 """Nobody reads it; nginx counts such requests under this number."""
+_SERVERS_FAULT = 500
+"""And above."""
 _OVERTIME_SECONDS = 1.0
 """The engine says itself that time is over, between two steps; this long after, nobody waits for the step to end."""
 
@@ -155,6 +157,7 @@ def _tell(draw: Draw, outcome: str, **fields: Any) -> None:
     tell(
         log,
         f"request_{outcome}",
+        logging.WARNING if fields.get("status", 0) >= _SERVERS_FAULT else logging.INFO,
         request_id=draw.id,
         size=f"{request.width}x{request.height}",
         steps=request.steps,

@@ -105,7 +105,7 @@ def _obey(renderer: "Renderer", command: Command, started: float, send: Callable
     """Pass a command on. ``started``: requests from before that were meant for an engine that is dead."""
 
     def hear(news: "News") -> None:
-        send(failure_of(news) if isinstance(news, Exception) else news)
+        send(failure_of(news, request_id=command.id) if isinstance(news, Exception) else news)
 
     def manage(command: AdapterCommand) -> None:
         try:

@@ -75,7 +75,7 @@ class GenerateRoute:
         except ClientDisconnect:
             status = CLIENT_GONE
         except Exception as error:  # the status line is sent already: it has to be an event
-            failed = failure_of(error)
+            failed = failure_of(error, request_id=draw.id)
             status = failed.status
             yield self._event(draw, failed)
         finally:

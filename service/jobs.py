@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
 from service import metrics
-from service.admission import Admission
+from service.admission import CLIENT_GONE, Admission
 from service.config import JobConfig
 from service.exchange import Mailbox
 from service.messages import Draw, Failed, RefusedError, Reply, Step
@@ -51,6 +51,17 @@ class Job:
     def size_bytes(self) -> int:
         """Of its pictures."""
         return sum(map(len, self.outcome.files)) if isinstance(self.outcome, Rendered) else 0
+
+    @property
+    def http_status(self) -> int:
+        """What a request that was waited for would have been counted under."""
+        match self.outcome:
+            case Rendered():
+                return 200
+            case Failed():
+                return self.outcome.status
+            case None:
+                return CLIENT_GONE
 
     def hear(self, reply: Reply) -> None:
         """The engine says something."""
@@ -120,7 +131,7 @@ class Jobs:
                 except ClientDisconnect:  # somebody cancelled it
                     pass
                 except Exception as error:
-                    job.hear(failure_of(error))
+                    job.hear(failure_of(error, request_id=job.draw.id))
                 errand.enter_context(self._admission.exchange.errand())
             self._settle(job)
             if job.wanted.webhook_url is not None:
@@ -133,7 +144,7 @@ class Jobs:
     def _settle(self, job: Job) -> None:
         """It is over: keep it for a while, and make room for it."""
         job.settle()
-        metrics.JOBS.labels(job.status.value).inc()
+        metrics.JOBS.labels(str(job.http_status)).inc()
         self._jobs[job.draw.id] = self._jobs.pop(job.draw.id)
         asyncio.get_running_loop().call_later(self._config.ttl_seconds, self._jobs.pop, job.draw.id, None)
         over = [j for j in self._jobs.values() if j.finished_at is not None]

@@ -48,7 +48,7 @@ ACTIVE_ROWS = Gauge(
     multiprocess_mode="livemostrecent",
 )
 STEP_SECONDS = Histogram("lithograph_step_seconds", "One forward of pictures of one size.", buckets=_SECONDS)
-JOBS = Counter("lithograph_jobs", "Asynchronous jobs that are over, by how they ended.", ["status"])
+JOBS = Counter("lithograph_jobs", "Asynchronous jobs that are over, by the HTTP status of their result.", ["status"])
 WEBHOOKS = Counter("lithograph_webhooks", "Webhooks that were sent, by whether they arrived in the end.", ["result"])
 REJECTED = Counter("lithograph_rejected_requests", "Requests that were not taken in, by the error's code.", ["reason"])
 CANCELLED = Counter("lithograph_cancelled_requests", "Requests whose client went away.")
@@ -95,7 +95,7 @@ MODEL_INFO = Gauge(
 for _counter, _values in {
     REQUESTS: ("200", "202", "400", "404", "413", "422", "429", "499", "500", "503", "504"),
     REJECTED: ("busy", "not_ready", "draining", "invalid_request", "not_json", "body_too_large"),
-    JOBS: ("succeeded", "failed", "cancelled"),
+    JOBS: ("200", "404", "499", "500", "503", "504"),
     WEBHOOKS: ("delivered", "given_up"),
     ADAPTER_REFUSALS: ("unfit", "incomplete"),
     ADAPTER_CACHE: ("memory", "disk", "storage"),

@@ -94,7 +94,7 @@ def event(name: str, data: BaseModel) -> bytes:
     return format_sse_event(event=name, data_str=data.model_dump_json())
 
 
-def failure_of(error: Exception) -> Failed:
+def failure_of(error: Exception, *, request_id: str | None = None) -> Failed:
     """What an error means to a client; what nobody foresaw is logged, and answered with 500."""
     match error:
         case RefusedError():
@@ -112,7 +112,7 @@ def failure_of(error: Exception) -> Failed:
         case DeadlineError():
             status, code = 504, "timeout"
         case _:
-            log.error("request failed", exc_info=error)
+            log.error("request %s failed", request_id or "without an id", exc_info=error)
             return Failed(
                 status=500, code="engine_error", message=f"{type(error).__name__}: {error}; the log says more"
             )

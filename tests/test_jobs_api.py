@@ -164,7 +164,7 @@ def test_a_job_that_fails_says_why(http: httpx.Client) -> None:
     assert (job["status"], job["error"]["code"], job["result_url"]) == ("failed", "timeout", None)
     result = http.get(f"{location}/result")
     assert (result.status_code, result.json()["error"]["code"]) == (504, "timeout")
-    assert metric(http, "lithograph_jobs_total", status="failed") >= 1
+    assert metric(http, "lithograph_jobs_total", status="504") >= 1
 
 
 def test_jobs_under_way_count_as_requests_and_those_over_make_room(http: httpx.Client) -> None:

@@ -95,7 +95,7 @@ REQUESTS = [
           says="How many times faster than a month allows the budgets burn: 1 is just allowed, 14.4 wakes somebody."),
     Panel(title="Jobs", kind="bars", unit="none", stacked=True,
           queries={"{{status}}": "sum by (status) (increase(lithograph_jobs_total{$S}[$__rate_interval]))"},
-          says="Asynchronous jobs that ended."),
+          says="Asynchronous jobs that ended, by the status of their result."),
     Panel(title="Pictures by size", kind="bars", unit="none", stacked=True,
           queries={"{{size}}": "sum by (size) (increase(lithograph_pictures_total{$S}[$__rate_interval]))"},
           says="In px. Sizes that differ share no forward."),
