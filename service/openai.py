@@ -34,6 +34,7 @@ from service.refusals import UNKNOWN_FIELD, InvalidRequestError
 from service.replies import Responses, event, failure_of, headers_of
 
 _ERRORS: Responses = {status: {"model": OpenAIErrorBody} for status in (400, 404, 413, 429, 500, 503, 504)}
+_NO_MODEL = "The model `{}` does not exist; GET /v1/models lists those that do."
 _OUR_NAMES = {"num_images": "n", "width": "size", "height": "size"}
 """Fields that have another name in their requests."""
 
@@ -204,7 +205,7 @@ def _base64(content: bytes) -> str:
 
 
 def _no_model(model: str) -> RefusedError:
-    return RefusedError(Failed(status=404, code="model_not_found", message=f"The model `{model}` does not exist."))
+    return RefusedError(Failed(status=404, code="model_not_found", message=_NO_MODEL.format(model)))
 
 
 def _reply(body: ModelCard | ModelList) -> Response:
@@ -218,10 +219,13 @@ def _error_of(error: Exception, model: str | None = None) -> tuple[int, OpenAIEr
     message, param, code = failed.message, None, failed.code
     if isinstance(error, InvalidRequestError):
         renamed = [p.model_copy(update={"field": _OUR_NAMES.get(p.field, p.field)}) for p in error.problems]
-        message, param = str(InvalidRequestError(renamed)), renamed[0].field or None
+        once = list({(p.field, p.problem): p for p in renamed}.values())  # size is both our width and our height
+        message, param = str(InvalidRequestError(once)), renamed[0].field or None
         code = "unknown_parameter" if renamed[0].problem == UNKNOWN_FIELD else "invalid_value"
     elif failed.status == 404:
-        param, code = ("model", "model_not_found") if model else ("adapters", failed.code)
+        param, code = "adapters", failed.code
+        if model is not None and (code == "model_not_found" or repr(model.partition("@")[0]) in message):
+            message, param, code = _NO_MODEL.format(model), "model", "model_not_found"
     kinds = {401: "authentication_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     return status, OpenAIErrorBody(error=OpenAIError(message=message, type=kind, param=param, code=code))

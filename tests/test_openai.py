@@ -204,7 +204,21 @@ def test_a_model_that_is_not_there(ai: openai.OpenAI, name: str, stream: bool) -
     with pytest.raises(openai.APIError) as caught:
         list(ai.images.generate(prompt="a red apple", model=name, stream=stream))
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+    assert f"`{name}`" in caught.value.message
     assert isinstance(caught.value, openai.NotFoundError) or stream
+
+
+def test_an_adapter_that_is_not_there_is_not_taken_for_the_model(ai: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        ai.images.generate(prompt="a red apple", model="ink", extra_body={"adapters": [{"name": "nobody"}]})
+    assert caught.value.param == "adapters"
+    assert "nobody" in caught.value.message
+
+
+def test_a_wrong_size_is_said_once(ai: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ai.images.generate(prompt="a red apple", size="100x100")  # type: ignore[call-overload]
+    assert str(caught.value.body).count("give a multiple of 64") == 1
 
 
 def test_other_errors(ai: openai.OpenAI, http: httpx.Client) -> None:
