@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from lithograph.answers import RequestError, ServiceError
-from longcat.errors import LithographError, StorageError, UnknownAdapterError, UserError
+from longcat.errors import HubError, LithographError, StorageError, UnknownAdapterError, UserError
 from studio.language import Language
 from studio.page_error import PageError, Problem
 from studio.pages import is_fragment, render
@@ -98,6 +98,8 @@ def page_error_of(error: Exception) -> PageError:
             return PageError("error.not_found", status=_NOT_FOUND, detail=str(error))
         case UserError():  # among them what the service refused
             return PageError("error.refused", status=422, detail=str(error))
+        case HubError():
+            return PageError("error.hub", status=503, detail=str(error))
         case StorageError():
             return PageError("error.storage", status=503, detail=str(error))
         case ServiceError():

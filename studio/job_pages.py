@@ -60,13 +60,14 @@ def list_page(request: Request) -> Response:
 def job_page(request: Request, identity: str) -> Response:
     """One job."""
     jobs = studio_of(request).workshop.jobs
-    view = _find(request, identity)
+    view, config = _find(request, identity), jobs.config(identity)
     return render(
         request,
         "job.html",
         view=view,
         cause=_cause(view),
-        config=json.dumps(jobs.config(identity), ensure_ascii=False, indent=2),
+        config=json.dumps(config, ensure_ascii=False, indent=2),
+        dataset=config.get("instance_data_dir"),
         grid=_grid(view),
         log=_log(request, identity),
     )

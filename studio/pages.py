@@ -1,6 +1,7 @@
 """Templates to pages, in the reader's language and colours."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
@@ -36,6 +37,7 @@ class Pages:
         )
         self._environment.globals |= {"navigation": NAVIGATION, "languages": LANGUAGES, "asset": self._asset}
         self._environment.filters |= {
+            "as_json": partial(json.dumps, ensure_ascii=False),
             "moment": _moment,
             "megabytes": _megabytes,
             "gigabytes": _gigabytes,

@@ -137,7 +137,8 @@ def read_file(text: str) -> Reading:
     try:
         said = json5.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the file is not JSON (// comments are allowed): {error}") from error
+        where = str(error).replace("<string>:", "line ")
+        raise ConfigError(f"the file is not JSON (// comments are allowed): {where}") from error
     if not isinstance(said, dict):
         raise ConfigError(f"the file holds a {type(said).__name__}; it has to be a JSON object of options")
     said = {str(key).removeprefix("--"): value for key, value in said.items()}

@@ -10,7 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from longcat.errors import ConfigError, DataError, LithographError, UserError
+from longcat.errors import ConfigError, DataError, HubError, LithographError, UserError
 from studio.forms import text_of
 from studio.language import Language
 from studio.option_names import option_names
@@ -76,7 +76,10 @@ def form_page(request: Request, flavour: str = "", dataset: str = "", job: str =
 async def check(request: Request) -> Response:
     """What is wrong with the form as it is, and how much memory it would take."""
     form = await request.form()
-    return await run_in_threadpool(_checked, request, form, _read(form), 200)
+    reading = _read(form)
+    if text_of(form, "wanted"):  # it was to be started: what that lacks is still said
+        reading = _ready(reading)
+    return await run_in_threadpool(_checked, request, form, reading, 200)
 
 
 @router.post("")
@@ -129,7 +132,9 @@ async def import_file(request: Request) -> Response:
     return _page(request, reading, imported=True)
 
 
-def _page(request: Request, reading: Reading, *, imported: bool = False, status: int = 200) -> Response:
+def _page(
+    request: Request, reading: Reading, *, imported: bool = False, wanted: bool = False, status: int = 200
+) -> Response:
     workshop = studio_of(request).workshop
     language: Language = request.app.state.pages.language(request)
     return render(
@@ -145,6 +150,7 @@ def _page(request: Request, reading: Reading, *, imported: bool = False, status:
         places=workshop.jobs.place_names,
         gpus=_GPU_GIB,
         imported=imported,
+        wanted=wanted,
         changed=frozenset(reading.said),
     )
 
@@ -152,7 +158,7 @@ def _page(request: Request, reading: Reading, *, imported: bool = False, status:
 def _refused(request: Request, form: FormData, reading: Reading) -> Response:
     if is_fragment(request):
         return _checked(request, form, reading, 422)
-    return _page(request, reading, status=422)
+    return _page(request, reading, wanted=True, status=422)
 
 
 def _checked(request: Request, form: FormData, reading: Reading, status: int) -> Response:
@@ -163,7 +169,7 @@ def _checked(request: Request, form: FormData, reading: Reading, status: int) ->
         gib = text_of(form, "plan_for")
         try:
             forecast = _plan(studio_of(request).workshop, reading.config, int(gib) if gib.isdecimal() else None)
-        except UserError as error:
+        except (UserError, HubError) as error:
             problem = str(error)
     return render(
         request,

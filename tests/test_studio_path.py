@@ -70,7 +70,7 @@ def upload_dataset(page: Page, say: Language, name: str, files: list[Path]) -> N
     expect(page.locator(".refused")).to_contain_text("notes.exe")
     page.get_by_role("link", name=say("datasets.show", name=name), exact=True).click()
     expect(page.locator(".picture")).to_have_count(7)
-    expect(page.locator(".left-out")).to_contain_text("no caption")
+    expect(page.locator(".left-out")).to_contain_text("没有描述" if say.code == "zh" else "no caption")
 
 
 def write_the_missing_caption(page: Page, say: Language, folder: Path) -> None:
