@@ -1,9 +1,10 @@
 """``lithograph job``: a training as a Kubernetes Job, rendered, submitted, followed and cancelled."""
 
 import dataclasses
+import difflib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,8 @@ from longcat.errors import JobError, LithographError
 from studio.cluster import Cluster, JobStatus, connect
 from studio.job_settings import JobSettings
 from studio.training_job import TrainingJob
-from trainer.config_file import load_config, parse_assignments, problems_of
+from trainer.config import TrainConfig
+from trainer.config_file import known_keys, load_config, parse_assignments, problems_of
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _ANY = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -147,13 +149,28 @@ def cancel(name: str, now: bool, **where: Any) -> None:
 def _training_job(given: dict[str, Any]) -> TrainingJob:
     path, options, name = given.pop("path"), given.pop("options"), given.pop("name")
     try:
-        config, warnings = load_config(path, parse_assignments(options))
+        said = parse_assignments(options)
+        _refuse_misspelt(said)
+        config, warnings = load_config(path, said)
         for warning in warnings:
             click.echo(f"note: {warning}", err=True)
         return TrainingJob(name=name, config=config, settings=_settings(given))
     except LithographError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(_BAD_CONFIG)
+
+
+def _refuse_misspelt(said: Iterable[str]) -> None:
+    """A misspelt option of these commands would be taken for one of the file. Raises ``JobError``."""
+    flags = [
+        name for option in click.get_current_context().command.params for name in option.opts if name.startswith("--")
+    ]
+    known = known_keys(TrainConfig)
+    for key in said:
+        flag = f"--{key.replace('_', '-')}"
+        near = difflib.get_close_matches(flag, [*flags, *(f"--{name}" for name in known)], n=1, cutoff=0.8)
+        if key not in known and near and near[0] in flags:
+            raise JobError(f"{flag}: unknown option; did you mean {near[0]}?")
 
 
 def _settings(given: dict[str, Any]) -> JobSettings:

@@ -146,6 +146,8 @@ def test_the_command_renders_yaml_and_refuses_a_bad_option(tmp_path: Path) -> No
     }
     assert described["metadata"]["namespace"] == config_map["metadata"]["namespace"] == "training"
 
+    done = run_lithograph(*render, "--gpu", "1", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (78, "error: --gpu: unknown option; did you mean --gpus?\n")
     for option in ("lora_ranc=8", "lora_rank=0"):
         done = run_lithograph(*render, option, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (78, "")
