@@ -105,6 +105,33 @@ def test_thumbnails_are_pictures_and_nothing_else_is_served(visitor: TestClient,
     assert visitor.get("/datasets/view", params={"path": "/etc"}).status_code == 422
 
 
+def test_what_is_no_picture_though_it_is_called_one_has_a_sign_in_its_place(visitor: TestClient, cats: Path) -> None:
+    (cats / "broken.png").write_bytes(b"no picture")
+    reply = visitor.get("/datasets/thumbnail", params={"path": str(cats), "key": "broken.png"})
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "image/svg+xml")
+    visitor.cookies.set("language", "zh")
+    assert "不是可读取的图片" in view(visitor, cats)
+
+
+def test_what_a_start_lacked_is_still_said_when_the_form_is_checked(visitor: TestClient) -> None:
+    empty = {"model_flavour": "embedded", "resolution": "128"}
+    refused = visitor.post("/train", data=empty)
+    assert refused.status_code == 422
+    assert 'name="wanted"' in refused.text
+    lacking = "Say where the pictures are"
+    assert lacking in refused.text
+    assert lacking not in visitor.post("/train/check", data=empty, headers=HTMX).text
+    assert lacking in visitor.post("/train/check", data=empty | {"wanted": "yes"}, headers=HTMX).text
+
+
+def test_what_an_imported_file_has_for_nothing_is_listed_with_it(visitor: TestClient) -> None:
+    content = b'{"model_flavour": "embedded", "lora_rnak": 3, "data_backend_config": "config/backend.json"} // as it is'
+    page = visitor.post("/train/import", files={"file": ("config.json", content)}).text
+    notice = page[page.index("Not taken over") : page.index("</div>", page.index("Not taken over"))]
+    assert "did you mean" in notice
+    assert "config/backend.json" in notice
+
+
 def test_only_what_was_uploaded_is_added_to_or_deleted(visitor: TestClient, cats: Path, tmp_path: Path) -> None:
     mine = tmp_path / "root" / "mine"
     mine.mkdir(parents=True)
