@@ -1,17 +1,21 @@
 """What training leaves out of the forward pass changes neither what it predicts nor a gradient."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import LongCatImageTransformer2DModel
-from peft import LoraConfig
-from torch import Tensor
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
 
 from longcat import latents
 from longcat.loading import Components
+from trainer import low_rank
 from trainer.forward import slim
 from trainer.lora import target_modules
+from trainer.low_rank import LowRankLinear
 from trainer.recompute import checkpoint_blocks
 
 SIDE_PX, PROMPT_ROWS = 128, 24
@@ -72,3 +76,30 @@ def test_less_is_kept_for_the_backward_pass(model: Components) -> None:
         kept.append(sum(sizes.values()))
         assert held.requires_grad
     assert kept[1] < kept[0]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_what_is_dropped_out_is_dropped_both_ways(share: float) -> None:
+    """Against autograd, given the same mask, which a seed brings back."""
+    wanted = LoraConfig(r=4, lora_alpha=8, lora_dropout=share, target_modules=["0"])
+    layer: Any = inject_adapter_in_model(wanted, nn.Sequential(nn.Linear(48, 32)))[0]
+    layer.__class__, base = LowRankLinear, layer.base_layer
+    layer.lora_B["default"].weight.data.normal_()
+    x = torch.randn(2, 500, 48)
+    trained = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    seen = []
+    for is_ours in (True, False):
+        given = x.clone().requires_grad_()
+        torch.manual_seed(5)
+        if is_ours:
+            result = layer.train()(given)
+        else:
+            kept = low_rank._kept(x.numel(), round(share * 2**16), x.device).view(x.shape)
+            assert abs(float(kept.float().mean()) - (1 - share)) < 0.01
+            result = base(given) + F.linear(F.linear(given * kept / (1 - share), trained[0]), trained[1]) * 2
+        seen.append((result, *torch.autograd.grad(result.square().mean(), [given, *trained])))
+    for ours, expected in zip(*seen, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
+    assert torch.equal(layer.eval()(x), layer(x))
+    layer.enable_adapters(False)
+    assert torch.equal(layer(x), base(x))

@@ -1,16 +1,16 @@
 """What autograd holds on to: a training forward of the transformer walked on sizes instead of numbers. No torch.
 
-The walk follows diffusers' ``transformer_longcat_image.py`` with what ``trainer.forward`` leaves out of it, and PEFT's LoRA
-layer, and keeps what each operation saves for
-its backward pass, each tensor once. That depends on what has to be differentiated (the base is frozen, so that a linear
-layer saves nothing of its own), and on how weights are stored:
+The walk follows diffusers' ``transformer_longcat_image.py`` as ``trainer.forward`` and ``trainer.low_rank`` compute it, and
+PEFT's layer with DoRA. It keeps what each operation saves for its backward pass, each tensor once. That depends on what has
+to be differentiated (the base is frozen, so that a linear layer saves nothing of its own), and on how weights are stored:
 
 - optimum-quanto saves the input of every linear layer, wanted or not;
 - torchao saves the weight that it has dequantized: without checkpointing, the whole base again, at full precision;
 - so does a base that is offloaded: what visits the device stays there until the backward pass.
 
 A tensor's size is rows (batch times tokens) times width times bytes an element. CUDA differs from a CPU in that autocast
-normalizes in float32 there, and dropout's mask takes a byte instead of four (torch, ``autocast_mode.h``, ``Dropout.cpp``).
+normalizes in float32 there, and the mask of PEFT's dropout takes a byte instead of four (torch, ``autocast_mode.h``,
+``Dropout.cpp``).
 """
 
 from collections.abc import Callable
@@ -120,7 +120,21 @@ class _Tape:
         return _Value(x.rows, width, walk.item_bytes, x.grad or is_target)
 
     def _lora(self, x: _Value, width: int) -> None:
-        """PEFT: B(A(dropout(x in float32))), A and B in float32 or, under autocast, in copies that autocast keeps."""
+        """``trainer.low_rank``: the input, the mask, and what A makes of it."""
+        walk = self.walk
+        self.others += x.rows * walk.rank * walk.item_bytes
+        if walk.uses_dora:
+            self._dora(x, width)
+            return
+        self.keep(x)
+        if walk.dropout:
+            self.others += x.rows * x.width
+
+    def _dora(self, x: _Value, width: int) -> None:
+        """PEFT: B(A(dropout(x in float32))), A and B in float32 or, under autocast, in copies that autocast keeps.
+
+        Then ``trainer.lora.Magnitude``: what its gains multiply, and with dropout the layer once more.
+        """
         walk = self.walk
         if walk.dropout and x.grad:
             self.others += x.rows * x.width * (1 if walk.is_cuda else _FLOAT32)
@@ -130,13 +144,6 @@ class _Tape:
             self.others += x.size
         else:
             self.keep(x)
-        self.others += x.rows * walk.rank * walk.item_bytes
-        if walk.uses_dora:
-            self._dora(x, width)
-
-    def _dora(self, x: _Value, width: int) -> None:
-        """``trainer.lora.Magnitude``: what its gains multiply, and with dropout the layer once more."""
-        walk = self.walk
         self.others += 2 * x.rows * width * walk.item_bytes
         if walk.dropout and x.grad and walk.frozen_saves != "nothing":
             rows = x.rows if walk.frozen_saves == "input" else width
@@ -155,12 +162,9 @@ class _Tape:
         return _Value(x.rows, x.width, item, x.grad)
 
     def head_norm(self, x: _Value) -> _Value:
-        """RMS over each head, in float32 always."""
+        """Norm and rotation of each head: its input, and a root a head."""
         if x.grad:
-            if x.item_bytes == _FLOAT32:
-                self.keep(x)
-            else:
-                self.others += x.rows * x.width * _FLOAT32
+            self.keep(x)
             self.others += x.rows * self.walk.heads * _FLOAT32
         return _Value(x.rows, x.width, x.item_bytes, x.grad)
 
@@ -185,8 +189,6 @@ class _Tape:
             for operand in (query, key, value, out):
                 self.keep(operand)
             self.others += query.rows * walk.heads * _FLOAT32
-        if walk.is_cuda and walk.autocasts:  # the queries' type, in which it goes on, is float32 there
-            return _Value(out.rows, out.width, _FLOAT32, grad)
         return out
 
     def feed_forward(self, name: str, x: _Value) -> _Value:

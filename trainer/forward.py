@@ -1,9 +1,10 @@
 """What training saves of the transformer's forward and backward passes; the mathematics is diffusers' own.
 
 The last block's prompt rows are read by nobody: it asks, feeds forward and projects for the image's rows alone, as
-``longcat.forward`` does when it draws. Rotations are products of complex numbers, which is one pass each way instead of six.
+``longcat.forward`` does when it draws. Queries and keys are normalized and rotated in one differentiable operation. The
+adapter's part is in ``trainer.low_rank``.
 
-Shapes: B batch, T rows of prompt and image, D the inner width.
+Shapes: B batch, T rows of prompt and image, D the inner width, H heads of width W.
 """
 
 from typing import Any
@@ -11,21 +12,27 @@ from typing import Any
 import torch
 from diffusers import LongCatImageTransformer2DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_longcat_image import (
     LongCatImageAttention,
     LongCatImageAttnProcessor,
     LongCatImageSingleTransformerBlock,
 )
+from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from trainer.low_rank import LowRankLinear
 
 Rope = tuple[Tensor, Tensor]
-"""Cosines and sines, (T, head width) each; every number is there twice."""
+"""Cosines and sines, (T, W) each; every number is there twice."""
 
 
 def slim(transformer: LongCatImageTransformer2DModel) -> None:
-    """Make the transformer compute only what its output needs. Parameters, names and results stay."""
+    """Make a transformer with an adapter compute only what its output needs. Parameters, names and results stay."""
     transformer.set_attn_processor(_Attention())
+    for module in transformer.modules():
+        if isinstance(module, PeftLinear) and not module.lora_magnitude_vector:  # DoRA is computed by ``trainer.lora``
+            module.__class__ = LowRankLinear
     # The same module with another forward: what holds it, offloads it or wraps it need not know.
     transformer.single_transformer_blocks[-1].__class__ = _LastBlock
 
@@ -72,20 +79,27 @@ class _Attention(LongCatImageAttnProcessor):  # type: ignore[misc]
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attention over (B, T, D); the first ``skipped`` rows are attended and ask nothing."""
         assert image_rotary_emb is not None
+        turns = self._shared_turns(image_rotary_emb)
+        prompt_rows = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
 
         def heads(layer: Any, x_BTD: Tensor) -> Tensor:
             return layer(x_BTD).unflatten(-1, (attn.heads, -1))  # type: ignore[no-any-return]
 
-        query = attn.norm_q(heads(attn.to_q, hidden_states[:, skipped:]))
-        key = attn.norm_k(heads(attn.to_k, hidden_states))
+        def turned(layer: Any, norm: Any, x_BTD: Tensor, first: int) -> Tensor:
+            rows = turns[first : first + x_BTD.shape[1]]
+            return _NormTurn.apply(heads(layer, x_BTD), norm.weight, norm.eps, rows)  # type: ignore[no-any-return, no-untyped-call]
+
+        query = turned(attn.to_q, attn.norm_q, hidden_states[:, skipped:], prompt_rows + skipped)
+        key = turned(attn.to_k, attn.norm_k, hidden_states, prompt_rows)
         value = heads(attn.to_v, hidden_states)
         if encoder_hidden_states is not None:
-            query = torch.cat([attn.norm_added_q(heads(attn.add_q_proj, encoder_hidden_states)), query], dim=1)
-            key = torch.cat([attn.norm_added_k(heads(attn.add_k_proj, encoder_hidden_states)), key], dim=1)
-            value = torch.cat([heads(attn.add_v_proj, encoder_hidden_states), value], dim=1)
+            prompt = encoder_hidden_states
+            query = torch.cat([turned(attn.add_q_proj, attn.norm_added_q, prompt, 0), query], dim=1)
+            key = torch.cat([turned(attn.add_k_proj, attn.norm_added_k, prompt, 0), key], dim=1)
+            value = torch.cat([heads(attn.add_v_proj, prompt), value], dim=1)
         joined: Tensor = dispatch_attention_fn(
-            self._rotate(query, image_rotary_emb, skipped),
-            self._rotate(key, image_rotary_emb, 0),
+            query,
+            key,
             value,
             attn_mask=attention_mask,
             backend=self._attention_backend,
@@ -94,17 +108,49 @@ class _Attention(LongCatImageAttnProcessor):  # type: ignore[misc]
         attended = joined.flatten(2, 3).to(query.dtype)
         if encoder_hidden_states is None:
             return attended
-        prompt_rows = encoder_hidden_states.shape[1]
         image = attn.to_out[1](attn.to_out[0](attended[:, prompt_rows:]))
         return image, attn.to_add_out(attended[:, :prompt_rows])
 
-    def _rotate(self, x: Tensor, rope: Rope, skipped: int) -> Tensor:
-        """Turn pairs of numbers of (B, T, heads, width) by their token's angles, in float32."""
-        if x.device.type == "mps":  # has no complex numbers
-            rotated: Tensor = apply_rotary_emb(x, (rope[0][skipped:], rope[1][skipped:]), sequence_dim=1)
-            return rotated
+    def _shared_turns(self, rope: Rope) -> Tensor:
+        """Cosine and sine of every pair's angle: (T, 1, head width / 2, 2) in float32."""
         if self._turns is None or self._cosines is not rope[0]:
             self._cosines = rope[0]
-            self._turns = torch.complex(*(part[:, ::2].float().contiguous() for part in rope))[:, None]
-        pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
-        return torch.view_as_real(pairs * self._turns[skipped:]).flatten(3).to(x.dtype)
+            self._turns = torch.stack([part[:, None, ::2].float() for part in rope], dim=-1)
+        return self._turns
+
+
+class _NormTurn(torch.autograd.Function):
+    """RMS norm of every head, then its rotation, in float32 inside.
+
+    For a head x of width W with the norm's weight w: n = x / sqrt(mean(x^2) + eps), y = turn(w n). Backwards, with
+    g = w turn^-1(dy): dx = (g - n mean(g n)) / sqrt(mean(x^2) + eps). The norm's weight is frozen. Kept are x and the root;
+    autograd would keep x in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHW: Tensor, weight_W: Tensor, eps: float, turns: Tensor) -> Tensor:
+        x = x_BTHW.float()
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square().div(x.shape[-1]).add(eps).rsqrt()
+        ctx.save_for_backward(x_BTHW, weight_W, inverse, turns)
+        return _turn(x * inverse * weight_W.float(), turns).to(x_BTHW.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        x_BTHW, weight_W, inverse, turns = ctx.saved_tensors
+        normed = x_BTHW.float() * inverse
+        grad_normed = _turn(grad.float(), turns, back=True) * weight_W.float()
+        along = (grad_normed * normed).mean(-1, keepdim=True)
+        return ((grad_normed - normed * along) * inverse).to(x_BTHW.dtype), None, None, None
+
+
+def _turn(x_BTHW: Tensor, turns: Tensor, *, back: bool = False) -> Tensor:
+    """Turn pairs of numbers by their token's angles, or back."""
+    pairs = x_BTHW.contiguous().view(*x_BTHW.shape[:-1], -1, 2)
+    if x_BTHW.device.type == "mps":  # has no complex numbers
+        (a, b), (cosine, sine) = pairs.unbind(-1), turns.unbind(-1)
+        sine = -sine if back else sine
+        return torch.stack([a * cosine - b * sine, a * sine + b * cosine], dim=-1).flatten(-2)
+    angles = torch.view_as_complex(turns)
+    turned = torch.view_as_complex(pairs) * (angles.conj() if back else angles)
+    return torch.view_as_real(turned).flatten(-2)

@@ -86,7 +86,6 @@ def inject(transformer: LongCatImageTransformer2DModel, config: TrainConfig) -> 
 
     Raises ``ConfigError`` or ``AdapterError`` if ``init_lora`` does not fit.
     """
-    slim(transformer)
     targets = lora_targets(transformer)
     modules = target_modules(transformer, config.lora_targets)
     torch.manual_seed(derive(config.seed, "lora"))
@@ -106,6 +105,7 @@ def inject(transformer: LongCatImageTransformer2DModel, config: TrainConfig) -> 
     if config.use_dora:
         for _, layer in lora_layers(transformer):
             layer.lora_magnitude_vector[ADAPTER] = Magnitude(layer)
+    slim(transformer)
     parameters = [
         parameter for _, layer in lora_layers(transformer) for parameter in _parts(layer) if parameter is not None
     ]
