@@ -48,8 +48,8 @@ studio: $(VENV)/base.stamp ## Serve the studio, a web page, on http://127.0.0.1:
 	$(BIN)/lithograph server --flavour $(FLAVOUR) $(ARGS)
 
 .PHONY: test
-test: $(VENV)/dev.stamp ## Run the tests (ARGS= goes to pytest).
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/dev.stamp ## Run the tests, two files at a time (ARGS= goes to pytest instead).
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2 --dist loadfile)
 
 # Images: ENGINE=docker works too. For a CPU:
 #   make images BASE_IMAGE=python:3.11-slim-bookworm BUILD_ARGS="--build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
