@@ -110,6 +110,9 @@ class ClusterError(LithographError):
 class DeadlineError(LithographError):
     """The time that a request was given is over."""
 
+    def __init__(self) -> None:
+        super().__init__("timeout_seconds is over; give more time, or ask for fewer steps or pictures")
+
 
 class EngineError(LithographError):
     """The model ran and did not produce a picture."""

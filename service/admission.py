@@ -193,7 +193,7 @@ async def _before(deadline: float, gone: Coroutine[Any, Any, None], coming: Coro
             return waiting.result()
         if leaving.done():
             raise ClientDisconnect
-        raise DeadlineError("timeout_seconds is over; give more, or ask for fewer steps or pictures")
+        raise DeadlineError
     finally:
         waiting.cancel()
         leaving.cancel()

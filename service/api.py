@@ -41,7 +41,7 @@ from service.limits import Limits
 from service.messages import AdapterCommand, Cancel, Command, Draw, RefusedError, Reply
 from service.observer import Observer
 from service.picture import ModelIdentity
-from service.replies import failure_of, reply_to_error
+from service.replies import failure_of, reply_to_error, reply_to_http_error
 from service.routes import VERSION, Routes
 from service.schema import GenerateRequest
 from service.tracing import TracedRequests, Tracing
@@ -399,7 +399,9 @@ def _check_port_is_free(host: str, port: int) -> None:
             ) from error
 
 
-async def _on_error(_: Request, error: Exception) -> JSONResponse:
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, HTTPException):
+        return reply_to_http_error(error, request.method, request.url.path)
     return reply_to_error(error)
 
 

@@ -320,7 +320,7 @@ class Engine:
     def _check_deadlines(self) -> None:
         now = time.monotonic()
         for job in [job for job in self._jobs.values() if job.order.deadline is not None and now > job.order.deadline]:
-            self._fail(job, DeadlineError("timeout_seconds is over; give more, or ask for fewer steps or pictures"))
+            self._fail(job, DeadlineError())
 
     def _fail(self, job: Job, error: Exception) -> None:
         if not job.over:

@@ -210,7 +210,7 @@ class Jobs:
     def _find(self, job_id: str) -> Job:
         if job_id in self._jobs:
             return self._jobs[job_id]
-        message = f"job {job_id!r} is not here: it never was, its time is over, or it made room for others"
+        message = f"there is no job {job_id!r}: it never existed, has expired, or was forgotten to make room for others"
         raise RefusedError(Failed(status=404, code="job_not_found", message=message))
 
 

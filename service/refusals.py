@@ -1,6 +1,7 @@
 """What is wrong with a request: the field, its value, the problem, what to give instead. Shape is checked here."""
 
 import difflib
+import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ class InvalidRequestError(UserError):
     """A request that cannot be drawn, with every field that is wrong."""
 
     def __init__(self, problems: list[FieldProblem]) -> None:
-        super().__init__("; ".join(f"{p.field or 'body'}: {p.problem}; {p.remedy}" for p in problems))
+        super().__init__("; ".join(map(_sentence, problems)))
         self.problems = problems
 
 
@@ -48,14 +49,20 @@ def check_request(fields: Mapping[str, Any]) -> GenerateRequest:
 
 
 def show(value: object) -> str:
-    """A value as an error message shows it: short, whatever it is."""
-    text = value if isinstance(value, str) else repr(value)
+    """A value as an error message shows it: text as it is, the rest as JSON, shortened."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(text)} characters)"
 
 
 def problem_with(field: str, value: object, problem: str, remedy: str) -> FieldProblem:
     """One field that is wrong; the value is shortened."""
     return FieldProblem(field=field, value=show(value), problem=problem, remedy=remedy)
+
+
+def _sentence(problem: FieldProblem) -> str:
+    """As in ``steps = 0: too small, give at least 1``."""
+    given = f" = {problem.value}" if problem.value else ""
+    return f"{problem.field or 'body'}{given}: {problem.problem}, {problem.remedy}"
 
 
 def _refusal(error: ValidationError, model: type[BaseModel]) -> UserError:
@@ -66,11 +73,29 @@ def _refusal(error: ValidationError, model: type[BaseModel]) -> UserError:
 
 
 def _from_pydantic(error: Mapping[str, Any], model: type[BaseModel]) -> FieldProblem:
-    field = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return problem_with(field, error["input"], UNKNOWN_FIELD, _nearest(field, model))
-    remedy = _REMEDIES.get(error["type"], "see /docs for what the field takes").format_map(error.get("ctx", {}))
-    return problem_with(field, error["input"], str(error["msg"]), remedy)
+    field, given = ".".join(str(part) for part in error["loc"]), error["input"]
+    match error["type"]:
+        case "missing":
+            return problem_with(field, "", "missing", "add it")  # the input is the object that lacks it
+        case "extra_forbidden":
+            return problem_with(field, given, UNKNOWN_FIELD, _nearest(field, model))
+        case "model_type" if field:
+            return problem_with(field, given, "not a JSON object", 'give one, as in {"name": "ink"}')
+        case "multiple_of":
+            grid = error["ctx"]["multiple_of"]
+            nearest = max(grid, round(given / grid) * grid)
+            return problem_with(
+                field, given, f"not a multiple of {grid}", f"give a multiple of {grid}, such as {nearest}"
+            )
+    problem, remedy = _WORDING.get(error["type"], (str(error["msg"]), "see /docs for what the field takes"))
+    return problem_with(
+        field, given, problem, remedy.format_map({n: _plain(v) for n, v in error.get("ctx", {}).items()})
+    )
+
+
+def _plain(value: object) -> object:
+    """0 for 0.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _nearest(field: str, model: type[BaseModel]) -> str:
@@ -80,22 +105,21 @@ def _nearest(field: str, model: type[BaseModel]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(names)}"
 
 
-_REMEDIES = {
-    "missing": "give it",
-    "string_type": "give a string",
-    "string_too_short": "give some text",
-    "int_type": "give a whole number, without quotes",
-    "int_from_float": "give a whole number",
-    "float_type": "give a number, without quotes",
-    "finite_number": "give a finite number",
-    "greater_than": "give more than {gt}",
-    "tuple_type": 'give a list, as in [{{"name": "ink"}}]',
-    "too_long": "give at most {max_length}",
-    "bool_type": "give true or false",
-    "multiple_of": "give a multiple of {multiple_of}",
-    "greater_than_equal": "give at least {ge}",
-    "less_than_equal": "give at most {le}",
-    "literal_error": "give {expected}",
-    "model_type": "send one JSON object, as in /docs",
+_WORDING = {
+    "string_type": ("not a string", "give a string"),
+    "string_too_short": ("empty", "give some text"),
+    "string_pattern_mismatch": ("blank", "give some text"),
+    "int_type": ("not a whole number", "give a whole number, without quotes"),
+    "int_from_float": ("not a whole number", "give a whole number"),
+    "float_type": ("not a number", "give a number, without quotes"),
+    "finite_number": ("not finite", "give a finite number"),
+    "bool_type": ("neither true nor false", "give true or false"),
+    "tuple_type": ("not a list", 'give a list, as in [{{"name": "ink"}}]'),
+    "too_long": ("too many", "give at most {max_length}"),
+    "greater_than": ("too small", "give more than {gt}"),
+    "greater_than_equal": ("too small", "give at least {ge}"),
+    "less_than_equal": ("too large", "give at most {le}"),
+    "literal_error": ("not a choice", "give {expected}"),
+    "model_type": ("not a JSON object", "send one JSON object, as in /docs"),
 }
-"""What to do about each of pydantic's error types; braces are filled from the error's context."""
+"""Problem and remedy for each of pydantic's error types; braces are filled from the error's context."""

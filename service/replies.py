@@ -131,30 +131,46 @@ def reply_to_failure(failed: Failed, fields: Sequence[FieldProblem] = ()) -> JSO
 def reply_to_error(error: Exception) -> JSONResponse:
     """Any error as a reply."""
     match error:
-        case HTTPException():
-            code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-            reply = reply_to_failure(Failed(status=error.status_code, code=code, message=str(error.detail)))
-            reply.headers.update(error.headers or {})
-            return reply
         case InvalidRequestError():
             return reply_to_failure(failure_of(error), error.problems)
         case _:
             return reply_to_failure(failure_of(error))
 
 
+def reply_to_http_error(error: HTTPException, method: str, path: str) -> JSONResponse:
+    """What the framework refuses before any of our endpoints is called: a path or a method that does not exist."""
+    headers = error.headers or {}
+    match error.status_code:
+        case 404:
+            code, message = "not_found", f"there is no {path}; /docs lists the endpoints"
+        case 405:
+            code, message = (
+                "method_not_allowed",
+                f"{path} does not take {method}; use {headers.get('Allow', 'another')}",
+            )
+        case _:
+            code, message = "http_error", str(error.detail)
+    reply = reply_to_failure(Failed(status=error.status_code, code=code, message=message))
+    reply.headers.update(headers)
+    return reply
+
+
 NOT_READY = Failed(
     status=503,
     code="not_ready",
-    message="the model is not ready; try again when /readyz says ready",
+    message="the model is not ready; try again when GET /readyz answers 200",
     retry_after_seconds=5,
 )
 DRAINING = Failed(
-    status=503, code="draining", message="this server is stopping; try again, on another", retry_after_seconds=1
+    status=503,
+    code="draining",
+    message="this server is shutting down; try again, on another replica",
+    retry_after_seconds=1,
 )
 ENGINE_ENDED = Failed(
     status=503,
     code="engine_ended",
-    message="the engine ended while drawing; it is starting again",
+    message="the engine process died while drawing and is restarting; try again",
     retry_after_seconds=10,
 )
 
@@ -177,5 +193,5 @@ RESPONSES: Responses = {
     429: {"description": "Too many requests are under way; Retry-After says when to come back.", "model": ErrorBody},
     500: {"description": "The model failed.", "model": ErrorBody},
     503: {"description": "Not ready, stopping, or adapter storage cannot be reached.", "model": ErrorBody},
-    504: {"description": "timeout_seconds is over.", "model": ErrorBody},
+    504: {"description": "The request took longer than timeout_seconds.", "model": ErrorBody},
 }

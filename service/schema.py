@@ -36,7 +36,7 @@ class Drawing(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    prompt: Annotated[str, Field(min_length=1, description="What to draw, in Chinese or English.")]
+    prompt: Annotated[str, Field(min_length=1, pattern=r"\S", description="What to draw, in Chinese or English.")]
     negative_prompt: Annotated[str, Field(description="What to keep away from; needs guidance_scale over 1.")] = ""
     steps: Annotated[int | None, Field(ge=1, description="Denoising steps.")] = None
     guidance_scale: Annotated[
@@ -199,8 +199,10 @@ class PreviewEvent(BaseModel):
 class FieldProblem(BaseModel):
     """One field that is wrong."""
 
+    model_config = ConfigDict(frozen=True)
+
     field: Annotated[str, Field(description="Its name; empty for the body as a whole.")]
-    value: Annotated[str, Field(description="What was given, shortened.")]
+    value: Annotated[str, Field(description="What was given, shortened; empty if nothing was.")]
     problem: str
     remedy: str
 

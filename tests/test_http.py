@@ -115,14 +115,14 @@ def test_settings_matter(client: httpx.Client) -> None:
     [
         ({"widht": 64}, "widht", "64", "did you mean 'width'?"),
         ({"colour": "red"}, "colour", "red", "known fields: prompt, negative_prompt"),
-        ({"width": 100}, "width", "100", "give a multiple of 64"),
+        ({"width": 100}, "width", "100", "give a multiple of 64, such as 128"),
         ({"height": 0}, "height", "0", "give at least 64"),
         ({"width": 512, "height": 512}, "width", "512", "give at most 256 x 256"),
         ({"width": "128"}, "width", "128", "give a whole number, without quotes"),
         ({"width": 128.5}, "width", "128.5", "give a whole number"),
         ({"steps": 0}, "steps", "0", "give at least 1"),
         ({"steps": 101}, "steps", "101", "give at most 100"),
-        ({"steps": True}, "steps", "True", "give a whole number"),
+        ({"steps": True}, "steps", "true", "give a whole number"),
         ({"num_images": 9}, "num_images", "9", "give at most 8"),
         ({"guidance_scale": "high"}, "guidance_scale", "high", "give a number, without quotes"),
         ({"guidance_scale": -1}, "guidance_scale", "-1", "give at least 0"),
@@ -131,13 +131,16 @@ def test_settings_matter(client: httpx.Client) -> None:
         ({"seed": 2**63}, "seed", str(2**63), "give at most"),
         ({"seed": 2**63 - 1, "num_images": 2}, "seed", str(2**63 - 1), "give a smaller seed"),
         ({"prompt": ""}, "prompt", "", "give some text"),
-        ({"prompt": None}, "prompt", "None", "give a string"),
+        ({"prompt": " \u3000\n"}, "prompt", " \u3000\n", "give some text"),
+        ({"adapters": ["ink"]}, "adapters.0", "ink", "give one, as in"),
+        ({"adapters": [{"nam": "ink"}]}, "adapters.0.name", "", "add it"),
+        ({"prompt": None}, "prompt", "null", "give a string"),
         ({"prompt": "猫" * 33}, "prompt", "猫" * 33, "shorten it by at least 1 tokens"),
         ({"negative_prompt": "'" + "x" * 40 + "'"}, "negative_prompt", "'" + "x" * 40 + "'", "shorten it by at least 10"),
         ({"output_format": "gif"}, "output_format", "gif", "give 'png', 'jpeg' or 'webp'"),
         ({"response_format": "xml"}, "response_format", "xml", "give 'binary' or 'json'"),
         ({"cfg_renorm": "yes"}, "cfg_renorm", "yes", "give true or false"),
-        ({"rewrite_prompt": True}, "rewrite_prompt", "True", "give false, or serve flavour final"),
+        ({"rewrite_prompt": True}, "rewrite_prompt", "true", "give false, or serve flavour final"),
     ],
 )  # fmt: skip
 def test_bad_input_names_the_field_the_value_and_the_remedy(
@@ -149,8 +152,12 @@ def test_bad_input_names_the_field_the_value_and_the_remedy(
 
 
 def test_every_wrong_field_is_named_at_once(client: httpx.Client) -> None:
-    reply = client.post("/generate", json={"steps": 0, "width": 65})
-    assert {p["field"] for p in reply.json()["error"]["fields"]} == {"prompt", "steps", "width"}
+    error = client.post("/generate", json={"steps": 0, "width": 65}).json()["error"]
+    assert {p["field"] for p in error["fields"]} == {"prompt", "steps", "width"}
+    assert error["message"] == (
+        "prompt: missing, add it; steps = 0: too small, give at least 1; "
+        "width = 65: not a multiple of 64, give a multiple of 64, such as 64"
+    )
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -185,10 +192,13 @@ def test_any_content_type_will_do(client: httpx.Client) -> None:
 
 
 def test_unknown_paths_and_methods_answer_in_the_same_shape(client: httpx.Client) -> None:
-    assert client.get("/nothing").json()["error"]["code"] == "not_found"
+    missing = client.get("/nothing")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    assert "there is no /nothing" in missing.json()["error"]["message"]
     reply = client.get("/generate")
     assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
     assert reply.json()["error"]["code"] == "method_not_allowed"
+    assert reply.json()["error"]["message"] == "/generate does not take GET; use POST"
 
 
 def test_operations_routes(client: httpx.Client) -> None:
