@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from longcat.errors import StorageConflictError, StorageError, StorageMissingError
-from longcat.storage import FileStorage, Storage, open_storage
+from longcat.file_storage import FileStorage
+from longcat.storage import Storage, open_storage
 from tests.conftest import BUCKET, free_port
 
 LARGE = os.urandom(20 * 2**20)  # over the size from which S3 takes several parts

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from longcat.errors import DataError, StorageError, StorageMissingError
-from longcat.storage import Entry, S3Storage
+from longcat.storage import Entry, Storage
 from trainer.dataset_config import DatasetConfig
 
 
@@ -124,7 +124,7 @@ class FolderSource(Source):
 class S3Source(Source):
     """Objects below a prefix of an S3 bucket."""
 
-    def __init__(self, storage: S3Storage) -> None:
+    def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
     def list(self) -> Listing:
@@ -175,6 +175,8 @@ def _identity(folder: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _bucket(name: str, prefix: str, endpoint_url: str | None) -> S3Source:
+    from longcat.s3_storage import S3Storage  # boto3 takes a while to import, and a directory needs none of it
+
     return S3Source(S3Storage(name, prefix, endpoint_url=endpoint_url))
 
 
