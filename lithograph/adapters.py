@@ -129,7 +129,7 @@ def export(
         raise UserError(f"output {output} is there already: give another, or --force")
     storage = open_storage(storage_uri, endpoint_url=endpoint_url)
     manifest = adapter.find(storage, adapter.parse_reference(reference))
-    from longcat.foreign import WRITERS
+    from longcat.export import WRITERS
     from longcat.lora import load_lora
 
     try:

@@ -18,8 +18,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from longcat import flow, latents
+from longcat.blocks import Rope
 from longcat.errors import EngineError
-from longcat.forward import Forward, Rope
+from longcat.forward import Forward
 from longcat.slots import AdapterSlots, SlotUse
 from longcat.threads import one_core
 

@@ -1,4 +1,4 @@
-"""Storage in a directory: a local disk or a shared volume. Writers use renames, under a lock where they must compare first."""
+"""Storage in a directory, local or on a shared volume: files appear by link or rename, replaced under a lock."""
 
 import contextlib
 import fcntl

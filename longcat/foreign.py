@@ -1,75 +1,29 @@
-"""LoRA files of other programs, in and out. What is read is exactly what that program would apply, or refused by name.
+"""LoRA files of other programs: what is read is exactly what they would apply, or refused by name.
 
-What they write, and where it was read:
-
-- diffusers and SimpleTuner: ``transformer.<module>.lora_A.weight``, the configuration in the header, or none, which means
-  alpha = rank (diffusers ``utils/peft_utils.py``; SimpleTuner ``helpers/training/lora_format.py``, which also writes
-  ``diffusion_model.<module>`` with ``.alpha`` tensors as its "comfyui" format).
-- LongCat-Image's own trainer: a PEFT directory, ``base_model.model.<module>`` and ``adapter_config.json`` with the alpha
-  (LongCat-Image ``train_examples/lora/train_lora.py``).
-- ComfyUI: LongCat-Image is a Flux there (``comfy/model_base.py``, class ``LongCatImage``), so that its keys
-  (``comfy/lora.py`` ``model_lora_keys_unet``, ``comfy/utils.py`` ``flux_to_diffusers``) are ``transformer.<module>``,
-  and ``diffusion_model.`` or ``lora_unet_`` before Black Forest Labs' names, whose attention is fused. It reads alpha from
-  ``.alpha`` tensors alone.
-- kohya: ``lora_unet_`` and a name with underscores, ``lora_down``, ``lora_up`` and ``.alpha`` (sd-scripts
-  ``networks/lora_flux.py``).
+``longcat.foreign_keys`` lists the programs, and where their formats were read.
 """
 
 import difflib
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from diffusers import LongCatImageTransformer2DModel
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
 from longcat.errors import AdapterError, FlavourError
 from longcat.flavour import Flavour
-from longcat.lora import LoraLayer, LoraWeights, as_file, check_layer, check_lora, lora_targets, read_file, save_lora
+from longcat.foreign_keys import Source, parse_keys, refuse_other_kinds
+from longcat.lora import LoraLayer, LoraWeights, check_layer, check_lora, lora_targets, read_file
 from longcat.module_names import module_names
 from longcat.peft_config import PeftConfig
 
 Targets = Mapping[str, tuple[int, int]]
 """Modules that an adapter may change, with their (in, out) widths."""
-_Source = dict[str, Tensor]
-"""What a file holds under one name: down (A), up (B), alpha, magnitude (of DoRA)."""
-
-_PREFIXES = MappingProxyType(
-    {
-        "base_model.model.": "official",
-        "transformer.": "diffusers",
-        "model.diffusion_model.": "comfyui",
-        "diffusion_model.": "comfyui",
-        "lora_unet_": "kohya",
-        "lora_transformer_": "onetrainer",
-        "lycoris_": "lycoris",
-    }
-)
-_KEY = re.compile(
-    r"^(?P<name>.+?)\.(?:lora_(?P<letter>[AB])(?:\.\w+)?\.weight|lora[._](?P<word>down|up)\.weight|alpha"
-    r"|lora_magnitude_(?P<vector>vector)(?:(?:\.\w+)?\.weight)?)$"
-)
-_SLOTS = MappingProxyType({"A": "down", "B": "up", "down": "down", "up": "up", "alpha": "alpha", "vector": "magnitude"})
-_REFUSED = MappingProxyType(
-    {
-        r"^(base_model\.model\.)?(text_encoders?(_\d)?\.|te\d?\.|lora_(prior_)?te\d*_)": "adapts the text encoder",
-        r"dora_scale": "uses DoRA as kohya writes it, of which programs disagree what it means; PEFT's is served",
-        r"\.lokr_": "is a LoKr",
-        r"\.hada_": "is a LoHa",
-        r"\.ia3_|\.on_input$": "is an IA3",
-        r"\.b?oft_": "is an OFT",
-        r"\.lora_\w+(\.\w+)?\.bias$|\.lora\.(up|down)\.bias$": "changes biases",
-        r"\.lora_mid\.": "is made for convolutions",
-        r"\.diff(_b)?$|\.set_weight$|\.[wb]_norm$": "replaces whole weights",
-    }
-)
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 
@@ -95,8 +49,8 @@ def read_foreign(path: Path, targets: Targets, *, max_rank: int = 128) -> Foreig
     file = _file(path)
     tensors, header = read_file(file)
     try:
-        _refuse_other_kinds(tensors)
-        origin, sources = _sources(tensors)
+        refuse_other_kinds(tensors)
+        origin, sources = parse_keys(tensors)
         config = PeftConfig.beside(file) if origin == "official" else PeftConfig.in_header(header)
         parts = module_names(targets)
         _refuse_unknown(sources, parts)
@@ -130,28 +84,6 @@ def flavour_targets(flavour: Flavour) -> dict[str, tuple[int, int]]:
         return lora_targets(LongCatImageTransformer2DModel.from_config(config))
 
 
-def write_diffusers(weights: LoraWeights, path: Path) -> None:
-    """Write what ``load_lora_adapter`` reads, and SimpleTuner: alpha in the header."""
-    save_lora(weights, path)
-
-
-def write_comfyui(weights: LoraWeights, path: Path) -> None:
-    """Write what ComfyUI reads: diffusers' keys, which its Flux models know, and ``.alpha`` tensors beside them.
-
-    ``diffusion_model.`` before these names would be skipped there with a warning. The header stays, so that diffusers reads
-    the same file with the same scale, and alpha survives float32. Raises ``AdapterError`` for DoRA, for which it has
-    no keys.
-    """
-    if weights.uses_dora:
-        raise AdapterError("uses DoRA as PEFT has it, for which ComfyUI has no keys: export it for diffusers")
-    tensors, header = as_file(weights)
-    alphas = {f"transformer.{module}.alpha": torch.tensor(weights.alpha) for module in weights.layers}
-    save_file(tensors | alphas, path, metadata=header)
-
-
-WRITERS = MappingProxyType({"diffusers": write_diffusers, "comfyui": write_comfyui})
-
-
 def _file(path: Path) -> Path:
     """The file itself, or the one that a directory is about."""
     if not path.is_dir():
@@ -179,42 +111,7 @@ def _refuse_pickles(paths: list[Path]) -> None:
             )
 
 
-def _refuse_other_kinds(tensors: Mapping[str, Tensor]) -> None:
-    for pattern, what in _REFUSED.items():
-        for key in tensors:
-            if re.search(pattern, key):
-                raise AdapterError(
-                    f"{what} ({key!r}); only plain LoRA on the transformer's linear layers can be served: train it so, or "
-                    "let its program merge it and extract a LoRA"
-                )
-
-
-def _sources(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, _Source]]:
-    """Who wrote the file, and its tensors by the name that they belong to, prefix removed."""
-    sources: dict[str, _Source] = {}
-    origins = set()
-    for key, tensor in tensors.items():
-        match = _KEY.match(key)
-        if match is None:
-            raise AdapterError(f"holds {key!r}, which is no part of a LoRA that is known here")
-        prefix = next((prefix for prefix in _PREFIXES if key.startswith(prefix)), "")
-        origins.add(_PREFIXES.get(prefix, "diffusers"))
-        source = sources.setdefault(match["name"].removeprefix(prefix), {})
-        slot = _SLOTS[match["letter"] or match["word"] or match["vector"] or "alpha"]
-        if slot in source:
-            raise AdapterError(f"holds {slot} of {key!r} twice, for several adapters: save one alone")
-        source[slot] = tensor
-    if not sources:
-        raise AdapterError("holds no LoRA weights")
-    if len(origins) > 1:
-        raise AdapterError(f"mixes the keys of {' and '.join(sorted(origins))}; split it into one file each")
-    origin = origins.pop()
-    if origin == "diffusers" and any("alpha" in source for source in sources.values()):
-        origin = "comfyui"
-    return origin, sources
-
-
-def _refuse_unknown(sources: Mapping[str, _Source], parts: Mapping[str, tuple[str, ...]]) -> None:
+def _refuse_unknown(sources: Mapping[str, Source], parts: Mapping[str, tuple[str, ...]]) -> None:
     unknown = [name for name in sources if name not in parts]
     if len(unknown) == len(sources):
         raise AdapterError(
@@ -230,7 +127,7 @@ def _refuse_unknown(sources: Mapping[str, _Source], parts: Mapping[str, tuple[st
         )
 
 
-def _check_dora(sources: Mapping[str, _Source], config: PeftConfig | None) -> None:
+def _check_dora(sources: Mapping[str, Source], config: PeftConfig | None) -> None:
     """Magnitudes and configuration have to say the same: without magnitudes, DoRA would be something else."""
     having = [name for name, source in sources.items() if "magnitude" in source]
     if having and config is not None and not config.use_dora:
@@ -242,7 +139,7 @@ def _check_dora(sources: Mapping[str, _Source], config: PeftConfig | None) -> No
         )
 
 
-def _layer(name: str, source: _Source) -> LoraLayer:
+def _layer(name: str, source: Source) -> LoraLayer:
     missing = [slot for slot in ("down", "up") if slot not in source]
     if missing:
         there = ", ".join(source)

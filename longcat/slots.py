@@ -2,7 +2,7 @@
 
 For every linear layer that an adapter may change there are two buffers, made once: down (S, in, r) and up (S, r, out), with
 S slots of rank up to r. Loading an adapter is a copy into one slot: no module changes, nothing is compiled again, other
-slots are not touched. ``gather`` picks each row's updates out of the buffers, as ``longcat.forward`` wants them.
+slots are not touched. ``gather`` picks each row's updates out of the buffers, as ``longcat.blocks`` applies them.
 
 A slot whose adapter uses DoRA also keeps, for each layer, what its rows' lengths follow from at any scale
 (``longcat.dora``): vectors, made when it is loaded. Of several adapters of a picture, each rescales what those before it
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from longcat.blocks import Update, Updates
 from longcat.dora import RowNorms, plain_weight, row_norms
 from longcat.errors import AdapterError
-from longcat.forward import Update, Updates
 from longcat.lora import LoraLayer, LoraWeights, check_lora, lora_targets
 from longcat.threads import one_core
 

@@ -1,65 +1,50 @@
 """The LitServe surface: the processes and how they start, drain, restart and end. Nothing else imports litserve.
 
-LitServe's main process forks the HTTP process and spawns the engine process, which loads the model beside the running HTTP
-server: ``/healthz`` answers at once, ``/readyz`` once a warm-up picture is drawn. The engine process has one step loop, fed
-by a thread that reads commands; another thread looks for adapters.
+LitServe's main process forks the HTTP process and spawns the engine process (``service.engine_process``), which loads the
+model beside the running HTTP server: ``/healthz`` answers at once, ``/readyz`` once a warm-up picture is drawn.
 """
 
-import functools
 import logging
 import multiprocessing.connection
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import fastapi_offline
 import litserve
 from fastapi import Request
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import JSONResponse, RedirectResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import JSONResponse
 from litserve.loops.base import LitLoop
 from litserve.utils import LitAPIStatus, LoopResponseType
 from starlette.exceptions import HTTPException
 
 from longcat.errors import UserError
 from longcat.flavour import Flavour
-from longcat.logs import set_up_logging, silence_import_noise
 from longcat.tokenizer import load_tokenizer, plain_ids
 from service import metrics
 from service.config import ServiceConfig
+from service.docs_page import serve_docs
+from service.engine_process import EngineProcess
 from service.exchange import ENGINE, Exchange
 from service.farewell import Farewell
 from service.limits import Limits
-from service.messages import AdapterCommand, Cancel, Command, Draw, RefusedError, Reply
-from service.observer import Observer
-from service.picture import ModelIdentity
-from service.replies import failure_of, reply_to_error, reply_to_http_error
+from service.messages import Cancel, RefusedError, Reply
+from service.replies import reply_to_error, reply_to_http_error
 from service.routes import VERSION, Routes
-from service.schema import GenerateRequest
-from service.tracing import TracedRequests, Tracing
-
-if TYPE_CHECKING:
-    from service.renderer import News, Renderer
+from service.tracing import TracedRequests
 
 log = logging.getLogger("lithograph")
 
-_IDLE_SECONDS = 0.5
-"""How long the step loop sleeps at most before it looks at deadlines."""
 _MOST_RESTARTS = 3
 _RESTART_WINDOW_SECONDS = 300.0
 """An engine that dies more often than that would die again: the supervisor is to know."""
 
 
 class EngineLoop(LitLoop):  # type: ignore[misc]  # litserve has no types
-    """The engine process: load, warm up, then draw whatever is ordered, together."""
+    """Hands the engine process, its commands and its replies, to ``EngineProcess``."""
 
     def __call__(
         self,
@@ -73,54 +58,14 @@ class EngineLoop(LitLoop):  # type: ignore[misc]  # litserve has no types
         """LitServe's entry point, in the spawned process."""
         # Ctrl-C reaches the whole group, but it is the main process that ends this one, with SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        begin = time.monotonic()
-        renderer = lit_api.load()
-        endpoint = lit_api.config.otlp_endpoint
-        tracing = None if endpoint is None else Tracing(endpoint)
-        renderer.observe = Observer(tracing)
 
         def send(queue_id: int, uid: str, reply: Reply) -> None:
             self.put_response(transport, queue_id, uid, reply, LitAPIStatus.OK, LoopResponseType.STREAMING)
 
-        def read() -> None:
-            while True:
-                queue_id, uid, command = request_queue.get()
-                _obey(renderer, command, begin, functools.partial(send, queue_id, uid))
-
-        threading.Thread(target=read, daemon=True, name="commands").start()
-        threading.Thread(target=lit_api.attend, args=(renderer, begin), daemon=True, name="adapters").start()
-        # Not while it loads: there is nothing to finish, and Python hears of a signal only between two steps of its own,
-        # which reading a large file can keep apart for long.
-        signal.signal(signal.SIGTERM, _exit)
-        try:
-            while True:
-                renderer.turn(_IDLE_SECONDS)
-        except SystemExit:
-            if tracing is not None:
-                tracing.close()
-            os._exit(0)  # for seconds, Python would take apart what the kernel frees at once
-
-
-def _obey(renderer: "Renderer", command: Command, started: float, send: Callable[[Reply], None]) -> None:
-    """Pass a command on. ``started``: requests from before that were meant for an engine that is dead."""
-
-    def hear(news: "News") -> None:
-        send(failure_of(news, request_id=command.id) if isinstance(news, Exception) else news)
-
-    def manage(command: AdapterCommand) -> None:
-        try:
-            send(renderer.manage(command))
-        except Exception as error:
-            send(failure_of(error))
-
-    match command:
-        case Draw():
-            if command.submitted_at > started:
-                renderer.submit(command, hear)
-        case Cancel():
-            renderer.cancel(command.id)
-        case AdapterCommand():  # may wait for storage, and requests must not
-            threading.Thread(target=manage, args=(command,), daemon=True, name="manage").start()
+        engine = EngineProcess(
+            config=lit_api.config, flavour=lit_api.flavour, limits=lit_api.limits, state=lit_api.state
+        )
+        engine.run(request_queue.get, send)
 
 
 class GenerateAPI(litserve.LitAPI):  # type: ignore[misc]  # litserve has no types
@@ -136,65 +81,11 @@ class GenerateAPI(litserve.LitAPI):  # type: ignore[misc]  # litserve has no typ
         draining, restarting, failed) and what is loaded."""
 
     def setup(self, device: str) -> None:
-        """Nothing: the loop loads the model, so that HTTP answers meanwhile."""
+        """Nothing: the engine process loads the model itself, so that HTTP answers meanwhile."""
 
     def predict(self, x: object) -> object:
         """LitServe wants one; the loop draws."""
         raise AssertionError(f"the engine loop draws, not LitServe's: {x!r}")
-
-    def load(self) -> "Renderer":
-        """Load the model and draw a warm-up picture. Runs in the engine process, and ends it if that fails."""
-        try:
-            set_up_logging(self.config.log_format)
-            silence_import_noise()
-            from service.renderer import Renderer  # here, so that the HTTP processes never import torch
-
-            config = self.config
-            renderer = Renderer(config.model, self.flavour, max_rows=config.max_rows, adapters=config.adapters)
-            self.state.update(phase="warming up", device=str(renderer.model.device), **renderer.identity.model_dump())
-            renderer.engine.warm_up()
-            tokenize = plain_ids(renderer.model.tokenizer)
-            renderer.render(self.limits.resolve(GenerateRequest(prompt="warm-up", steps=1), tokenize))
-        except UserError as error:
-            log.error("cannot serve: %s", error)
-        except Exception:
-            log.exception("cannot serve: loading failed")
-        else:
-            return renderer
-        self.state.update(phase="failed")
-        sys.exit(1)
-
-    def attend(self, renderer: "Renderer", begin: float) -> None:
-        """Look for adapters now and again; say that all is ready once the required ones are there."""
-        device, registry, config = str(renderer.model.device), renderer.registry, self.config.adapters
-        if registry is not None and config is not None:
-            registry.look()
-            if missing := registry.missing(config.required):
-                self.state.update(phase="waiting for adapters")
-                log.warning("not ready: waiting for adapters %s in %s", ", ".join(missing), config.uri)
-            while registry.missing(config.required):
-                registry.wait(config.poll_seconds)
-        self._announce(renderer.identity, device, time.monotonic() - begin)
-        while registry is not None and config is not None:
-            registry.wait(config.poll_seconds)
-
-    def _announce(self, identity: ModelIdentity, device: str, seconds: float) -> None:
-        shown = identity.model_dump(include={"flavour", "hash", "precision", "dtype"})
-        metrics.MODEL_INFO.labels(**shown, device=device, version=VERSION).set(1)
-        metrics.LOAD_SECONDS.set(seconds)
-        metrics.READY.set(1)
-        self.state.update(phase="ready")
-        log.info(
-            "ready after %.1f s: %s %s, precision %s, %s on %s, http://%s:%d",
-            seconds,
-            identity.flavour,
-            identity.hash[:12],
-            identity.precision,
-            identity.dtype,
-            device,
-            self.config.host,
-            self.config.port,
-        )
 
 
 class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
@@ -217,7 +108,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         self.app.version = VERSION
         self.app.description = "Pictures from Chinese and English prompts with LongCat-Image."
         self.app.add_middleware(Farewell, is_leaving=self._is_leaving.is_set)
-        self._serve_docs_offline()
+        serve_docs(self.app)
         if api.config.otlp_endpoint is not None:
             self.app.add_middleware(TracedRequests, endpoint=api.config.otlp_endpoint)
         for kind in (HTTPException, RefusedError, Exception):
@@ -269,22 +160,6 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
 
     def verify_worker_status(self) -> None:
         """LitServe would start HTTP only once the engine process is up; here it answers, not ready, from the start."""
-
-    def _serve_docs_offline(self) -> None:
-        """Swagger UI from files that ship with us: FastAPI's own page loads it from a CDN, which a cluster may not reach."""
-        routes = self.app.router.routes
-        routes[:] = [route for route in routes if getattr(route, "path", None) not in ("/docs", "/redoc")]
-        assets = Path(fastapi_offline.__file__).parent / "static"
-        self.app.mount("/docs-assets", StaticFiles(directory=assets), name="docs-assets")
-        page = get_swagger_ui_html(
-            openapi_url="openapi.json",
-            title="Lithograph",
-            swagger_js_url="docs-assets/swagger-ui-bundle.js",
-            swagger_css_url="docs-assets/swagger-ui.css",
-            swagger_favicon_url="docs-assets/favicon.png",
-        )
-        self.app.add_api_route("/docs", lambda: page, include_in_schema=False)
-        self.app.add_api_route("/", lambda: RedirectResponse("docs"), include_in_schema=False)
 
     def _init_manager(self, num_api_servers: int) -> Any:
         """Runs in the main process before the others are started."""
@@ -403,8 +278,3 @@ async def _on_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException):
         return reply_to_http_error(error, request.method, request.url.path)
     return reply_to_error(error)
-
-
-def _exit(*_: object) -> None:
-    """Leave the step loop."""
-    sys.exit(0)

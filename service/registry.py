@@ -1,4 +1,4 @@
-"""Storage to verified adapters in main memory: which version a name means, and why another is refused.
+"""Names to verified adapters: which version a name means now, and why another is refused.
 
 A thread looks at storage every few seconds: one listing shows the ETag of every ``latest``, and only names whose ETag is
 new are read. A new version is downloaded, checked whole and only then served; what fails is kept with its reason, and the
@@ -10,17 +10,15 @@ All methods may be called from any thread.
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from longcat.adapter import Manifest, fetch, fetched_file, latest_version, parse_reference, read_manifest
+from longcat.adapter import Manifest, latest_version, parse_reference, read_manifest
 from longcat.errors import AdapterError, StorageError, StorageMissingError, UnknownAdapterError, UserError
 from longcat.logs import tell
-from longcat.lora import LoraWeights, load_lora
 from longcat.storage import Storage
 from service import metrics
+from service.adapter_cache import AdapterCache
 from service.messages import AdapterState, AdapterStatus
 from service.slots import Adapter
 
@@ -59,29 +57,16 @@ class Registry:
         self,
         storage: Storage,
         *,
-        base_hash: str,
-        check: Callable[[LoraWeights], None],
-        folder: Path,
-        cache_bytes: int,
-        disk_bytes: int,
+        cache: AdapterCache,
         most_pinned: int,
         on_pins: Callable[[Sequence[Adapter]], None],
     ) -> None:
-        """``check`` raises ``AdapterError`` for weights that fit no slot. ``folder``: where downloads are kept.
-
-        ``on_pins`` is told which adapters are to stay in slots.
-        """
+        """``on_pins`` is told which adapters are to stay in slots."""
         self.storage = storage
-        self._base_hash = base_hash
-        self._check = check
-        self._folder = folder
-        self._cache_bytes = cache_bytes
-        self._disk_bytes = disk_bytes
+        self._cache = cache
         self._most_pinned = most_pinned
         self._lock = threading.RLock()
         self._entries: dict[str, _Entry] = {}
-        self._cache: OrderedDict[str, Adapter] = OrderedDict()
-        """Verified adapters by ``name@version``, least recently used first."""
         self._on_pins = on_pins
         self._told: tuple[str, ...] = ()
         """Digests of the pinned, as last told."""
@@ -112,7 +97,7 @@ class Registry:
                 for name in self._entries.keys() - etags.keys():
                     tell(log, "adapter_gone", adapter=name)
                     del self._entries[name]
-                    self._forget(name)
+                    self._cache.forget(name)
             self._tell_pins()
         except StorageError as error:
             self._note_reachable(False, str(error))
@@ -141,7 +126,7 @@ class Registry:
             return self._version(wanted.name, wanted.version)
         if entry.served is None:
             raise AdapterError(f"adapter {wanted.name!r} is not served: {entry.reason}")
-        return self._fresh(entry.served)
+        return self._cache.get(entry.served)
 
     def load(self, reference: str) -> None:
         """Serve a name (again), whatever is known of it; look at its newest version anew."""
@@ -179,7 +164,7 @@ class Registry:
                 raise _unknown(name, self.storage)
             entry = self._entries[name]
             entry.unloaded, entry.pinned, entry.served, entry.etag = True, False, None, None
-            self._forget(name)
+            self._cache.forget(name)
         self._tell_pins()
 
     def status(self) -> list[AdapterStatus]:
@@ -205,7 +190,7 @@ class Registry:
             desired = latest_version(self.storage, entry.name)
             with self._lock:
                 entry.desired = desired
-            adapter = self._fresh(read_manifest(self.storage, entry.name, desired))
+            adapter = self._cache.get(read_manifest(self.storage, entry.name, desired))
         except StorageMissingError as error:  # its manifest is not there: half written, or being removed; look again
             self._refuse(entry, f"version {entry.desired} is not whole: {error}", "incomplete", etag=None)
         except AdapterError as error:
@@ -229,67 +214,20 @@ class Registry:
             metrics.ADAPTER_REFUSALS.labels(kind).inc()
 
     def _version(self, name: str, version: int) -> Adapter:
-        with self._lock:
-            if cached := self._cache.get(f"{name}@{version}"):
-                self._cache.move_to_end(f"{name}@{version}")
-                metrics.ADAPTER_CACHE.labels("memory").inc()
-                return cached
+        if cached := self._cache.find(f"{name}@{version}"):
+            return cached
         try:
             manifest = read_manifest(self.storage, name, version)
         except StorageMissingError as error:
             raise UnknownAdapterError(f"adapter {name!r} has no version {version} in {self.storage.uri}") from error
-        return self._fresh(manifest)
-
-    def _fresh(self, manifest: Manifest) -> Adapter:
-        """The adapter of a manifest: from memory, else from disk, else from storage."""
-        with self._lock:
-            if cached := self._cache.get(manifest.reference):
-                self._cache.move_to_end(manifest.reference)
-                metrics.ADAPTER_CACHE.labels("memory").inc()
-                return cached
-        begin = time.monotonic()
-        if manifest.base.hash != self._base_hash:
-            raise AdapterError(
-                f"adapter {manifest.reference} is for base model {manifest.base.flavour} {manifest.base.hash[:12]}, and "
-                f"{self._base_hash[:12]} is served here"
-            )
-        metrics.ADAPTER_CACHE.labels("disk" if fetched_file(manifest, self._folder).exists() else "storage").inc()
-        path = fetch(self.storage, manifest, self._folder)
-        path.touch()
-        try:
-            weights = load_lora(path)
-            self._check(weights)
-        except AdapterError as error:
-            raise AdapterError(f"adapter {manifest.reference} {error}") from error
-        adapter = Adapter(manifest=manifest, weights=weights)
-        with self._lock:
-            self._cache[manifest.reference] = adapter
-            self._make_room()
-        metrics.ADAPTER_LOAD_SECONDS.observe(time.monotonic() - begin)
-        return adapter
-
-    def _forget(self, name: str) -> None:
-        for reference in [r for r in self._cache if r.partition("@")[0] == name]:
-            del self._cache[reference]
-
-    def _make_room(self) -> None:
-        sizes = {reference: adapter.manifest.weights.size_bytes for reference, adapter in self._cache.items()}
-        while len(self._cache) > 1 and sum(sizes[reference] for reference in self._cache) > self._cache_bytes:
-            self._cache.popitem(last=False)
-        files = sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
-        total = sum(path.stat().st_size for path in files)
-        for path in files[:-1]:
-            if total <= self._disk_bytes:
-                break
-            total -= path.stat().st_size
-            path.unlink()
+        return self._cache.get(manifest)
 
     def _tell_pins(self) -> None:
         with self._lock:
             pinned = [entry.served for entry in self._entries.values() if entry.pinned and entry.served]
         digests = tuple(manifest.weights.sha256 for manifest in pinned)
         if digests != self._told:
-            self._on_pins([self._fresh(manifest) for manifest in pinned])
+            self._on_pins([self._cache.get(manifest) for manifest in pinned])
             self._told = digests
 
     def _note_reachable(self, reachable: bool, reason: str) -> None:

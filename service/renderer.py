@@ -13,6 +13,7 @@ from longcat.memory import memory_of
 from longcat.precision import Offload, parse_precision
 from longcat.storage import open_storage
 from service import metrics
+from service.adapter_cache import AdapterCache
 from service.config import AdapterConfig, ModelConfig
 from service.course import Course, Phase
 from service.engine import Engine
@@ -165,16 +166,16 @@ class Renderer:
         )
 
     def _open_registry(self, config: AdapterConfig) -> Registry:
-        registry = Registry(
-            open_storage(config.uri, endpoint_url=config.endpoint_url),
+        storage = open_storage(config.uri, endpoint_url=config.endpoint_url)
+        cache = AdapterCache(
+            storage,
             base_hash=self.identity.hash,
             check=self.engine.table.slots.check,
             folder=config.folder,
-            cache_bytes=config.cache_mib * 2**20,
+            memory_bytes=config.cache_mib * 2**20,
             disk_bytes=config.disk_mib * 2**20,
-            most_pinned=config.most_pinned,
-            on_pins=self.engine.pin,
         )
+        registry = Registry(storage, cache=cache, most_pinned=config.most_pinned, on_pins=self.engine.pin)
         self.engine.source = registry
         return registry
 

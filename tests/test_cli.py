@@ -71,7 +71,7 @@ def test_generate_draws_without_a_server_and_its_picture_can_be_repeated(tmp_pat
     ("arguments", "message"),
     [
         (["generate"], "give a PROMPT, or --recipe PICTURE.png"),
-        (["generate", "cat", "--steps", "0"], "error: steps: "),
+        (["generate", "cat", "--steps", "0"], "error: steps = 0: too small, give at least 1"),
         (["generate", "cat", "--width", "100"], "give a multiple of 64"),
         (["generate", "cat", "-o", "cat.gif"], "end the name in .png"),
         (["generate", "cat", "-o", "no/such/cat.png"], "there is no directory no/such; make it first"),
@@ -81,7 +81,7 @@ def test_generate_draws_without_a_server_and_its_picture_can_be_repeated(tmp_pat
             "give no prompt and no drawing options with it",
         ),
         (["generate", "--recipe", "elsewhere.png"], "if you trust that model, name it with --flavour"),
-        (["generate", "--recipe", "broken.png"], "steps: Input should be greater than or equal to 1"),
+        (["generate", "--recipe", "broken.png"], "steps = 0: too small, give at least 1"),
         (["generate", "cat", "--flavour", "nope"], "error: flavour 'nope' is neither"),
         (["generate", "cat", "--precision", "int4-torchao"], "use 'int4-quanto'"),
         (["generate", "cat", "--device", "cuda:9"], "error: device 'cuda:9'"),

@@ -168,7 +168,7 @@ def test_generate_can_have_a_server_draw(server: RunningServer, apple: bytes, tm
     assert (tmp_path / "a-0.png").read_bytes() == apple
     nowhere = f"http://127.0.0.1:{free_port()}"
     for arguments, message in (
-        (("a cat", "--server", server.url, "--width", "100"), "error: width: "),
+        (("a cat", "--server", server.url, "--width", "100"), "error: width = 100: "),
         (("a cat", "--server", nowhere), f"error: {nowhere} cannot be reached"),
         (("a cat", "--server", server.url, "--flavour", "final"), "leave out --flavour"),
         (("--server", server.url), "draws a PROMPT"),

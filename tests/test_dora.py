@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from longcat import denoise
 from longcat.dora import plain_weight
 from longcat.errors import AdapterError, ConfigError
+from longcat.export import write_comfyui
 from longcat.flavour import Flavour
-from longcat.foreign import read_foreign, write_comfyui, write_diffusers
+from longcat.foreign import read_foreign
 from longcat.forward import Forward
 from longcat.loading import Components, load
 from longcat.lora import LoraLayer, LoraWeights, draft_of, load_lora, lora_targets, save_lora
@@ -146,7 +147,7 @@ def test_files_keep_magnitudes_and_are_read_by_all_who_should(
     model: Components, flavour: Flavour, tmp_path: Path
 ) -> None:
     weights = random_dora(model, seed=1, alpha=8)
-    write_diffusers(weights, tmp_path / "dora.safetensors")
+    save_lora(weights, tmp_path / "dora.safetensors")
     targets = lora_targets(model.transformer)
     for back in (
         load_lora(tmp_path / "dora.safetensors"),

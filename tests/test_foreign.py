@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from longcat.errors import FlavourError
-from longcat.foreign import Foreign, flavour_targets, read_foreign, write_comfyui, write_diffusers
+from longcat.export import write_comfyui
+from longcat.foreign import Foreign, flavour_targets, read_foreign
 from longcat.loading import Components
-from longcat.lora import LoraWeights, load_lora, lora_targets
+from longcat.lora import LoraWeights, load_lora, lora_targets, save_lora
 from longcat.module_names import module_names
 from tests.test_adapter import some_lora
 
@@ -220,7 +221,7 @@ def test_fused_layers_of_flux_are_split_exactly(
         assert torch.equal(torch.cat([foreign.weights.layers[module].up for module in modules]), up)
         whole = torch.cat([ours[module] for module in modules])
         torch.testing.assert_close(whole, up.double() @ down.double() * 6 / 4, rtol=0, atol=1e-12)
-    write_diffusers(foreign.weights, tmp_path / "out.safetensors")  # parts share no memory, which the format forbids
+    save_lora(foreign.weights, tmp_path / "out.safetensors")  # parts share no memory, which the format forbids
 
 
 def test_layers_of_their_own_scale_and_rank_get_one_alpha_without_changing(
@@ -252,7 +253,7 @@ def test_eight_bit_floats_are_read(targets: dict[str, tuple[int, int]], tmp_path
 
 @pytest.mark.parametrize(("rank", "alpha"), [(4, 8.0), (5, 4 * 2**0.5)])  # the second is not itself after / 5 * 5
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("write", [write_diffusers, write_comfyui])
+@pytest.mark.parametrize("write", [save_lora, write_comfyui])
 def test_what_is_written_is_read_back_bit_by_bit(
     model: Components, targets: dict[str, tuple[int, int]], tmp_path: Path, write: Callable[[LoraWeights, Path], None],
     dtype: torch.dtype, rank: int, alpha: float,
@@ -270,11 +271,11 @@ def test_what_is_written_is_read_back_bit_by_bit(
         assert torch.equal(again.weights.layers[name].down, layer.down)
         assert torch.equal(again.weights.layers[name].up, layer.up)
         assert layer.up.dtype == again.weights.layers[name].up.dtype == dtype
-    if write is write_diffusers:
+    if write is save_lora:
         assert load_lora(tmp_path / "out.safetensors").alpha == alpha
 
 
-@pytest.mark.parametrize("write", [write_diffusers, write_comfyui])
+@pytest.mark.parametrize("write", [save_lora, write_comfyui])
 def test_diffusers_reads_what_is_written_with_its_scale(
     model: Components, tmp_path: Path, write: Callable[[LoraWeights, Path], None]
 ) -> None:

@@ -12,6 +12,7 @@ from longcat.loading import Components
 from longcat.lora import LoraLayer, LoraWeights, lora_targets, save_lora
 from longcat.slots import AdapterSlots
 from longcat.storage import Storage, open_storage
+from service.adapter_cache import AdapterCache
 from service.messages import AdapterState
 from service.registry import Registry, _Entry
 from service.slots import Adapter, SlotTable
@@ -46,13 +47,17 @@ class Service:
     def __init__(self, storage: Storage, model: Components, folder: Path, *, cache_bytes: int = 2**30) -> None:
         self.pinned: list[str] = []
         self.slots = AdapterSlots(model.transformer, count=4, rank=RANK, device=model.device, dtype=model.dtype)
-        self.registry = Registry(
+        cache = AdapterCache(
             storage,
             base_hash=model.flavour.hash,
             check=self.slots.check,
             folder=folder,
-            cache_bytes=cache_bytes,
+            memory_bytes=cache_bytes,
             disk_bytes=cache_bytes,
+        )
+        self.registry = Registry(
+            storage,
+            cache=cache,
             most_pinned=1,
             on_pins=lambda adapters: setattr(self, "pinned", [a.manifest.reference for a in adapters]),
         )
