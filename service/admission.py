@@ -120,7 +120,7 @@ class Admission:
             raise
         match reply:
             case Rendered():
-                self.exchange.learn(reply, draw.request.steps)
+                self.exchange.record_speed(reply, draw.request.steps)
                 adapters = [f"{a.reference} x {a.scale:g}" for a in reply.adapters]
                 timings = {name: round(seconds, 4) for name, seconds in reply.timings.model_dump().items()}
                 _tell(draw, "drawn", adapters=adapters or None, **timings)

@@ -26,10 +26,10 @@ from longcat.flavour import Flavour
 from longcat.tokenizer import load_tokenizer, plain_ids
 from service import metrics
 from service.config import ServiceConfig
+from service.connection_close import ConnectionClose
 from service.docs_page import serve_docs
 from service.engine_process import EngineProcess
 from service.exchange import ENGINE, Exchange
-from service.farewell import Farewell
 from service.limits import Limits
 from service.messages import Cancel, RefusedError, Reply
 from service.replies import reply_to_error, reply_to_http_error
@@ -107,7 +107,7 @@ class Server(litserve.LitServer):  # type: ignore[misc]  # litserve has no types
         self.app.title = "Lithograph"
         self.app.version = VERSION
         self.app.description = "Pictures from Chinese and English prompts with LongCat-Image."
-        self.app.add_middleware(Farewell, is_leaving=self._is_leaving.is_set)
+        self.app.add_middleware(ConnectionClose, is_leaving=self._is_leaving.is_set)
         serve_docs(self.app)
         if api.config.otlp_endpoint is not None:
             self.app.add_middleware(TracedRequests, endpoint=api.config.otlp_endpoint)

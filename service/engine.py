@@ -1,9 +1,9 @@
 """The engine: one loop that owns the device. It knows neither HTTP nor the request schema.
 
-An order is prepared beside the loop (adapters at hand, prompts encoded), waits until there is room for its pictures, and is
-finished beside the loop again (decoded, and whatever the listener does with it). Between steps the loop admits, cancels
-and finishes; a step is one forward for all pictures of one size, each at its own step of its own schedule, with its own
-adapters.
+An order is prepared in background threads (adapters fetched, prompts encoded), waits until there is room for its pictures,
+and is finished in background threads again (decoded, and whatever the listener does with it). Between steps the loop admits,
+cancels and finishes; a step is one forward for all pictures of one size, each at its own step of its own schedule, with its
+own adapters.
 
 What waits, and for how long at most:
 
@@ -32,10 +32,10 @@ from longcat.errors import DeadlineError, EngineError
 from longcat.forward import Forward
 from longcat.loading import Components
 from longcat.slots import AdapterSlots
-from service.course import Phase, StepInterval
 from service.orders import Drawn, Listener, Order, Preview, Progress
 from service.prompts import Prompts
 from service.slots import Adapter, Occupant, SlotTable
+from service.timeline import Phase, StepInterval
 from service.turns import Job, Running, Size, Turns
 
 log = logging.getLogger("lithograph")
@@ -52,7 +52,7 @@ class AdapterSource(Protocol):
 
 
 class Engine:
-    """Draws orders together. ``submit`` and ``cancel`` may be called from any thread; ``turn`` from one."""
+    """Draws orders together. ``submit`` and ``cancel`` may be called from any thread; ``step`` from one."""
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class Engine:
         adapter_slots: int = 0,
         adapter_rank: int = 1,
         compiled: bool = False,
-        beside: bool = True,
+        background: bool = True,
     ) -> None:
         """Nothing runs yet.
 
         ``max_rows``: most rows of a forward at the default size (a picture has two, with guidance), at least 2; larger
-        pictures get fewer. ``beside``: prepare and decode in threads; not with weights that move between devices.
+        pictures get fewer. ``background``: prepare and decode in threads; not with weights that move between devices.
         """
         self.model = model
         self.prompts = Prompts(model)
@@ -86,9 +86,9 @@ class Engine:
         self.table = SlotTable(slots)
         self._listener = listener
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._beside: Executor = ThreadPoolExecutor(2, "beside") if beside else _InTheLoop(self._inbox)
+        self._workers: Executor = ThreadPoolExecutor(2, "workers") if background else _InlineExecutor(self._inbox)
         # A download can take long, and pictures that need none must not wait for it.
-        self._fetching = ThreadPoolExecutor(4, "fetching")
+        self._downloads = ThreadPoolExecutor(4, "downloads")
         self._jobs: dict[str, Job] = {}
         self._waiting: list[Job] = []
         self._max_rows = max_rows
@@ -136,12 +136,12 @@ class Engine:
     def submit(self, order: Order) -> None:
         """Take an order in."""
         job = Job(order=order, number=next(self._arrivals), pending=deque(range(len(order.seeds))))
-        order.course.begin(Phase.QUEUE, order.submitted_at)
+        order.timeline.begin(Phase.QUEUE, order.submitted_at)
         self._inbox.put(lambda: self._jobs.update({order.id: job}))
         if order.adapters:
-            self._aside(self._fetching, job, self._fetch)
+            self._in_background(self._downloads, job, self._fetch)
         else:
-            self._aside(self._beside, job, self._prepare)
+            self._in_background(self._workers, job, self._prepare)
 
     def cancel(self, order_id: str) -> None:
         """Make no more steps for an order, and say nothing more about it."""
@@ -151,17 +151,17 @@ class Engine:
         """Keep these adapters in slots, and no others. From any thread."""
         self._inbox.put(lambda: self.table.pin(adapters))
 
-    def turn(self, wait_seconds: float = 0.0) -> bool:
-        """Hear what came in (waiting for it if there is nothing to draw), then make one step; whether one was made."""
-        self._hear(wait_seconds)
+    def step(self, wait_seconds: float = 0.0) -> bool:
+        """Take in what arrived (waiting for it if there is nothing to draw), then make one step; whether one was made."""
+        self._read_inbox(wait_seconds)
         self._check_deadlines()
         self._admit()
         if not self._turns:
             return False
-        self._step()
+        self._denoise()
         return True
 
-    def _hear(self, wait_seconds: float) -> None:
+    def _read_inbox(self, wait_seconds: float) -> None:
         block = not self._turns
         try:
             while True:
@@ -170,8 +170,8 @@ class Engine:
         except queue.Empty:
             pass
 
-    def _aside(self, pool: Executor, job: Job, work: Callable[..., None], *arguments: Any) -> None:
-        """Do a part of a job beside the loop; if it fails, the job fails, alone."""
+    def _in_background(self, pool: Executor, job: Job, work: Callable[..., None], *arguments: Any) -> None:
+        """Do a part of a job outside the loop; if it fails, the job fails, alone."""
 
         def run() -> None:
             if job.over:
@@ -188,19 +188,19 @@ class Engine:
         if self.source is None:
             raise EngineError("adapters were ordered of an engine that has no source of them")
         job.adapters = tuple(self.source.resolve(use.reference) for use in job.order.adapters)
-        self._aside(self._beside, job, self._prepare)
+        self._in_background(self._workers, job, self._prepare)
 
     def _prepare(self, job: Job) -> None:
-        order, course = job.order, job.order.course
+        order, timeline = job.order, job.order.timeline
         begin = time.monotonic()
-        course.end(Phase.QUEUE, begin)
-        course.begin(Phase.TEXT, begin)
+        timeline.end(Phase.QUEUE, begin)
+        timeline.begin(Phase.TEXT, begin)
         job.prompt = self.prompts.rewrite(order.prompt) if order.rewrite_prompt else order.prompt
         job.embeds = self.prompts.encode(job.prompt)
         job.negative_embeds = self.prompts.encode(order.negative_prompt) if order.guidance_scale > 1 else None
         end = self._now()
-        course.end(Phase.TEXT, end)
-        course.begin(Phase.QUEUE, end)
+        timeline.end(Phase.TEXT, end)
+        timeline.begin(Phase.QUEUE, end)
         self._inbox.put(lambda: self._queue(job))
 
     def _queue(self, job: Job) -> None:
@@ -234,8 +234,8 @@ class Engine:
     def _begin(self, job: Job, slots: tuple[int, ...]) -> None:
         order, index = job.order, job.pending.popleft()
         begin = time.monotonic()
-        order.course.end(Phase.QUEUE, begin)  # of its first picture; later ones find it ended
-        order.course.begin(Phase.DENOISE, begin, index)
+        order.timeline.end(Phase.QUEUE, begin)  # of its first picture; later ones find it ended
+        order.timeline.begin(Phase.DENOISE, begin, index)
         assert job.embeds is not None
         picture = denoise.start(
             self.model,
@@ -252,8 +252,8 @@ class Engine:
         picture.adapters = tuple((slot, use.scale) for slot, use in zip(slots, order.adapters, strict=True))
         self._turns.add(Running(job, index, picture))
 
-    def _step(self) -> None:
-        for running in self._stepped(self._turns.next()):
+    def _denoise(self) -> None:
+        for running in self._advance(self._turns.next()):
             job = running.job
             if job.over:  # another of its pictures failed, and took this one with it
                 continue
@@ -261,10 +261,10 @@ class Engine:
             if running.picture.is_done:
                 self._turns.remove(running)
                 self.table.release(job.adapters)
-                job.order.course.end(Phase.DENOISE, time.monotonic(), running.index)
-                self._aside(self._beside, job, self._decode, running)
+                job.order.timeline.end(Phase.DENOISE, time.monotonic(), running.index)
+                self._in_background(self._workers, job, self._decode, running)
 
-    def _stepped(self, group: list[Running]) -> list[Running]:
+    def _advance(self, group: list[Running]) -> list[Running]:
         """Advance pictures together; if that fails, each alone, so that one fails without the others."""
         begin = time.monotonic()
         try:
@@ -276,7 +276,7 @@ class Engine:
                 self._fail(group[0].job, error)
                 return []
             log.warning("a step of %d pictures failed (%s); making it one by one", len(group), error)
-            return [stepped for running in group for stepped in self._stepped([running])]
+            return [advanced for running in group for advanced in self._advance([running])]
 
     def _report(self, running: Running) -> None:
         job, picture = running.job, running.picture
@@ -285,7 +285,7 @@ class Engine:
         is_wanted = job.order.is_previewed(picture.step, picture.steps) and not picture.is_done
         if is_wanted and running.index not in job.previewing:
             job.previewing.add(running.index)
-            self._aside(self._beside, job, self._preview, running.index, copy.copy(picture))
+            self._in_background(self._workers, job, self._preview, running.index, copy.copy(picture))
 
     @torch.no_grad()
     def _preview(self, job: Job, index: int, picture: Denoising) -> None:
@@ -298,11 +298,11 @@ class Engine:
             self._listener(job.order, Preview(picture=index, step=picture.step, pixels=pixels))
 
     def _decode(self, job: Job, running: Running) -> None:
-        job.order.course.begin(Phase.DECODE, self._now(), running.index)
+        job.order.timeline.begin(Phase.DECODE, self._now(), running.index)
         pixels = denoise.decode(self.model.vae, running.picture)
         with self._finishing:
             job.pixels[running.index] = pixels
-            job.order.course.end(Phase.DECODE, self._now(), running.index)
+            job.order.timeline.end(Phase.DECODE, self._now(), running.index)
             is_last = len(job.pixels) == len(job.order.seeds)
         if is_last:
             self._finish(job)
@@ -353,15 +353,15 @@ class Engine:
 def _note_step(group: Sequence[Running], begin: float, end: float) -> None:
     rows = sum(len(running.picture.contexts) for running in group)
     for running in group:
-        course = running.job.order.course
-        if course.keeps_steps:
-            course.steps.append(
+        timeline = running.job.order.timeline
+        if timeline.keeps_steps:
+            timeline.steps.append(
                 StepInterval(begin=begin, end=end, picture=running.index, step=running.picture.step, rows=rows)
             )
 
 
-class _InTheLoop(Executor):
-    """Does things between two steps."""
+class _InlineExecutor(Executor):
+    """Runs what is submitted in the loop itself, between two steps."""
 
     def __init__(self, inbox: queue.SimpleQueue[Callable[[], None]]) -> None:
         self._inbox = inbox

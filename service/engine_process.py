@@ -31,7 +31,7 @@ from service.schema import GenerateRequest
 from service.tracing import Tracing
 
 if TYPE_CHECKING:
-    from service.renderer import News, Renderer
+    from service.renderer import Renderer, RenderEvent
 
 log = logging.getLogger("lithograph")
 
@@ -74,7 +74,7 @@ class EngineProcess:
         signal.signal(signal.SIGTERM, _leave)
         try:
             while True:
-                renderer.turn(_IDLE_SECONDS)
+                renderer.step(_IDLE_SECONDS)
         except SystemExit:
             if tracing is not None:
                 tracing.close()
@@ -138,8 +138,8 @@ class EngineProcess:
 def _carry_out(command: Command, renderer: "Renderer", started: float, send: Callable[[Reply], None]) -> None:
     """Pass a command on. Requests from before ``started`` were meant for an engine process that has died."""
 
-    def hear(news: "News") -> None:
-        send(failure_of(news, request_id=command.id) if isinstance(news, Exception) else news)
+    def on_event(event: "RenderEvent") -> None:
+        send(failure_of(event, request_id=command.id) if isinstance(event, Exception) else event)
 
     def manage(command: AdapterCommand) -> None:
         try:
@@ -150,7 +150,7 @@ def _carry_out(command: Command, renderer: "Renderer", started: float, send: Cal
     match command:
         case Draw():
             if command.submitted_at > started:
-                renderer.submit(command, hear)
+                renderer.submit(command, on_event)
         case Cancel():
             renderer.cancel(command.id)
         case AdapterCommand():  # may wait for storage, and requests must not

@@ -66,7 +66,7 @@ class Exchange:
         self.put: Callable[[Command], None]
         """Sends a command that has no reply."""
         self._requests = multiprocessing.Value("i", 0)  # the main process waits for it to become 0 before it ends
-        self._errands = multiprocessing.Value("i", 0)
+        self._delays = multiprocessing.Value("i", 0)
         self._steps = 0
         """Of all requests under way, times pictures."""
         self._step_seconds = 0.0
@@ -83,8 +83,8 @@ class Exchange:
 
     @property
     def unfinished(self) -> int:
-        """Requests under way, and what is still to be done after others. Any process of the service may ask."""
-        return self.requests + int(self._errands.value)
+        """Requests under way, and whatever else delays a shutdown. Any process of the service may ask."""
+        return self.requests + int(self._delays.value)
 
     @property
     def is_full(self) -> bool:
@@ -117,15 +117,15 @@ class Exchange:
                 self.put(Cancel(id=command.id))
 
     @contextmanager
-    def errand(self) -> Iterator[None]:
-        """Something that the server does not stop in the middle of, though nobody waits for an answer."""
-        with self._errands.get_lock():
-            self._errands.value += 1
+    def delay_shutdown(self) -> Iterator[None]:
+        """While this is entered, a server that is shutting down does not stop, though no request is under way."""
+        with self._delays.get_lock():
+            self._delays.value += 1
         try:
             yield
         finally:
-            with self._errands.get_lock():
-                self._errands.value -= 1
+            with self._delays.get_lock():
+                self._delays.value -= 1
 
     async def ask(self, command: AdapterCommand) -> Reply:
         """Send a command that has one reply."""
@@ -136,8 +136,8 @@ class Exchange:
         finally:
             del self._mailboxes[command.id]
 
-    def learn(self, rendered: Rendered, steps: int) -> None:
-        """How long steps take of late."""
+    def record_speed(self, rendered: Rendered, steps: int) -> None:
+        """Note how long the steps of a request took, for ``wait_seconds``."""
         seconds = rendered.timings.denoise_seconds / steps
         self._step_seconds += (seconds - self._step_seconds) * (_SMOOTHING if self._step_seconds else 1)
 

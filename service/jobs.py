@@ -63,8 +63,8 @@ class Job:
             case None:
                 return CLIENT_GONE
 
-    def hear(self, reply: Reply) -> None:
-        """The engine says something."""
+    def record(self, reply: Reply) -> None:
+        """Note a reply of the engine."""
         match reply:
             case Step():
                 self.status = JobStatus.RUNNING
@@ -123,16 +123,16 @@ class Jobs:
         return _reply(self._report(job), status=202, headers=headers)
 
     async def _run(self, job: Job, mailbox: Mailbox, stack: AsyncExitStack) -> None:
-        with ExitStack() as errand:
+        with ExitStack() as shutdown_delay:
             async with stack:
                 try:
                     while not mailbox.is_over:
-                        job.hear(await self._admission.next(job.draw, mailbox, _set(job.cancelled)))
+                        job.record(await self._admission.next(job.draw, mailbox, _set(job.cancelled)))
                 except ClientDisconnect:  # somebody cancelled it
                     pass
                 except Exception as error:
-                    job.hear(failure_of(error, request_id=job.draw.id))
-                errand.enter_context(self._admission.exchange.errand())
+                    job.record(failure_of(error, request_id=job.draw.id))
+                shutdown_delay.enter_context(self._admission.exchange.delay_shutdown())
             self._settle(job)
             if job.wanted.webhook_url is not None:
                 assert self._webhooks is not None  # the limits refuse it otherwise

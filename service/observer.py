@@ -2,9 +2,9 @@
 
 from longcat.errors import DeadlineError, UserError
 from service import metrics
-from service.course import Course
 from service.messages import Draw
 from service.picture import Rendered
+from service.timeline import Timeline
 from service.tracing import Tracing
 
 
@@ -14,10 +14,10 @@ class Observer:
     def __init__(self, tracing: Tracing | None) -> None:
         self._tracing = tracing
 
-    def __call__(self, draw: Draw, course: Course, outcome: Rendered | Exception | None) -> None:
+    def __call__(self, draw: Draw, timeline: Timeline, outcome: Rendered | Exception | None) -> None:
         """Called from any thread."""
         name = _outcome(outcome)
-        for phase, seconds in course.seconds().items():
+        for phase, seconds in timeline.seconds().items():
             metrics.PHASE_SECONDS.labels(phase, name).observe(seconds)
         if isinstance(outcome, Rendered):
             request = draw.request
@@ -30,7 +30,7 @@ class Observer:
         if outcome is None:
             metrics.CANCELLED.inc()
         if self._tracing is not None and draw.trace is not None:
-            self._tracing.tell_course(draw, course, name)
+            self._tracing.record(draw, timeline, name)
 
 
 def _outcome(outcome: Rendered | Exception | None) -> str:

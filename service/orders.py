@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service.course import Course
 from service.slots import Adapter
+from service.timeline import Timeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Order:
     """Whether the listener hears of every step."""
     previews: int = 0
     """Most small pictures of what each is becoming, spread over its steps."""
-    course: Course = field(default_factory=Course)
+    timeline: Timeline = field(default_factory=Timeline)
     """Where the engine notes when what happened."""
 
     def is_previewed(self, step: int, steps: int) -> bool:

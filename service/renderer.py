@@ -15,7 +15,6 @@ from longcat.storage import open_storage
 from service import metrics
 from service.adapter_cache import AdapterCache
 from service.config import AdapterConfig, ModelConfig
-from service.course import Course, Phase
 from service.engine import Engine
 from service.importing import import_adapter
 from service.messages import AdapterAction, AdapterCommand, AdapterReport, Draw, PreviewFile, SlotStatus, Step
@@ -23,11 +22,12 @@ from service.orders import AdapterUse, Drawn, Event, Order, Preview, Progress
 from service.picture import ModelIdentity, Recipe, Rendered, encode_picture, encode_preview
 from service.registry import Registry
 from service.schema import AppliedAdapter, ResolvedRequest, Timings
+from service.timeline import Phase, Timeline
 
-News = Step | PreviewFile | Rendered | Exception
-Hear = Callable[[News], None]
-"""Called from any thread. The last news is ``Rendered`` or an exception."""
-Observe = Callable[[Draw, Course, Rendered | Exception | None], None]
+RenderEvent = Step | PreviewFile | Rendered | Exception
+OnEvent = Callable[[RenderEvent], None]
+"""Called from any thread. The last event is ``Rendered`` or an exception."""
+Observe = Callable[[Draw, Timeline, Rendered | Exception | None], None]
 """Told once of every request that is over, and what it came to: None if it was cancelled. Called from any thread."""
 
 
@@ -58,22 +58,22 @@ class Renderer:
         )
         self.engine = Engine(
             self.model,
-            self._heard,
+            self._on_engine_event,
             max_rows=max_rows,
             adapter_slots=adapters.slots if adapters else 0,
             adapter_rank=adapters.rank if adapters else 1,
             compiled=config.compile,
-            beside=config.offload == Offload.NONE.value,
+            background=config.offload == Offload.NONE.value,
         )
         self.registry = self._open_registry(adapters) if adapters else None
         self.observe: Observe | None = None
-        self._waiting: dict[str, tuple[Draw, Course, Hear]] = {}
+        self._waiting: dict[str, tuple[Draw, Timeline, OnEvent]] = {}
         self._counted = (0, 0, 0, 0)
 
-    def submit(self, draw: Draw, hear: Hear) -> None:
-        """Take a request in; ``hear`` gets steps and previews, if asked for, and at last ``Rendered`` or an exception."""
-        request, course = draw.request, Course(keeps_steps=draw.trace is not None)
-        self._waiting[draw.id] = (draw, course, hear)
+    def submit(self, draw: Draw, on_event: OnEvent) -> None:
+        """Take in a request; ``on_event`` gets steps and previews, if wanted, and at last ``Rendered`` or an exception."""
+        request, timeline = draw.request, Timeline(keeps_steps=draw.trace is not None)
+        self._waiting[draw.id] = (draw, timeline, on_event)
         self.engine.submit(
             Order(
                 id=draw.id,
@@ -91,42 +91,42 @@ class Renderer:
                 submitted_at=draw.submitted_at,
                 progress=draw.progress,
                 previews=draw.previews,
-                course=course,
+                timeline=timeline,
             )
         )
 
     def cancel(self, request_id: str) -> None:
         """Nobody waits for a request any more."""
         self.engine.cancel(request_id)
-        self._over(request_id, None)
+        self._finish(request_id, None)
 
-    def turn(self, wait_seconds: float) -> None:
+    def step(self, wait_seconds: float) -> None:
         """Let the engine make a step, waiting for work if there is none."""
         begin = time.monotonic()
-        if self.engine.turn(wait_seconds):
+        if self.engine.step(wait_seconds):
             metrics.STEP_SECONDS.observe(time.monotonic() - begin)
-        self._count()
+        self._update_metrics()
 
     def render(self, request: ResolvedRequest, on_step: Callable[[int, int], None] | None = None) -> Rendered:
         """Draw and encode every picture of a request; ``on_step`` hears steps made and steps in all.
 
-        Only one request at a time, and not while ``turn`` is called elsewhere. Raises what went wrong.
+        Only one request at a time, and not while ``step`` is called elsewhere. Raises what went wrong.
         """
         outcome: list[Rendered | Exception] = []
         made = 0
 
-        def hear(news: News) -> None:
+        def on_event(event: RenderEvent) -> None:
             nonlocal made
-            if isinstance(news, Rendered | Exception):
-                outcome.append(news)
-            elif isinstance(news, Step) and on_step is not None:
+            if isinstance(event, Rendered | Exception):
+                outcome.append(event)
+            elif isinstance(event, Step) and on_step is not None:
                 made += 1
-                on_step(made, news.steps * request.num_images)
+                on_step(made, event.steps * request.num_images)
 
         draw = Draw(id="", request=request, submitted_at=time.monotonic(), deadline=math.inf, progress=True)
-        self.submit(draw, hear)
+        self.submit(draw, on_event)
         while not outcome:
-            self.engine.turn(0.05)
+            self.engine.step(0.05)
         if isinstance(outcome[0], Exception):
             raise outcome[0]
         return outcome[0]
@@ -179,34 +179,34 @@ class Renderer:
         self.engine.source = registry
         return registry
 
-    def _heard(self, order: Order, event: Event) -> None:
+    def _on_engine_event(self, order: Order, event: Event) -> None:
         """An engine's event as files and numbers. Called from any thread."""
         if order.id not in self._waiting:
             return
-        draw, course, hear = self._waiting[order.id]
+        draw, timeline, on_event = self._waiting[order.id]
         match event:
             case Progress():
-                hear(Step(image=event.picture, step=event.step, steps=event.steps))
+                on_event(Step(image=event.picture, step=event.step, steps=event.steps))
             case Preview():
-                hear(PreviewFile(image=event.picture, step=event.step, content=encode_preview(event.pixels)))
+                on_event(PreviewFile(image=event.picture, step=event.step, content=encode_preview(event.pixels)))
             case Drawn():
-                rendered = self._rendered(draw.request, event, course)
-                self._over(order.id, rendered)
-                hear(rendered)
+                rendered = self._rendered(draw.request, event, timeline)
+                self._finish(order.id, rendered)
+                on_event(rendered)
             case Exception():
-                self._over(order.id, event)
-                hear(event)
+                self._finish(order.id, event)
+                on_event(event)
 
-    def _over(self, request_id: str, outcome: Rendered | Exception | None) -> None:
-        draw, course, _ = self._waiting.pop(request_id, (None, None, None))
-        if draw is None or course is None:
+    def _finish(self, request_id: str, outcome: Rendered | Exception | None) -> None:
+        draw, timeline, _ = self._waiting.pop(request_id, (None, None, None))
+        if draw is None or timeline is None:
             return
-        course.close(time.monotonic())
+        timeline.close(time.monotonic())
         if self.observe is not None:
-            self.observe(draw, course, outcome)
+            self.observe(draw, timeline, outcome)
 
-    def _rendered(self, request: ResolvedRequest, drawn: Drawn, course: Course) -> Rendered:
-        course.begin(Phase.ENCODE, time.monotonic())
+    def _rendered(self, request: ResolvedRequest, drawn: Drawn, timeline: Timeline) -> Rendered:
+        timeline.begin(Phase.ENCODE, time.monotonic())
         applied = tuple(
             AppliedAdapter(
                 name=adapter.manifest.name,
@@ -221,11 +221,11 @@ class Renderer:
             encode_picture(pixels, Recipe.of_image(request, i, self.identity, applied))
             for i, pixels in enumerate(drawn.pictures)
         )
-        course.end(Phase.ENCODE, time.monotonic())
-        timings = Timings(**{f"{phase}_seconds": seconds for phase, seconds in course.seconds().items()})
+        timeline.end(Phase.ENCODE, time.monotonic())
+        timings = Timings(**{f"{phase}_seconds": seconds for phase, seconds in timeline.seconds().items()})
         return Rendered(files=files, prompt=drawn.prompt, adapters=applied, timings=timings)
 
-    def _count(self) -> None:
+    def _update_metrics(self) -> None:
         """Bring the engine's gauges and counts up to date."""
         engine, cache = self.engine, self.engine.prompts.cache_use
         metrics.QUEUED.set(engine.waiting)

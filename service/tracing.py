@@ -22,8 +22,8 @@ from contextvars import ContextVar
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from service.course import Course, Phase
 from service.messages import Draw
+from service.timeline import Phase, Timeline
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -96,14 +96,14 @@ class Tracing:
             finally:
                 current_request.reset(token)
 
-    def tell_course(self, draw: Draw, course: Course, outcome: str) -> None:
+    def record(self, draw: Draw, timeline: Timeline, outcome: str) -> None:
         """What the engine did for a request that is over."""
         from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
         assert draw.trace is not None
         request = self._propagator.extract(draw.trace)
-        last = max((interval.end for interval in course.intervals), default=0.0)
-        for interval in course.intervals:
+        last = max((interval.end for interval in timeline.intervals), default=0.0)
+        for interval in timeline.intervals:
             attributes: dict[str, Any] = {"lithograph.request_id": draw.id}
             if interval.phase in (Phase.DENOISE, Phase.DECODE):
                 seed = draw.request.seed + interval.picture
@@ -116,11 +116,11 @@ class Tracing:
                 if outcome in _ERRORS:
                     span.set_status(Status(StatusCode.ERROR, outcome))
             if interval.phase is Phase.DENOISE:
-                self._tell_steps(course, interval.picture, set_span_in_context(span))
+                self._record_steps(timeline, interval.picture, set_span_in_context(span))
             span.end(self._ns(interval.end))
 
-    def _tell_steps(self, course: Course, picture: int, context: Any) -> None:
-        for step in course.steps:
+    def _record_steps(self, timeline: Timeline, picture: int, context: Any) -> None:
+        for step in timeline.steps:
             if step.picture == picture:
                 attributes = {"lithograph.step": step.step, "lithograph.rows": step.rows}
                 span = self._tracer.start_span(

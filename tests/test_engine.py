@@ -57,10 +57,10 @@ class Studio:
     """An engine, what it says, and in which order."""
 
     def __init__(self, model: Components, **options: Any) -> None:
-        self.heard: list[tuple[str, Event]] = []
+        self.events: list[tuple[str, Event]] = []
         self.engine = Engine(
             model,
-            lambda order, event: self.heard.append((order.id, event)),
+            lambda order, event: self.events.append((order.id, event)),
             adapter_rank=16,
             **{"max_rows": 4} | options,
         )
@@ -75,22 +75,22 @@ class Studio:
         self.engine.submit(Order(id=name, adapters=uses, **defaults | changes))
 
     def settle(self) -> None:
-        """Let what is beside the loop be done, without a step."""
+        """Let the background threads finish, without a step."""
         time.sleep(0.5)
 
     def run(self, orders: int) -> None:
         deadline = time.monotonic() + 60
         while len(self.outcomes) < orders:
-            self.engine.turn(0.05)
-            assert time.monotonic() < deadline, self.heard
+            self.engine.step(0.05)
+            assert time.monotonic() < deadline, self.events
 
     @property
     def outcomes(self) -> dict[str, Event]:
-        return {name: event for name, event in list(self.heard) if isinstance(event, Drawn | Exception)}
+        return {name: event for name, event in list(self.events) if isinstance(event, Drawn | Exception)}
 
     @property
     def steps(self) -> list[str]:
-        return [name for name, event in self.heard if isinstance(event, Progress)]
+        return [name for name, event in self.events if isinstance(event, Progress)]
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def begin_together(studio: Studio, *names: str) -> None:
     """Turn until all of these have been prepared and begun."""
     deadline = time.monotonic() + 30
     while not set(names) <= set(studio.steps):
-        studio.engine.turn(0.05)
+        studio.engine.step(0.05)
         assert time.monotonic() < deadline
 
 
@@ -152,7 +152,7 @@ def test_pictures_beyond_the_rows_follow_in_order_and_large_ones_get_fewer_rows(
     many = s.outcomes["many"]
     assert isinstance(many, Drawn)
     assert [p.shape for p in many.pictures] == [(64, 64, 3)] * 5
-    images = [event.picture for name, event in s.heard if name == "large" and isinstance(event, Progress)]
+    images = [event.picture for name, event in s.events if name == "large" and isinstance(event, Progress)]
     assert images == [0, 1]
     assert s.steps.index("next") > 4  # after the first four pictures of many have begun
 
@@ -169,7 +169,7 @@ def test_a_failing_step_fails_one_picture_alone(studio: Callable[..., Studio], m
     s.order("whole", steps=6)
     s.run(1)
     expected = s.outcomes["whole"]
-    s.heard.clear()
+    s.events.clear()
     monkeypatch.setattr(denoise, "advance", breaks)
     s.order("whole", steps=6)
     s.order("broken", steps=5, seeds=(1, 2))
@@ -211,10 +211,10 @@ def test_a_slow_download_holds_up_nobody_else(studio: Callable[..., Studio]) -> 
     assert list(s.outcomes) == ["quick"]
 
 
-def test_without_threads_beside_the_loop_pictures_are_the_same(studio: Callable[..., Studio]) -> None:
+def test_without_background_threads_pictures_are_the_same(studio: Callable[..., Studio]) -> None:
     pictures = []
-    for beside in (True, False):
-        s = studio(beside=beside)
+    for background in (True, False):
+        s = studio(background=background)
         s.order("one", seeds=(1, 2, 3), steps=2, previews=True)
         s.run(1)
         drawn = s.outcomes["one"]

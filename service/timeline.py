@@ -43,7 +43,7 @@ class StepInterval:
     """Of the forward, whoever they belong to."""
 
 
-class Course:
+class Timeline:
     """What is known of one order. Written by one thread at a time for each phase of a picture."""
 
     def __init__(self, *, keeps_steps: bool = False) -> None:
@@ -58,7 +58,7 @@ class Course:
         self._open[phase, picture] = at
 
     def end(self, phase: Phase, at: float, picture: int = 0) -> None:
-        """The phase that has begun ends; nothing if the course is closed."""
+        """The phase that has begun ends; nothing if the timeline is closed."""
         begin = self._open.pop((phase, picture), None)
         if begin is not None:
             self.intervals.append(Interval(phase=phase, begin=begin, end=at, picture=picture))

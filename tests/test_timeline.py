@@ -3,31 +3,31 @@
 import httpx
 import pytest
 
-from service.course import Course, Phase
 from service.metrics import Bounded
+from service.timeline import Phase, Timeline
 from tests.test_http import APPLE, metric
 
 
 def test_pictures_that_are_denoised_side_by_side_do_not_count_twice() -> None:
-    course = Course()
+    timeline = Timeline()
     for picture, (begin, end) in enumerate([(1.0, 4.0), (2.0, 5.0)]):
-        course.begin(Phase.DENOISE, begin, picture)
-        course.end(Phase.DENOISE, end, picture)
-        course.begin(Phase.DECODE, end, picture)
-        course.end(Phase.DECODE, end + 1, picture)
-    assert course.seconds() == {Phase.DENOISE: 4.0, Phase.DECODE: 2.0}
+        timeline.begin(Phase.DENOISE, begin, picture)
+        timeline.end(Phase.DENOISE, end, picture)
+        timeline.begin(Phase.DECODE, end, picture)
+        timeline.end(Phase.DECODE, end + 1, picture)
+    assert timeline.seconds() == {Phase.DENOISE: 4.0, Phase.DECODE: 2.0}
 
 
 def test_waiting_twice_is_one_phase_and_closing_ends_what_is_open() -> None:
-    course = Course()
-    course.begin(Phase.QUEUE, 0.0)
-    course.end(Phase.QUEUE, 1.0)
-    course.begin(Phase.TEXT, 1.0)
-    course.end(Phase.TEXT, 1.5)
-    course.begin(Phase.QUEUE, 1.5)
-    course.close(4.0)
-    course.end(Phase.QUEUE, 9.0)  # a thread that heard of it late
-    assert course.seconds() == {Phase.QUEUE: 3.5, Phase.TEXT: 0.5}
+    timeline = Timeline()
+    timeline.begin(Phase.QUEUE, 0.0)
+    timeline.end(Phase.QUEUE, 1.0)
+    timeline.begin(Phase.TEXT, 1.0)
+    timeline.end(Phase.TEXT, 1.5)
+    timeline.begin(Phase.QUEUE, 1.5)
+    timeline.close(4.0)
+    timeline.end(Phase.QUEUE, 9.0)  # a thread that heard of it late
+    assert timeline.seconds() == {Phase.QUEUE: 3.5, Phase.TEXT: 0.5}
 
 
 def test_labels_that_people_choose_are_bounded() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class Farewell:
+class ConnectionClose:
     """ASGI middleware: says ``Connection: close`` in each reply that begins while ``is_leaving()``."""
 
     def __init__(self, app: ASGIApp, is_leaving: Callable[[], bool]) -> None:
