@@ -21,22 +21,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
 
-from longcat import denoise, latents
+from longcat import denoise
 from longcat.denoise import Denoising
 from longcat.errors import DeadlineError, EngineError
 from longcat.forward import Forward
 from longcat.loading import Components
 from longcat.slots import AdapterSlots
+from service.inline_executor import InlineExecutor
 from service.orders import Drawn, Listener, Order, Preview, Progress
 from service.prompts import Prompts
 from service.slots import Adapter, Occupant, SlotTable
 from service.timeline import Phase, StepInterval
 from service.turns import Job, Running, Size, Turns
+from service.warm_up import compile_forwards
 
 log = logging.getLogger("lithograph")
 
@@ -86,7 +88,7 @@ class Engine:
         self.table = SlotTable(slots)
         self._listener = listener
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._workers: Executor = ThreadPoolExecutor(2, "workers") if background else _InlineExecutor(self._inbox)
+        self._workers: Executor = ThreadPoolExecutor(2, "workers") if background else InlineExecutor(self._inbox)
         # A download can take long, and pictures that need none must not wait for it.
         self._downloads = ThreadPoolExecutor(4, "downloads")
         self._jobs: dict[str, Job] = {}
@@ -94,7 +96,7 @@ class Engine:
         self._max_rows = max_rows
         self._turns = Turns(max_rows=max_rows, default_size_px=model.flavour.settings.default_size_px)
         self._arrivals = itertools.count()
-        self._finishing = threading.Lock()
+        self._ending = threading.Lock()
 
     @property
     def occupants(self) -> tuple[Occupant, ...]:
@@ -111,27 +113,10 @@ class Engine:
         """Orders that have pictures which are not admitted yet."""
         return sum(1 for job in list(self._jobs.values()) if job.pending)
 
-    @torch.no_grad()
     def warm_up(self) -> None:
-        """Run forwards of every number of rows at the default size, with and without adapters, if they are compiled."""
-        if not self.forward.compiled:
-            return
-        settings, width = self.model.flavour.settings, self.model.transformer.config.joint_attention_dim
-        side, device, dtype = settings.default_size_px, self.model.device, self.model.dtype
-        embeds = torch.zeros(1, settings.max_prompt_tokens, width, device=device, dtype=dtype)
-        context = self.forward.context(embeds)
-        modulation = self.forward.modulation(torch.tensor(0.5, device=device, dtype=dtype))
-        rope = self.forward.rope(height_px=side, width_px=side, prompt_rows=settings.max_prompt_tokens)
-        noise = latents.seeded_noise(seed=0, height_px=side, width_px=side).to(device=device, dtype=dtype)
-        slots = self.table.slots
-        for rows in range(1, self._max_rows + 1):
-            noises, contexts, modulations = (
-                noise.repeat(rows, 1, 1),
-                context.repeat(rows, 1, 1),
-                modulation.repeat(rows, 1),
-            )
-            for uses in [(), ((slots.count, 1.0),)] if slots.count else [()]:
-                self.forward(noises, contexts, modulations, rope, slots.gather([uses] * rows))
+        """Compile what requests will need, if anything is compiled: minutes."""
+        if self.forward.compiled:
+            compile_forwards(self.model, self.forward, self.table.slots, max_rows=self._max_rows)
 
     def submit(self, order: Order) -> None:
         """Take an order in."""
@@ -300,7 +285,7 @@ class Engine:
     def _decode(self, job: Job, running: Running) -> None:
         job.order.timeline.begin(Phase.DECODE, self._now(), running.index)
         pixels = denoise.decode(self.model.vae, running.picture)
-        with self._finishing:
+        with self._ending:
             job.pixels[running.index] = pixels
             job.order.timeline.end(Phase.DECODE, self._now(), running.index)
             is_last = len(job.pixels) == len(job.order.seeds)
@@ -308,7 +293,8 @@ class Engine:
             self._finish(job)
 
     def _finish(self, job: Job) -> None:
-        job.over = True
+        if not self._end(job):
+            return
         self._inbox.put(lambda: self._forget(job))
         drawn = Drawn(
             pictures=tuple(job.pixels[i] for i in range(len(job.order.seeds))),
@@ -323,9 +309,15 @@ class Engine:
             self._fail(job, DeadlineError())
 
     def _fail(self, job: Job, error: Exception) -> None:
-        if not job.over:
+        if self._end(job):
             self._forget(job)
             self._listener(job.order, error)
+
+    def _end(self, job: Job) -> bool:
+        """Mark a job as over; False if it was already: it may be decoded in one thread while its time is over in another."""
+        with self._ending:
+            is_first, job.over = not job.over, True
+        return is_first
 
     def _drop(self, order_id: str) -> None:
         if job := self._jobs.get(order_id):
@@ -358,15 +350,3 @@ def _note_step(group: Sequence[Running], begin: float, end: float) -> None:
             timeline.steps.append(
                 StepInterval(begin=begin, end=end, picture=running.index, step=running.picture.step, rows=rows)
             )
-
-
-class _InlineExecutor(Executor):
-    """Runs what is submitted in the loop itself, between two steps."""
-
-    def __init__(self, inbox: queue.SimpleQueue[Callable[[], None]]) -> None:
-        self._inbox = inbox
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        self._inbox.put(lambda: done.set_result(fn(*args, **kwargs)))
-        return done

@@ -1,8 +1,10 @@
 """The step loop itself: who goes first, who fails, and who is never held up."""
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from longcat import denoise
 from longcat.adapter import BaseIdentity, Manifest, WeightsIdentity
-from longcat.errors import AdapterError, EngineError
+from longcat.errors import AdapterError, DeadlineError, EngineError
 from longcat.loading import Components
 from longcat.lora import LoraWeights, lora_targets
 from service.engine import Engine
@@ -42,12 +44,14 @@ class Adapters:
     """A source that has them at hand, and one that takes its time."""
 
     def __init__(self, model: Components) -> None:
+        self.is_downloaded = threading.Event()
+        """The slow one."""
         targets = lora_targets(model.transformer)
         self._there = {f"a{i}": as_adapter(f"a{i}", random_lora(targets, seed=i), model) for i in range(6)}
 
     def resolve(self, reference: str) -> Adapter:
         if reference == "slow":
-            time.sleep(2)
+            self.is_downloaded.wait(60)
         if reference not in self._there:
             raise AdapterError(f"no {reference}")
         return self._there[reference]
@@ -64,7 +68,7 @@ class Studio:
             adapter_rank=16,
             **{"max_rows": 4} | options,
         )
-        self.engine.source = Adapters(model)
+        self.adapters = self.engine.source = Adapters(model)
 
     def order(self, name: str, *adapters: str, **changes: Any) -> None:
         defaults: dict[str, Any] = {
@@ -76,10 +80,13 @@ class Studio:
 
     def settle(self) -> None:
         """Let the background threads finish, without a step."""
-        time.sleep(0.5)
+        for pool in (self.engine._downloads, self.engine._workers):  # downloaded, an order goes on to the workers
+            assert isinstance(pool, ThreadPoolExecutor)
+            all_idle = threading.Barrier(pool._max_workers)
+            list(pool.map(lambda _: all_idle.wait(60), range(pool._max_workers)))  # noqa: B023 - waited for here
 
     def run(self, orders: int) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while len(self.outcomes) < orders:
             self.engine.step(0.05)
             assert time.monotonic() < deadline, self.events
@@ -99,8 +106,8 @@ def studio(model: Components) -> Iterator[Callable[..., Studio]]:
 
 
 def begin_together(studio: Studio, *names: str) -> None:
-    """Turn until all of these have been prepared and begun."""
-    deadline = time.monotonic() + 30
+    """Step until all of these have been prepared and begun."""
+    deadline = time.monotonic() + 120
     while not set(names) <= set(studio.steps):
         studio.engine.step(0.05)
         assert time.monotonic() < deadline
@@ -209,6 +216,30 @@ def test_a_slow_download_holds_up_nobody_else(studio: Callable[..., Studio]) -> 
     s.order("quick", "a1", steps=2)
     s.run(1)
     assert list(s.outcomes) == ["quick"]
+    s.adapters.is_downloaded.set()
+
+
+def test_time_that_ends_while_a_picture_is_decoded_is_its_only_outcome(
+    studio: Callable[..., Studio], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, has_failed, is_decoded = denoise.decode, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        has_failed.wait(60)
+        pixels = decode(*arguments)
+        is_decoded.set()
+        return pixels
+
+    monkeypatch.setattr(denoise, "decode", slow)
+    s = studio()
+    s.order("late", steps=1, deadline=time.monotonic() + 3)
+    s.run(1)
+    has_failed.set()
+    if s.steps:  # else the machine is so slow that there was nothing to decode
+        assert is_decoded.wait(60)
+    s.settle()
+    outcomes = [event for _, event in s.events if isinstance(event, Drawn | Exception)]
+    assert [type(outcome) for outcome in outcomes] == [DeadlineError]
 
 
 def test_without_background_threads_pictures_are_the_same(studio: Callable[..., Studio]) -> None:
