@@ -34,14 +34,24 @@ silence_import_noise()
 hypothesis.settings.register_profile("lithograph", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("lithograph")
 
-START_SECONDS = 120
+START_SECONDS = 240
 BUCKET = "adapters"
 
 
+_PORTS = range(11_000, 20_000)
+"""Below those that outgoing connections take, also with the 10000 that SeaweedFS adds for gRPC."""
+_handed_out: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One that nobody listens on, and that this process has not given to another test."""
+    for port in random.SystemRandom().sample(_PORTS, 200):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _handed_out:
+                _handed_out.add(port)
+                return port
+    raise AssertionError(f"no free port in {_PORTS}")
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +90,7 @@ class RunningServer:
     def stop(self) -> int:
         """SIGTERM to its main process; the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=120)
 
 
 @contextmanager
@@ -128,22 +138,10 @@ def client(server: RunningServer) -> Iterator[httpx.Client]:
         yield session
 
 
-def low_ports(count: int) -> list[int]:
-    """Free ports that stay valid when SeaweedFS adds 10000 to each for gRPC."""
-    found: list[int] = []
-    for port in random.sample(range(20_000, 30_000), 200):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports between 20000 and 30000")
-
-
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("seaweed")
-    port, *others = low_ports(4)
+    port, *others = (free_port() for _ in range(4))
     credentials = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret-of-tester"}
     ports = dict(zip(("master", "volume", "filer"), others, strict=True))
     command = [
@@ -161,7 +159,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv(name, value)
     try:
         client = boto3.client("s3", endpoint_url=endpoint)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + START_SECONDS
         while True:
             try:
                 client.head_bucket(Bucket=BUCKET)

@@ -248,10 +248,9 @@ def test_metrics_count_what_happens(client: httpx.Client) -> None:
 def test_requests_that_wait_are_counted_and_all_answered(client: httpx.Client) -> None:
     with ThreadPoolExecutor(4) as pool:
         replies = [pool.submit(client.post, "/generate", json=APPLE | {"steps": 20, "seed": i}) for i in range(4)]
-        deadline = time.monotonic() + 20
-        while metric(client, "lithograph_requests_in_progress") < 2 and time.monotonic() < deadline:
-            pass
-        assert metric(client, "lithograph_requests_in_progress") >= 2
+        deadline = time.monotonic() + 60
+        while metric(client, "lithograph_requests_in_progress") < 2:
+            assert time.monotonic() < deadline
         assert {reply.result().status_code for reply in replies} == {200}
     assert metric(client, "lithograph_requests_in_progress") == 0
 
@@ -268,17 +267,17 @@ def test_http_answers_while_the_model_loads_and_sigterm_leaves_nothing_behind(tm
             phases.append(reply.json()["status"])
             assert (reply.status_code == 200) == (phases[-1] == "ready")
             if phases[-1] == "loading":
-                early = httpx.post(f"{server.url}/generate", json=APPLE)
+                early = httpx.post(f"{server.url}/generate", json=APPLE, timeout=60)
                 assert early.status_code in (200, 503)
         assert phases[0] == "loading"
         assert phases[-1] == "ready"
-        info = httpx.get(f"{server.url}/v1/info").json()["model"]
+        info = httpx.get(f"{server.url}/v1/info", timeout=60).json()["model"]
         assert (info["precision"], info["dtype"]) == ("int8-torchao", "bfloat16")
         assert httpx.post(f"{server.url}/generate", json=APPLE, timeout=60).status_code == 200
         family = psutil.Process(server.process.pid).children(recursive=True)
         assert len(family) >= 3
         assert server.stop() == 0
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive
         lines = [line for line in server.log_text().splitlines() if '"request_' not in line]
         assert "starting embedded" in lines[0]
@@ -312,7 +311,7 @@ def test_a_server_can_be_stopped_while_it_starts(tmp_path: Path, seconds: float)
         time.sleep(seconds)
         family = psutil.Process(server.process.pid).children(recursive=True)
         server.stop()
-        assert not psutil.wait_procs(family, timeout=20)[1]
+        assert not psutil.wait_procs(family, timeout=60)[1]
         assert "Traceback" not in server.log_text(), server.log_text()
         assert "SIGKILL" not in server.log_text(), server.log_text()
 
@@ -322,7 +321,7 @@ def test_a_client_that_leaves_while_it_sends_is_no_error(client: httpx.Client) -
     with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
         connection.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         time.sleep(0.5)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while metric(client, "lithograph_requests_total", status="499") == before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert metric(client, "lithograph_requests_total", status="499") == before + 1
@@ -337,7 +336,7 @@ def test_ctrl_c_ends_the_server_and_a_taken_port_is_named(tmp_path: Path) -> Non
         family = psutil.Process(server.process.pid).children(recursive=True)
         os.killpg(server.process.pid, signal.SIGINT)  # a terminal sends it to the whole group
         assert server.process.wait(timeout=60) == 0
-        assert not psutil.wait_procs(family, timeout=10)[1]
+        assert not psutil.wait_procs(family, timeout=60)[1]
         assert "Traceback" not in server.log_text()
 
 

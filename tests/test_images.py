@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
+
+from tests.conftest import free_port
 
 pytestmark = pytest.mark.images
 
@@ -32,12 +33,6 @@ def engine(*command: str, check: bool = True) -> subprocess.CompletedProcess[str
     result = subprocess.run([ENGINE, *command], capture_output=True, text=True, check=False)
     assert not check or result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
     return result
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from longcat.errors import UserError
 from service.config import JobConfig
 from tests.conftest import RunningServer, serve, wait_until_ready
 from tests.test_http import metric, problem
-from tests.test_serving import APPLE, LONG, assert_no_more_steps, steps_made, wait_for_steps
+from tests.test_serving import APPLE, LONG, assert_no_more_steps, steps_made, wait_for_steps, wait_until_not_ready
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -257,13 +257,13 @@ def test_jobs_have_their_time_and_sigterm_waits_for_them_and_their_webhooks(tmp_
         submit(http, steps=60, webhook_url=receiver.url)
         wait_for_steps(http, begin)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        assert wait_until_not_ready(http) == "draining"
         refused = http.post("/generate", json=APPLE | {"async": True})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         assert server.process.wait(timeout=60) == 0
         assert len(receiver.heard) == 3
         assert Webhook(SECRET).verify(receiver.heard[2][1], receiver.heard[2][0])["type"] == "job.succeeded"
-        assert not psutil.wait_procs(family, timeout=5)[1]
+        assert not psutil.wait_procs(family, timeout=60)[1]
         assert "Traceback" not in server.log_text(), server.log_text()
 
 

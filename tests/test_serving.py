@@ -36,14 +36,23 @@ def steps_made(client: httpx.Client) -> float:
 
 
 def wait_for_steps(client: httpx.Client, more_than: float) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while steps_made(client) <= more_than:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
+def wait_until_not_ready(client: httpx.Client) -> str:
+    """What ``/readyz`` says once it answers no longer with 200."""
+    deadline = time.monotonic() + 60
+    while (reply := client.get("/readyz")).status_code == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return str(reply.json()["status"])
+
+
 def assert_no_more_steps(client: httpx.Client) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while metric(client, "lithograph_active_rows"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -88,7 +97,7 @@ def test_a_stream_tells_every_step_and_ends_with_the_picture_that_a_plain_reques
 def test_past_its_timeout_a_request_gets_504_and_costs_no_more_steps(client: httpx.Client) -> None:
     begin = time.monotonic()
     reply = client.post("/generate", json=LONG | {"timeout_seconds": 0.5})
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 20  # it would take a minute to draw
     assert reply.status_code == 504
     assert reply.json()["error"]["code"] == "timeout"
     assert_no_more_steps(client)
@@ -121,7 +130,7 @@ def test_beyond_the_queue_429_says_when_to_come_back(small: RunningServer) -> No
     with httpx.Client(base_url=small.url, timeout=60) as client, ThreadPoolExecutor(2) as pool:
         assert client.post("/generate", json=APPLE).status_code == 200  # so that it knows how long steps take
         taken = [pool.submit(client.post, "/generate", json=LONG | {"timeout_seconds": 4}) for _ in range(2)]
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while metric(client, "lithograph_requests_in_progress") < 2:
             assert time.monotonic() < deadline
         reply = client.post("/generate", json=APPLE)
@@ -142,7 +151,7 @@ def test_when_the_engine_dies_requests_get_503_at_once_and_it_comes_back(small: 
         engine.kill()
         begin = time.monotonic()
         plain, stream = (request.result() for request in under_way)
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < 20  # without help from the process watch they would hang
         assert (plain.status_code, plain.json()["error"]["code"]) == (503, "engine_ended")
         assert list(events(stream))[-1][1]["error"]["code"] == "engine_ended"  # type: ignore[index]
         wait_until_ready(small)
@@ -161,24 +170,21 @@ def test_sigterm_lets_requests_finish_takes_no_more_and_leaves_no_process(tmp_pa
         finishing = pool.submit(client.post, "/generate", json=APPLE | {"steps": 60})
         wait_for_steps(client, steps_made(client))
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        assert wait_until_not_ready(client) == "draining"
         assert client.get("/healthz").status_code == 200
-        assert client.get("/readyz").json() == {"status": "draining"}
         refused = client.post("/generate", json=APPLE)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         assert "retry-after" in refused.headers
         assert finishing.result().status_code == 200
-        assert server.process.wait(timeout=30) == 0
-        assert not psutil.wait_procs(family, timeout=5)[1]
+        assert server.process.wait(timeout=120) == 0
+        assert not psutil.wait_procs(family, timeout=60)[1]
 
 
 def test_a_server_that_lingers_takes_requests_and_sends_connections_away(tmp_path: Path) -> None:
     with serve(tmp_path, "--linger-seconds", "5") as server, httpx.Client(base_url=server.url, timeout=60) as client:
         assert "connection" not in client.post("/generate", json=APPLE).headers
         server.process.send_signal(signal.SIGTERM)
-        while (readiness := client.get("/readyz")).status_code == 200:
-            time.sleep(0.05)
-        assert readiness.json() == {"status": "leaving"}
+        assert wait_until_not_ready(client) == "leaving"
         taken = client.post("/generate", json=APPLE)
         assert (taken.status_code, taken.headers["connection"]) == (200, "close")
         assert server.process.wait(timeout=60) == 0
@@ -192,5 +198,5 @@ def test_after_the_grace_period_the_server_stops_whatever_is_under_way(tmp_path:
             wait_for_steps(client, steps_made(client))
         assert server.stop() == 0
         assert isinstance(cut.exception(), httpx.TransportError) or cut.result().status_code >= 500
-        assert not psutil.wait_procs(family, timeout=5)[1]
+        assert not psutil.wait_procs(family, timeout=60)[1]
         assert "1 requests are not finished after 1 s" in server.log_text()

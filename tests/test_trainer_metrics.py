@@ -40,7 +40,7 @@ def gateway(tmp_path: Path) -> Iterator[str]:
     with (tmp_path / "gateway.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 httpx.get(f"http://{address}/-/ready").raise_for_status()
@@ -130,7 +130,7 @@ def test_the_gateway_hears_of_a_run_that_goes_on(tmp_path: Path, gateway: str, m
     monkeypatch.setattr("trainer.metrics.PUSH_SECONDS", 0.05)
     with run(tmp_path, pushgateway_url=gateway) as progress:
         progress.step(report(1, loss=math.nan))
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while "loss" not in (pushed := samples(httpx.get(f"{gateway}/metrics").text)):
             assert time.monotonic() < deadline
             time.sleep(0.05)

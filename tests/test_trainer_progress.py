@@ -4,11 +4,9 @@ import json
 import logging
 import math
 import os
-import pty
 import re
 import subprocess
 import sys
-import termios
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import pytest
 from PIL import Image
 
 from longcat.errors import EngineError
+from tests.terminal import shown_on_a_terminal
 from trainer.progress import Progress, StepReport
 from trainer.run_record import CacheRecord, read_metrics, read_run
 
@@ -258,20 +257,7 @@ with run(Path(sys.argv[1]), total_steps=3, show_bar=True) as progress:
 
 
 def test_a_person_sees_a_bar(tmp_path: Path) -> None:
-    master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (24, 120))
-    process = subprocess.Popen([sys.executable, "-c", SHOWN, str(tmp_path)], stderr=slave)
-    os.close(slave)
-    shown = b""
-    try:
-        while piece := os.read(master, 4096):
-            shown += piece
-    except OSError:  # how Linux says that nobody holds the other end any more
-        pass
-    finally:
-        os.close(master)
-    assert process.wait() == 0, shown
-    text = shown.decode()
+    text = shown_on_a_terminal(sys.executable, "-c", SHOWN, str(tmp_path))
     assert "latents: 100%" in text
     assert "training: 100%" in text
     assert "loss 0.125, 0.1 s/step, 40 images/s" in text

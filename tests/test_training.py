@@ -188,7 +188,7 @@ def test_sigterm_saves_a_checkpoint_and_says_so(pictures: Path, finished: Path, 
     process = begin(pictures, output, **STATEFUL)
     wait_for(process, checkpoint(output, 2))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 75
+    assert process.wait(timeout=120) == 75
     record = read_run(output)
     assert (record.state, record.exit_code) == ("preempted", 75)
     stopped_at = record.step
@@ -200,11 +200,11 @@ def test_sigterm_saves_a_checkpoint_and_says_so(pictures: Path, finished: Path, 
 
 def test_sigterm_while_validating_saves_what_was_trained_since(pictures: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    changes = {"validation_steps": 1, "validation_num_inference_steps": 300}
+    changes = {"validation_steps": 1, "validation_num_inference_steps": 1000}
     process = begin(pictures, output, **changes)
     wait_for(process, output / "validation" / "base")  # the first picture of several is done
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 75
+    assert process.wait(timeout=120) == 75
     assert checkpoint(output, 1).exists()
     assert not (output / "adapter.safetensors").exists()
 
