@@ -1,4 +1,4 @@
-"""Whether a request is taken, what it is ordered as, and what is written down about it: the same for every way of asking."""
+"""Admission: whether a request is taken now, and what is logged and counted about it. All endpoints that draw share it."""
 
 import asyncio
 import logging
@@ -56,7 +56,7 @@ class Admission:
 
     async def read(self, model: type[_Wanted], request: Request) -> _Wanted:
         """What a request asks for. Raises ``BodyTooLargeError``, ``NotJsonError`` or ``InvalidRequestError``."""
-        with _refusals_told():
+        with _refusals_logged():
             return parse(model, await self.read_body(request))
 
     async def read_body(self, request: Request) -> bytes:
@@ -74,7 +74,7 @@ class Admission:
 
         Raises ``RefusedError`` if none is taken now, or ``InvalidRequestError``.
         """
-        with _refusals_told():
+        with _refusals_logged():
             resolved = self._admit(wanted)
         traced = current_request.get()
         draw = Draw(
@@ -111,21 +111,21 @@ class Admission:
         Raises ``ClientDisconnect`` once ``gone`` returns, or ``DeadlineError`` when time is over.
         """
         try:
-            reply = await _before(draw.deadline, gone, mailbox.next())
+            reply = await _wait_for(mailbox.next(), deadline=draw.deadline, gone=gone)
         except (ClientDisconnect, asyncio.CancelledError):
-            _tell(draw, "cancelled")
+            _log_outcome(draw, "cancelled")
             raise
         except DeadlineError as error:
-            _tell(draw, "failed", status=504, code="timeout", message=str(error))
+            _log_outcome(draw, "failed", status=504, code="timeout", message=str(error))
             raise
         match reply:
             case Rendered():
                 self.exchange.record_speed(reply, draw.request.steps)
                 adapters = [f"{a.reference} x {a.scale:g}" for a in reply.adapters]
                 timings = {name: round(seconds, 4) for name, seconds in reply.timings.model_dump().items()}
-                _tell(draw, "drawn", adapters=adapters or None, **timings)
+                _log_outcome(draw, "drawn", adapters=adapters or None, **timings)
             case Failed():
-                _tell(draw, "failed", status=reply.status, code=reply.code, message=reply.message)
+                _log_outcome(draw, "failed", status=reply.status, code=reply.code, message=reply.message)
         return reply
 
     async def answer(self, draw: Draw, request: Request) -> Rendered:
@@ -150,7 +150,7 @@ def count(status: int, begin: float) -> None:
     metrics.observe_request(status, time.monotonic() - begin, None if traced is None else traced.trace_id)
 
 
-def _tell(draw: Draw, outcome: str, **fields: Any) -> None:
+def _log_outcome(draw: Draw, outcome: str, **fields: Any) -> None:
     """The one line about a request that was taken in."""
     request = draw.request
     wanted = {"adapters": [f"{choice.name} x {choice.scale:g}" for choice in request.adapters] or None}
@@ -170,7 +170,7 @@ def _tell(draw: Draw, outcome: str, **fields: Any) -> None:
 
 
 @contextmanager
-def _refusals_told() -> Iterator[None]:
+def _refusals_logged() -> Iterator[None]:
     """Count and log what is not taken in."""
     try:
         yield
@@ -183,7 +183,7 @@ def _refusals_told() -> Iterator[None]:
         raise
 
 
-async def _before(deadline: float, gone: Coroutine[Any, Any, None], coming: Coroutine[Any, Any, _T]) -> _T:
+async def _wait_for(coming: Coroutine[Any, Any, _T], *, deadline: float, gone: Coroutine[Any, Any, None]) -> _T:
     """What comes, unless the client goes away (``ClientDisconnect``) or time is over (``DeadlineError``) first."""
     waiting, leaving = asyncio.ensure_future(coming), asyncio.ensure_future(gone)
     timeout = max(0.0, deadline + _OVERTIME_SECONDS - time.monotonic())
