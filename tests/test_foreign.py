@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from longcat.errors import FlavourError
-from longcat.export import write_comfyui
+from longcat.export import WRITERS, write_comfyui
 from longcat.foreign import Foreign, flavour_targets, read_foreign
 from longcat.loading import Components
 from longcat.lora import LoraWeights, load_lora, lora_targets, save_lora
@@ -253,34 +252,32 @@ def test_eight_bit_floats_are_read(targets: dict[str, tuple[int, int]], tmp_path
 
 @pytest.mark.parametrize(("rank", "alpha"), [(4, 8.0), (5, 4 * 2**0.5)])  # the second is not itself after / 5 * 5
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("write", [save_lora, write_comfyui])
+@pytest.mark.parametrize("format_", WRITERS)
 def test_what_is_written_is_read_back_bit_by_bit(
-    model: Components, targets: dict[str, tuple[int, int]], tmp_path: Path, write: Callable[[LoraWeights, Path], None],
-    dtype: torch.dtype, rank: int, alpha: float,
+    model: Components, targets: dict[str, tuple[int, int]], tmp_path: Path, format_: str, dtype: torch.dtype, rank: int,
+    alpha: float,
 ) -> None:  # fmt: skip
     first = some_lora(model, rank=rank, alpha=alpha)
     tensors = {f"transformer.{name}.lora_A.weight": layer.down.to(dtype) for name, layer in first.layers.items()}
     tensors |= {f"transformer.{name}.lora_B.weight": layer.up.to(dtype) for name, layer in first.layers.items()}
     rewrite(tmp_path / "in.safetensors", tensors, json.dumps({"transformer.lora_alpha": alpha, "transformer.r": rank}))
     weights = read_foreign(tmp_path / "in.safetensors", targets).weights
-    write(weights, tmp_path / "out.safetensors")
+    WRITERS[format_](weights, tmp_path / "out.safetensors")
     again = read_foreign(tmp_path / "out.safetensors", targets)
-    assert again.origin == write.__name__.removeprefix("write_")
+    assert again.origin == format_
     assert again.weights.alpha == weights.alpha == alpha
     for name, layer in weights.layers.items():
         assert torch.equal(again.weights.layers[name].down, layer.down)
         assert torch.equal(again.weights.layers[name].up, layer.up)
         assert layer.up.dtype == again.weights.layers[name].up.dtype == dtype
-    if write is save_lora:
+    if format_ == "diffusers":
         assert load_lora(tmp_path / "out.safetensors").alpha == alpha
 
 
-@pytest.mark.parametrize("write", [save_lora, write_comfyui])
-def test_diffusers_reads_what_is_written_with_its_scale(
-    model: Components, tmp_path: Path, write: Callable[[LoraWeights, Path], None]
-) -> None:
+@pytest.mark.parametrize("format_", WRITERS)
+def test_diffusers_reads_what_is_written_with_its_scale(model: Components, tmp_path: Path, format_: str) -> None:
     weights = some_lora(model, rank=4, alpha=6.0)
-    write(weights, tmp_path / "a.safetensors")
+    WRITERS[format_](weights, tmp_path / "a.safetensors")
     transformer = copy.deepcopy(model.transformer)
     transformer.load_lora_adapter(tmp_path, weight_name="a.safetensors", prefix="transformer")
     layers = [module for module in transformer.modules() if isinstance(module, PeftLayer)]
