@@ -16,6 +16,7 @@ import pytest
 from longcat.logs import JsonLines, tell
 from tests.conftest import RunningServer, run_lithograph
 from tests.terminal import shown_on_a_terminal
+from tests.test_http import metric
 
 NOTE = 'a "line"\nand another\u2028and\x85more\x1b[31m\x9b31m'
 APPLE = {"prompt": "一个红苹果", "steps": 2, "seed": 5}
@@ -79,11 +80,15 @@ def test_every_request_is_one_line(server: RunningServer, client: httpx.Client) 
     drawn = client.post("/generate", json=APPLE | {"num_images": 2})
     client.post("/generate", json=APPLE | {"steps": 0})
     client.post("/generate", json=APPLE | {"steps": 90, "num_images": 8, "timeout_seconds": 0.2})
+    before = metric(client, "lithograph_cancelled_requests_total")
     left = APPLE | {"steps": 90, "num_images": 8, "seed": 77, "stream": True}
     with client.stream("POST", "/generate", json=left) as reply:
         next(reply.iter_lines())
     deadline = time.monotonic() + 60
-    while not re.search(r'"request_cancelled".*"seed": 77,', server.log_text()):
+    while not (  # one process writes the line, another counts
+        re.search(r'"request_cancelled".*"seed": 77,', server.log_text())
+        and metric(client, "lithograph_cancelled_requests_total") > before
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     told = [line for line in lines(server.log_text()) if line.get("event", "").startswith("request_")]
