@@ -195,7 +195,7 @@ def test_errors_have_their_shape(ai: openai.OpenAI, fields: dict[str, Any], para
         ai.images.generate(**{"prompt": "a red apple"} | fields)
     error = caught.value
     assert (error.type, error.param, error.code) == ("invalid_request_error", param, code)
-    assert str(error.body["message"]).count(remedy) == 1  # type: ignore[index]
+    assert remedy in str(error.body["message"])  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", ["nobody", "ink@9", "Not a name", "dall-e-3"])
