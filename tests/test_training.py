@@ -200,7 +200,7 @@ def test_sigterm_saves_a_checkpoint_and_says_so(pictures: Path, finished: Path, 
 
 def test_sigterm_while_validating_saves_what_was_trained_since(pictures: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    changes = {"validation_steps": 1, "validation_num_inference_steps": 1000}
+    changes = {"validation_steps": 1, "validation_num_inference_steps": 300}
     process = begin(pictures, output, **changes)
     wait_for(process, output / "validation" / "base")  # the first picture of several is done
     process.send_signal(signal.SIGTERM)
