@@ -119,6 +119,9 @@ def test_a_resumed_run_goes_on_in_the_same_files(told: str, tmp_path: Path, log:
                 progress.checkpoint(step, 0.1, 10)
                 progress.validation(step, [], True, [])
         progress.finish("preempted", None, 75)
+    with suppress(EngineError), run(tmp_path) as progress:
+        progress.phase("caching")
+        raise EngineError("gone before it knew where to go on")
     with run(tmp_path, start_step=3 if told == "when made" else 0) as progress:
         assert read_run(tmp_path).state == "running"
         progress.phase("caching")

@@ -92,7 +92,7 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 STATEFUL = {
     "use_ema": "true", "gradient_accumulation_steps": 2, "lr_scheduler": "cosine", "lr_warmup_steps": 3,
-    "checkpointing_steps": 2, "checkpoints_total_limit": 2, "gradient_checkpointing": "true",
+    "checkpointing_steps": 2, "checkpoints_total_limit": 2, "gradient_checkpointing": "true", "validation_steps": 2,
 }  # fmt: skip
 
 
@@ -112,6 +112,9 @@ def test_killed_at_any_moment_and_resumed_it_ends_bitwise_the_same(
     again, once = ([(line.step, line.loss) for line in read_metrics(path)] for path in (output, finished))
     assert again == once
     assert [step for step, _ in again] == list(range(1, STEPS + 1))
+    # So are validations, of steps too at which it was killed before they were over.
+    for path in (output, finished):
+        assert [made.step for made in read_run(path).validations] == list(range(2, STEPS + 1, 2))
 
 
 def test_only_the_newest_checkpoints_are_kept(finished: Path) -> None:

@@ -126,6 +126,9 @@ class Loop:
         progress.phase("training")
         self._trainee.transformer.train()
         saved = self.step
+        if self._validates() and world.any(world.is_first and not progress.has_validated(self.step)):
+            validate(self.step, self.result())  # killed after the checkpoint, before the pictures
+            progress.phase("training")
         while self.step < self.steps:
             report = self.advance()
             if world.is_first:
@@ -141,7 +144,7 @@ class Loop:
                 saved = self._save(progress)
             if stop and not done:
                 return False
-            if config.validation_steps and self.step % config.validation_steps == 0 and not done:
+            if self._validates():
                 validate(self.step, self.result())
                 progress.phase("training")
                 if world.any(interruption.requested):
@@ -199,6 +202,11 @@ class Loop:
             step_seconds=time.perf_counter() - begin,
             images=config.train_batch_size * count * world.size,
         )
+
+    def _validates(self) -> bool:
+        """Whether pictures belong to this step; those of the last one are drawn when training is over."""
+        every = self._config.validation_steps
+        return every > 0 and 0 < self.step < self.steps and self.step % every == 0
 
     def _clip(self) -> Tensor:
         most = self._config.max_grad_norm or math.inf

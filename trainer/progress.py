@@ -199,6 +199,10 @@ class Progress:
         self._say("validation", step=step, passed=passed, images=len(images), reasons="; ".join(reasons) or None)
         self._store()
 
+    def has_validated(self, step: int) -> bool:
+        """Whether this run has, now or before it was resumed."""
+        return any(made.step == step for made in self._record.validations)
+
     def published(self, reference: str) -> None:
         """The adapter can be asked for by this name, ``name@version``."""
         self._update(published=reference)
@@ -228,6 +232,10 @@ class Progress:
         if self._shows_bar:
             self._bar = self._stack.enter_context(open_bar())
         self._previous = self._read_previous()
+        if (
+            self._previous and self._previous.run_id == self._record.run_id
+        ):  # killed before it begins, none of it is lost
+            self._update(checkpoints=self._previous.checkpoints, validations=self._previous.validations)
         if self._start_step:
             self._begin(self._start_step)
         record, folder = self._record, str(self._output_dir)
@@ -258,11 +266,11 @@ class Progress:
             self._stack.callback(self._board.close)
         self._metrics.resumed(step)
         self._update(start_step=step, step=step)
-        if step and self._previous:
-            self._update(
-                checkpoints=tuple(made for made in self._previous.checkpoints if made.step <= step),
-                validations=tuple(made for made in self._previous.validations if made.step <= step),
-            )
+        before = self._previous if step else None
+        self._update(
+            checkpoints=tuple(made for made in before.checkpoints if made.step <= step) if before else (),
+            validations=tuple(made for made in before.validations if made.step <= step) if before else (),
+        )
         if step:
             self._say("resumed", step=step)
         self._flush_at = self._log_at = -math.inf  # the first step is seen at once
