@@ -16,7 +16,7 @@ import lithograph
 from service.schema import GenerateResponse, JobStatus, PreviewEvent, StepEvent
 from tests.conftest import RunningServer, free_port, run_lithograph
 from tests.test_http import metric
-from tests.test_serving import assert_no_more_steps
+from tests.test_serving import assert_stopped_early, steps_made
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "clients"
 
@@ -58,11 +58,11 @@ def test_a_stream_tells_steps_previews_and_the_result(ours: lithograph.Client, a
 
 
 def test_whoever_stops_listening_cancels_it(ours: lithograph.Client, client: httpx.Client) -> None:
-    cancelled = metric(client, "lithograph_cancelled_requests_total")
+    cancelled, before = metric(client, "lithograph_cancelled_requests_total"), steps_made(client)
     stream = ours.stream("a cat", steps=100, num_images=8)
     assert isinstance(next(stream), StepEvent)
     stream.close()  # type: ignore[attr-defined]
-    assert_no_more_steps(client)
+    assert_stopped_early(client, before)
     assert metric(client, "lithograph_cancelled_requests_total") == cancelled + 1
 
 

@@ -20,7 +20,7 @@ from longcat.errors import UserError
 from service.config import JobConfig
 from tests.conftest import RunningServer, serve, wait_until_ready
 from tests.test_http import metric, problem
-from tests.test_serving import APPLE, LONG, assert_no_more_steps, steps_made, wait_for_steps, wait_until_not_ready
+from tests.test_serving import APPLE, LONG, assert_stopped_early, steps_made, wait_for_steps, wait_until_not_ready
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -140,7 +140,7 @@ def test_a_cancelled_job_costs_no_more_steps_and_one_that_is_over_is_forgotten(h
     assert (running.json()["status"], running.headers["retry-after"]) == ("running", "1")
     assert running.json()["steps_made"] > 0
     assert http.delete(location).json()["status"] == "cancelled"
-    assert_no_more_steps(http)
+    assert_stopped_early(http, begin)
     assert http.get(location).json()["status"] == "cancelled"
     assert http.get(f"{location}/result").status_code == 410
     assert http.delete(location).status_code == 200
