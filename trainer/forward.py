@@ -19,7 +19,6 @@ from diffusers.models.transformers.transformer_longcat_image import (
 )
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from trainer.low_rank import LowRankLinear
 
@@ -130,18 +129,17 @@ class _NormTurn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BTHW: Tensor, weight_W: Tensor, eps: float, turns: Tensor) -> Tensor:
         x = x_BTHW.float()
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square().div(x.shape[-1]).add(eps).rsqrt()
+        inverse = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x_BTHW, weight_W, inverse, turns)
         return _turn(x * inverse * weight_W.float(), turns).to(x_BTHW.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         x_BTHW, weight_W, inverse, turns = ctx.saved_tensors
         normed = x_BTHW.float() * inverse
         grad_normed = _turn(grad.float(), turns, back=True) * weight_W.float()
         along = (grad_normed * normed).mean(-1, keepdim=True)
-        return ((grad_normed - normed * along) * inverse).to(x_BTHW.dtype), None, None, None
+        return grad_normed.sub_(normed.mul_(along)).mul_(inverse).to(x_BTHW.dtype), None, None, None
 
 
 def _turn(x_BTHW: Tensor, turns: Tensor, *, back: bool = False) -> Tensor:

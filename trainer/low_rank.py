@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 _LANES = 2**16
 """Dropout's share is a multiple of 1 / _LANES: masks are cut from 64 random bits, four elements each."""
@@ -49,7 +48,6 @@ class _LowRankUpdate(torch.autograd.Function):
         return torch.addmm(result.flatten(0, -2), hidden_Rr, up.T.to(dtype), alpha=scale).view(result.shape)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kept_RI, hidden_Rr, down, up = ctx.saved_tensors
         dtype = hidden_Rr.dtype
