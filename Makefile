@@ -32,10 +32,6 @@ $(VENV)/dev.stamp: $(VENV)/base.stamp
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev]'
 	touch $@
 
-$(VENV)/recipes.stamp: $(VENV)/dev.stamp
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[recipes]'
-	touch $@
-
 .PHONY: install
 install: $(VENV)/base.stamp ## Set up .venv: what serving and training need (PIP_ARGS=--extra-index-url ..., for another torch).
 
@@ -47,8 +43,21 @@ serve: $(VENV)/base.stamp ## Serve the embedded model on http://127.0.0.1:8000 (
 studio: $(VENV)/base.stamp ## Serve the studio, a web page, on http://127.0.0.1:8001 (FLAVOUR=, ARGS=).
 	$(BIN)/lithograph server --flavour $(FLAVOUR) $(ARGS)
 
+# Real ones that the tests start, a font for Chinese pages, and what torch.compile compiles with.
+TEST_PROGRAMS := chromium prometheus promtool prometheus-pushgateway curl git g++
+TEST_PACKAGES := chromium prometheus prometheus-pushgateway curl git fonts-noto-cjk g++ python3-dev
+
+.PHONY: test-packages
+test-packages: ## Install, as root on Debian, the programs that the tests start: Chromium, Prometheus, a compiler ...
+	dpkg-query --status $(TEST_PACKAGES) >/dev/null 2>&1 \
+	  || { apt-get update && apt-get install --yes --no-install-recommends $(TEST_PACKAGES); }
+
 .PHONY: test
 test: $(VENV)/dev.stamp ## Run the tests, two files at a time (ARGS= goes to pytest instead).
+ifeq ($(ARGS),)
+	@for program in $(TEST_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	  test -z "$$missing" || { echo "the tests start programs that are not here:$$missing; on Debian: sudo make test-packages"; exit 1; }
+endif
 	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2 --dist loadfile)
 
 # Images: ENGINE=docker works too. For a CPU:
@@ -88,11 +97,11 @@ format: $(VENV)/dev.stamp ## Format the code and mend what lint can mend.
 	$(BIN)/ruff check --fix .
 
 .PHONY: eval-embedded
-eval-embedded: $(VENV)/recipes.stamp ## Measure the embedded model; rewrites its figures and contact sheet.
+eval-embedded: $(VENV)/dev.stamp ## Measure the embedded model; rewrites its figures and contact sheet.
 	$(BIN)/python -m recipes.embedded.evaluate
 
 .PHONY: embedded
-embedded: $(VENV)/recipes.stamp ## Make the embedded model again: about two hours on two cores, resumable.
+embedded: $(VENV)/dev.stamp ## Make the embedded model again: about two hours on two cores, resumable.
 	$(BIN)/python -m recipes.embedded
 
 .PHONY: bench
@@ -143,6 +152,6 @@ docs-serve: $(VENV)/dev.stamp ## Show the site on http://127.0.0.1:8002 while it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8002 $(ARGS)
 
 .PHONY: lock
-lock: $(VENV)/recipes.stamp ## Write what is installed into constraints.txt.
+lock: $(VENV)/dev.stamp ## Write what is installed into constraints.txt.
 	$(BIN)/python -m pip list --format=freeze --exclude-editable \
 	  | sed 's/+cpu//' | grep -vE '^(pip|setuptools|wheel)==' | sort -f > constraints.txt

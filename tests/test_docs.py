@@ -9,15 +9,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from service.commands import serve
 from service.config import AdapterConfig, JobConfig, ModelConfig, ServiceConfig
+from tests.studio_browser import chromium
 from trainer.config import TrainConfig
 from trainer.dataset_config import DatasetConfig
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM = "/usr/bin/chromium"
 PAGES = ("index", "quickstart", "troubleshooting", "architecture", "reference/api", "reference/training")
 
 
@@ -100,8 +99,7 @@ def test_the_api_reference_is_what_the_service_serves(built: Path) -> None:
 
 def test_a_browser_asks_for_nothing_outside(built: Path) -> None:
     asked: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page()
         page.set_default_timeout(120_000)
         page.on("request", lambda request: asked.append(request.url))
@@ -111,6 +109,5 @@ def test_a_browser_asks_for_nothing_outside(built: Path) -> None:
                 assert page.locator("h1").first.inner_text()
         page.goto((built / "quickstart.html").as_uri())
         assert page.locator('link[hreflang="zh"]').get_attribute("href") == "zh/quickstart.html"
-        browser.close()
     assert asked
     assert not [address for address in asked if urlsplit(address).scheme in ("http", "https")]

@@ -10,6 +10,7 @@ from longcat.flavour import EMBEDDED_FOLDER
 from longcat.prompt import tokenize_body
 from longcat.tokenizer import load_tokenizer, plain_ids
 from recipes.ink.captions import TRIGGERS, caption, data_set_caption, language_of
+from recipes.ink.pictures import draw
 from recipes.ink.things import HELD_OUT, TRAINED, WIDE
 
 FOLDER = Path(__file__).parent.parent / "examples" / "ink"
@@ -82,9 +83,6 @@ def test_a_licence_lies_beside_the_pictures() -> None:
 
 
 def test_icons_are_drawn_dark_on_white() -> None:
-    pytest.importorskip("resvg_py", reason="resvg-py comes with the extra 'recipes'")
-    from recipes.ink.pictures import draw
-
     square = {"body": '<path fill="currentColor" d="M2 2h12v12H2z"/>', "width": 16, "height": 16}
     pixels = np.asarray(draw(square, {}, width_px=192))
     assert pixels.shape == (128, 192)

@@ -34,7 +34,7 @@ def samples(text: str) -> dict[str, float]:
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[str]:
     if GATEWAY is None:
-        pytest.skip("no prometheus-pushgateway: apt-get install prometheus-pushgateway")
+        pytest.fail("no prometheus-pushgateway: apt-get install prometheus-pushgateway")
     address = f"127.0.0.1:{free_port()}"
     command = [GATEWAY, f"--web.listen-address={address}", "--persistence.file="]  # Debian's would remember other tests
     with (tmp_path / "gateway.log").open("wb") as log:

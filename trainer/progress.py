@@ -232,9 +232,8 @@ class Progress:
         if self._shows_bar:
             self._bar = self._stack.enter_context(open_bar())
         self._previous = self._read_previous()
-        if (
-            self._previous and self._previous.run_id == self._record.run_id
-        ):  # killed before it begins, none of it is lost
+        # If this try is killed before it begins, what the one before recorded stays.
+        if self._previous and self._previous.run_id == self._record.run_id:
             self._update(checkpoints=self._previous.checkpoints, validations=self._previous.validations)
         if self._start_step:
             self._begin(self._start_step)
