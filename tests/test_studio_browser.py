@@ -318,3 +318,21 @@ def test_what_is_asked_for_while_the_model_is_loading_is_drawn_as_it_was_asked_f
         expect(page.get_by_label("Width")).to_have_value("128")
         expect(page.get_by_label("Strength of wash@1")).to_have_value("1.5")
         expect(page.get_by_role("checkbox", name="wash@1")).to_be_checked()
+
+
+def test_adapters_that_are_known_before_the_page_hears_of_the_model_are_offered_beside_what_was_chosen(
+    studio: RunningStudio, browser: Browser
+) -> None:
+    studio.stop()
+    studio.start()
+    with visit(browser, studio.url, language="en") as page:
+        page.route("**/service?*", lambda _: None)  # without an answer until it is given up
+        page.goto("/generate?adapter=blot")
+        expect(page.get_by_label("Width")).to_have_count(0)
+        with page.expect_response(lambda reply: "/generate/adapters" in reply.url and reply.status == 200):
+            pass  # asked every few seconds; what it says is the news once the model is there
+        expect(page.get_by_role("checkbox", name="wash", exact=False)).not_to_be_checked()
+        expect(page.get_by_role("checkbox", name="blot")).to_be_checked()
+        page.unroute("**/service?*")
+        expect(page.get_by_label("Width")).to_have_value("128")
+        expect(page.get_by_role("checkbox", name="blot")).to_be_checked()
