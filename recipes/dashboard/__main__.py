@@ -24,7 +24,7 @@ _POINTS = 240
 
 @click.command()
 @click.option("--minutes", type=float, default=4.0, show_default=True, help="Of load, once the adapters are there.")
-@click.option("--train-steps", type=int, default=400, show_default=True, help="Of the training meanwhile.")
+@click.option("--train-steps", type=int, default=1000, show_default=True, help="Of the training meanwhile.")
 @click.option("--people", type=int, default=6, show_default=True, help="Who ask at once.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=ROOT / "docs", show_default=True)
 def main(minutes: float, train_steps: int, people: int, output: Path) -> None:
