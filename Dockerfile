@@ -1,5 +1,5 @@
-# One base, one lock, a target for each part: `service`, `trainer` and `studio`. `make images` builds them; FLAVOUR's weights
-# are fetched when they are first asked for, the embedded model is inside.
+# One base, one lock, a target for each part: `service`, `trainer` and `studio`. `make images` builds them. The embedded model
+# is inside; other flavours' weights are downloaded on first use.
 
 # A CUDA runtime by default: torch's wheels bring CUDA's libraries. For a CPU: BASE_IMAGE=python:3.11-slim-bookworm and
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu. Any Debian or Ubuntu with Python 3.11 or 3.12 will do.
@@ -16,9 +16,11 @@ RUN if ! command -v tini || ! command -v python3; then \
       rm -rf /var/lib/apt/lists/*; \
     fi
 
-# What the code needs, as constraints.txt pins it: this layer is made again only when the lock or pyproject.toml changes.
+# The dependencies as constraints.txt pins them. This layer is rebuilt only when the lock or pyproject.toml changes.
 FROM base AS dependencies
 ARG PIP_EXTRA_INDEX_URL=""
+# Optional dependencies of pyproject.toml, separated by spaces: trackers, for report_to mlflow and wandb.
+ARG EXTRAS=""
 # hadolint ignore=DL3008
 RUN if ! python3 -c 'import ensurepip, venv'; then \
       apt-get update; \
@@ -29,8 +31,9 @@ RUN if ! python3 -c 'import ensurepip, venv'; then \
     python3 -m venv --without-pip /opt/venv
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
-RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-      > /tmp/requirements.txt; \
+RUN EXTRAS="$EXTRAS" python3 -c 'import os, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+extras = [line for name in os.environ["EXTRAS"].split() for line in project["optional-dependencies"][name]]; \
+print(*project["dependencies"], *extras, sep="\n")' > /tmp/requirements.txt; \
     /opt/pip/bin/pip --no-cache-dir --python /opt/venv/bin/python install \
       --constraint constraints.txt --requirement /tmp/requirements.txt; \
     test ! -e /opt/venv/bin/pip
@@ -45,11 +48,11 @@ COPY trainer trainer
 RUN /opt/pip/bin/pip --no-cache-dir --python /opt/venv/bin/python install --no-deps --prefix /opt/lithograph .
 
 FROM base AS runtime
-# Numeric, so that Kubernetes can see that it is not root. Any other uid of group 0 works too.
+# A numeric user, so that Kubernetes can verify that it is not root. Any other uid of group 0 works too.
 RUN install --directory --owner 10001 --group 0 --mode 0775 /adapters /models /output /data /studio
 COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=code /opt/lithograph /opt/venv
-# USER and HOME: a uid without a name must be able to ask for both. Everything else that is written goes below /tmp.
+# USER and HOME are set because a uid without a passwd entry has neither. All other writes go below /tmp.
 ENV PATH=/opt/venv/bin:$PATH \
     HF_HOME=/models \
     HOME=/tmp \
@@ -68,7 +71,7 @@ WORKDIR /tmp
 ENTRYPOINT ["tini", "--", "lithograph"]
 
 FROM runtime AS trainer
-# The demo: k8s/overlays/cpu-demo/job trains on it.
+# The demo's pictures, for k8s/overlays/cpu-demo/job.
 COPY examples/ink /examples/ink
 ENV LITHOGRAPH_TRAIN_OUTPUT_DIR=/output/training \
     LITHOGRAPH_TRAIN_CACHE_DIR=/output/cache
@@ -76,7 +79,7 @@ HEALTHCHECK NONE
 CMD ["train", "--config", "/config/config.json"]
 
 FROM runtime AS studio
-# It listens to other machines and so does not start without LITHOGRAPH_SERVER_TOKEN.
+# It listens on all addresses, and therefore does not start without LITHOGRAPH_SERVER_TOKEN.
 ENV LITHOGRAPH_SERVER_HOST=0.0.0.0 \
     LITHOGRAPH_SERVER_PORT=8001 \
     LITHOGRAPH_SERVER_HOME=/studio \

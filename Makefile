@@ -1,9 +1,9 @@
-# Everything that people and CI run. `make serve` and `make test` set up all they need in .venv.
+# The commands of README, developers and CI. `make serve` and `make test` set up what they need, in .venv and, as root on Debian, with apt.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Read by OpenMP when torch is imported: spinning threads starve each other on few cores.
+# OpenMP reads these when torch is imported. Threads that spin while they wait starve each other on few cores.
 export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 0
 
@@ -23,10 +23,17 @@ help: ## Show this list.
 $(VENV)/base.stamp: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
 	  || { echo "$(PYTHON) is not Python 3.11 or 3.12; name one that is: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(INSTALL_VENV)
 	@echo "setting up $(VENV): a few minutes, the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable .
 	touch $@
+
+# Debian's Python comes without venv and pip.
+INSTALL_VENV = { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3-venv; \
+	  else echo "$(PYTHON) has no venv; on Debian, run: sudo apt-get install python3-venv"; exit 1; fi; }
 
 $(VENV)/dev.stamp: $(VENV)/base.stamp
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev]'
@@ -43,22 +50,37 @@ serve: $(VENV)/base.stamp ## Serve the embedded model on http://127.0.0.1:8000 (
 studio: $(VENV)/base.stamp ## Serve the studio, a web page, on http://127.0.0.1:8001 (FLAVOUR=, ARGS=).
 	$(BIN)/lithograph server --flavour $(FLAVOUR) $(ARGS)
 
-# Real ones that the tests start, a font for Chinese pages, and what torch.compile compiles with.
+# Programs that the tests start, a font for Chinese pages, and the compiler that torch.compile runs.
 TEST_PROGRAMS := chromium prometheus promtool prometheus-pushgateway curl git g++
 TEST_PACKAGES := chromium prometheus prometheus-pushgateway curl git fonts-noto-cjk g++ python3-dev
 
 .PHONY: test-packages
 test-packages: ## Install, as root on Debian, the programs that the tests start: Chromium, Prometheus, a compiler ...
 	dpkg-query --status $(TEST_PACKAGES) >/dev/null 2>&1 \
-	  || { apt-get update && apt-get install --yes --no-install-recommends $(TEST_PACKAGES); }
+	  || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $(TEST_PACKAGES); }
+
+# Installs what is missing where that needs no questions asked: as root, with apt. Elsewhere it names the command.
+.PHONY: test-programs
+test-programs:
+	@for program in $(TEST_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	  $(PYTHON) -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null \
+	    || missing="$$missing Python.h"; \
+	  test -z "$$missing" && exit 0; \
+	  echo "the tests start programs that are missing:$$missing"; \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then $(MAKE) test-packages; \
+	  else echo "on Debian, run: sudo make test-packages"; exit 1; fi
 
 .PHONY: test
-test: $(VENV)/dev.stamp ## Run the tests, two files at a time (ARGS= goes to pytest instead).
-ifeq ($(ARGS),)
-	@for program in $(TEST_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
-	  test -z "$$missing" || { echo "the tests start programs that are not here:$$missing; on Debian: sudo make test-packages"; exit 1; }
-endif
+test: $(if $(ARGS),,test-programs) $(VENV)/dev.stamp ## Run the tests, two files at a time (ARGS= goes to pytest instead).
 	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2 --dist loadfile)
+
+.PHONY: test-fast
+test-fast: $(VENV)/dev.stamp ## Run the tests that start no other program: no server, training, browser, compiler or container.
+	$(BIN)/python -m pytest -m "fast and not images and not kube and not simulated_gpu" --numprocesses 2 --dist loadfile $(ARGS)
+
+.PHONY: test-simulated-gpu
+test-simulated-gpu: $(VENV)/dev.stamp ## Run the tests that need a CUDA device, on a simulated one: a minute or two, needs g++.
+	$(BIN)/python -m tests.simulated_gpu $(ARGS)
 
 # Images: ENGINE=docker works too. For a CPU:
 #   make images BASE_IMAGE=python:3.11-slim-bookworm BUILD_ARGS="--build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
@@ -82,7 +104,7 @@ test-images: $(VENV)/dev.stamp ## Test the images that `make images` built: read
 
 .PHONY: test-kube
 test-kube: $(VENV)/dev.stamp ## Apply the manifests to the cluster that KUBECONFIG names, or to one started here (as root), and use them.
-	LITHOGRAPH_TEST_ENGINE=$(ENGINE) LITHOGRAPH_TEST_TAG=$(IMAGE_TAG) $(BIN)/python -m pytest -m kube tests/test_kube.py $(ARGS)
+	LITHOGRAPH_TEST_ENGINE=$(ENGINE) LITHOGRAPH_TEST_TAG=$(IMAGE_TAG) $(BIN)/python -m pytest -m kube tests/deploy/test_kube.py $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Check formatting, lint and types.
@@ -92,7 +114,7 @@ lint: $(VENV)/dev.stamp ## Check formatting, lint and types.
 	$(BIN)/mypy docs/hooks/*.py
 
 .PHONY: format
-format: $(VENV)/dev.stamp ## Format the code and mend what lint can mend.
+format: $(VENV)/dev.stamp ## Format the code and apply lint's automatic fixes.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -109,15 +131,15 @@ bench: $(VENV)/base.stamp ## Time one picture at default settings (ARGS=--dtype 
 	$(BIN)/python -m benchmarks.one_picture $(ARGS)
 
 .PHONY: bench-adapters
-bench-adapters: $(VENV)/base.stamp ## What adapters cost in a forward.
+bench-adapters: $(VENV)/base.stamp ## Time adapters in a forward.
 	$(BIN)/python -m benchmarks.adapter_cost $(ARGS)
 
 .PHONY: bench-training
-bench-training: $(VENV)/base.stamp ## The training loop and the caches against bare ones.
+bench-training: $(VENV)/base.stamp ## Time the training loop and the caches against bare ones.
 	$(BIN)/python -m benchmarks.training_speed $(ARGS)
 
 .PHONY: bench-full-size
-bench-full-size: $(VENV)/base.stamp ## One training step of a model of LongCat-Image's size: about 8 GB, minutes.
+bench-full-size: $(VENV)/base.stamp ## Time one training step of a model of LongCat-Image's size: about 8 GB, minutes.
 	$(BIN)/python -m benchmarks.full_size_step $(ARGS)
 
 .PHONY: demo
@@ -130,28 +152,42 @@ alerts: ## Write deploy/prometheus/rules.yaml into the monitoring component of k
 	mv .rules.new k8s/components/monitoring/rules.yaml
 
 .PHONY: dashboard
-dashboard: $(VENV)/dev.stamp ## Write the Grafana dashboard again, and docs' pictures of it: minutes of load, a real Prometheus.
+dashboard: $(VENV)/dev.stamp ## Write the Grafana dashboard and its pictures in docs again: minutes of load, a real Prometheus.
 	$(BIN)/python deploy/grafana/dashboard.py
 	$(BIN)/python -m recipes.dashboard $(ARGS)
 
 .PHONY: loadtest
-loadtest: $(VENV)/dev.stamp ## Load a server for a minute in five ways; a report in build/loadtest (ARGS=--seconds 600, ...).
+loadtest: $(VENV)/dev.stamp ## Load a server for a minute with five scenarios; a report in build/loadtest (ARGS=--seconds 600, ...).
 	$(BIN)/python -m loadtest.suite $(ARGS)
+
+.PHONY: chaos
+chaos: $(VENV)/dev.stamp ## Kill, starve and mislead a server under load and check every reply: minutes (ARGS=--kills 50, ...).
+	$(BIN)/python -m loadtest.chaos $(ARGS)
 
 .PHONY: bench-serving
 bench-serving: $(VENV)/dev.stamp ## Load a server and plain LitServe side by side, briefly (see loadtest/README.md).
 	$(BIN)/python -m loadtest.closed_loop --rounds 2 --pictures 4 $(ARGS)
 
-# Material warns of its own end in 2027 at every build.
+# schemathesis has an environment of its own: its pytest plugin would be loaded by every test.
+FUZZ_ENV := build/fuzz-env
+$(FUZZ_ENV)/bin/schemathesis: $(VENV)/dev.stamp
+	$(BIN)/python -m venv $(FUZZ_ENV)
+	$(FUZZ_ENV)/bin/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) schemathesis==4.32.5
+
+.PHONY: fuzz
+fuzz: $(FUZZ_ENV)/bin/schemathesis ## Fuzz the service, the studio and every reader of files; a report in build/fuzz (ARGS=--cases 100000).
+	$(BIN)/python -m tests.fuzz --schemathesis $(FUZZ_ENV)/bin/schemathesis $(or $(ARGS),--cases 10000)
+
+# NO_MKDOCS_2_WARNING: Material announces at every build that its maintenance ends in 2027.
 .PHONY: docs
 docs: $(VENV)/dev.stamp ## Build the site into build/site: quickstart (en, zh), reference, architecture, troubleshooting.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 .PHONY: docs-serve
-docs-serve: $(VENV)/dev.stamp ## Show the site on http://127.0.0.1:8002 while it is being written.
+docs-serve: $(VENV)/dev.stamp ## Serve the site on http://127.0.0.1:8002 with live reload.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8002 $(ARGS)
 
 .PHONY: lock
-lock: $(VENV)/dev.stamp ## Write what is installed into constraints.txt.
+lock: $(VENV)/dev.stamp ## Write the installed versions into constraints.txt.
 	$(BIN)/python -m pip list --format=freeze --exclude-editable \
 	  | sed 's/+cpu//' | grep -vE '^(pip|setuptools|wheel)==' | sort -f > constraints.txt

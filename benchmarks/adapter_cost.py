@@ -1,7 +1,11 @@
-"""What adapters cost in a forward: eight guided pictures with eight adapters of rank 16, against the same forward with none.
+"""Cost of adapters in a forward: eight guided pictures with eight adapters of rank 16, against the same without adapters.
 
 Run it with ``make bench-adapters``. Ratios are medians over pairs measured one after the other in one run. ``loaded`` is the
 number of adapters in slots, of which eight are in use: the cost must not depend on it.
+
+``whole-transformer`` also changes modulations, embedders and the output layer. Modulations and the prompt's projection are
+computed before the steps: ``start_ms`` is their time for one guided picture of 20 steps whose times are not cached, without
+adapters and with one.
 """
 
 import argparse
@@ -15,7 +19,8 @@ from longcat.logs import silence_import_noise
 
 PICTURES = 8
 RANK = 16
-TARGETS = {"attention": ("to_q", "to_k", "to_v", "to_out.0"), "all-linear": ("",)}
+TARGETS = {"attention": ("to_q", "to_k", "to_v", "to_out.0"), "all-linear": ("",), "whole-transformer": ("",)}
+STEPS = 20
 
 
 def main() -> None:
@@ -37,15 +42,17 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
     """Seconds of a forward without and with adapters."""
     import torch
 
-    from longcat import latents
-    from longcat.flavour import resolve
-    from longcat.forward import Forward
-    from longcat.loading import load
-    from longcat.lora import LoraLayer, LoraWeights, lora_targets
-    from longcat.slots import AdapterSlots
+    from longcat.adapter.lora import LoraLayer, LoraWeights, lora_targets
+    from longcat.adapter.modules import linear_modules
+    from longcat.model.flavour import resolve
+    from longcat.model.loading import load
+    from longcat.sampling import latents
+    from longcat.sampling.forward import Forward
+    from longcat.sampling.slots import AdapterSlots
 
     model = load(resolve("embedded"), device="cpu", dtype=dtype)
-    forward, widths = Forward(model.transformer), lora_targets(model.transformer)
+    forward = Forward(model.transformer, model.device)
+    widths = (linear_modules if targets == "whole-transformer" else lora_targets)(model.transformer)
     slots = AdapterSlots(model.transformer, count=loaded, rank=RANK, device=model.device, dtype=model.dtype)
     for slot in range(loaded):
         layers = {
@@ -58,7 +65,7 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
     inputs = (
         latents.seeded_noise(seed=0, height_px=128, width_px=128).to(model.dtype).repeat(rows, 1, 1),
         forward.context(torch.randn(1, 32, width, dtype=model.dtype)).repeat(rows, 1, 1),
-        torch.stack([forward.modulation(torch.tensor((i + 1) / 20, dtype=model.dtype)) for i in range(rows)]),
+        torch.stack(forward.modulations(torch.arange(1, rows + 1).to(model.dtype) / 20)),
         forward.rope(height_px=128, width_px=128, prompt_rows=32),
     )
     uses = [((loaded * (row // 2) // PICTURES, 1.0),) for row in range(rows)]
@@ -73,6 +80,18 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
             run()
             if i >= 0:
                 seconds[name].append(time.perf_counter() - begin)
+    times = (torch.arange(1, STEPS + 1) / STEPS).to(model.dtype)
+    embeds = torch.randn(1, 32, width, dtype=model.dtype)
+
+    def start_seconds(uses: tuple[tuple[int, float], ...]) -> float:
+        fresh, updates = Forward(model.transformer, model.device), slots.conditioning(uses)
+        begin = time.perf_counter()
+        fresh.modulations(times, updates)
+        for _ in range(2):  # the prompt and the negative prompt
+            fresh.context(embeds, updates)
+        return time.perf_counter() - begin
+
+    starts = [(start_seconds(()), start_seconds(((0, 1.0),))) for _ in range(rounds)]
     ratios = [b / a for a, b in zip(seconds["none"], seconds["adapters"], strict=True)]
     return {
         "dtype": dtype,
@@ -81,6 +100,7 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
         "none_ms": round(statistics.median(seconds["none"]) * 1000, 2),
         "adapters_ms": round(statistics.median(seconds["adapters"]) * 1000, 2),
         "ratio": round(statistics.median(ratios), 3),
+        "start_ms": [round(statistics.median(kind) * 1000, 2) for kind in zip(*starts, strict=True)],
     }
 
 

@@ -36,7 +36,7 @@ _QUIET = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one run showed."""
+    """The measurements of one run."""
 
     steps_per_second: float
     first_step_seconds: float

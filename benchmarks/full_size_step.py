@@ -16,15 +16,17 @@ import torch
 from diffusers import LongCatImageTransformer2DModel
 from torch import nn
 
-from longcat import latents
-from longcat.precision import Precision
-from longcat.quantize import quantize_layer, quantized_layers
-from trainer.config import TrainConfig
-from trainer.lora import inject
-from trainer.memory import Workload, plan
-from trainer.optimizer import make_optimizer
-from trainer.recompute import checkpoint_blocks
-from trainer.step import Batch, loss_of
+from longcat.model.precision import Precision
+from longcat.model.quantize import quantize_layer, quantized_layers
+from longcat.model.shape import image_tokens
+from longcat.sampling import latents
+from trainer.config.options import TrainConfig
+from trainer.config.settings import select
+from trainer.loop.optimizer import OptimizerSettings, make_optimizer
+from trainer.loop.step import Batch, loss_of
+from trainer.memory.plan import Workload, plan
+from trainer.model.checkpointing import checkpoint_blocks
+from trainer.model.lora import LoraSettings, inject
 
 SIZE_PX, PROMPT_TOKENS, JOINT_WIDTH = 256, 512, 3584
 SHAPE = {"num_layers": 10, "num_single_layers": 20, "num_attention_heads": 24, "attention_head_dim": 128,
@@ -39,16 +41,16 @@ def main(precision: str, steps: int) -> None:
     begin, before = time.perf_counter(), peak_mib()
     transformer = random_model(Precision(precision))
     config = TrainConfig(model_flavour="embedded", lora_rank=16, mixed_precision="bf16")
-    parameters = inject(transformer, config)
+    parameters = inject(transformer, select(config, LoraSettings))
     checkpoint_blocks(transformer, every=1)
     transformer.train()
-    optimizer = make_optimizer(parameters, config)
+    optimizer = make_optimizer(parameters, select(config, OptimizerSettings))
     made, loaded = time.perf_counter() - begin, peak_mib()
     seconds = []
     for step in range(steps):
         begin = time.perf_counter()
         loss = loss_of(transformer, noise(step), dtype=torch.bfloat16)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         assert torch.isfinite(loss)
@@ -80,10 +82,10 @@ def random_model(precision: Precision) -> LongCatImageTransformer2DModel:
 def noise(seed: int) -> Batch:
     """A batch of one picture of nothing."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = (SIZE_PX // latents.TOKEN_PX) ** 2
+    tokens = image_tokens(width_px=SIZE_PX, height_px=SIZE_PX)
     return Batch(
         noisy_BNC=torch.randn(1, tokens, 64, generator=generator).bfloat16(),
-        velocity_BNC=torch.randn(1, tokens, 64, generator=generator),
+        target_BNC=torch.randn(1, tokens, 64, generator=generator),
         sigma_B=torch.full((1,), 0.5),
         embeds_BLJ=torch.randn(1, PROMPT_TOKENS, JOINT_WIDTH, generator=generator).bfloat16(),
         text_ids_L3=latents.text_ids(PROMPT_TOKENS),

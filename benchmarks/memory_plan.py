@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,24 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from longcat import latents
-from longcat.flavour import Flavour, resolve
-from longcat.loading import load_transformer, load_vae
 from longcat.logs import silence_import_noise
-from longcat.precision import Precision
-from longcat.quantize import quantize_base
-from trainer.config import TrainConfig
-from trainer.lora import inject
-from trainer.memory import Workload, plan
-from trainer.optimizer import make_optimizer
-from trainer.recompute import checkpoint_blocks
-from trainer.step import Batch, loss_of
+from longcat.model.flavour import Flavour, resolve
+from longcat.model.loading import load_transformer, load_vae
+from longcat.model.precision import Precision
+from longcat.model.quantize import quantize_base
+from longcat.model.shape import image_tokens
+from longcat.sampling import latents
+from trainer.config.options import TrainConfig
+from trainer.config.settings import select
+from trainer.loop.optimizer import OptimizerSettings, make_optimizer
+from trainer.loop.step import Batch, loss_of, with_prior
+from trainer.memory.plan import Workload, plan
+from trainer.model.checkpointing import checkpoint_blocks
+from trainer.model.lora import LoraSettings, inject
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class PlanCase:
     """A setting that is measured."""
 
     precision: str = "no_change"
@@ -55,14 +57,14 @@ class Case:
 
     @property
     def config(self) -> TrainConfig:
-        """What the trainer is given."""
+        """Return the trainer's configuration."""
         return TrainConfig.model_validate({
             "model_flavour": "embedded", "base_model_precision": self.precision, "train_batch_size": self.batch,
             "lora_targets": self.targets, "optimizer": self.optimizer, "use_dora": self.dora,
         })  # fmt: skip
 
     def workload(self, flavour: Flavour) -> Workload:
-        """What the plan is given."""
+        """Return the plan's workload."""
         return Workload(
             flavour_folder=flavour.folder, precision=Precision(self.precision),
             text_encoder_precision=Precision.NO_CHANGE, dtype=self.dtype, lora_rank=self.config.lora_rank,
@@ -73,15 +75,23 @@ class Case:
 
 
 CASES = (
-    *(Case(batch=batch, side_px=side, every=every)
+    *(PlanCase(batch=batch, side_px=side, every=every)
       for side, batch in ((128, 1), (256, 1), (256, 4)) for every in (0, 2, 1)),
-    *(Case(precision=name, dtype="bfloat16", side_px=256, batch=2, every=every)
+    *(PlanCase(precision=name, dtype="bfloat16", side_px=256, batch=2, every=every)
       for name in ("no_change", "int8-torchao", "int8-quanto", "int4-quanto", "fp8-torchao") for every in (0, 1)),
-    Case(targets="official", optimizer="prodigy", side_px=192, batch=2),
-    Case(targets="all-linear", optimizer="adamw8bit", dtype="bfloat16", side_px=192, batch=2, every=1),
-    *(Case(dora=True, dtype=dtype, precision=precision, side_px=256, batch=2, every=every)
+    PlanCase(targets="official", optimizer="prodigy", side_px=192, batch=2),
+    PlanCase(targets="all-linear", optimizer="adamw8bit", dtype="bfloat16", side_px=192, batch=2, every=1),
+    *(PlanCase(dora=True, dtype=dtype, precision=precision, side_px=256, batch=2, every=every)
       for dtype, precision in (("float32", "no_change"), ("bfloat16", "no_change"), ("bfloat16", "int8-torchao"),
       ("bfloat16", "int8-quanto")) for every in (0, 1)),
+)  # fmt: skip
+
+
+PRIOR_CASES = (
+    *(PlanCase(batch=batch, side_px=side) for side, batch in ((128, 1), (256, 4))),
+    *(PlanCase(precision=name, dtype="bfloat16", side_px=256, batch=2)
+      for name in ("no_change", "int8-torchao", "int8-quanto")),
+    PlanCase(dora=True, side_px=256, batch=2),
 )  # fmt: skip
 
 
@@ -93,34 +103,37 @@ def main(one: str | None, only: str) -> None:
     silence_import_noise()
     flavour = resolve("embedded")
     if one is not None:
-        print(json.dumps(measure(Case(**json.loads(one)), flavour)))
+        print(json.dumps(measure(PlanCase(**json.loads(one)), flavour)))
         return
     print(f"{'MiB':68}{'planned':>10}{'measured':>10}  ratio")
     for case in (case for case in CASES if only in str(case)):
         command = [sys.executable, "-m", "benchmarks.memory_plan", "--case", json.dumps(asdict(case))]
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         _show(str(case), plan(case.workload(flavour)).peak_bytes["training"], json.loads(output.splitlines()[-1]))
+    for case in PRIOR_CASES:
+        made = plan(replace(case.workload(flavour), prior=True))
+        _show(f"the base's own prediction, {case}", made.prior_bytes, measure_prior(case, flavour))
     for side in (128, 256):
-        made = plan(Case(side_px=side).workload(flavour))
+        made = plan(PlanCase(side_px=side).workload(flavour))
         encode, decode = measure_autoencoder(side, flavour)
         _show(f"encoding 4 pictures, {side} px", made.vae_encode_bytes, encode)
         _show(f"decoding a picture, {side} px", made.vae_decode_bytes, decode)
 
 
-def measure(case: Case, flavour: Flavour) -> int:
+def measure(case: PlanCase, flavour: Flavour) -> int:
     """Bytes at the highest moment of the second step; the first one makes the optimizer's state."""
     dtype = getattr(torch, case.dtype)
     transformer = load_transformer(flavour, dtype)
     quantize_base(transformer, Precision(case.precision), device=torch.device("cpu"), training=True)
-    parameters = inject(transformer, case.config)
+    parameters = inject(transformer, select(case.config, LoraSettings))
     if case.every:
         checkpoint_blocks(transformer, every=case.every)
     transformer.train()
-    optimizer = make_optimizer(parameters, case.config)
+    optimizer = make_optimizer(parameters, select(case.config, OptimizerSettings))
 
     def step() -> None:
         loss = loss_of(transformer, noise(case, flavour, dtype), dtype=dtype)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -130,6 +143,17 @@ def measure(case: Case, flavour: Flavour) -> int:
     tensors = [*transformer.parameters(), *transformer.buffers(), *(t for t in state if isinstance(t, Tensor))]
     static = sum({place: size for tensor in tensors for place, size in storages(tensor)}.values())
     return static + highest(step)
+
+
+def measure_prior(case: PlanCase, flavour: Flavour) -> int:
+    """Bytes at the highest moment of the base's own prediction, beyond its weights."""
+    dtype = getattr(torch, case.dtype)
+    transformer = load_transformer(flavour, dtype)
+    quantize_base(transformer, Precision(case.precision), device=torch.device("cpu"), training=True)
+    inject(transformer, select(case.config, LoraSettings))
+    batch = replace(noise(case, flavour, dtype), is_prior=True)
+    with_prior(transformer, batch, dtype=dtype)
+    return highest(lambda: with_prior(transformer, batch, dtype=dtype))
 
 
 def highest(run: Callable[[], object]) -> int:
@@ -158,13 +182,13 @@ def measure_autoencoder(side_px: int, flavour: Flavour) -> tuple[int, int]:
     return weights + encode, weights + highest(lambda: latents.decode(vae, encoded[:1]))
 
 
-def noise(case: Case, flavour: Flavour, dtype: torch.dtype) -> Batch:
+def noise(case: PlanCase, flavour: Flavour, dtype: torch.dtype) -> Batch:
     """A batch of pictures of nothing."""
-    tokens, count = flavour.settings.max_prompt_tokens, (case.side_px // latents.TOKEN_PX) ** 2
+    tokens, count = flavour.settings.max_prompt_tokens, image_tokens(width_px=case.side_px, height_px=case.side_px)
     width = json.loads((Path(flavour.folder) / "transformer" / "config.json").read_text())["joint_attention_dim"]
     return Batch(
         noisy_BNC=torch.randn(case.batch, count, 64, dtype=dtype),
-        velocity_BNC=torch.randn(case.batch, count, 64),
+        target_BNC=torch.randn(case.batch, count, 64),
         sigma_B=torch.rand(case.batch, dtype=dtype),
         embeds_BLJ=torch.randn(case.batch, tokens, width, dtype=dtype),
         text_ids_L3=latents.text_ids(tokens),

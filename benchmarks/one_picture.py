@@ -1,4 +1,4 @@
-"""How long one picture takes at default settings, loading aside: wall seconds by phase, median and worst of many.
+"""Time of one picture at default settings, without loading: wall seconds by phase, median and maximum of many.
 
 Run it with ``make bench``. It measures what ``POST /generate`` does for a request, without HTTP.
 """
@@ -9,12 +9,12 @@ import os
 import statistics
 import time
 
-from longcat.flavour import resolve
 from longcat.logs import silence_import_noise
-from longcat.tokenizer import load_tokenizer, plain_ids
+from longcat.model.flavour import resolve
+from longcat.model.tokenizer import load_tokenizer, plain_ids
 from service.config import ModelConfig
-from service.limits import Limits
-from service.schema import GenerateRequest
+from service.wire.limits import Limits
+from service.wire.schema import GenerateRequest
 
 PROMPTS = ("一个红苹果", "a red apple", "一只猫，蓝色背景", "a rocket on a black background")
 

@@ -17,26 +17,30 @@ import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
-from longcat import flow, latents
-from longcat.loading import load_scheduler_config, load_text_encoder, load_transformer, load_vae
 from longcat.logs import silence_import_noise
-from longcat.precision import Precision
-from longcat.prompt import tokenize_prompt
-from longcat.text_encoder import position_ids
-from longcat.tokenizer import load_tokenizer, plain_ids
-from trainer.cache import Cache
-from trainer.config import TrainConfig
-from trainer.inventory import Inventory
-from trainer.loop import Loop, Trainee
-from trainer.lora import inject, target_modules
-from trainer.pictures import read_pixels
-from trainer.preparation import Encoders, captions_of, encode_captions, encode_pictures, prompt_rows
-from trainer.progress import Progress
-from trainer.run import prepare_model
-from trainer.sampler import Sampler
-from trainer.scanning import take_inventory
-from trainer.step import Batches
-from trainer.world import World
+from longcat.model.loading import load_scheduler_config, load_text_encoder, load_transformer, load_vae
+from longcat.model.precision import Precision
+from longcat.model.tokenizer import load_tokenizer, plain_ids
+from longcat.sampling import flow, latents
+from longcat.sampling.prompt import tokenize_prompt
+from longcat.sampling.text_encoder import position_ids
+from trainer.config.options import TrainConfig
+from trainer.config.settings import select
+from trainer.data.inventory import Inventory
+from trainer.data.pictures import read_pixels
+from trainer.data.scan import take_inventory
+from trainer.encode.cache import Cache
+from trainer.encode.preparation import Encoders, captions_of, encode_captions, encode_pictures, prompt_rows
+from trainer.loop.checkpoint import Origin
+from trainer.loop.distributed import ProcessGroup
+from trainer.loop.loop import Loop, LoopSettings, TrainableModel
+from trainer.loop.optimizer import OptimizerSettings
+from trainer.loop.sampler import Sampler
+from trainer.loop.step import Batches, BatchSettings
+from trainer.model.base import prepare_model
+from trainer.model.lora import LoraSettings, inject, target_modules
+from trainer.record.progress import RunProgress
+from trainer.validation.evaluations import Evaluations, EvaluationSettings
 
 PICTURES = Path(__file__).parent.parent / "examples" / "ink" / "pictures"
 
@@ -61,24 +65,29 @@ def main(rounds: int, steps: int, mixed_precision: str) -> None:
 
 def compare_steps(config: TrainConfig, rounds: int, steps: int) -> None:
     """Steps a second of the trainer's loop over the bare loop's."""
-    world = World("cpu")
-    config, encoders = prepare_model(config, world.device)
+    process_group = ProcessGroup("cpu")
+    config, encoders = prepare_model(config, process_group.device)
     flavour = encoders.flavour
-    inventory = take_inventory(config, flavour)
+    inventory = take_inventory(config, lambda: flavour)
     cache = Cache(config.cache_folder)
     encode_captions(encoders, cache, captions_of(inventory.samples), lambda *_: None)
     encode_pictures(encoders, cache, inventory.samples, lambda *_: None)
     scheduler_config = load_scheduler_config(flavour)
     transformer = load_transformer(flavour, encoders.dtype)
-    trainee = Trainee(transformer=transformer, parameters=inject(transformer, config), dtype=encoders.dtype)
+    parameters = inject(transformer, select(config, LoraSettings))
+    model = TrainableModel(transformer=transformer, parameters=parameters, dtype=encoders.dtype)
     sampler = Sampler(inventory.samples, batch=config.train_batch_size, seed=config.seed)
-    batches = Batches(config, inventory.samples, encoders, cache, scheduler_config)
-    loop = Loop(config, trainee, batches, sampler, world, steps=1_000_000, dataset_hash=inventory.hash)
-    bare = bare_loop(config, encoders, inventory, cache)
-    progress = Progress(
-        config.output_dir, run_id="benchmark", config={}, total_steps=1_000_000, start_step=0, tensorboard=False,
+    batches = Batches(select(config, BatchSettings), inventory.samples, encoders, cache, scheduler_config)
+    progress = RunProgress(
+        config.output_dir, run_id="benchmark", config={}, total_steps=1_000_000,
         metrics_port=None, pushgateway_url=None, show_bar=False,
     )  # fmt: skip
+    evaluations = Evaluations(select(config, EvaluationSettings), None, progress, steps=1_000_000, processes=1)
+    loop = Loop(
+        select(config, LoopSettings), select(config, OptimizerSettings), model, batches, sampler, process_group, evaluations,
+        steps=1_000_000, origin=Origin(options={}, base_hash="", dataset_hash=inventory.hash),
+    )  # fmt: skip
+    bare = bare_loop(config, encoders, inventory, cache)
     transformer.train()
     with progress:
 
@@ -87,7 +96,7 @@ def compare_steps(config: TrainConfig, rounds: int, steps: int) -> None:
                 progress.step(loop.advance())
 
         seconds = interleaved([ours, bare], rounds, steps)
-        progress.finish("finished", None, 0)
+        progress.finish("finished", (), 0)
     ratios = [b / a for a, b in zip(*seconds, strict=True)]
     print(
         f"batch {config.train_batch_size}, {config.mixed_precision}: "
@@ -99,7 +108,7 @@ def compare_steps(config: TrainConfig, rounds: int, steps: int) -> None:
 
 
 def bare_loop(config: TrainConfig, encoders: Encoders, inventory: Inventory, cache: Cache) -> Callable[[int], None]:
-    """What anyone would write first."""
+    """Run a plain training loop, as one would write it first."""
     transformer = load_transformer(encoders.flavour, encoders.dtype)
     names = target_modules(transformer, "attention")
     lora = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.1, target_modules=names)
@@ -129,7 +138,7 @@ def bare_loop(config: TrainConfig, encoders: Encoders, inventory: Inventory, cac
                     timestep=sigma.to(encoders.dtype), encoder_hidden_states=embeds, txt_ids=text_ids, img_ids=image_ids,
                     return_dict=False,
                 )[0]  # fmt: skip
-            F.mse_loss(predicted.float(), noise - clean).backward()  # type: ignore[no-untyped-call]
+            F.mse_loss(predicted.float(), noise - clean).backward()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -140,7 +149,7 @@ def compare_caching(config: TrainConfig, rounds: int) -> None:
     """Pictures a second into an empty cache over what the bare encoders do; and a second run's."""
     config, encoders = prepare_model(config, torch.device("cpu"))
     flavour = encoders.flavour
-    inventory = take_inventory(config, flavour)
+    inventory = take_inventory(config, lambda: flavour)
     ratios, again = [], []
     for number in range(rounds):
         cache = Cache(config.output_dir / f"cache-{number}")

@@ -7,11 +7,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lithograph.answers import RequestError, ServiceError
-    from lithograph.client import AsyncClient, Client
+    from lithograph.client.client import AsyncClient, Client
+    from lithograph.client.errors import RequestError, ServiceError
 
 __all__ = ["AsyncClient", "Client", "RequestError", "ServiceError"]
-_HOMES = {"AsyncClient": "client", "Client": "client", "RequestError": "answers", "ServiceError": "answers"}
+_HOMES = {
+    "AsyncClient": "client.client",
+    "Client": "client.client",
+    "RequestError": "client.errors",
+    "ServiceError": "client.errors",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,9 @@
-"""The ``lithograph`` command. Each package brings its own subcommands; they are imported when used.
+"""The ``lithograph`` command. A subcommand is imported from its package when it is run.
 
 Every option can be given as an environment variable: ``LITHOGRAPH_SERVE_PORT=8123`` is ``serve --port 8123``.
+
+``lithograph``, the console script, never imports from the working directory. ``python -m lithograph`` does, as every ``-m``
+does: where that directory may hold a ``trainer.py`` or ``service/`` of its own, run ``python -P -m lithograph``.
 """
 
 import importlib
@@ -9,9 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import click
+from typing_extensions import override
 
+from lithograph.terminal import fail
 from longcat.errors import LithographError
 from longcat.logs import silence_import_noise
+from longcat.parent import PARENT_OPTION, stop_with_parent
+from longcat.storage.disk import disk_full, is_disk_full, path_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ _COMMANDS: Mapping[str, _Subcommand] = {
     "generate": _Subcommand("lithograph.generate:generate", "Draw a prompt into a file; no server needed."),
     "fetch": _Subcommand("lithograph.fetch:fetch", "Download a model's weights, once, for others to find."),
     "train": _Subcommand("trainer.commands:train", "Train an adapter on captioned pictures."),
+    "report": _Subcommand("trainer.commands:report", "Whether a training overfits, and which step is the best."),
     "validate": _Subcommand(
         "trainer.commands:validate", "Draw the validation prompts, with an adapter beside the base."
     ),
@@ -42,37 +50,49 @@ _COMMANDS: Mapping[str, _Subcommand] = {
 class _LazyGroup(click.Group):
     """Imports a subcommand's module when it is run, so that ``--help`` is quick."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    @override
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    @override
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
         module, _, name = _COMMANDS[cmd_name].target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    @override
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.summary) for name, command in _COMMANDS.items()])
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="lithograph")
-def cli() -> None:
+@click.option(PARENT_OPTION, type=int, hidden=True, help="Stop when this is no longer the parent process.")
+def cli(parent_pid: int | None) -> None:
     """Lithograph: draw with LongCat-Image, and teach it new styles."""
+    if parent_pid is not None:
+        stop_with_parent(parent_pid)
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line, not a stack trace."""
+    """Run the command; an error of ours is a line for each problem, not a stack trace."""
     # Read by OpenMP when torch is imported, here or in a child process: spinning threads starve each other on few cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    # Child processes (the engine, data loading, compilation) do not import from the working directory either.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     silence_import_noise()
     try:
         cli(auto_envvar_prefix="LITHOGRAPH")
     except LithographError as error:
-        raise SystemExit(f"error: {error}") from error
+        fail(error)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        fail(disk_full(path_of(error)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``lithograph adapters``: what is in storage, into and out of it, and what a name means.
+"""``lithograph adapters``: list, import, export, roll back and remove adapters in storage.
 
 Only ``import`` and ``export`` need torch, and only they import it.
 """
@@ -7,17 +7,23 @@ import json
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from safetensors import SafetensorError
 
-from lithograph.table import echo_table
-from longcat import adapter
-from longcat.errors import AdapterError, LithographError, StorageMissingError, UserError
-from longcat.storage import Storage, open_storage
+from lithograph.terminal import echo_table, fail
+from longcat.adapter import artifact as adapter
+from longcat.adapter.artifact import fetch
+from longcat.adapter.publishing import remove_adapter, remove_version, set_latest
+from longcat.adapter.reference import Reference, parse_name, parse_new_name, parse_reference
+from longcat.errors import LithographError, Problem, StorageMissingError, UserError, reason_of
+from longcat.storage.disk import disk_full, is_disk_full
+from longcat.storage.interface import Storage
+from longcat.storage.opening import open_storage
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _COLUMNS = ("NAME", "LATEST", "VERSIONS", "RANK", "MODULES", "BASE", "CREATED")
@@ -26,32 +32,49 @@ _COLUMNS = ("NAME", "LATEST", "VERSIONS", "RANK", "MODULES", "BASE", "CREATED")
 def _storage_options(command: _Command) -> _Command:
     for option in (
         click.option("--endpoint-url", envvar="LITHOGRAPH_ADAPTERS_ENDPOINT_URL", show_envvar=True,
-                     help="Of an S3 store that is not AWS."),
+                     help="Endpoint of an S3 store other than AWS."),
         click.option("--storage", "storage_uri", metavar="URI", required=True, envvar="LITHOGRAPH_ADAPTERS_STORAGE",
-                     show_envvar=True, help="Where adapters are: file:///directory or s3://bucket/prefix."),
+                     show_envvar=True, help="Storage of adapters: file:///directory or s3://bucket/prefix."),
     ):  # fmt: skip
         command = option(command)
     return command
 
 
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, of an error too: its code and problems."
+)
+
+
+@contextmanager
+def _errors_as_json(as_json: bool) -> Iterator[None]:
+    """Print an error as JSON and exit with 1, if JSON was asked for."""
+    try:
+        yield
+    except LithographError as error:
+        if not as_json:
+            raise
+        fail(error, as_json=True)
+
+
 @click.group()
 def adapters() -> None:
-    """Look after the adapters in storage.
+    """Manage the adapters in storage.
 
     An adapter is named like ink, which means its latest version, or ink@3.
     """
 
 
 @adapters.command("list")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_json_option
 @_storage_options
 def list_(as_json: bool, storage_uri: str, endpoint_url: str | None) -> None:
     """List adapters."""
-    storage = open_storage(storage_uri, endpoint_url=endpoint_url)
     versions = defaultdict(list)
-    for name, version in adapter.list_versions(storage):
-        versions[name].append(version)
-    found = [_summary(storage, name, sorted(versions[name])) for name in sorted(versions)]
+    with _errors_as_json(as_json):
+        storage = open_storage(storage_uri, endpoint_url=endpoint_url)
+        for name, version in adapter.list_versions(storage):
+            versions[name].append(version)
+        found = [_summary(storage, name, sorted(versions[name])) for name in sorted(versions)]
     if as_json:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
         return
@@ -66,58 +89,73 @@ def list_(as_json: bool, storage_uri: str, endpoint_url: str | None) -> None:
 
 @adapters.command()
 @click.argument("reference", metavar="NAME[@VERSION]")
+@_json_option
 @_storage_options
-def show(reference: str, storage_uri: str, endpoint_url: str | None) -> None:
-    """Show everything that is known about one version, as JSON."""
-    storage = open_storage(storage_uri, endpoint_url=endpoint_url)
-    click.echo(adapter.find(storage, adapter.parse_reference(reference)).model_dump_json(indent=1))
+def show(reference: str, as_json: bool, storage_uri: str, endpoint_url: str | None) -> None:
+    """Print the manifest of one version, which is JSON with or without --json."""
+    with _errors_as_json(as_json):
+        chosen = parse_reference(reference)
+        manifest = adapter.find(open_storage(storage_uri, endpoint_url=endpoint_url), chosen)
+    click.echo(manifest.model_dump_json(indent=1))
 
 
 @adapters.command("import")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--name", required=True, help="What requests will call it.")
+@click.option("--name", required=True, help="Name of the adapter in requests.")
 @click.option("--flavour", default="embedded", show_default=True,
-              help="The model that it was trained on: final, dev, embedded, a directory or a hub id.")  # fmt: skip
+              help="Model that it was trained on: final, dev, embedded, a directory or a hub id.")  # fmt: skip
 @click.option("--revision", help="The hub's branch, tag or commit.")
-@click.option(
-    "--trigger", "triggers", multiple=True, metavar="WORD", help="A word that calls its style up; repeatable."
-)
-@click.option("--max-rank", type=click.IntRange(1), default=128, show_default=True, help="The largest that is served.")
-@click.option("--no-latest", is_flag=True, help="Let the name go on meaning what it means.")
+@click.option("--trigger", "triggers", multiple=True, metavar="WORD", help="Word that triggers its style. Repeatable.")
+@click.option("--max-rank", type=click.IntRange(1), default=128, show_default=True, help="Largest rank to accept.")
+@click.option("--no-latest", is_flag=True, help="Leave the latest version of the name as it is.")
+@_json_option
 @_storage_options
-def import_(
-    path: Path, name: str, flavour: str, revision: str | None, triggers: tuple[str, ...], max_rank: int, no_latest: bool,
-    storage_uri: str, endpoint_url: str | None,
-) -> None:  # fmt: skip
+def import_(as_json: bool, **given: Any) -> None:
     """Publish a LoRA that another program wrote.
 
     PATH is a safetensors file or a directory with one: SimpleTuner's, diffusers', the official trainer's, ComfyUI's or
     kohya's.
     """
-    _check_name(name)
+    with _errors_as_json(as_json):
+        summary = _import(**given)
+    if as_json:
+        click.echo(json.dumps(summary, ensure_ascii=False))
+        return
+    for warning in summary.get("warnings", ()):
+        click.echo(f"warning: {Problem.from_json(warning)}", err=True)
+    assumed = "" if summary["has_alpha"] else " (the file says none: the rank, as its program takes it)"
+    click.echo(
+        f"{summary['reference']}: {summary['origin']} format, {summary['modules']} modules, rank {summary['rank']}, "
+        f"alpha {summary['alpha']:g}{assumed}{', DoRA' if summary['use_dora'] else ''}"
+    )
+
+
+def _import(
+    *, path: Path, name: str, flavour: str, revision: str | None, triggers: tuple[str, ...], max_rank: int,
+    no_latest: bool, storage_uri: str, endpoint_url: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    parse_new_name(name)
     storage = open_storage(storage_uri, endpoint_url=endpoint_url)
-    from longcat.flavour import resolve
+    from longcat.model.flavour import resolve
 
     base = resolve(flavour, revision=revision)
-    from longcat.foreign import flavour_targets, read_foreign
-    from longcat.lora import draft_of, publish_lora
+    from longcat.adapter.importing import import_adapter
 
-    foreign = read_foreign(path, flavour_targets(base), max_rank=max_rank)
-    draft = draft_of(foreign.weights, base, origin=foreign.origin, trigger_words=triggers)
-    manifest = publish_lora(storage, name, draft, foreign.weights)
-    if not no_latest:
-        adapter.set_latest(storage, name, manifest.version, only_forward=True)
-    assumed = "" if foreign.says_alpha else " (the file says none: the rank, as its program takes it)"
-    click.echo(
-        f"{manifest.reference}: {manifest.origin} format, {len(manifest.target_modules)} modules, rank {manifest.rank}, "
-        f"alpha {manifest.alpha:g}{assumed}{', DoRA' if manifest.use_dora else ''}"
+    imported = import_adapter(
+        storage, name, path, base, max_rank=max_rank, trigger_words=triggers, moves_latest=not no_latest
     )
+    manifest = imported.manifest
+    return {
+        "reference": str(manifest.reference), "origin": manifest.origin, "modules": len(manifest.target_modules),
+        "rank": manifest.rank, "alpha": manifest.alpha, "has_alpha": imported.has_alpha, "use_dora": manifest.use_dora,
+        **({"warnings": [warning.to_json() for warning in imported.warnings]} if imported.warnings else {}),
+    }  # fmt: skip
 
 
 @adapters.command()
 @click.argument("reference", metavar="NAME[@VERSION]")
-@click.option("--format", "format_", type=click.Choice(["diffusers", "comfyui"]), default="diffusers", show_default=True,
-              help="SimpleTuner reads diffusers'.")  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(["diffusers", "comfyui", "lycoris"]), default="diffusers",
+              show_default=True, help="SimpleTuner reads diffusers', and lycoris for LoKr and LoHa.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 @_storage_options
@@ -126,21 +164,37 @@ def export(
 ) -> None:  # fmt: skip
     """Write an adapter as a file for other programs."""
     if output.exists() and not force:
-        raise UserError(f"output {output} is there already: give another, or --force")
+        raise UserError(
+            "output_exists",
+            "exists already",
+            remedy="give another file, or --force",
+            field="--output",
+            value=str(output),
+        )
     storage = open_storage(storage_uri, endpoint_url=endpoint_url)
-    manifest = adapter.find(storage, adapter.parse_reference(reference))
-    from longcat.export import WRITERS
-    from longcat.lora import load_lora
+    manifest = adapter.find(storage, parse_reference(reference))
+    from longcat.adapter.export import WRITERS
+    from longcat.adapter.verification import load_version
 
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as scratch:
             written = Path(scratch, "written.safetensors")
-            WRITERS[format_](load_lora(adapter.fetch(storage, manifest, Path(scratch))), written)
+            WRITERS[format_](load_version(fetch(storage, manifest, Path(scratch)), manifest), written)
             written.chmod(0o644)  # safetensors makes it 0600, and other programs may run as other users
-            (os.replace if force else os.link)(written, output)
+            if not force:
+                output.open("xb").close()  # fails if another program has written the file meanwhile
+            os.replace(written, output)
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"output {output} cannot be written ({reason}); give another with --output") from error
+        if is_disk_full(error):
+            raise disk_full(output, field="--output") from error
+        raise UserError(
+            "output_not_writable",
+            "cannot be written ({reason})",
+            remedy="give another file",
+            field="--output",
+            value=str(output),
+            reason=reason_of(error),
+        ) from error
     click.echo(f"{output}: {manifest.reference} in {format_} format")
 
 
@@ -149,41 +203,36 @@ def export(
 @click.option("--to", "version", type=click.IntRange(1), metavar="VERSION", help="[default: the one before the latest]")
 @_storage_options
 def rollback(name: str, version: int | None, storage_uri: str, endpoint_url: str | None) -> None:
-    """Let NAME mean an earlier version, or any other."""
-    _check_name(name)
+    """Make an earlier version of NAME its latest, or any other."""
+    parse_name(name)
     storage = open_storage(storage_uri, endpoint_url=endpoint_url)
     if version is None:
         version = adapter.previous_version(storage, name)
-    manifest = adapter.find(storage, adapter.Reference(name=name, version=version))
-    adapter.set_latest(storage, name, manifest.version)
+    manifest = adapter.find(storage, Reference(name=name, version=version))
+    set_latest(storage, name, manifest.version)
     click.echo(f"{name} means {manifest.reference}")
 
 
 @adapters.command()
 @click.argument("reference", metavar="NAME[@VERSION]")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @_storage_options
 def remove(reference: str, yes: bool, storage_uri: str, endpoint_url: str | None) -> None:
     """Remove one version, or all of an adapter, for good."""
-    chosen = adapter.parse_reference(reference)
+    chosen = parse_reference(reference)
     storage = open_storage(storage_uri, endpoint_url=endpoint_url)
     if not yes:
         what = reference if chosen.version else f"{reference} with all its versions"
         click.confirm(f"Remove {what} from {storage.uri} for good?", abort=True)
     if chosen.version is None:
-        adapter.remove_adapter(storage, chosen.name)
+        remove_adapter(storage, chosen.name)
     else:
-        adapter.remove_version(storage, chosen.name, chosen.version)
+        remove_version(storage, chosen.name, chosen.version)
     click.echo(f"removed {reference}")
 
 
-def _check_name(name: str) -> None:
-    if adapter.parse_reference(name).version is not None:
-        raise AdapterError(f"adapter {name!r}: give the name alone, without a version")
-
-
 def _summary(storage: Storage, name: str, versions: Sequence[int]) -> dict[str, Any]:
-    """One adapter in the list: its latest version, or the last if none is. What is broken says so and hides no others."""
+    """Return one adapter of the list: its latest version, else its last. A broken one has an ``error``."""
     summary: dict[str, Any] = {"name": name, "latest": None, "versions": list(versions)}
     try:
         try:
@@ -194,8 +243,8 @@ def _summary(storage: Storage, name: str, versions: Sequence[int]) -> dict[str, 
             manifest = adapter.read_manifest(storage, name, summary["latest"])
     except LithographError as error:
         return summary | {"error": str(error)}
-    said = manifest.model_dump(mode="json", include={"rank", "alpha", "base", "created", "origin", "trigger_words"})
-    return summary | said | {"modules": len(manifest.target_modules)}
+    fields = manifest.model_dump(mode="json", include={"rank", "alpha", "base", "created", "origin", "trigger_words"})
+    return summary | fields | {"modules": len(manifest.target_modules)}
 
 
 def _row(summary: Mapping[str, Any]) -> tuple[str, ...]:

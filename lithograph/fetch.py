@@ -1,12 +1,12 @@
 """``lithograph fetch``: a model's weights, once, before anything is started that needs them."""
 
-import sys
 from pathlib import Path
 
 import click
 
+from lithograph.terminal import fail
 from longcat.errors import ConfigError
-from longcat.flavour import resolve
+from longcat.model.flavour import resolve
 
 
 @click.command()
@@ -14,12 +14,12 @@ from longcat.flavour import resolve
               help="final, dev, embedded, a directory or a hub id.")  # fmt: skip
 @click.option("--revision", envvar="LITHOGRAPH_SERVE_REVISION", help="The hub's branch, tag or commit.")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path),
-              help="A training's config.json: what it trains on, instead of a flavour.")  # fmt: skip
+              help="A training's config.json, whose model is fetched instead of a flavour.")  # fmt: skip
 def fetch(flavour: str, revision: str | None, config: Path | None) -> None:
-    """Download a model unless it is there, check that it is whole, and say where it is.
+    """Download a model unless it is there, verify it, and print its directory.
 
-    Downloads go to HF_HOME; one that was interrupted goes on. With HF_HUB_OFFLINE=1, what was fetched is all there is.
-    What `serve` is told in the environment is fetched, too.
+    Downloads go to HF_HOME; an interrupted one is resumed. With HF_HUB_OFFLINE=1, nothing is downloaded. The variables of
+    `serve`, LITHOGRAPH_SERVE_FLAVOUR and LITHOGRAPH_SERVE_REVISION, are read, too.
     """
     if config is not None:
         flavour, revision = _trained_on(config)
@@ -29,13 +29,12 @@ def fetch(flavour: str, revision: str | None, config: Path | None) -> None:
 
 
 def _trained_on(config: Path) -> tuple[str, str | None]:
-    """Ends like ``lithograph train`` if the configuration cannot be: a Job tries neither again."""
+    """Return a training's flavour and revision; a wrong configuration exits as in ``lithograph train``."""
     from trainer.commands import read_config
     from trainer.outcome import Outcome
 
     try:
         training = read_config(config, [])
     except ConfigError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(int(Outcome.BAD_CONFIG))
+        fail(error, Outcome.BAD_CONFIG)
     return training.flavour, training.revision

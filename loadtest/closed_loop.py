@@ -1,4 +1,4 @@
-"""Clients that ask again as soon as they are answered: pictures a second, latency, CPU time, the product by each baseline.
+"""Closed loop: pictures a second, latency and CPU time of the service and of each baseline.
 
 By default 8 clients, each with its own adapter, 4, 8, 12 or 20 steps, 128 px, Chinese and English prompts. All servers are
 up; the one being measured runs, and they take turns in rounds. All draw the same pictures, and those are compared. Exit
@@ -11,12 +11,12 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from loadtest.comparison import OURS, compare, interleave
-from loadtest.contestants import BASELINES, add_options, contestants, settings, steps_option
-from loadtest.figures import machine, report
-from loadtest.requests import prompts
-from loadtest.servers import running
-from loadtest.traffic import Mix, closed_loop
+from loadtest.contestants.comparison import OURS, compare, interleave
+from loadtest.contestants.contestants import BASELINES, add_options, contestants, settings, steps_option
+from loadtest.contestants.servers import running
+from loadtest.traffic.figures import machine, report
+from loadtest.traffic.requests import prompts
+from loadtest.traffic.traffic import Mix, closed_loop
 
 
 def main() -> None:

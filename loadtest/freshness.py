@@ -1,4 +1,4 @@
-"""How soon a new adapter version is served: from its ``latest`` being written to the first picture made with it.
+"""Time until a new adapter version is served: from the write of its ``latest`` to the first picture made with it.
 
 While a light load runs, new versions of one adapter are published, each by ``lithograph adapters import``. Small one-step
 requests name that adapter without a version, one after the other; a reply's ``X-Adapters`` says which version drew it. The
@@ -21,43 +21,43 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.adapters import PublishError, import_command, make_adapter, make_adapters, publish
-from loadtest.contestants import add_service_options, service_on, settings
-from loadtest.figures import machine, median, percentile, report, table
-from loadtest.latest import Latest, open_latest
-from loadtest.requests import Client, Reply, prompts
-from loadtest.servers import ROOT, running
-from loadtest.traffic import Mix
+from loadtest.contestants.contestants import add_service_options, service_on, settings
+from loadtest.contestants.servers import ROOT, running
+from loadtest.traffic.adapters import PublishError, import_command, make_adapter, make_adapters, publish
+from loadtest.traffic.figures import machine, median, percentile, report, table
+from loadtest.traffic.latest import Latest, open_latest
+from loadtest.traffic.requests import LoadClient, Reply, prompts
+from loadtest.traffic.traffic import Mix
 
 FRESH = "fresh"
 _VERSION = re.compile(rf"\b{FRESH}@([0-9]+);")
 _PATIENCE_SECONDS = 60.0
 _BETWEEN_PROBES_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 2.0
-"""Before a publication, at random, so that they fall anywhere between two looks of the service at storage."""
+"""Random pause before a publication, so that it falls anywhere between two polls of storage by the service."""
 
 
 @dataclass(kw_only=True)
 class Seen:
-    """What the requests came to."""
+    """The results of the requests."""
 
     first: dict[int, float] = field(default_factory=dict)
-    """Version to when, by ``time.time``, its first picture had come."""
+    """Time of a version's first picture, by ``time.time``, by version."""
     probes: list[Reply] = field(default_factory=list)
     load: list[Reply] = field(default_factory=list)
     is_over: bool = False
-    """Nobody asks any more."""
+    """True once the load has to stop."""
 
 
 async def measure(
     url: str, mix: Mix, latest: Latest, commands: Sequence[Sequence[str]], *, rate: float
 ) -> tuple[Seen, list[float]]:
-    """Publish one version after the other under load; the seconds that each took to be served.
+    """Publish one version after the other under load; return the seconds until each was served.
 
     ``rate`` is the load in requests a second. Raises ``PublishError`` (in a group).
     """
     seen, seconds = Seen(), []
-    async with Client(url) as client, asyncio.TaskGroup() as group:
+    async with LoadClient(url) as client, asyncio.TaskGroup() as group:
         group.create_task(_load(client, mix, seen, rate))
         group.create_task(_probe(client, seen))
         pauses = np.random.default_rng(1).uniform(0, _LONGEST_PAUSE_SECONDS, len(commands))
@@ -84,8 +84,8 @@ async def _publish(command: Sequence[str], latest: Latest, version: int) -> floa
     return await waiting
 
 
-async def _probe(client: Client, seen: Seen) -> None:
-    """The cheapest picture there is, over and over."""
+async def _probe(client: LoadClient, seen: Seen) -> None:
+    """Request the cheapest possible picture, over and over."""
     small = Mix(guidance_scale=1.0, size_px=64)
     while not seen.is_over:
         reply = await client.draw(small.drawing("a red apple", seed=len(seen.probes), steps=1, adapter=FRESH))
@@ -95,8 +95,8 @@ async def _probe(client: Client, seen: Seen) -> None:
         await asyncio.sleep(_BETWEEN_PROBES_SECONDS)
 
 
-async def _load(client: Client, mix: Mix, seen: Seen, rate: float) -> None:
-    """Poisson arrivals of pictures with the other adapters."""
+async def _load(client: LoadClient, mix: Mix, seen: Seen, rate: float) -> None:
+    """Send requests with the other adapters, at Poisson arrivals."""
     random, texts = np.random.default_rng(0), prompts(0)
 
     async def ask(number: int, texts: Iterator[str]) -> None:

@@ -1,4 +1,4 @@
-"""How soon a request makes its first step while four others run, in step times. The product alone.
+"""Time to the first step of a request while four others run, in step times. The service alone.
 
 Four long requests stream their progress. Once all are on their way, a fifth arrives, at evenly spread moments between two
 steps; its first ``progress`` event must come within two step times. A step time is the median gap between one request's
@@ -20,22 +20,22 @@ from typing import Any
 
 import httpx
 
-from loadtest.adapters import make_adapters
-from loadtest.contestants import add_service_options, our_service, settings
-from loadtest.figures import Figures, machine, median, percentile, report, table
-from loadtest.requests import Client, Drawing, StreamError, prompts
-from loadtest.servers import Server, running
-from loadtest.traffic import Mix
+from loadtest.contestants.contestants import add_service_options, our_service, settings
+from loadtest.contestants.servers import ServerProcess, running
+from loadtest.traffic.adapters import make_adapters
+from loadtest.traffic.figures import Figures, machine, median, percentile, report, table
+from loadtest.traffic.requests import ImageRequest, LoadClient, StreamError, prompts
+from loadtest.traffic.traffic import Mix
 
 RUNNERS = 4
 _RUNNERS_STEPS = 64
 _NEWCOMERS_STEPS = 8
 _STEPS_BEFORE = 12
-"""Steps that every runner has made when the newcomer arrives; the gaps of the last half of them are the step time."""
+"""Steps of every running request before the newcomer arrives; the last half of them gives the step time."""
 
 
-def measure(server: Server, mix: Mix, prompts: Iterator[str], *, repeats: int) -> dict[str, Any]:
-    """One arrival after the other, each among four fresh requests."""
+def measure(server: ServerProcess, mix: Mix, prompts: Iterator[str], *, repeats: int) -> dict[str, Any]:
+    """Measure one arrival after the other, each among four new requests."""
     rounds: list[Figures] = []
     failed: list[str] = []
     with server.awake():
@@ -62,8 +62,8 @@ def measure(server: Server, mix: Mix, prompts: Iterator[str], *, repeats: int) -
     return {"summary": summary, "rounds": rounds, "failed": failed}
 
 
-def _drawings(mix: Mix, prompts: Iterator[str], *, seed: int) -> list[Drawing]:
-    """Four that run and, last, the newcomer; each with an adapter of its own if there are enough."""
+def _drawings(mix: Mix, prompts: Iterator[str], *, seed: int) -> list[ImageRequest]:
+    """Return four running requests and, last, the newcomer, each with its own adapter if there are enough."""
     names = [mix.adapters[i % len(mix.adapters)] if mix.adapters else None for i in range(RUNNERS + 1)]
     counts = [_RUNNERS_STEPS] * RUNNERS + [_NEWCOMERS_STEPS]
     return [
@@ -72,9 +72,9 @@ def _drawings(mix: Mix, prompts: Iterator[str], *, seed: int) -> list[Drawing]:
     ]
 
 
-async def _arrive(url: str, drawings: Sequence[Drawing], *, phase: float) -> Figures:
-    """``phase``: how much of a step after an event the newcomer arrives, from 0 to 1."""
-    async with Client(url) as client:
+async def _arrive(url: str, drawings: Sequence[ImageRequest], *, phase: float) -> Figures:
+    """Run four requests and a newcomer. ``phase``: fraction of a step, 0 to 1, between an event and the newcomer."""
+    async with LoadClient(url) as client:
         progress: list[list[float]] = [[] for _ in drawings]
         timings: list[Figures] = [{} for _ in drawings]
 

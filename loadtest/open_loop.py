@@ -1,4 +1,4 @@
-"""Requests at random times, at 90% of what the plain baseline can do: latency, the product by each baseline.
+"""Open loop at 90% of the plain baseline's capacity: latency of the service and of each baseline.
 
 First a closed loop measures the plain baseline's capacity; then every server gets the same Poisson arrivals, in rounds.
 Latency counts from a request's arrival; a round ends when all are answered. Then, unless told not to, the product alone:
@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from loadtest import newcomer
-from loadtest.comparison import OURS, Results, compare, interleave
-from loadtest.contestants import PLAIN, add_options, contestants, settings, steps_option
-from loadtest.figures import machine, median, report, table
-from loadtest.requests import prompts
-from loadtest.servers import running
-from loadtest.traffic import Mix, closed_loop, open_loop
+from loadtest.contestants.comparison import OURS, Results, compare, interleave
+from loadtest.contestants.contestants import PLAIN, add_options, contestants, settings, steps_option
+from loadtest.contestants.servers import running
+from loadtest.traffic.figures import machine, median, report, table
+from loadtest.traffic.requests import prompts
+from loadtest.traffic.traffic import Mix, closed_loop, open_loop
 
 _WARM_UP_CLIENTS = 8
 

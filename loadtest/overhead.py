@@ -13,23 +13,23 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from loadtest.adapters import make_adapters
-from loadtest.contestants import add_service_options, our_service, settings
-from loadtest.figures import Figures, machine, median, percentile, report, table
-from loadtest.requests import Client, Drawing, Reply, prompts
-from loadtest.servers import Server, running
-from loadtest.traffic import Mix
+from loadtest.contestants.contestants import add_service_options, our_service, settings
+from loadtest.contestants.servers import ServerProcess, running
+from loadtest.traffic.adapters import make_adapters
+from loadtest.traffic.figures import Figures, machine, median, percentile, report, table
+from loadtest.traffic.requests import ImageRequest, LoadClient, Reply, prompts
+from loadtest.traffic.traffic import Mix
 
 _MODEL_PHASES = ("text", "denoise", "decode")
 _PHASE = re.compile(r"([a-z_]+);dur=([0-9.]+)")
 _WARM_UP_REQUESTS = 10
 
 
-def measure(server: Server, drawings: Sequence[Drawing]) -> tuple[list[Reply], dict[str, Figures]]:
-    """The replies, and milliseconds of each part: median, p95 and worst."""
+def measure(server: ServerProcess, drawings: Sequence[ImageRequest]) -> tuple[list[Reply], dict[str, Figures]]:
+    """Return the replies, and the milliseconds of each part: median, p95 and maximum."""
 
     async def run() -> list[Reply]:
-        async with Client(server.url) as client:
+        async with LoadClient(server.url) as client:
             return [await client.draw(drawing) for drawing in drawings]
 
     with server.awake():

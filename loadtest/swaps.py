@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.adapters import make_adapters
-from loadtest.contestants import add_service_options, our_service, settings
-from loadtest.figures import Figures, machine, report, table
-from loadtest.requests import Client, Drawing, Reply
-from loadtest.servers import Server, running
-from loadtest.traffic import Mix
+from loadtest.contestants.contestants import add_service_options, our_service, settings
+from loadtest.contestants.servers import ServerProcess, running
+from loadtest.traffic.adapters import make_adapters
+from loadtest.traffic.figures import Figures, machine, report, table
+from loadtest.traffic.requests import ImageRequest, LoadClient, Reply
+from loadtest.traffic.traffic import Mix
 
 _CLIENTS = 4
 _SAMPLES = 20
@@ -31,7 +31,7 @@ _PASSES_TO_WARM_UP = 4
 _MIB = 1024 * 1024
 
 
-async def swap(client: Client, names: Sequence[str], *, first: int, count: int) -> list[Reply]:
+async def swap(client: LoadClient, names: Sequence[str], *, first: int, count: int) -> list[Reply]:
     """``count`` small pictures, each with the next adapter of the cycle; the replies that failed."""
     small = Mix(guidance_scale=1.0, size_px=64)
     numbers = iter(range(first, first + count))
@@ -50,7 +50,7 @@ async def swap(client: Client, names: Sequence[str], *, first: int, count: int) 
 
 @dataclass(frozen=True, kw_only=True)
 class Swapped:
-    """What the swaps came to."""
+    """The results of the swaps."""
 
     failed: list[Reply]
     memory: list[Figures]
@@ -76,10 +76,10 @@ class Swapped:
         }
 
 
-async def measure(server: Server, names: Sequence[str], *, requests: int) -> Swapped:
+async def measure(server: ServerProcess, names: Sequence[str], *, requests: int) -> Swapped:
     """Warm up, draw the reference pictures, swap, draw them again."""
     references = _references(names)
-    async with Client(server.url) as client:
+    async with LoadClient(server.url) as client:
         warm_up = _PASSES_TO_WARM_UP * len(names)
         failed = await swap(client, names, first=0, count=warm_up)
         before = [await client.draw(drawing) for drawing in references]
@@ -99,18 +99,18 @@ async def measure(server: Server, names: Sequence[str], *, requests: int) -> Swa
     return Swapped(failed=failed, memory=memory, seconds=seconds, slot_loads=loads, pictures_that_differ=differ)
 
 
-async def _slot_loads(client: Client) -> float:
+async def _slot_loads(client: LoadClient) -> float:
     exposition = (await client.get("/metrics")).text
     return float(re.findall(r"^lithograph_adapter_slot_loads_total (\S+)$", exposition, re.MULTILINE)[0])
 
 
-def _references(names: Sequence[str]) -> list[Drawing]:
+def _references(names: Sequence[str]) -> list[ImageRequest]:
     mix = Mix()
     some = names[:: max(1, len(names) // _REFERENCES)]
     return [mix.drawing("一个红苹果", seed=i, steps=4, adapter=name) for i, name in enumerate(some)]
 
 
-def _memory(server: Server, requests: int) -> Figures:
+def _memory(server: ServerProcess, requests: int) -> Figures:
     sizes = server.rss_bytes().values()
     return {
         "requests": float(requests),

@@ -1,4 +1,4 @@
-"""What the service and the trainer must agree on about LongCat-Image, whoever runs it.
+"""The part of LongCat-Image on which the service and the trainer must agree.
 
-No HTTP, no Kubernetes, no training loop: this package imports neither ``service``, ``trainer`` nor ``studio``.
+It has no HTTP, no Kubernetes and no training loop, and imports neither ``service``, ``trainer`` nor ``studio``.
 """

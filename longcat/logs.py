@@ -1,6 +1,6 @@
-"""Logging as every process of Lithograph sets it up: on stderr, in one of two forms, and quiet about known, harmless lines.
+"""Logging of every process of Lithograph: on stderr, in one of two forms, without known, harmless lines.
 
-What happens is told as an event with fields. Machines get a line of JSON::
+A log entry is an event with fields. Programs get a line of JSON::
 
     {"time": "2026-11-24T23:10:00.123Z", "level": "INFO", "logger": "lithograph", "event": "adapter_served", …}
 
@@ -8,7 +8,7 @@ and people at a terminal a line to read::
 
     2026-11-24 23:10:00 INFO lithograph: adapter served: adapter ink@2, rank 8, …
 
-What is no event (a library's warning, a stack trace) has a ``message`` instead of fields.
+A record that is no event (a library's warning, a stack trace) has a ``message`` instead of fields.
 """
 
 import json
@@ -20,10 +20,11 @@ import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
-LOG_FORMATS = ("auto", "json", "text")
-"""auto: text on a terminal, else JSON."""
+LogFormat = Literal["auto", "json", "text"]
+"""The form of log lines; auto is text on a terminal and JSON elsewhere."""
+LOG_FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
 
 _NOISE = {
     # torchao 0.18 beside torch 2.13: kernels for other GPUs, and enums that torch has come to know by itself.
@@ -45,10 +46,10 @@ def set_up_logging(log_format: str = "auto") -> None:
     logging.getLogger("lithograph").setLevel(logging.INFO)
 
 
-def tell(log: logging.Logger, event: str, level: int = logging.INFO, /, **fields: Any) -> None:
-    """Log an event. Fields that are None are left out; the others are numbers, texts, or what JSON has for several."""
-    told = {name: value for name, value in fields.items() if value is not None}
-    log.log(level, "%s", _Words(event, told), extra={"event": event, "fields": told})
+def log_event(log: logging.Logger, event: str, level: int = logging.INFO, /, **fields: Any) -> None:
+    """Log an event. Fields are numbers, texts, or lists and mappings of them; those that are None are left out."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    log.log(level, "%s", _EventText(event, given), extra={"event": event, "fields": given})
 
 
 def silence_import_noise() -> None:
@@ -61,11 +62,11 @@ class JsonLines(logging.Formatter):
     """A record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Return the line without its end."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line: dict[str, Any] = {"time": time, "level": record.levelname, "logger": record.name}
         if event := getattr(record, "event", None):
-            line |= {"event": event} | {name: _json(value) for name, value in record.fields.items()}  # type: ignore[attr-defined]
+            line |= {"event": event} | {name: _json(value) for name, value in getattr(record, "fields", {}).items()}
         else:
             line["message"] = record.getMessage()
         if record.exc_info:
@@ -74,20 +75,22 @@ class JsonLines(logging.Formatter):
 
 
 _UNSEEN = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
-"""What JSON leaves as it is, while some readers end a line there and some terminals obey it."""
+"""Characters that JSON does not escape, although some readers end a line there and some terminals interpret them."""
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-class _Words:
-    """An event for people, written when somebody reads it."""
+class _EventText:
+    """An event as text for people, formatted only if it is logged."""
 
     def __init__(self, event: str, fields: Mapping[str, Any]) -> None:
         self._event = event
         self._fields = fields
 
     def __str__(self) -> str:
-        told = ", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in self._fields.items())
-        return self._event.replace("_", " ") + (told and f": {told}")
+        # ``problems`` is for programs that translate: a message beside it has the same in words.
+        shown = ((name, value) for name, value in self._fields.items() if name != "problems")
+        text = ", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in shown)
+        return self._event.replace("_", " ") + (text and f": {text}")
 
 
 def _text(value: Any) -> str:

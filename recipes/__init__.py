@@ -1,1 +1,1 @@
-"""How the embedded model was made, so that anyone can make it again. Never imported by the product."""
+"""Recipes that reproduce the embedded model and its demo dataset. The product never imports them."""

@@ -1,193 +1,230 @@
-"""What the service is started with."""
+"""The configuration of the service, from which ``longcat.options`` makes options, environment variables and reference."""
 
 import base64
 import binascii
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from longcat.adapter import parse_reference
-from longcat.errors import UserError
-from longcat.flavour import ModelSettings
-from longcat.precision import Offload, parse_precision
-from service.limits import Limits
-from service.schema import MAX_ADAPTERS
+from pydantic import Field, field_validator, model_validator
+
+from longcat.adapter.reference import parse_reference
+from longcat.errors import ConfigError, LithographError, Problem
+from longcat.logs import LogFormat
+from longcat.model.flavour import ModelSettings
+from longcat.model.precision import Offload, parse_precision
+from longcat.options import Configuration, Directories, Flag
+from longcat.storage.address import parse_address
+from longcat.validation import ProblemValueError
+from service.http.edge.settings import HttpConfig
+from service.wire.limits import Limits
+from service.wire.schema import MAX_ADAPTERS
+from service.wire.webhook_host import WebhookHost
 
 _LEAST_SECRET_BYTES = 24
-"""What Standard Webhooks asks for."""
+"""From the specification of Standard Webhooks."""
+
+_Count = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which model, and how it is loaded."""
+class ModelConfig(Configuration):
+    """The model, and how it is loaded."""
 
     flavour: str = "embedded"
-    """final, dev, embedded, a directory, or a hub id."""
+    """Model: final, dev, embedded, a directory, or a hub id."""
     revision: str | None = None
-    """The hub's branch, tag or commit; None is its main branch."""
+    """The hub's branch, tag or commit; by default its main branch."""
     precision: str = "no_change"
-    """How the transformer's weights are stored: most of the memory."""
+    """Storage of the transformer's weights, which are most of the memory: no_change, int8-quanto, int4-quanto, fp8-quanto,
+    int8-torchao, fp8-torchao."""
     text_encoder_precision: str = "no_change"
-    """How the text encoder's weights are stored: the rest of it."""
+    """Storage of the text encoder's weights, which are nearly all the rest: the same choices."""
     device: str = "auto"
-    """Where it computes: auto is CUDA, else MPS, else the CPU."""
-    dtype: str = "auto"
-    """What it computes in: auto is float32 on a CPU, where it is exact and portable, else bfloat16."""
-    offload: str = "none"
-    """Where weights wait while they are not computing."""
+    """Device that computes: cpu, cuda, cuda:N or mps; auto takes CUDA, else MPS, else the CPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type that is computed in; auto takes float32 on a CPU, where it is exact and portable, else bfloat16."""
+    offload: Offload = Offload.NONE
+    """Keep weights in main memory until they are needed: less GPU memory, slower."""
     compile: bool = False
-    """Whether the blocks run through torch.compile: minutes to warm up, faster steps after."""
+    """Run the blocks through torch.compile: minutes more of warm-up, faster steps."""
 
-    def __post_init__(self) -> None:
-        """Refuse what no machine can do, before anything is downloaded. Raises ``PrecisionError``."""
-        parse_precision(self.precision)
-        parse_precision(self.text_encoder_precision)
-        Offload(self.offload)
+    @field_validator("precision", "text_encoder_precision")
+    @classmethod
+    def _check_precision(cls, given: str) -> str:
+        """Reject an unsupported precision before anything is downloaded."""
+        with _as_value_error():
+            parse_precision(given)
+        return given
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
-    """Where adapters come from, and how many are kept how near."""
+class AdapterConfig(Configuration):
+    """Storage of adapters, and how many are kept in which memory."""
 
-    uri: str
-    """file:///directory or s3://bucket/prefix."""
-    folder: Path
-    """For downloads."""
-    endpoint_url: str | None = None
-    """Of an S3 store that is not AWS."""
-    slots: int = 8
-    """Adapters that pictures of one forward can use: each takes memory on the device, all layers at full rank."""
-    rank: int = 64
-    """Largest rank that is served: a slot has room for it."""
-    required: tuple[str, ...] = ()
-    """Names without which the service is not ready."""
-    poll_seconds: float = 2.0
-    """Between looks at storage: how old news can be."""
-    cache_mib: int = 2048
-    """Verified adapters in main memory, from where a slot is loaded in milliseconds."""
-    disk_mib: int = 10240
-    """Downloaded files, from where memory is filled without the network."""
-    import_from: tuple[Path, ...] = ()
-    """Directories of this machine whose LoRA files ``/v1/load_lora_adapter`` may publish; no others are opened."""
+    uri: Annotated[str, Flag(name="adapters", metavar="URI")]
+    """Storage of LoRA adapters: file:///directory or s3://bucket/prefix. Without it, the base model alone is served."""
+    endpoint_url: Annotated[str | None, Flag(name="adapters-endpoint-url", metavar="URL")] = None
+    """Endpoint of an S3 store other than AWS."""
+    slots: Annotated[int, Field(ge=MAX_ADAPTERS), Flag(name="adapter-slots")] = 8
+    """Adapters that the rows of one forward can use; each slot takes device memory for all layers at full rank."""
+    rank: Annotated[_Count, Flag(name="adapter-rank")] = 64
+    """Largest rank that is served; every slot has room for it."""
+    poll_seconds: Annotated[float, Field(ge=0.1), Flag(name="adapter-poll-seconds")] = 2.0
+    """Interval between listings of the storage: the longest that a new version stays unknown."""
+    cache_mib: Annotated[_Count, Flag(name="adapter-cache-mib")] = 2048
+    """Main memory for verified adapters; from there, a slot is loaded in milliseconds."""
+    disk_mib: Annotated[_Count, Flag(name="adapter-disk-mib")] = 10240
+    """Disk for downloaded adapters; from there, memory is filled without the network."""
+    required: Annotated[tuple[str, ...], Flag(name="require-adapter", metavar="NAME")] = ()
+    """Adapter without which the service is not ready. Repeatable."""
+    prefetch: Annotated[bool, Flag(name="adapter-prefetch")] = False
+    """Download the weights of all adapters, at start and as they are published; by default, those of an adapter that was
+    requested, required or pinned."""
+    import_from: Annotated[Directories, Flag(metavar="DIRECTORY")] = ()
+    """Directory whose LoRA files /v1/load_lora_adapter may publish; files elsewhere are never opened. Repeatable."""
+    folder: Annotated[Path, Flag(name="adapter-folder", is_option=False)]
+    """Directory for downloads."""
 
-    def __post_init__(self) -> None:
-        """Raise ``UserError`` naming the first field that cannot be."""
-        smallest = {"slots": MAX_ADAPTERS, "rank": 1, "poll_seconds": 0.1, "cache_mib": 1, "disk_mib": 1}
-        for name, least in smallest.items():
-            if getattr(self, name) < least:
-                raise UserError(f"adapter {name} {getattr(self, name)} is too small: give at least {least}")
-        for name in self.required:
-            parse_reference(name)
-        for folder in self.import_from:
-            if not folder.is_dir():
-                raise UserError(f"import_from {folder} is no directory; make it first, or name another")
+    @field_validator("uri")
+    @classmethod
+    def _check_uri(cls, given: str) -> str:
+        with _as_value_error():
+            parse_address(given)
+        return given
+
+    @field_validator("required")
+    @classmethod
+    def _check_references(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        with _as_value_error():
+            for name in given:
+                parse_reference(name)
+        return given
 
     @property
     def most_pinned(self) -> int:
-        """Slots that may be pinned: one request must always find as many as it may ask for."""
+        """The number of slots that may be pinned: one request must always find as many as it can use."""
         return self.slots - MAX_ADAPTERS
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobConfig:
-    """Requests with ``"async": true``: how long they are remembered, and who is told. They are kept in the HTTP process."""
+class JobConfig(Configuration):
+    """Storage of requests with ``"async": true`` in the HTTP process, and the webhooks that report them."""
 
-    most: int = 1000
-    """Jobs remembered; beyond it, those that have been over the longest are forgotten. Those under way are in max_queue."""
-    mib: int = 256
-    """Memory for pictures that wait to be fetched; beyond it, likewise. The newest is kept whatever its size."""
-    ttl_seconds: float = 3600.0
-    """From a job's end until it is forgotten."""
-    webhook_secret: str | None = field(default=None, repr=False)
-    """What webhooks are signed with: base64, with or without whsec_ before it. Without one, none are sent."""
-    webhook_hosts: tuple[str, ...] = ()
-    """Hosts that may be called, as name or name:port: else a request could make this machine call its neighbours."""
+    most: Annotated[_Count, Flag(name="max-jobs")] = 1000
+    """Asynchronous jobs kept; beyond it, those that ended first are removed. Jobs under way count in max_queue."""
+    mib: Annotated[_Count, Flag(name="jobs-mib")] = 256
+    """Memory for images of jobs; beyond it, jobs that ended first are removed, the newest never."""
+    ttl_seconds: Annotated[float, Field(ge=1), Flag(name="job-ttl-seconds")] = 3600.0
+    """Time from a job's end to its removal."""
+    webhook_secret: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
+    """Secret that signs webhooks: 24 bytes or more in base64, with or without whsec_ before it. Make one with `openssl rand
+    -base64 32`."""
+    webhook_hosts: Annotated[tuple[str, ...], Flag(name="webhook-host", metavar="HOST[:PORT]")] = ()
+    """Host that webhooks may be sent to, on port 443 for https and 80 for http; HOST:PORT allows another port, HOST:*
+    every port. Other addresses are refused, so that a request cannot reach internal ones (SSRF). Repeatable."""
 
-    def __post_init__(self) -> None:
-        """Raise ``UserError`` naming the first field that cannot be."""
-        for name, least in {"most": 1, "mib": 1, "ttl_seconds": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"jobs' {name} {getattr(self, name)} is too small: give at least {least}")
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _check_hosts(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(WebhookHost.parse(host)) for host in given)
+
+    @model_validator(mode="after")
+    def _check_webhooks(self) -> Self:
+        """Check the secret here: the problem of a single field would show its value."""
         if (self.webhook_secret is None) != (not self.webhook_hosts):
-            raise UserError(
-                "webhooks take both: --webhook-secret to sign them, and --webhook-host for who may be called"
+            raise ProblemValueError(
+                Problem(
+                    code="webhook_incomplete",
+                    template="webhooks need both a secret and the hosts that they may be sent to",
+                    remedy_template="give both --webhook-secret and --webhook-host, or neither",
+                )
             )
         if self.webhook_secret is not None and len(_secret_bytes(self.webhook_secret)) < _LEAST_SECRET_BYTES:
-            raise UserError(
-                f"the webhook secret is not {_LEAST_SECRET_BYTES} bytes or more in base64; make one with: "
-                "openssl rand -base64 32"
+            raise ProblemValueError(
+                Problem(
+                    code="webhook_secret_too_short",
+                    template="is not {bytes} bytes or more in base64",
+                    remedy_template="make one with: openssl rand -base64 32",
+                    field="webhook_secret",
+                    details={"bytes": _LEAST_SECRET_BYTES},
+                )
             )
+        return self
 
 
-def _secret_bytes(secret: str) -> bytes:
-    try:
-        return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    except binascii.Error:
-        return b""
+class ServiceConfig(Configuration):
+    """The configuration of ``lithograph serve``."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class ServiceConfig:
-    """How the service runs."""
-
+    host: Literal["127.0.0.1", "0.0.0.0", "::"] = "127.0.0.1"  # noqa: S104
+    """Address to listen on; loopback by default, because generating asks for no authentication."""
+    port: Annotated[int, Field(ge=1024, le=65535)] = 8000
+    """Port to listen on; LitServe takes no privileged ones."""
+    http: HttpConfig = HttpConfig()
+    """Addresses of the service, and limits of connections."""
     model: ModelConfig
+    """The model, and how it is loaded."""
     adapters: AdapterConfig | None = None
-    """None serves the base model alone."""
+    """Storage of adapters; None serves the base model alone."""
+    admin_key: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
+    """Bearer token for requests that change adapters; without one, none are removed over HTTP."""
+    max_pixels: Annotated[int | None, Field(ge=64 * 64), Flag(default="what the model was made for")] = None
+    """Largest width times height of a request."""
+    max_steps: _Count = 100
+    """Most denoising steps of a request; with max_images, they bound how long one request can take."""
+    max_images: _Count = 8
+    """Most images of a request."""
+    max_rows: Annotated[int, Field(ge=2)] = 12
+    """Most rows in one forward at the default size, which bounds activation memory; with guidance, an image has two."""
+    max_queue: _Count = 64
+    """Most requests queued or running; beyond it, 429 with the time after which to retry."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
+    """Largest request body; a prompt of 512 tokens is a few KiB."""
+    timeout_seconds: Annotated[float, Field(ge=0.1)] = 600.0
+    """Time from a request's arrival to its reply, beyond which it is answered 504; a request may ask for less."""
+    stall_seconds: Annotated[float, Field(ge=2)] = 10.0
+    """Time without a denoising step, and without an idle moment, after which the engine counts as hung: readiness fails, and
+    new requests get 503. Where steps are long, it is three times the longest recent one."""
+    linger_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Time after SIGTERM in which requests are still accepted, though readiness fails: until load balancers and clients with
+    open connections have moved on."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """Time after that in which running requests may finish."""
     jobs: JobConfig = JobConfig()
     """Requests that are answered later."""
-    host: str = "127.0.0.1"
-    """Loopback unless asked otherwise: there is no authentication."""
-    port: int = 8000
-    """From 1024 up: LitServe takes no privileged ones."""
-    max_pixels: int | None = None
-    """Largest width times height of a request; None is what the model was made for."""
-    max_steps: int = 100
-    """Most denoising steps of a request: with max_images, it bounds how long one request can take."""
-    max_images: int = 8
-    """Most pictures a request."""
-    max_rows: int = 12
-    """Most rows in one forward at the default size (a picture has two, with guidance): bounds activation memory."""
-    max_queue: int = 64
-    """Most requests queued or being drawn; beyond it, 429 with the time to come back."""
-    timeout_seconds: float = 600.0
-    """From a request's arrival to its reply, and the most that a request may ask for."""
-    linger_seconds: float = 0.0
-    """After SIGTERM, not ready any more, requests are taken for that long: until load balancers and those who keep
-    connections have gone elsewhere."""
-    grace_seconds: float = 60.0
-    """How long requests that are being drawn may take to finish after that."""
-    admin_key: str | None = None
-    """What changes adapters asks for, as a bearer token; without one, nothing is removed over HTTP."""
-    max_body_bytes: int = 64 * 1024
-    """Largest request body: a 512-token prompt is a few KiB."""
-    otlp_endpoint: str | None = None
-    """Where traces go, over HTTP; without it, there are none."""
-    log_format: str = "auto"
-    """json, text, or auto: text on a terminal, else JSON."""
+    otlp_endpoint: Annotated[str | None, Flag(metavar="URL", envvar="OTEL_EXPORTER_OTLP_ENDPOINT")] = None
+    """Collector that traces are sent to by OTLP over HTTP, as in http://collector:4318; without it, none are made. The other
+    OTEL_* variables apply."""
+    log_format: LogFormat = "auto"
+    """Form of log lines: json, text, or auto, which is text on a terminal and JSON elsewhere."""
+    log_prompts: bool = False
+    """Log prompts, and all values of refused requests. Without it, neither logs nor traces have text from a request's body,
+    except names of adapters."""
 
-    def __post_init__(self) -> None:
-        """Raise ``UserError`` naming the first field that cannot be."""
-        if not 1024 <= self.port <= 65535:
-            raise UserError(f"port {self.port} is not a port from 1024 to 65535")
-        if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):
-            raise UserError(
-                f"otlp_endpoint {self.otlp_endpoint!r} is no http:// or https:// URL: http://collector:4318, say"
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_endpoint(cls, given: str | None) -> str | None:
+        if given is not None and not given.startswith(("http://", "https://")):
+            raise ProblemValueError(
+                Problem(
+                    code="not_an_http_url",
+                    template="not an http:// or https:// URL",
+                    remedy_template="give one such as {example}",
+                    details={"example": "http://collector:4318"},
+                )
             )
-        smallest = {
-            "max_pixels": 64 * 64, "max_steps": 1, "max_images": 1, "max_rows": 2, "max_body_bytes": 1024, "max_queue": 1,
-            "timeout_seconds": 0.1, "linger_seconds": 0, "grace_seconds": 0,
-        }  # fmt: skip
-        for name, least in smallest.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name} {value} is too small: give at least {least}")
+        return given
 
     def limits(self, settings: ModelSettings) -> Limits:
-        """What one request may ask of this model. Raises ``UserError`` if not even its default size may be drawn."""
+        """Return the limits of one request to this model. Raises ``ConfigError`` if they exclude its default size."""
         max_pixels = settings.max_pixels if self.max_pixels is None else self.max_pixels
         if settings.default_size_px**2 > max_pixels:
-            side = settings.default_size_px
-            raise UserError(
-                f"max_pixels {max_pixels} is less than the model's default size: give at least {side * side}"
+            raise ConfigError(
+                "max_pixels_below_default",
+                "less than the model's default size",
+                remedy="give at least {pixels}",
+                field="--max-pixels",
+                value=max_pixels,
+                pixels=settings.default_size_px**2,
             )
         return Limits(
             settings=settings,
@@ -196,4 +233,21 @@ class ServiceConfig:
             max_images=self.max_images,
             has_adapters=self.adapters is not None,
             webhook_hosts=self.jobs.webhook_hosts,
+            max_timeout_seconds=self.timeout_seconds,
         )
+
+
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    """Hand a problem of ours to pydantic, which adds the field and the value."""
+    try:
+        yield
+    except LithographError as error:
+        raise ProblemValueError(replace(error.problems[0], field="", value=None)) from error
+
+
+def _secret_bytes(secret: str) -> bytes:
+    try:
+        return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except binascii.Error:
+        return b""

@@ -6,70 +6,80 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.staticfiles import StaticFiles
+from starlette.middleware.gzip import GZipMiddleware
 
-from studio import adapter_pages, dataset_pages, generate_pages, job_pages, preferences, train_pages
-from studio.access import Access
-from studio.adapter_import import Importer
+from service.http.edge.body_limits import LingeringClose
+from service.http.edge.paths import Paths
+from studio.adapters import pages as adapter_pages
+from studio.adapters.catalogue import AdapterCatalogue
+from studio.adapters.importing import Importer
 from studio.config import StudioConfig
-from studio.drawings import Drawings
-from studio.failures import add_failures
-from studio.gallery import Gallery
-from studio.guard import Guard
-from studio.link import Link
-from studio.navigation import NAVIGATION
-from studio.own_service import OwnService
-from studio.pages import STATIC_FOLDER, Pages
-from studio.shelf import Shelf
-from studio.state import Studio
-from studio.workshop import Workshop
+from studio.connection.own_service import OwnService
+from studio.connection.service_connection import ServiceConnection
+from studio.context import StudioContext
+from studio.datasets import pages as dataset_pages
+from studio.generate import pages as generate_pages
+from studio.generate.gallery import Gallery
+from studio.generate.generations import Generations
+from studio.jobs import pages as job_pages
+from studio.training import pages as train_pages
+from studio.training_services import TrainingServices
+from studio.web import preferences
+from studio.web.access import Access
+from studio.web.error_pages import add_error_pages
+from studio.web.guard import Guard
+from studio.web.navigation import NAVIGATION
+from studio.web.pages import Pages
+from studio.web.static_files import StaticAssets
 
 _PAGES = (preferences, generate_pages, dataset_pages, train_pages, job_pages, adapter_pages)
 
 
 def create_app(config: StudioConfig) -> FastAPI:
     """The app; its own service, if it has one, runs as long as it does."""
-    service: OwnService | Link = (
+    service: OwnService | ServiceConnection = (
         OwnService(config)
         if config.service_url is None
-        else Link(config.service_url, admin_key=config.service_admin_key, is_own=False)
+        else ServiceConnection(config.service_url, admin_key=config.service_admin_key, is_own=False)
     )
-    link = service if isinstance(service, Link) else service.link
+    connection = service if isinstance(service, ServiceConnection) else service.connection
     access = Access(config.token)
 
     gallery = Gallery(config.home / "gallery")
-    drawings = Drawings(link, gallery)
-    workshop = Workshop(config)
-    shelf = Shelf(
+    generations = Generations(connection, gallery)
+    training = TrainingServices(config)
+    catalogue = AdapterCatalogue(
         config.adapters_uri, endpoint_url=config.adapters_endpoint_url, cache=config.home / "cache" / "adapters"
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        workshop.start()
+        training.start()
         try:
             yield
         finally:
-            await run_in_threadpool(workshop.close)
-            await drawings.close()
+            await run_in_threadpool(training.close)
+            await generations.close()
             await service.stop()
 
     app = FastAPI(title="Lithograph Studio", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.state.studio = Studio(
+    app.state.studio = StudioContext(
         config=config,
         access=access,
-        service=link,
+        service=connection,
         gallery=gallery,
-        drawings=drawings,
-        shelf=shelf,
+        generations=generations,
+        catalogue=catalogue,
         importer=Importer(config),
-        workshop=workshop,
+        training=training,
     )
     app.state.pages = Pages()
     app.add_middleware(Guard, config=config, access=access)
-    add_failures(app)
-    app.mount("/static", StaticFiles(directory=STATIC_FOLDER), name="static")
+    app.add_middleware(LingeringClose)
+    app.add_middleware(Paths)
+    add_error_pages(app)
+    app.mount("/static", GZipMiddleware(StaticAssets()), name="static")
     for page in _PAGES:
         app.include_router(page.router)
 

@@ -1,76 +1,142 @@
-"""What the studio is started with."""
+"""The configuration of the studio, from which ``longcat.options`` makes options, environment variables and reference."""
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from longcat.errors import UserError
-from studio.cluster_settings import ClusterSettings
+from pydantic import Field, field_validator, model_validator
+
+from longcat.errors import Problem, StorageError
+from longcat.options import Configuration, Directories, Flag
+from longcat.storage.address import parse_address
+from longcat.validation import ProblemValueError
+from studio.jobs.cluster_settings import ClusterSettings, read_cluster_settings
 
 _SHORTEST_TOKEN = 16
-"""Characters: what nobody guesses over a network."""
+"""Characters: too many to be guessed over a network."""
+
+_Count = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudioConfig:
-    """How the studio runs."""
+class StudioConfig(Configuration):
+    """The configuration of ``lithograph server``."""
 
-    home: Path
-    """Everything that it remembers: pictures, datasets, jobs, adapters."""
     host: str = "127.0.0.1"
-    """Loopback unless asked otherwise."""
-    port: int = 8001
-    """As SimpleTuner's web page."""
-    token: str | None = field(default=None, repr=False)
-    """What browsers log in with, and programs send as a bearer token; without one, whoever reaches the port may do all."""
-    service_url: str | None = None
-    """A running service; None starts one on the embedded model, for this studio alone."""
-    service_admin_key: str | None = field(default=None, repr=False)
-    """What that service asks for before it changes adapters."""
+    """Address to listen on; any other than loopback needs a token."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8001
+    """Port to listen on; 8001, as SimpleTuner's web page."""
+    token: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
+    """Token that browsers log in with and programs send as a bearer token; without one, everyone who reaches
+    the port may do everything."""
+    home: Annotated[Path, Field(validate_default=True), Flag(metavar="DIRECTORY")] = Path("~/.local/share/lithograph")
+    """Directory of everything that the studio keeps: images, datasets, jobs, adapters."""
+    service_url: Annotated[str | None, Flag(metavar="URL", default="one of its own")] = None
+    """Service that generates."""
+    service_admin_key: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
+    """Admin key of that service, for requests that change adapters."""
     flavour: str = "embedded"
-    """What the studio's own service serves."""
-    adapters: str | None = None
-    """Adapter storage, as the service reads it; None is a directory below home."""
-    adapters_endpoint_url: str | None = None
-    """Of an S3 store that is not AWS."""
-    data_roots: tuple[Path, ...] = ()
-    """Folders below which datasets may be picked, beside those that were uploaded; see ``picked_from``."""
-    parallel_jobs: int = 1
+    """Model of the studio's own service: embedded, final, dev, a directory or a hub id. Its other options can be given as
+    LITHOGRAPH_SERVE_… in the environment."""
+    adapters: Annotated[str | None, Flag(metavar="URI", default="a directory below --home")] = None
+    """Storage of adapters, as the service reads it: file:///directory or s3://bucket/prefix."""
+    adapters_endpoint_url: Annotated[str | None, Flag(metavar="URL")] = None
+    """Endpoint of an S3 store other than AWS."""
+    data_roots: Annotated[
+        Directories, Flag(name="data-root", metavar="DIRECTORY", default="your home, on loopback")
+    ] = ()
+    """Directory below which datasets may be picked, beside those that were uploaded. Repeatable."""
+    destinations: Annotated[
+        tuple[str, ...], Flag(name="allow-destination", metavar="URI", default="all of S3 and HTTP, on loopback")
+    ] = ()
+    """Address that trainings may read from, publish to or report to, beside the studio's own adapters: s3://bucket/prefix,
+    file:///directory or http(s)://host:port, and what is below it. Repeatable."""
+    parallel_jobs: _Count = 1
     """Trainings at once on this machine; the others wait."""
     stop_jobs: bool = False
-    """Whether trainings on this machine save and stop with the studio, and go on with the next: in containers, they would
-    be killed."""
-    cluster: ClusterSettings | None = None
-    """Kubernetes as another place for trainings."""
-    max_upload_mib: int = 512
-    """Largest upload: a dataset's pictures, or an adapter."""
-    max_body_kib: int = 256
+    """Stop trainings on this machine, with a checkpoint, when the studio stops, and resume them when it starts: for
+    containers, which would kill them. By default they outlive the studio."""
+    cluster: Annotated[ClusterSettings | None, Flag(metavar="FILE|JSON")] = None
+    """Kubernetes cluster as another place for trainings, and what they request of it: a file, or JSON such as {} or
+    {"gpus": 1, …}."""
+    max_upload_mib: _Count = 512
+    """Largest upload: a dataset's images, or an adapter."""
+    max_body_kib: _Count = 256
     """Largest form without files."""
 
-    def __post_init__(self) -> None:
-        """Raise ``UserError`` naming the first field that cannot be."""
+    @field_validator("home")
+    @classmethod
+    def _expand(cls, given: Path) -> Path:
+        return given.expanduser().absolute()
+
+    @field_validator("cluster", mode="before")
+    @classmethod
+    def _read_cluster(cls, given: Any) -> Any:
+        return read_cluster_settings(given) if isinstance(given, str) else given
+
+    @field_validator("adapters")
+    @classmethod
+    def _check_address(cls, given: str | None) -> str | None:
+        try:
+            if given is not None:
+                parse_address(given)
+        except StorageError as error:
+            raise ProblemValueError(replace(error.problems[0], field="", value=None)) from error
+        return given
+
+    @field_validator("destinations")
+    @classmethod
+    def _check_destinations(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for address in given:
+            if urlsplit(address).scheme in ("http", "https"):
+                cls._check_url(address)
+            else:
+                cls._check_address(address)
+        return given
+
+    @field_validator("service_url")
+    @classmethod
+    def _check_url(cls, given: str | None) -> str | None:
+        if given is not None and urlsplit(given).scheme not in ("http", "https"):
+            raise ProblemValueError(
+                Problem(
+                    code="not_an_http_url",
+                    template="not an http:// or https:// URL",
+                    remedy_template="give one such as {example}",
+                    details={"example": "http://127.0.0.1:8000"},
+                )
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _check_token(self) -> Self:
+        """Check the token here: the problem of a single field would show its value."""
         if self.token is None and not self.is_local:
-            raise UserError(
-                f"host {self.host} can be reached from other machines, and nothing would ask them who they are: give "
-                "--token (as from `openssl rand -hex 16`), or listen on 127.0.0.1"
+            raise ProblemValueError(
+                Problem(
+                    code="token_missing",
+                    template="can be reached from other machines, and there is no token to log in with",
+                    remedy_template="give --token-file, with what `openssl rand -hex 16` prints, or listen on 127.0.0.1",
+                    field="host",
+                    value=self.host,
+                )
             )
         if self.token is not None and len(self.token) < _SHORTEST_TOKEN:
-            raise UserError(
-                f"the token has {len(self.token)} characters, which can be guessed: give at least {_SHORTEST_TOKEN}, "
-                "as from `openssl rand -hex 16`"
+            raise ProblemValueError(
+                Problem(
+                    code="token_too_short",
+                    template="has {length} characters, which can be guessed",
+                    remedy_template="give at least {least}, as from `openssl rand -hex 16`",
+                    field="token",
+                    details={"length": len(self.token), "least": _SHORTEST_TOKEN},
+                )
             )
-        if self.service_url is not None and urlsplit(self.service_url).scheme not in ("http", "https"):
-            raise UserError(f"service URL {self.service_url!r} is no URL of a service: give http://HOST:PORT")
-        if not 1 <= self.port <= 65535:
-            raise UserError(f"port {self.port} is not a port from 1 to 65535")
-        for name in ("max_upload_mib", "max_body_kib", "parallel_jobs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} is too small: give at least 1")
+        return self
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach it."""
+        """True if only this machine can reach the studio."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -78,10 +144,15 @@ class StudioConfig:
 
     @property
     def picked_from(self) -> tuple[Path, ...]:
-        """Folders below which datasets may be picked. On one's own machine, one's own files unless told otherwise."""
+        """Directories below which datasets may be picked; on one's own machine, one's own files unless others are given."""
         return self.data_roots or ((Path.home(),) if self.is_local else ())
 
     @property
+    def reachable(self) -> tuple[str, ...] | None:
+        """Addresses that trainings may use; None for all of S3 and HTTP, on one's own machine unless some are given."""
+        return None if self.is_local and not self.destinations else self.destinations
+
+    @property
     def adapters_uri(self) -> str:
-        """Adapter storage: ``file:///directory`` or ``s3://bucket/prefix``."""
-        return self.adapters or (self.home.absolute() / "adapters").as_uri()
+        """Storage of adapters: ``file:///directory`` or ``s3://bucket/prefix``."""
+        return self.adapters or (self.home / "adapters").as_uri()

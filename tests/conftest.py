@@ -1,8 +1,8 @@
-"""Fixtures: the embedded model, loaded once; a real server on a free port; storage on a directory and a real S3 server."""
+"""Fixtures: the embedded model, loaded once; a server on a free port; storage in a directory and on a real S3 server."""
 
 import os
 
-# Read by OpenMP when torch is first imported: spinning threads starve each other on two cores.
+# OpenMP reads these when torch is first imported. Threads that spin while they wait starve each other on two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,27 +25,37 @@ import hypothesis
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from longcat.flavour import Flavour, resolve
-from longcat.loading import Components, load
 from longcat.logs import silence_import_noise
-from longcat.storage import Storage, open_storage
+from longcat.model.flavour import Flavour, resolve
+from longcat.model.loading import Components, load
+from longcat.storage.interface import Storage
+from longcat.storage.opening import open_storage
+from tests.fast import is_fast
 
 silence_import_noise()
-# No deadline: other load makes examples slow, not wrong. The same examples each time: a red run can be repeated.
+# No deadline: other load makes examples slow, not wrong. The same examples every time, so that a failure can be repeated.
 hypothesis.settings.register_profile("lithograph", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("lithograph")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start no other program."""
+    for item in items:
+        if is_fast(item):
+            item.add_marker("fast")
+
 
 START_SECONDS = 240
 BUCKET = "adapters"
 
 
 _PORTS = range(11_000, 20_000)
-"""Below those that outgoing connections take, also with the 10000 that SeaweedFS adds for gRPC."""
+"""Ports below those of outgoing connections, even with the 10000 that SeaweedFS adds for gRPC."""
 _handed_out: set[int] = set()
 
 
 def free_port() -> int:
-    """One that nobody listens on, and that this process has not given to another test."""
+    """Return a port that no process listens on and that this process has not given to another test."""
     for port in random.SystemRandom().sample(_PORTS, 200):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -64,11 +75,12 @@ def model(flavour: Flavour) -> Components:
     return load(flavour, device="cpu")
 
 
-def run_lithograph(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The ``lithograph`` command, as a person runs it."""
+def run_lithograph(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the ``lithograph`` command as a user does, with more environment variables."""
     return subprocess.run(
         [sys.executable, "-m", "lithograph", *arguments],
         cwd=cwd,
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         timeout=300,
@@ -77,7 +89,7 @@ def run_lithograph(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[st
 
 
 class RunningServer:
-    """A ``lithograph serve`` of its own, its address and its log."""
+    """A ``lithograph serve`` process, its address and its log."""
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         self.process = process
@@ -88,7 +100,7 @@ class RunningServer:
         return self._log.read_text(encoding="utf-8")
 
     def stop(self) -> int:
-        """SIGTERM to its main process; the exit code."""
+        """Send SIGTERM to the main process and return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=120)
 
@@ -130,6 +142,14 @@ def wait_until_ready(server: RunningServer) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with serve(tmp_path_factory.mktemp("server")) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def ended_server(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Show why the common server ended, after the test that ended it."""
+    yield
+    if "server" in request.fixturenames and (server := request.getfixturevalue("server")).process.poll() is not None:
+        pytest.fail(f"the server ended with {server.process.returncode}; its log:\n{server.log_text()[-8000:]}")
 
 
 @pytest.fixture(scope="session")
@@ -174,9 +194,36 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait()
 
 
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of 8 MiB, which a test may fill; its path is short enough for the sockets of a server."""
+    folder = Path(tempfile.mkdtemp())
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", str(folder)]
+    done = subprocess.run(mounting, capture_output=True, text=True, check=False)
+    if done.returncode:
+        assert os.geteuid(), done.stderr
+        pytest.skip(f"mounting a tmpfs needs root: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        folder.rmdir()
+
+
+def fill(folder: Path) -> Path:
+    """Use all free space of a disk; return the file that does."""
+    filler = folder / "filler"
+    with filler.open("ab", buffering=0) as stream, suppress(OSError):
+        for size in (1 << 20, 1 << 12, 1):
+            with suppress(OSError):
+                while stream.write(bytes(size)) == size:
+                    pass
+    return filler
+
+
 @pytest.fixture(params=["file", "s3"])
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Storage]:
-    """Opens one empty storage as often as called: as several machines would."""
+    """Return a function that opens the same empty storage at each call, as several machines would."""
     if request.param == "file":
         return lambda: open_storage((tmp_path / "root").as_uri())
     endpoint = request.getfixturevalue("s3_endpoint")

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from longcat.flavour import EMBEDDED_FOLDER, HUB_IDS
+from longcat.model.flavour import EMBEDDED_FOLDER, HUB_IDS
 
 COMMIT = "c0ffee" + "0" * 34
 

@@ -7,7 +7,7 @@ import termios
 
 
 def shown_on_a_terminal(*command: str) -> str:
-    """What a command writes to its standard error, which is a terminal of 24 lines by 120 columns. It has to exit with 0."""
+    """Return a command's standard error on a terminal of 24 lines by 120 columns. The command must exit with 0."""
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, 120))
     process = subprocess.Popen(command, stderr=slave)

@@ -1,4 +1,4 @@
-"""The site: it builds strictly, says every option, asks nothing of the network, and can be read in both languages."""
+"""The site builds strictly, lists every option, loads nothing from other hosts, and exists in both languages."""
 
 import os
 import re
@@ -10,14 +10,23 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from service.commands import serve
-from service.config import AdapterConfig, JobConfig, ModelConfig, ServiceConfig
-from tests.studio_browser import chromium
-from trainer.config import TrainConfig
-from trainer.dataset_config import DatasetConfig
+from longcat.options import options_of
+from service.config import ServiceConfig
+from studio.config import StudioConfig
+from tests import ROOT
+from tests.studio.browser import chromium
+from trainer.config.dataset_options import DatasetConfig
+from trainer.config.options import TrainConfig
 
-ROOT = Path(__file__).parent.parent
-PAGES = ("index", "quickstart", "troubleshooting", "architecture", "reference/api", "reference/training")
+PAGES = (
+    "index",
+    "quickstart",
+    "troubleshooting",
+    "architecture",
+    "guide/requests",
+    "reference/api",
+    "reference/training",
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +45,21 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Fetched(HTMLParser):
-    """Addresses that a browser asks for by itself: not those of links."""
+    """A parser that collects the addresses that a browser loads by itself, which excludes those of links."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        said = dict(attrs)
+        attributes = dict(attrs)
         if tag != "a":
-            self.found += [value for name in ("src", "srcset", "data", "poster") if (value := said.get(name))]
-        if tag == "link" and said.get("rel") not in ("canonical", "alternate", "next", "prev"):
-            self.found.append(said["href"] or "")
+            self.found += [value for name in ("src", "srcset", "data", "poster") if (value := attributes.get(name))]
+        if tag == "link" and attributes.get("rel") not in ("canonical", "alternate", "next", "prev"):
+            self.found.append(attributes["href"] or "")
 
 
-def test_pages_and_styles_refer_to_nothing_outside(built: Path) -> None:
+def test_pages_and_styles_refer_to_no_other_host(built: Path) -> None:
     for page in built.rglob("*.html"):
         reader = Fetched()
         reader.feed(page.read_text(encoding="utf-8"))
@@ -68,24 +77,26 @@ def test_links_lead_somewhere(built: Path) -> None:
                 assert (page.parent / parts.path).exists(), f"{page.relative_to(built)}: {address}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "loadtest/README.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "name",
+    [*sorted(page.name for page in ROOT.glob("*.md")), "loadtest/README.md", "benchmarks/README.md"],
+)
 def test_links_of_the_repository_lead_somewhere(name: str) -> None:
-    said = (ROOT / name).read_text(encoding="utf-8")
-    addresses = re.findall(r"\]\(([^)#\s]+)[^)]*\)", said) + re.findall(r'src="([^"]+)"', said)
+    text = (ROOT / name).read_text(encoding="utf-8")
+    addresses = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) + re.findall(r'src="([^"]+)"', text)
     local = [address for address in addresses if not urlsplit(address).scheme]
     assert not [address for address in local if not ((ROOT / name).parent / address).exists()]
 
 
 @pytest.mark.parametrize("folder", ["", "zh"])
-def test_every_option_is_there(built: Path, folder: str) -> None:
+def test_every_option_is_listed(built: Path, folder: str) -> None:
     training = (built / folder / "reference" / "training.html").read_text(encoding="utf-8")
     service = (built / folder / "reference" / "service.html").read_text(encoding="utf-8")
     names = [*TrainConfig.model_fields, *DatasetConfig.model_fields]
     assert not [name for name in names if f"<code>{name}</code>" not in training]
-    fields = [name for kind in (ModelConfig, AdapterConfig, JobConfig) for name in kind.__dataclass_fields__]
-    fields += [name for name in ServiceConfig.__dataclass_fields__ if name not in ("model", "adapters", "jobs")]
-    options = [option.opts[-1] for option in serve.params]
-    assert not [name for name in (*fields, *options) if f"<code>{name}</code>" not in service]
+    known = [option for kind in (ServiceConfig, StudioConfig) for option in options_of(kind)]
+    options = [name for o in known for name in (o.name, *([o.file_name] if o.flag.is_secret else []))]
+    assert not [name for name in options if f"<code>{name}</code>" not in service]
 
 
 def test_the_api_reference_is_what_the_service_serves(built: Path) -> None:
@@ -97,17 +108,17 @@ def test_the_api_reference_is_what_the_service_serves(built: Path) -> None:
     assert "<code>guidance_scale</code>" in page
 
 
-def test_a_browser_asks_for_nothing_outside(built: Path) -> None:
-    asked: list[str] = []
+def test_a_browser_loads_nothing_from_other_hosts(built: Path) -> None:
+    requested: list[str] = []
     with chromium() as browser:
         page = browser.new_page()
         page.set_default_timeout(120_000)
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("request", lambda request: requested.append(request.url))
         for name in PAGES:
             for folder in ("", "zh/"):
                 page.goto((built / f"{folder}{name}.html").as_uri())
                 assert page.locator("h1").first.inner_text()
         page.goto((built / "quickstart.html").as_uri())
         assert page.locator('link[hreflang="zh"]').get_attribute("href") == "zh/quickstart.html"
-    assert asked
-    assert not [address for address in asked if urlsplit(address).scheme in ("http", "https")]
+    assert requested
+    assert not [address for address in requested if urlsplit(address).scheme in ("http", "https")]

@@ -1,93 +1,170 @@
-"""Who may import whom: the rules of the architecture, held against every file."""
+"""Import rules of the architecture, by folder, held against every file."""
 
 import ast
+import functools
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-OURS = ("lithograph", "longcat", "service", "trainer", "studio", "loadtest", "recipes")
-HTTP = {"fastapi", "litserve", "starlette", "uvicorn"}
+from tests import ROOT
+
+PRODUCT = ("lithograph", "longcat", "service", "studio", "trainer")
+OURS = (*PRODUCT, "benchmarks", "loadtest", "recipes")
+HTTP = ("fastapi", "litserve", "starlette", "uvicorn")
+
+LONGCAT = ("longcat.checksum", "longcat.errors", "longcat.validation")
+"""Modules below every folder of the package."""
+
+ALLOWED = {
+    "longcat": ("longcat",),
+    "longcat.model": (*LONGCAT, "longcat.model"),
+    "longcat.storage": (*LONGCAT, "longcat.storage"),
+    "longcat.adapter": (*LONGCAT, "longcat.model", "longcat.storage", "longcat.adapter"),
+    "service": ("longcat", "service"),
+    "trainer": ("longcat", "trainer"),
+    "studio": (
+        "longcat", "studio", "lithograph.client", "lithograph.kubernetes", "service.http.edge",
+        "trainer.config", "trainer.data", "trainer.memory", "trainer.outcome", "trainer.record",
+    ),
+    "lithograph.client": ("longcat", "lithograph.client", "service.wire"),
+    "lithograph.kubernetes": ("longcat", "lithograph.kubernetes", "trainer.config", "trainer.outcome"),
+    "lithograph": ("longcat", "lithograph", "service", "trainer"),
+    "recipes": ("longcat", "lithograph", "recipes"),
+    "loadtest": ("loadtest",),
+}  # fmt: skip
+"""Folders of ours that each folder may import. The longest name that fits a module decides."""
+
 FORBIDDEN = {
-    "longcat": {"service", "trainer", "studio", "lithograph", "loadtest", "recipes", "kubernetes"} | HTTP,
-    "service": {"trainer", "studio", "lithograph", "loadtest", "recipes", "kubernetes"},
-    "trainer": {"service", "studio", "lithograph", "loadtest", "recipes", "kubernetes"} | HTTP,
-    "studio": {"service", "loadtest", "recipes", "litserve", "torch"},
-    "lithograph": {"loadtest", "recipes", "torch", "litserve"},
-    "loadtest": {"lithograph", "longcat", "service", "trainer", "studio", "recipes"},
-    "recipes": {"service", "trainer", "studio"},
+    "longcat": (*HTTP, "kubernetes"),
+    "service": ("kubernetes",),
+    "service.engine": (*HTTP, "json", "service.http"),
+    "service.adapters": (*HTTP, "json", "service.http"),
+    "service.http": ("litserve", "torch", "service.engine", "service.adapters"),
+    "service.wire": ("litserve", "torch", "service.engine", "service.adapters", "service.http"),
+    "trainer": (*HTTP, "kubernetes"),
+    "studio": ("litserve", "torch"),
+    "lithograph": ("litserve", "torch"),
 }
+"""Modules that each folder may not import, whatever is above it in the tree."""
 
-
-READ_BY_THE_STUDIO = (
-    "atomic", "caption_files", "config", "config_file", "dataset", "dataset_config", "inventory", "outcome",
-    "pictures", "planning", "report", "run_record", "scanning",
+WITHOUT_TORCH = (
+    "longcat.model.shape", "longcat.storage",
+    "service.wire", "service.http", "service.process", "trainer.config", "trainer.data", "trainer.outcome", "trainer.record",
+    "studio", "lithograph.client", "lithograph.kubernetes",
 )  # fmt: skip
-"""Of the trainer. They need no torch."""
+"""Folders whose import brings no torch with it, however long the way."""
 
 
-def files(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+@functools.cache
+def modules() -> dict[str, Path]:
+    """Every module of ours, by its full name."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in OURS
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
 
 
-def imported(path: Path) -> set[str]:
-    """Full names of the modules that a file imports, at its top or inside a function."""
+@functools.cache
+def imported(module: str) -> frozenset[str]:
+    """Full names of the modules that a module imports, at its top or inside a function."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= (members & modules().keys()) or {node.module}
+    return frozenset(names)
 
 
-@pytest.mark.parametrize("package", [package for package in OURS if (ROOT / package).exists()])
-def test_packages_import_only_what_they_may(package: str) -> None:
-    assert files(package)
-    for path in files(package):
-        tops = {name.partition(".")[0] for name in imported(path)}
-        assert not tops & FORBIDDEN[package], path
+def within(module: str, folders: tuple[str, ...]) -> bool:
+    return any(module == folder or module.startswith(f"{folder}.") for folder in folders)
 
 
-def test_only_the_http_surface_imports_litserve() -> None:
+def inside(folder: str) -> list[str]:
+    return [module for module in modules() if within(module, (folder,))]
+
+
+def test_modules_import_only_the_folders_that_they_may() -> None:
+    for module in modules():
+        rules = [folder for folder in ALLOWED if within(module, (folder,))]
+        if not rules:
+            continue
+        allowed = ALLOWED[max(rules, key=len)]
+        ours = {name for name in imported(module) if name.partition(".")[0] in OURS and name != "lithograph"}
+        assert not {name for name in ours if not within(name, allowed)}, module
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_folders_keep_out_what_is_not_theirs(folder: str) -> None:
+    assert inside(folder)
+    for module in inside(folder):
+        assert not {name for name in imported(module) if within(name, FORBIDDEN[folder])}, module
+
+
+def test_nothing_imports_a_command() -> None:
+    commands = tuple(module for module in modules() if module.rpartition(".")[2] == "commands")
+    assert commands
+    for module in inside("service") + inside("trainer") + inside("studio") + inside("longcat"):
+        assert not {name for name in imported(module) if within(name, commands)}, module
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: {name for name in imported(module) if name in modules()} for module in modules()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_no_two_classes_have_one_name() -> None:
+    places: dict[str, str] = {}
+    for module, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):  # private names are a file's own
+                assert places.setdefault(node.name, module) == module, node.name
+
+
+def test_litserve_is_imported_in_one_module() -> None:
+    users = [module for module in inside("service") if any(within(name, ("litserve",)) for name in imported(module))]
+    assert users == ["service.process.server"]
+
+
+def test_packages_fit_on_a_screen() -> None:
+    for folder in {path.parent for path in modules().values()}:
+        children = {
+            path.relative_to(folder).parts[0]
+            for path in modules().values()
+            if folder in path.parents and path.name not in ("__init__.py", "__main__.py")
+        }
+        assert len(children) <= 12, folder
+
+
+def test_only_commands_touch_the_environment() -> None:
     users = {
-        p.relative_to(ROOT).as_posix() for p in files("service") if any(n.startswith("litserve") for n in imported(p))
+        module
+        for package in (*PRODUCT, "recipes", "loadtest")
+        for module in inside(package)
+        if any(text in modules()[module].read_text(encoding="utf-8") for text in ("os.environ", "getenv("))
     }
-    assert users == {"service/api.py"}
+    assert users == {"lithograph.__main__", "service.commands", "trainer.commands", "trainer.loop.launch"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "adapter_cache.py", "engine.py", "inline_executor.py", "orders.py", "prompts.py", "registry.py", "renderer.py",
-        "slots.py", "timeline.py", "turns.py", "warm_up.py",
-    ],
-)  # fmt: skip
-def test_the_engine_knows_no_http(name: str) -> None:
-    tops = {top.partition(".")[0] for top in imported(ROOT / "service" / name)}
-    assert not tops & HTTP
-    assert name == "renderer.py" or "service.schema" not in imported(ROOT / "service" / name)
-
-
-def test_only_entry_points_touch_the_environment() -> None:
-    users = {
-        path.relative_to(ROOT).as_posix()
-        for package in OURS
-        for path in files(package)
-        if any(text in path.read_text(encoding="utf-8") for text in ("os.environ", "os.getenv", "getenv("))
-    }
-    assert users == {"lithograph/__main__.py", "service/commands.py", "trainer/commands.py"}
+@pytest.mark.parametrize("folder", WITHOUT_TORCH)
+def test_folders_without_torch_bring_none(folder: str) -> None:
+    imports = "; ".join(f"import {module}" for module in inside(folder))
+    code = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_http_processes_never_import_torch() -> None:
     code = (
         "import sys, pathlib\n"
-        "from longcat.flavour import resolve\n"
-        "from service.api import GenerateAPI, Server\n"
+        "from longcat.model.flavour import resolve\n"
+        "from service.process.server import GenerateAPI, Server\n"
         "from service.config import ModelConfig, ServiceConfig\n"
-        "from service.limits import Limits\n"
+        "from service.wire.limits import Limits\n"
         "flavour = resolve('embedded')\n"
         "config = ServiceConfig(model=ModelConfig())\n"
         "Server(GenerateAPI(config, flavour, Limits.of_model(flavour.settings)))\n"
@@ -96,31 +173,12 @@ def test_http_processes_never_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_what_the_web_page_reads_of_the_trainer_needs_no_torch() -> None:
-    imports = "; ".join(f"import trainer.{module}" for module in READ_BY_THE_STUDIO)
-    code = f"import sys; import studio.commands; {imports}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-
-
-def test_the_studio_knows_the_service_by_its_client_and_the_trainer_by_what_it_writes() -> None:
-    allowed = {f"trainer.{module}" for module in READ_BY_THE_STUDIO} | {"lithograph.answers", "lithograph.client"}
-    for path in files("studio"):
-        for name in imported(path):
-            if name.startswith(("trainer.", "lithograph.")):
-                assert any(name == module or name.startswith(f"{module}.") for module in allowed), (path, name)
-
-
 def test_importing_does_nothing() -> None:
     # No thread, no log handler, no environment: importing every module of the product leaves no trace in the process.
-    modules = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for package in ("longcat", "service", "trainer", "studio", "lithograph")
-        for path in files(package)
-        if path.name != "__init__.py"
-    ]
+    names = [module for package in PRODUCT for module in inside(package) if not module.endswith("__main__")]
     code = (
         "import importlib, logging, threading, os\n"
-        f"[importlib.import_module(m) for m in {modules!r}]\n"
+        f"[importlib.import_module(m) for m in {names!r}]\n"
         "names = [t.name for t in threading.enumerate() if t is not threading.main_thread()]\n"
         "ours = [n for n in ('lithograph', 'longcat', 'service', 'studio', 'trainer') if logging.getLogger(n).handlers]\n"
         "assert not names and not ours and 'PROMETHEUS_MULTIPROC_DIR' not in os.environ, (names, ours)"

@@ -1,4 +1,4 @@
-"""The quickstart, run: its commands are read from its page, and run in a new copy of the repository."""
+"""The quickstart's commands, read from its page and run in a new copy of the repository."""
 
 import os
 import shutil
@@ -8,44 +8,44 @@ import sys
 import time
 from pathlib import Path
 
-import json5
 import psutil
 import pytest
 from PIL import Image
 
+from tests import ROOT
 from tests.conftest import free_port
-from tests.pages import blocks, script
-from trainer.config_file import load_config
+from tests.studio.pages import blocks, script
+from trainer.config.file import load_config
+from trainer.config.json_text import parse_json
 
-ROOT = Path(__file__).parent.parent
 ENGLISH = ROOT / "docs" / "quickstart.md"
 CHINESE = ROOT / "docs" / "quickstart.zh.md"
 TIMEOUT_SECONDS = 1500
 
 
 @pytest.mark.parametrize("language", ["bash", "jsonc"])
-def test_both_languages_say_the_same_commands(language: str) -> None:
+def test_both_languages_show_the_same_commands(language: str) -> None:
     english, chinese = (blocks(page, language) for page in (ENGLISH, CHINESE))
     assert [block.code for block in chinese] == [block.code for block in english]
     assert english
 
 
-def test_few_commands_are_not_run_and_all_say_why() -> None:
+def test_few_commands_are_not_run_and_each_has_a_reason() -> None:
     assert len([block for block in blocks(ENGLISH, "bash") if block.not_run]) <= 2
 
 
-def test_the_configuration_shown_is_one(tmp_path: Path) -> None:
+def test_the_configuration_shown_is_valid(tmp_path: Path) -> None:
     for number, block in enumerate(blocks(ENGLISH, "jsonc")):
         file = tmp_path / f"{number}.json"
         file.write_text(block.text, encoding="utf-8")
         config, warnings = load_config(file, {})
         assert not warnings
-        assert config.model_flavour == json5.loads(block.text)["model_flavour"]
+        assert config.model_flavour == parse_json(block.text)["model_flavour"]
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The repository's files as a clone has them, and a .venv that sees what is installed already."""
+    """A copy of the repository's files as a clone has them, with a .venv that sees the packages installed here."""
     folder = tmp_path / "lithograph"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -60,14 +60,14 @@ def copy(tmp_path: Path) -> Path:
             shutil.copy2(ROOT / name, folder / name)
     subprocess.run([sys.executable, "-m", "venv", folder / ".venv"], check=True)
     (packages,) = (folder / ".venv" / "lib").glob("python*/site-packages")
-    seen = [entry for entry in sys.path if entry.endswith("site-packages")]
-    (packages / "installed.pth").write_text("\n".join(seen), encoding="utf-8")
+    installed = [entry for entry in sys.path if entry.endswith("site-packages")]
+    (packages / "installed.pth").write_text("\n".join(installed), encoding="utf-8")
     return folder
 
 
 def test_every_command_of_the_quickstart(copy: Path, tmp_path: Path) -> None:
     ports = {":8000": free_port(), ":8001": free_port()}
-    outside = os.environ | {
+    environment = os.environ | {
         "LITHOGRAPH_SERVE_PORT": str(ports[":8000"]),
         "LITHOGRAPH_SERVER_PORT": str(ports[":8001"]),
         "LITHOGRAPH_SERVER_HOME": str(tmp_path / "studio"),
@@ -78,7 +78,7 @@ def test_every_command_of_the_quickstart(copy: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as stream:
         shell = subprocess.Popen(
-            ["bash", file], cwd=copy, env=outside, stdout=stream, stderr=stream, start_new_session=True
+            ["bash", file], cwd=copy, env=environment, stdout=stream, stderr=stream, start_new_session=True
         )
         try:
             code = shell.wait(TIMEOUT_SECONDS)
@@ -91,7 +91,7 @@ def test_every_command_of_the_quickstart(copy: Path, tmp_path: Path) -> None:
 
 
 def stop_group(group: int) -> None:
-    """The shell and what it left running in the background."""
+    """Stop the shell and its background processes."""
 
     def members() -> list[psutil.Process]:
         found = []

@@ -1,6 +1,5 @@
-"""A trained adapter to storage, where the service finds it; kept in ``output_dir`` first, so that nothing is lost."""
+"""Publishing: the adapter to ``output_dir`` first, so that nothing is lost, then to storage, where the service finds it."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,67 +11,160 @@ from typing import Any
 
 from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from longcat.adapter import Draft, Manifest, Training, list_versions, publish, read_manifest, set_latest
-from longcat.errors import AdapterError, StorageError
-from longcat.flavour import Flavour
-from longcat.lora import LoraWeights, draft_of, save_lora
-from longcat.storage import Storage, open_storage
-from trainer.atomic import write_atomically
-from trainer.config import TrainConfig
+from longcat.adapter.artifact import list_versions, read_manifest
+from longcat.adapter.lora import LoraWeights, draft_of, save_lora
+from longcat.adapter.manifest import Draft, Manifest, Training
+from longcat.adapter.publishing import publish, set_latest
+from longcat.adapter.reference import parse_new_name
+from longcat.checksum import file_sha256
+from longcat.errors import AdapterError, ConfigError, Problem, StorageError
+from longcat.logs import log_event
+from longcat.model.flavour import Flavour
+from longcat.storage.atomic import write_atomically
+from longcat.storage.disk import writing
+from longcat.storage.interface import Storage
+from longcat.storage.opening import open_storage
+from trainer.config.settings import hash_of
+from trainer.record.progress import RunProgress
 
+_RECEIPT = "published.json"
 _log = logging.getLogger("lithograph.trainer")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """An adapter and how it came about."""
+class PublishSettings:
+    """The options of publishing, under their names in ``TrainConfig``."""
+
+    output_dir: Path
+    publish_to: str | None
+    publish_endpoint_url: str | None
+    adapter_name: str | None
+
+    def open(self) -> Storage:
+        """Open the storage to publish to. Raises ``StorageError``."""
+        assert self.publish_to is not None
+        return open_storage(self.publish_to, endpoint_url=self.publish_endpoint_url)
+
+    def is_done(self) -> bool:
+        """Return whether the adapter that is kept in ``output_dir`` has been published there, or need not be."""
+        kept = self.output_dir / "adapter.safetensors"
+        if not kept.exists():
+            return False
+        return self.publish_to is None or _receipt(self).get("identity") == _identity(self, file_sha256(kept))
+
+    def check_name(self, flavour: Flavour) -> None:
+        """Check the adapter's name against its base model's. Raises ``AdapterError``."""
+        if self.adapter_name is not None:
+            parse_new_name(self.adapter_name, base=flavour.name, field="adapter_name")
+
+    def check(self) -> None:
+        """Check the storage's URI; nothing is read or written. Raises ``ConfigError``."""
+        if self.publish_to is None:
+            return
+        try:
+            self.open()
+        except StorageError as error:  # nothing was requested of the storage: the URI is wrong, and a retry is no use
+            raise ConfigError.of(error.problems).within(field="publish_to", value=self.publish_to) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedAdapter:
+    """An adapter with everything that its manifest records."""
 
     weights: LoraWeights
     flavour: Flavour
+    precision: str
+    """Precision of the base in training."""
+    options: Mapping[str, Any]
+    """Options of the training that differ from their defaults."""
     steps: int
     losses: tuple[float, ...]
     dataset_hash: str
     trigger_words: tuple[str, ...]
     pictures: Sequence[Path]
     may_be_latest: bool
-    """Whether validation passed."""
+    """True if validation passed or was disabled."""
 
 
-def keep(config: TrainConfig, trained: Trained) -> Path:
-    """Write the adapter into ``output_dir``, readable by diffusers and ``lithograph adapters import``; its path."""
-    path = config.output_dir / "adapter.safetensors"
+def keep(destination: PublishSettings, adapter: TrainedAdapter) -> Path:
+    """Write the adapter into ``output_dir``, for diffusers and ``lithograph adapters import``; return its path."""
+    path = destination.output_dir / "adapter.safetensors"
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_lora(trained.weights, partial)
-        partial.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}; check the disk") from error
+        with writing(path):
+            save_lora(adapter.weights, partial)
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 
-def publish_adapter(config: TrainConfig, trained: Trained, weights: Path) -> Manifest:
-    """Publish what ``keep`` wrote and move ``latest`` if validation passed. Once: a repeated call finds what is there.
+def publish_adapter(destination: PublishSettings, adapter: TrainedAdapter, progress: RunProgress) -> None:
+    """Keep the adapter in ``output_dir`` and publish it to the configured storage, if there is one.
 
     Raises ``StorageError`` when retries did not help; the adapter is still in ``output_dir``.
     """
-    assert config.publish_to is not None
-    assert config.adapter_name is not None
-    done = config.output_dir / "published.json"
-    identity = {
-        "storage": config.publish_to,
-        "name": config.adapter_name,
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-    }
-    before = json.loads(done.read_bytes()) if done.exists() else {}
+    progress.phase("publishing")
+    path = keep(destination, adapter)
+    if destination.publish_to is None:
+        log_event(_log, "kept", path=str(path), note="publish_to is not set")
+        return
+    try:
+        manifest = _store(destination, adapter, path)
+    except StorageError as error:
+        raise StorageError(
+            "adapter_not_published",
+            "{cause}",
+            remedy="start again with resume_from_checkpoint latest, which publishes the adapter that is kept in {path}",
+            field="publish_to",
+            value=destination.publish_to,
+            cause=error.problems[0],
+            path=str(path),
+        ) from error
+    progress.published(manifest.reference)
+    if not adapter.may_be_latest:
+        progress.warn(
+            Problem(
+                code="adapter_not_latest",
+                template="validation did not pass, so that it is not the latest version: requests for {name} get an earlier "
+                "one, if there is one",
+                remedy_template="try this one as {reference}; `lithograph adapters rollback {name} --to {version}` makes it "
+                "the latest",
+                field="adapter",
+                value=manifest.reference,
+                details={
+                    "name": manifest.name, "reference": manifest.reference, "version": manifest.version,
+                },
+            )
+        )  # fmt: skip
+
+
+def _store(destination: PublishSettings, adapter: TrainedAdapter, weights: Path) -> Manifest:
+    """Publish the file that ``keep`` wrote, and move ``latest`` to it if the adapter may be the latest.
+
+    A repeated call finds the version that exists.
+    """
+    sha256 = file_sha256(weights)
+    identity, before = _identity(destination, sha256), _receipt(destination)
     if before.get("identity") == identity:
         manifest = Manifest.model_validate(before["manifest"])
     else:
-        manifest = _publish(config, trained, weights, identity["sha256"])
-        said = {"identity": identity, "manifest": manifest.model_dump(mode="json")}
-        write_atomically(done, json.dumps(said, indent=1).encode())
-    if trained.may_be_latest:
-        _set_latest(_storage(config), manifest)
+        manifest = _publish(destination, adapter, weights, sha256)
+        content = {"identity": identity, "manifest": manifest.model_dump(mode="json")}
+        write_atomically(destination.output_dir / _RECEIPT, json.dumps(content, indent=1).encode())
+    if adapter.may_be_latest:
+        _set_latest(destination.open(), manifest)
     return manifest
+
+
+def _identity(destination: PublishSettings, sha256: str) -> dict[str, str | None]:
+    return {"storage": destination.publish_to, "name": destination.adapter_name, "sha256": sha256}
+
+
+def _receipt(destination: PublishSettings) -> dict[str, Any]:
+    """Return the record of the last publication; empty if there was none."""
+    path = destination.output_dir / _RECEIPT
+    return json.loads(path.read_bytes()) if path.exists() else {}
 
 
 _retry = retry(
@@ -85,17 +177,18 @@ _retry = retry(
 
 
 @_retry
-def _publish(config: TrainConfig, trained: Trained, weights: Path, sha256: str) -> Manifest:
-    assert config.adapter_name is not None
-    storage, name = _storage(config), config.adapter_name
-    newest = max((version for _, version in list_versions(storage, f"{name}/")), default=None)
+def _publish(destination: PublishSettings, adapter: TrainedAdapter, weights: Path, sha256: str) -> Manifest:
+    name = destination.adapter_name
+    assert name is not None
+    storage = destination.open()
+    newest = max((version for _, version in list_versions(storage, name)), default=None)
     if newest is not None:
-        # A try before this one may have been killed, or its answer lost, when everything was there.
-        with suppress(AdapterError):  # one that cannot be read is not this one
-            if (there := read_manifest(storage, name, newest)).weights.sha256 == sha256:
-                return there
-    extras = {f"validation/{path.name}": path for path in trained.pictures}
-    return publish(storage, name, _draft(config, trained, tuple(extras)), weights, extras=extras)
+        # An earlier attempt may have stored everything and been killed, or its reply lost.
+        with suppress(AdapterError):  # a version that cannot be read is not this adapter's
+            if (existing := read_manifest(storage, name, newest)).weights.sha256 == sha256:
+                return existing
+    extras = {f"validation/{path.name}": path for path in adapter.pictures}
+    return publish(storage, name, _draft(adapter, tuple(extras)), weights, extras=extras)
 
 
 @_retry
@@ -103,36 +196,21 @@ def _set_latest(storage: Storage, manifest: Manifest) -> None:
     set_latest(storage, manifest.name, manifest.version, only_forward=True)
 
 
-def _storage(config: TrainConfig) -> Storage:
-    assert config.publish_to is not None
-    return open_storage(config.publish_to, endpoint_url=config.publish_endpoint_url)
-
-
-def _draft(config: TrainConfig, trained: Trained, pictures: tuple[str, ...]) -> Draft:
-    said = public_config(config)
+def _draft(adapter: TrainedAdapter, pictures: tuple[str, ...]) -> Draft:
+    options = dict(adapter.options)
     return draft_of(
-        trained.weights,
-        trained.flavour,
+        adapter.weights,
+        adapter.flavour,
         origin="trained",
-        trigger_words=trained.trigger_words,
+        trigger_words=adapter.trigger_words,
         training=Training(
-            precision=config.base_model_precision,
-            config=said,
-            config_hash=hash_of(said),
-            dataset_hash=trained.dataset_hash,
-            steps=trained.steps,
-            losses=trained.losses,
+            precision=adapter.precision,
+            config=options,
+            config_hash=hash_of(options),
+            dataset_hash=adapter.dataset_hash,
+            steps=adapter.steps,
+            losses=adapter.losses,
             code_version=version("lithograph"),
         ),
         validation_images=pictures,
     )
-
-
-def public_config(config: TrainConfig) -> dict[str, Any]:
-    """What was chosen, without what is the same as the default."""
-    return config.model_dump(mode="json", exclude_defaults=True)
-
-
-def hash_of(said: Mapping[str, Any]) -> str:
-    """SHA-256 of options, whatever their order."""
-    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

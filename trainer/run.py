@@ -1,253 +1,244 @@
-"""A training from its configuration to a published adapter: each stage is a call, and data goes one way."""
+"""A training, from its configuration to a published adapter: prepare, encode, train, validate, publish."""
 
 import gc
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+from diffusers import LongCatImageTransformer2DModel
 
-from longcat.errors import ConfigError, DataError, LithographError, StorageError
-from longcat.flavour import describe, resolve
-from longcat.loading import load_scheduler_config, load_transformer, load_vae
-from longcat.logs import tell
-from longcat.lora import LoraWeights
-from longcat.precision import Offload, Precision
-from longcat.quantize import check_precision, quantize_base
-from longcat.storage import open_storage
-from trainer.cache import Cache
-from trainer.config import TrainConfig
-from trainer.interruption import InterruptedTraining, Interruption
-from trainer.inventory import Inventory
-from trainer.loop import Loop, Trainee
-from trainer.lora import inject
-from trainer.offload import place
-from trainer.outcome import Outcome, outcome_of
-from trainer.planning import compute_dtype, decide
-from trainer.preparation import Encoders, captions_of, encode_captions, encode_pictures
-from trainer.progress import Progress
-from trainer.publish import Trained, keep, public_config, publish_adapter
-from trainer.recompute import checkpoint_blocks
-from trainer.run_record import RUN_FILE, read_run
-from trainer.sampler import Sampler
-from trainer.scanning import take_inventory
-from trainer.step import Batches
-from trainer.validation import Scene, Validation, Verdict, language_warning, prompts_of, scenes
-from trainer.world import World
+from longcat.errors import ConfigError, DataError, Problem
+from longcat.logs import log_event
+from longcat.model.flavour import describe
+from longcat.model.loading import load_scheduler_config, load_vae
+from trainer.config.options import TrainConfig
+from trainer.config.settings import public_options, select
+from trainer.data.inventory import Inventory
+from trainer.data.scan import take_inventory
+from trainer.encode.cache import Cache
+from trainer.encode.preparation import Encoders, captions_of, dark_masks, encode_captions, encode_masks, encode_pictures
+from trainer.loop.checkpoint import Origin, find_manifest
+from trainer.loop.continuation import continue_with, nothing_left, recorded_options, stopped_before
+from trainer.loop.distributed import ProcessGroup
+from trainer.loop.interruption import InterruptedTraining, Interruption
+from trainer.loop.loop import Loop, LoopSettings, TrainableModel
+from trainer.loop.optimizer import OptimizerSettings
+from trainer.loop.sampler import Sampler
+from trainer.loop.step import Batches, BatchSettings
+from trainer.model.base import check_machine, load_base, prepare_model
+from trainer.model.checkpointing import checkpoint_blocks
+from trainer.model.lora import LoraSettings, inject
+from trainer.model.lycoris import slot_rank
+from trainer.model.offload import PlacementSettings, place
+from trainer.outcome import Outcome, outcome_of, problems_of
+from trainer.publish import PublishSettings, TrainedAdapter, keep, publish_adapter
+from trainer.record.progress import RunProgress
+from trainer.record.run_file import RUN_FILE, make_output_dir, read_run
+from trainer.record.trackers import check_trackers
+from trainer.validation.evaluations import Evaluations, EvaluationSettings
+from trainer.validation.gate import GateSettings, gate, gated
+from trainer.validation.held_out_loss import HeldOutLoss
+from trainer.validation.nearest import NearestPictures
+from trainer.validation.probes import Probe, probes_of
+from trainer.validation.prompts import (
+    PromptSettings,
+    ValidationPrompt,
+    language_warning,
+    texts_of,
+    validation_prompts,
+)
+from trainer.validation.stage import ValidationStage
+from trainer.validation.validation import OnStep, Validation, ValidationSettings
 
 DEFAULT_STEPS = 1000
 
 _log = logging.getLogger("lithograph.trainer")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The inputs of a training, checked before anything large is loaded."""
+
+    config: TrainConfig
+    """The configuration, with every ``auto`` decided."""
+    encoders: Encoders
+    inventory: Inventory
+    prompts: tuple[ValidationPrompt, ...]
+    probes: tuple[Probe, ...]
+    """Held-out pictures with captions and noise levels; empty if nothing is held out."""
+    sampler: Sampler
+    steps: int
+    """Optimizer steps of the whole run."""
+    changes: tuple[Problem, ...]
+    """The options that differ from those of the checkpoint that is resumed."""
+    resumed_step: int
+    """The step of that checkpoint; 0 without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """The parts of a run that every stage shares."""
+
+    process_group: ProcessGroup
+    interruption: Interruption
+    progress: RunProgress
+
+
 def train(config: TrainConfig, *, show_bar: bool) -> Outcome:
-    """Train, validate and publish; how it ended. Raises what went wrong, after it is in the run's record."""
+    """Train, validate and publish. Errors are raised after they are in the run's record."""
     with Interruption() as interruption:
         with _recorded(config):
-            world = World(config.device)
+            process_group = ProcessGroup(config.device)
         try:
-            return _train(config, world, interruption, show_bar=show_bar)
+            with _recorded(config, writes=process_group.is_rank_0):
+                prepared = prepare(config, process_group)
+            if nothing := _nothing_left(prepared):
+                log_event(_log, "nothing_to_do", logging.WARNING, reason=str(nothing))
+                return Outcome.FINISHED
+            with _progress(
+                prepared.config, prepared.steps, show_bar=show_bar, writes=process_group.is_rank_0
+            ) as progress:
+                context = RunContext(process_group=process_group, interruption=interruption, progress=progress)
+                return _finish(prepared, context)
         finally:
-            world.close()
+            process_group.close()
 
 
-def _train(config: TrainConfig, world: World, interruption: Interruption, *, show_bar: bool) -> Outcome:
-    make_output(config.output_dir)
-    with _recorded(config, writes=world.is_first):
-        if config.fsdp_enable and world.size == 1:
-            raise ConfigError(
-                "fsdp_enable: it splits the base over several processes, and this is one: start them with torchrun "
-                "--nproc_per_node N -m lithograph train"
-            )
-        check_machine(config, world.device)
-        # The data before the model: gigabytes need not be downloaded to learn that a caption is missing.
-        inventory = take_inventory(config, describe(config.flavour, revision=config.revision), processes=world.size)
-        config, encoders = prepare_model(config, world.device)
-    sampler = Sampler(inventory.samples, batch=config.train_batch_size * world.size, seed=config.seed)
-    steps = total_steps(config, sampler)
-    with _progress(config, steps, show_bar=show_bar, writes=world.is_first) as progress:
-        try:
-            finished = _stages(config, encoders, inventory, sampler, steps, world, interruption, progress)
-        except InterruptedTraining:
-            finished = False
-        except BaseException as error:
-            progress.finish("failed", f"{type(error).__name__}: {error}", int(outcome_of(error)))
-            raise
-        outcome = Outcome.FINISHED if finished else Outcome.PREEMPTED
-        progress.finish("finished" if finished else "preempted", None, int(outcome))
+def _finish(prepared: Prepared, context: RunContext) -> Outcome:
+    """Run the stages and record how they ended."""
+    try:
+        is_complete = run_stages(prepared, context)
+    except InterruptedTraining:
+        is_complete = False
+    except BaseException as error:  # whatever ends the run belongs in its record; it is raised again
+        context.progress.finish("failed", problems_of(error), int(outcome_of(error)))
+        raise
+    outcome = Outcome.FINISHED if is_complete else Outcome.PREEMPTED
+    context.progress.finish("finished" if is_complete else "preempted", (), int(outcome))
     return outcome
 
 
-def _stages(
-    config: TrainConfig,
-    encoders: Encoders,
-    inventory: Inventory,
-    sampler: Sampler,
-    steps: int,
-    world: World,
-    interruption: Interruption,
-    progress: Progress,
-) -> bool:
-    """Cache, train, validate, publish; whether it came to the end."""
-    cache = Cache(config.cache_folder)
-    drawn = scenes(config, encoders, inventory.samples)
-    for warning in (*inventory.warnings, language_warning([s.prompt for s in drawn if not s.is_base])):
-        if warning and world.is_first:
-            tell(_log, "warning", logging.WARNING, note=warning)
-    progress.dataset(
-        pictures=len(inventory.samples),
-        dropped=len(inventory.dropped),
-        steps_per_epoch=sampler.batches_per_epoch / config.gradient_accumulation_steps,
-    )
-    progress.phase("caching")
-    _fill_cache(encoders, cache, inventory, drawn, world, interruption, progress)
+def run_stages(prepared: Prepared, context: RunContext) -> bool:
+    """Encode, train, validate, publish. Return False if the run was interrupted, with a checkpoint saved.
 
-    progress.phase("preparing")
-    scheduler_config = load_scheduler_config(encoders.flavour)
-    transformer = load_transformer(encoders.flavour, encoders.dtype)
-    quantize_base(transformer, config.precision, device=world.device, training=True, offload=_offload(config))
-
-    def on_step(done: int, total: int, what: str) -> None:
-        interruption.check()
-        progress.drawing(done, total, what)
-
-    validation = Validation(
-        config,
-        transformer,
-        encoders,
-        cache,
-        drawn if world.is_first else (),
-        scheduler_config=scheduler_config,
-        load_vae=lambda: load_vae(encoders.flavour, encoders.dtype).to(world.device),
-        on_step=on_step,
-        rank=config.lora_rank,
-    )
-    parameters = inject(transformer, config)
-    place(transformer, config, world.device)
-    if config.fsdp_enable:
-        world.split(transformer, parameters)
-    if config.gradient_checkpointing:
-        checkpoint_blocks(transformer, every=config.gradient_checkpointing_interval)
-    batches = Batches(config, inventory.samples, encoders, cache, scheduler_config)
-    trainee = Trainee(transformer=transformer, parameters=parameters, dtype=encoders.dtype)
-    loop = Loop(config, trainee, batches, sampler, world, steps=steps, dataset_hash=inventory.hash)
-    loop.resume()
-    progress.resumed(loop.step)
-
-    def validate(step: int, weights: LoraWeights) -> Verdict | None:
-        if not drawn:
-            return None
-        verdict = None
-        with world.gathered(transformer):
-            if world.is_first:
-                progress.phase("validating")
-                with suppress(InterruptedTraining):  # the loop saves and stops, with the other processes
-                    verdict = validation.run(weights, step=step)
-                    names = [str(path.relative_to(config.output_dir)) for path in verdict.files]
-                    progress.validation(step, names, verdict.passed, list(verdict.reasons))
-            world.wait()
-        return verdict
-
-    if not loop.run(progress, interruption, validate=validate):
+    Raises ``PublicationGatedError`` for an adapter that does not meet the configured thresholds.
+    """
+    cache = encode(prepared, context)
+    context.progress.phase("preparing")
+    transformer = load_base(prepared.config, prepared.encoders)
+    validation = make_validation(prepared, cache, transformer, context)  # before LoRA layers change the modules' names
+    model = make_trainable(prepared, transformer, context.process_group)
+    evaluations = make_evaluations(prepared, cache, model, context)
+    loop = make_loop(prepared, cache, model, evaluations, context)
+    if not loop.run(context.progress, context.interruption, validate=validation.run):
         return False
-    weights = loop.result()
-    verdict = validate(loop.step, weights)
-    if world.any(interruption.requested):
-        return False  # the last checkpoint is there; starting again validates and publishes
-    if world.is_first:
-        trained = Trained(
-            weights=weights,
-            flavour=encoders.flavour,
-            steps=loop.step,
-            losses=loop.losses,
-            dataset_hash=inventory.hash,
-            trigger_words=inventory.trigger_words,
-            pictures=verdict.files if verdict else (),
-            may_be_latest=verdict is None or verdict.passed,
-        )
-        _publish(config, trained, progress)
-    world.wait()
+    step, weights = evaluations.chosen(loop.step, loop.result())
+    result = validation.run(step, weights)
+    if context.process_group.any(context.interruption.requested):
+        return False  # starting again from the last checkpoint validates and publishes
+    evaluations.sweep(transformer, weights)
+    failed = gate(select(prepared.config, GateSettings), evaluations.card, result.nearest if result else ())
+    adapter = TrainedAdapter(
+        weights=weights,
+        flavour=prepared.encoders.flavour,
+        precision=prepared.config.base_model_precision,
+        options=public_options(prepared.config),
+        steps=step,
+        losses=loop.losses,
+        dataset_hash=prepared.inventory.hash,
+        trigger_words=prepared.inventory.trigger_words,
+        pictures=result.files if result else (),
+        may_be_latest=result is None or result.passed,
+    )
+    destination = select(prepared.config, PublishSettings)
+    if context.process_group.any(bool(failed)):
+        if context.process_group.is_rank_0:
+            keep(destination, adapter)
+        raise gated(failed)
+    if context.process_group.is_rank_0:
+        publish_adapter(destination, adapter, context.progress)
+    context.process_group.barrier()
     return True
 
 
-def _publish(config: TrainConfig, trained: Trained, progress: Progress) -> None:
-    progress.phase("publishing")
-    path = keep(config, trained)
-    if config.publish_to is None:
-        tell(_log, "kept", path=str(path), note="publish_to is not set")
-        return
-    try:
-        manifest = publish_adapter(config, trained, path)
-    except StorageError as error:
-        raise StorageError(
-            f"publish_to {config.publish_to}: {error}; the adapter is kept in {path}, and starting again with "
-            "resume_from_checkpoint latest publishes it"
-        ) from error
-    progress.published(manifest.reference)
-    if not trained.may_be_latest:
-        again = f"lithograph adapters rollback {manifest.name} --to {manifest.version}"
-        tell(
-            _log,
-            "not_latest",
-            logging.WARNING,
-            adapter=manifest.reference,
-            note=f"validation did not pass, so that {manifest.name} still means what it meant; try it as "
-            f"{manifest.reference}, and {again} makes it the latest all the same",
-        )
-
-
-def check_machine(config: TrainConfig, device: torch.device) -> None:
-    """Refuse what this machine cannot do before anything is looked at, downloaded or loaded."""
-    dtype = compute_dtype(config, device)
-    if config.publish_to:
-        try:
-            open_storage(config.publish_to, endpoint_url=config.publish_endpoint_url)
-        except StorageError as error:  # nothing has been asked of it yet: the URI is wrong, and trying again is no use
-            raise ConfigError(f"publish_to: {error}") from error
-    for name in (config.base_model_precision, config.text_encoder_1_precision):
-        if name != "auto":
-            check_precision(Precision(name), device=device, dtype=dtype, offload=_offload(config))
-    if config.enable_group_offload and device.type == "cpu":
-        raise ConfigError("enable_group_offload: it keeps weights off a GPU, and the device is the CPU: leave it out")
-
-
-def prepare_model(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Encoders]:
-    """Find the model, and decide what is ``auto``."""
-    flavour = resolve(config.flavour, revision=config.revision)
-    if config.aspect_bucket_alignment < 64 and flavour.settings.default_size_px >= 512:
+def prepare(config: TrainConfig, process_group: ProcessGroup) -> Prepared:
+    """Check machine, data and model, and decide every ``auto``. Raises ``UserError`` or ``StorageError``."""
+    make_output_dir(config.output_dir)
+    if config.fsdp_enable and process_group.size == 1:
         raise ConfigError(
-            f"aspect_bucket_alignment: {config.aspect_bucket_alignment} is less than 64, the grid that "
-            f"{flavour.name} was trained on"
+            "fsdp_in_one_process",
+            "splits the base over several processes, and this is one",
+            remedy="start them with torchrun --nproc_per_node N -m lithograph train",
+            field="fsdp_enable",
+            value=True,
         )
-    config = decide(config, flavour, device)
-    encoders = Encoders(
-        flavour=flavour,
-        device=device,
-        dtype=compute_dtype(config, device),
-        text_encoder_precision=Precision(config.text_encoder_1_precision),
-        vae_batch=config.vae_batch_size,
+    check_trackers(config.report_to)
+    select(config, PublishSettings).check()
+    check_machine(config, process_group.device)
+    checkpoint, changes = None, list[Problem]()
+    if config.resume_from_checkpoint is not None:
+        checkpoint = find_manifest(config.output_dir / "checkpoints", config.resume_from_checkpoint)
+    if checkpoint is not None:
+        config, changes = continue_with(
+            config, checkpoint.origin.options, processes=process_group.size, step=checkpoint.step
+        )
+    inventory = take_inventory(
+        config, partial(describe, config.flavour, revision=config.revision), processes=process_group.size
     )
-    return config, encoders
+    config, encoders = prepare_model(config, process_group.device)
+    select(config, PublishSettings).check_name(encoders.flavour)
+    sampler = Sampler(inventory.samples, batch=config.train_batch_size * process_group.size, seed=config.seed)
+    return Prepared(
+        config=config,
+        encoders=encoders,
+        inventory=inventory,
+        prompts=validation_prompts(select(config, PromptSettings), encoders, inventory.samples),
+        probes=probes_of(inventory.held_out, most=config.num_eval_images),
+        sampler=sampler,
+        steps=total_steps(config, sampler),
+        changes=tuple(changes),
+        resumed_step=checkpoint.step if checkpoint else 0,
+    )
 
 
-def make_output(folder: Path) -> None:
-    """See that it can be written before anything is computed. Raises ``StorageError``."""
-    probe = folder / f".writable-{secrets.token_hex(4)}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"output_dir {folder} cannot be written: {error.strerror or error}; give a directory that can"
-        ) from error
+def _nothing_left(prepared: Prepared) -> Problem | None:
+    """Return the note of a run that has made all its steps before and published; None for one that has work to do.
+
+    A run that was killed after its last step still validates and publishes.
+    """
+    config, step, steps = prepared.config, prepared.resumed_step, prepared.steps
+    stopped_early = 0 < step < steps and _has_stopped_early(config, step)
+    if step == 0 or (step < steps and not stopped_early) or (step <= steps and not _is_published(config)):
+        return None
+    return stopped_before(step=step) if stopped_early else nothing_left(step=step, steps=steps)
+
+
+def _has_stopped_early(config: TrainConfig, step: int) -> bool:
+    """Return whether the run's evaluations up to a checkpoint end it, with the patience that is configured now."""
+    with suppress(DataError):  # no record, or a damaged one
+        card = read_run(config.output_dir).report
+        return (
+            card is not None
+            and card.at(step) is not None
+            and card.until(step, config.early_stopping_patience).is_stopped
+        )
+    return False
+
+
+def _is_published(config: TrainConfig) -> bool:
+    """Return whether an earlier attempt finished, and published where this one would."""
+    with suppress(DataError):  # no record, or a damaged one
+        return read_run(config.output_dir).state == "finished" and select(config, PublishSettings).is_done()
+    return False
 
 
 def total_steps(config: TrainConfig, sampler: Sampler) -> int:
-    """Optimizer steps in all."""
+    """Return the optimizer steps of the whole run."""
     if config.max_train_steps:
         return config.max_train_steps
     if config.num_train_epochs:
@@ -255,58 +246,161 @@ def total_steps(config: TrainConfig, sampler: Sampler) -> int:
     return DEFAULT_STEPS
 
 
-def _fill_cache(
-    encoders: Encoders,
-    cache: Cache,
-    inventory: Inventory,
-    drawn: Sequence[Scene],
-    world: World,
-    interruption: Interruption,
-    progress: Progress,
-) -> None:
-    # Prompts first: of one that is too long, nobody should hear after hours.
-    captions = list(dict.fromkeys([*prompts_of(drawn), *captions_of(inventory.samples)]))
+def encode(prepared: Prepared, context: RunContext) -> Cache:
+    """Cache the embeddings of all prompts and captions and the latents of all pictures, a share in each process."""
+    config, inventory, encoders = prepared.config, prepared.inventory, prepared.encoders
+    process_group, progress = context.process_group, context.progress
+    for warning in (*inventory.warnings, language_warning(prepared.prompts)):
+        if warning is not None:
+            progress.warn(warning)
+    progress.dataset(
+        pictures=len(inventory.samples),
+        dropped=len(inventory.dropped),
+        steps_per_epoch=prepared.sampler.batches_per_epoch / config.gradient_accumulation_steps,
+    )
+    progress.phase("caching")
 
-    def on_done(kind: str, done: int, total: int, found: int) -> None:
-        interruption.check()
-        progress.cache(kind, done, total, found)
+    def on_done(kind: str, done: int, total: int, hits: int) -> None:
+        context.interruption.check()
+        progress.cache(kind, done, total, hits)
 
-    encode_captions(encoders, cache, captions, on_done, share=world.rank, shares=world.size)
-    encode_pictures(encoders, cache, inventory.samples, on_done, share=world.rank, shares=world.size)
-    gc.collect()  # the encoders are to be out of memory before the transformer comes
+    cache = Cache(config.cache_folder)
+    # Validation prompts come first: one that is too long is then reported at once, not after hours.
+    probes = prepared.probes
+    captions = (*captions_of(inventory.samples), *(probe.caption for probe in probes))
+    texts = list(dict.fromkeys([*texts_of(prepared.prompts), *captions]))
+    share, shares = process_group.rank, process_group.size
+    encode_captions(encoders, cache, texts, on_done, share=share, shares=shares)
+    pictures = (*inventory.samples, *{encoders.latent_key(probe.sample): probe.sample for probe in probes}.values())
+    encode_pictures(encoders, cache, pictures, on_done, share=share, shares=shares)
+    encode_masks(encoders, cache, pictures, on_done, share=share, shares=shares)
+    gc.collect()  # frees the encoders' memory before the transformer is loaded
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if world.is_first:
+    if process_group.is_rank_0:
         cache.prune()
-    world.wait()
+    process_group.barrier()
+    if process_group.is_rank_0 and (warning := dark_masks(encoders, cache, inventory.samples)) is not None:
+        progress.warn(warning)
+    return cache
+
+
+def make_validation(
+    prepared: Prepared, cache: Cache, transformer: LongCatImageTransformer2DModel, context: RunContext
+) -> ValidationStage:
+    """Set up validation with the base as it is, without LoRA layers."""
+    config, encoders = prepared.config, prepared.encoders
+
+    def make(on_step: OnStep) -> Validation:
+        return Validation(
+            select(config, ValidationSettings),
+            transformer,
+            encoders,
+            cache,
+            prepared.prompts,
+            scheduler_config=load_scheduler_config(encoders.flavour),
+            load_vae=lambda: load_vae(encoders.flavour, encoders.dtype).to(encoders.device),
+            on_step=on_step,
+            rank=slot_rank(transformer, lycoris) if (lycoris := config.lycoris_config) else config.lora_rank,
+            training=NearestPictures(prepared.inventory.samples, encoders, cache),
+        )
+
+    return ValidationStage(
+        make if prepared.prompts else None,
+        transformer,
+        context.process_group,
+        context.interruption,
+        context.progress,
+        output_dir=config.output_dir,
+    )
+
+
+def make_trainable(
+    prepared: Prepared, transformer: LongCatImageTransformer2DModel, process_group: ProcessGroup
+) -> TrainableModel:
+    """Inject LoRA layers, then move the transformer to its device or devices."""
+    config = prepared.config
+    parameters = inject(transformer, select(config, LoraSettings))
+    place(transformer, select(config, PlacementSettings), process_group.device)
+    if config.fsdp_enable:
+        process_group.shard(transformer, parameters)
+    if config.gradient_checkpointing:
+        checkpoint_blocks(transformer, every=config.gradient_checkpointing_interval)
+    return TrainableModel(transformer=transformer, parameters=parameters, dtype=prepared.encoders.dtype)
+
+
+def make_evaluations(prepared: Prepared, cache: Cache, model: TrainableModel, context: RunContext) -> Evaluations:
+    """Set up the evaluations on held-out pictures; without such pictures there are none."""
+    encoders, held_out = prepared.encoders, None
+    if prepared.probes:
+        held_out = HeldOutLoss(
+            prepared.probes,
+            encoders,
+            cache,
+            model.transformer,
+            context.process_group,
+            scheduler_config=load_scheduler_config(encoders.flavour),
+        )
+    return Evaluations(
+        select(prepared.config, EvaluationSettings),
+        held_out,
+        context.progress,
+        steps=prepared.steps,
+        processes=context.process_group.size,
+    )
+
+
+def make_loop(
+    prepared: Prepared, cache: Cache, model: TrainableModel, evaluations: Evaluations, context: RunContext
+) -> Loop:
+    """Make the loop, resumed from the configured checkpoint."""
+    config, inventory, encoders = prepared.config, prepared.inventory, prepared.encoders
+    batches = Batches(
+        select(config, BatchSettings), inventory.samples, encoders, cache, load_scheduler_config(encoders.flavour)
+    )
+    loop = Loop(
+        select(config, LoopSettings),
+        select(config, OptimizerSettings),
+        model,
+        batches,
+        prepared.sampler,
+        context.process_group,
+        evaluations,
+        steps=prepared.steps,
+        origin=Origin(
+            options=recorded_options(config, processes=context.process_group.size),
+            base_hash=encoders.flavour.hash,
+            dataset_hash=inventory.hash,
+        ),
+    )
+    for change in prepared.changes:
+        context.progress.warn(change)
+    loop.resume(context.progress)
+    context.progress.resumed(loop.step)
+    return loop
 
 
 @contextmanager
 def _recorded(config: TrainConfig, *, writes: bool = True) -> Iterator[None]:
-    """What fails before there is anything to count is in the run's record all the same."""
+    """Record an error that is raised before the run's own record is open."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # any error belongs in the record; it is raised again
         if writes:
-            make_output(config.output_dir)
+            make_output_dir(config.output_dir)
         with _progress(config, 0, show_bar=False, writes=writes) as progress:
-            said = str(error) if isinstance(error, LithographError) else f"{type(error).__name__}: {error}"
-            progress.finish("failed", said, int(outcome_of(error)))
+            progress.finish("failed", problems_of(error), int(outcome_of(error)))
         raise
 
 
-def _offload(config: TrainConfig) -> Offload:
-    return Offload.GROUP if config.enable_group_offload else Offload.NONE
-
-
-def _progress(config: TrainConfig, steps: int, *, show_bar: bool, writes: bool) -> Progress:
-    return Progress(
+def _progress(config: TrainConfig, steps: int, *, show_bar: bool, writes: bool) -> RunProgress:
+    return RunProgress(
         config.output_dir,
         run_id=config.tracker_run_name or _run_id(config),
-        config=public_config(config),
+        config=public_options(config),
         total_steps=steps,
-        start_step=0,
-        tensorboard=config.report_to == "tensorboard",
+        report_to=config.report_to,
+        project=config.tracker_project_name,
         metrics_port=config.metrics_port,
         pushgateway_url=config.pushgateway_url,
         show_bar=show_bar,
@@ -315,8 +409,8 @@ def _progress(config: TrainConfig, steps: int, *, show_bar: bool, writes: bool) 
 
 
 def _run_id(config: TrainConfig) -> str:
-    """The same one for every try of a run that resumes: a Pushgateway keeps a group for each."""
+    """Return the id of the run: a resumed run keeps its own, because a Pushgateway keeps a group for every id."""
     if config.resume_from_checkpoint is not None and (config.output_dir / RUN_FILE).exists():
-        with suppress(DataError):  # damaged: the record begins anew
+        with suppress(DataError):  # a damaged record is replaced by a new one
             return read_run(config.output_dir).run_id
     return f"{config.adapter_name or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"

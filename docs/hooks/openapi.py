@@ -1,4 +1,4 @@
-"""The service's OpenAPI document as a page and as a file, for people and for whoever generates a client.
+"""The service's OpenAPI document as a page and as a file, for people and for generators of clients.
 
 ``python docs/hooks/openapi.py > openapi.json``. No model is loaded, nothing listens. The page has
 tables that can be read and searched without a server, unlike the forms at a server's ``/docs``.
@@ -12,10 +12,10 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 
-from longcat.flavour import resolve
-from service.api import GenerateAPI, Server
+from longcat.model.flavour import resolve
 from service.config import ModelConfig, ServiceConfig
-from service.limits import Limits
+from service.process.server import GenerateAPI, Server
+from service.wire.limits import Limits
 
 Json = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ _LIMITS = {
 
 
 def document() -> dict[str, Any]:
-    """What ``GET /openapi.json`` answers."""
+    """Return the body of ``GET /openapi.json``."""
     flavour = resolve("embedded")
     api = GenerateAPI(ServiceConfig(model=ModelConfig()), flavour, Limits.of_model(flavour.settings))
     found: dict[str, Any] = Server(api).app.openapi()
@@ -47,22 +47,22 @@ def document() -> dict[str, Any]:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put all of it where a page asks for it: a line that is ``{{ openapi }}``."""
+    """Replace a page's line ``{{ openapi }}`` with the whole reference."""
     return markdown.replace(_PLACE, reference(document())) if _PLACE in markdown else markdown
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Put the document beside the page."""
+    """Write the document beside the page."""
     Path(config.site_dir, "reference", "openapi.json").write_text(text(), encoding="utf-8")
 
 
 def text() -> str:
-    """The document, to be read."""
+    """Return the document as indented JSON."""
     return json.dumps(document(), ensure_ascii=False, indent=1)
 
 
 def reference(found: Json) -> str:
-    """All operations by tag, then all schemas."""
+    """Return all operations by tag, then all schemas, as Markdown."""
     operations = [
         (method.upper(), path, operation)
         for path, methods in found["paths"].items()
@@ -99,12 +99,14 @@ def _response(status: str, response: Json) -> tuple[str, str, str]:
         f"`{kind}`{': ' + _type(body['schema']) if _type(body.get('schema', {})) else ''}"
         for kind, body in response.get("content", {}).items()
     ]
-    said = response["description"]
-    return status, HTTPStatus(int(status)).phrase if said == "Successful Response" else said, "<br>".join(bodies)
+    description = response["description"]
+    if description == "Successful Response":
+        description = HTTPStatus(int(status)).phrase
+    return status, description, "<br>".join(bodies)
 
 
 def _fields(schema: Json) -> Iterator[str]:
-    """A table of an object's properties."""
+    """Yield a table of an object's properties."""
     if "enum" in schema:
         yield ", ".join(f"`{value}`" for value in schema["enum"])
     properties = schema.get("properties", {})
@@ -112,22 +114,22 @@ def _fields(schema: Json) -> Iterator[str]:
         return
     required = schema.get("required", ())
 
-    def default(name: str, said: Json) -> str:
+    def default(name: str, field: Json) -> str:
         if name in required:
             return "required"
-        return "" if said.get("default") is None else f"`{json.dumps(said['default'], ensure_ascii=False)}`"
+        return "" if field.get("default") is None else f"`{json.dumps(field['default'], ensure_ascii=False)}`"
 
     yield from _table(
         ("field", "type", "default", ""),
         (
-            (f"`{name}`", _type(said), default(name, said), said.get("description", ""))
-            for name, said in properties.items()
+            (f"`{name}`", _type(field), default(name, field), field.get("description", ""))
+            for name, field in properties.items()
         ),
     )
 
 
 def _type(schema: Json) -> str:
-    """In words; schemas of their own as links."""
+    """Return a schema's type in words; named schemas as links."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"

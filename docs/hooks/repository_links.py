@@ -8,8 +8,6 @@ import posixpath
 import re
 from pathlib import Path
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
 _ROOT = Path(__file__).parent.parent.parent
@@ -17,8 +15,8 @@ _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>\.\.?/[^)#\s]*)(?P<a
 _log = logging.getLogger("mkdocs.hooks.repository_links")
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Replace them."""
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Replace links to files that are no pages."""
     here = posixpath.join("docs", posixpath.dirname(page.file.src_uri))
 
     def replace(link: re.Match[str]) -> str:

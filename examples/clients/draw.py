@@ -3,7 +3,7 @@
 import sys
 
 import lithograph
-from service.schema import GenerateResponse, StepEvent
+from service.wire.events import ResultEvent, StepEvent
 
 
 def main(url: str) -> None:
@@ -17,7 +17,7 @@ def main(url: str) -> None:
             match event:
                 case StepEvent():
                     print(f"picture {event.image}: step {event.step} of {event.steps}", end="\r")
-                case GenerateResponse():
+                case ResultEvent():
                     for i, image in enumerate(event.images):
                         image.save(f"cat-{i}.png")
         print("cat-0.png, cat-1.png                ")

@@ -1,1 +1,1 @@
-"""How the service behaves under load of many kinds: locust's users, thresholds, a report. ``python -m loadtest.suite``."""
+"""The load test suite: locust users, scenarios, thresholds, a report. Run it with ``python -m loadtest.suite``."""

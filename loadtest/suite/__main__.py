@@ -1,4 +1,4 @@
-"""All scenarios against one server, and a report. ``make loadtest``.
+"""The command: run all scenarios against one server and write a report. ``make loadtest``.
 
 Without ``--host`` it makes adapters, starts a server of its own with the embedded model, and stops it. Requests come from
 locust, one run a scenario. Exit code 1 if a threshold is crossed.
@@ -16,22 +16,22 @@ from pathlib import Path
 
 import httpx
 
-from loadtest.adapters import RANK, make_adapters, publish
-from loadtest.figures import machine
-from loadtest.servers import ROOT, running, service
+from loadtest.contestants.servers import ROOT, running, service
 from loadtest.suite import report
-from loadtest.suite.sample import Sample, read
+from loadtest.suite.sample import Measurement, read
 from loadtest.suite.scenarios import MAX_QUEUE, SCENARIOS, Scenario, judge, pictures_per_second
+from loadtest.traffic.adapters import RANK, make_adapters, publish
+from loadtest.traffic.figures import machine
 
 _LEAST_RATE = 0.1
 _STOP_SECONDS = 600
-"""For requests that are under way when a scenario's time is over."""
+"""Time for requests under way when a scenario ends."""
 _REST_SECONDS = 60.0
 _AT_REST = ("lithograph_requests_in_progress", "lithograph_active_rows", "lithograph_cancelled_requests_total")
 
 
 def main() -> None:
-    """Load, judge, report."""
+    """Run the scenarios, check the thresholds, write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="of load, all scenarios together")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "loadtest")
@@ -45,7 +45,7 @@ def main() -> None:
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("*.jsonl"), *(folder / "pictures").glob("*.png")):
         old.unlink()
-    samples: dict[str, list[Sample]] = {}
+    samples: dict[str, list[Measurement]] = {}
     with tempfile.TemporaryDirectory(prefix="loadtest-") as scratch, _server(arguments, Path(scratch)) as (url, names):
         for number, scenario in enumerate(SCENARIOS):
             rate = scenario.load * pictures_per_second(samples.get("closed", ()))
@@ -69,7 +69,7 @@ def main() -> None:
 
 @contextmanager
 def _server(arguments: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, Sequence[str]]]:
-    """Where to ask, and the adapters that are there."""
+    """Yield the server's URL and the names of its adapters."""
     if arguments.host:
         yield arguments.host, [name for name in arguments.adapter_names.split(",") if name]
         return
@@ -87,8 +87,8 @@ def _server(arguments: argparse.Namespace, scratch: Path) -> Iterator[tuple[str,
 
 def _load(
     scenario: Scenario, url: str, adapters: Sequence[str], folder: Path, *, seconds: float, rate: float, seed: int
-) -> list[Sample]:
-    """One run of locust: what it wrote down."""
+) -> list[Measurement]:
+    """Run locust once and return its measurements."""
     file = folder / f"{scenario.name}.jsonl"
     options = {
         "host": url, "users": scenario.clients, "spawn-rate": scenario.clients, "run-time": f"{max(1, round(seconds))}s",
@@ -108,7 +108,7 @@ def _load(
         *(text for name, value in options.items() for text in (f"--{name}", str(value))),
         *scenario.users,
     ]
-    finished = subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False)  # noqa: S603
+    finished = subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False)
     if finished.returncode or not file.exists():
         raise SystemExit(
             f"locust ended with {finished.returncode} and wrote {'something' if file.exists() else 'nothing'}"
@@ -117,7 +117,7 @@ def _load(
 
 
 def _at_rest(url: str) -> dict[str, float]:
-    """The server's metrics once nothing is being drawn, or as they are after a while."""
+    """Return the server's metrics once it is idle, or after a time limit."""
     deadline = time.monotonic() + _REST_SECONDS
     while True:
         text = httpx.get(f"{url}/metrics", trust_env=False, timeout=30).text

@@ -1,4 +1,4 @@
-"""Samples as charts: SVG for the page, PNG for elsewhere."""
+"""Measurements as charts: SVG for the page, PNG for elsewhere."""
 
 import io
 from collections import Counter
@@ -11,21 +11,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from loadtest.suite.mix import zipf_shares
-from loadtest.suite.sample import Outcome, Sample, latencies
+from loadtest.suite.sample import Measurement, ScenarioOutcome, latencies
 
-Samples = Mapping[str, Sequence[Sample]]
+Measurements = Mapping[str, Sequence[Measurement]]
 
 COLOURS = {"solo": "#8a63d2", "closed": "#2a78d6", "open": "#1a9e6f", "rough": "#e0821b", "flood": "#c2407e"}
-_OUTCOMES: dict[Outcome, str] = {"picture": "#2a78d6", "refused": "#e0a21b", "left": "#9a9a9a", "failed": "#d43a3a"}
+_OUTCOMES: dict[ScenarioOutcome, str] = {
+    "picture": "#2a78d6",
+    "refused": "#e0a21b",
+    "left": "#9a9a9a",
+    "failed": "#d43a3a",
+}
 _INK = "#767676"
-"""Readable on white and on black; on the page it becomes the text's own colour."""
+"""A colour readable on white and on black; the page replaces it by the text's colour."""
 _BIN_SECONDS = 2.0
 _PERCENTILES = np.arange(0, 100.5, 0.5)
 
 
-def charts(samples: Samples) -> dict[str, Figure]:
-    """All of them, by name."""
-    draw: dict[str, Callable[[Axes, Samples], None]] = {
+def charts(samples: Measurements) -> dict[str, Figure]:
+    """Return all charts by name."""
+    draw: dict[str, Callable[[Axes, Measurements], None]] = {
         "latency": _latency,
         "throughput": _throughput,
         "percentiles": _percentiles,
@@ -35,20 +40,20 @@ def charts(samples: Samples) -> dict[str, Figure]:
 
 
 def save(figures: Mapping[str, Figure], folder: Path) -> None:
-    """As PNG, on white."""
+    """Render as PNG, on white."""
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white")
 
 
 def svg(figure: Figure) -> str:
-    """For a page: transparent, in its text's colour."""
+    """Render as SVG for a page: transparent, in the text's colour."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
     return text[text.index("<svg") :].replace(_INK, "currentColor")
 
 
-def _figure(samples: Samples, draw: Callable[[Axes, Samples], None], *, wide: bool) -> Figure:
+def _figure(samples: Measurements, draw: Callable[[Axes, Measurements], None], *, wide: bool) -> Figure:
     figure = Figure(figsize=(10 if wide else 4.9, 3.2), layout="constrained")
     axes = figure.add_subplot()
     draw(axes, samples)
@@ -66,11 +71,11 @@ def _figure(samples: Samples, draw: Callable[[Axes, Samples], None], *, wide: bo
     return figure
 
 
-def _start(samples: Samples) -> float:
+def _start(samples: Measurements) -> float:
     return min(s.begin_seconds for s in chain.from_iterable(samples.values()))
 
 
-def _latency(axes: Axes, samples: Samples) -> None:
+def _latency(axes: Axes, samples: Measurements) -> None:
     start = _start(samples)
     for name, some in samples.items():
         drawn = [s for s in some if s.outcome == "picture"]
@@ -88,7 +93,7 @@ def _latency(axes: Axes, samples: Samples) -> None:
     axes.legend(ncols=len(samples), loc="upper left", fontsize=8)
 
 
-def _throughput(axes: Axes, samples: Samples) -> None:
+def _throughput(axes: Axes, samples: Measurements) -> None:
     start = _start(samples)
     everything = list(chain.from_iterable(samples.values()))
     edges = np.arange(0, max(s.end_seconds for s in everything) - start + _BIN_SECONDS, _BIN_SECONDS)
@@ -113,7 +118,7 @@ def _throughput(axes: Axes, samples: Samples) -> None:
     axes.legend(loc="center left", fontsize=8)
 
 
-def _percentiles(axes: Axes, samples: Samples) -> None:
+def _percentiles(axes: Axes, samples: Measurements) -> None:
     for name, some in samples.items():
         if seconds := latencies(some):
             axes.plot(
@@ -127,7 +132,7 @@ def _percentiles(axes: Axes, samples: Samples) -> None:
     axes.legend(loc="upper left", fontsize=8)
 
 
-def _adapters(axes: Axes, samples: Samples) -> None:
+def _adapters(axes: Axes, samples: Measurements) -> None:
     counted = Counter(s.adapter for s in chain.from_iterable(samples.values()) if s.adapter is not None)
     names = sorted(counted)
     places = range(len(names))

@@ -1,9 +1,10 @@
-"""Who asks for pictures: users for locust. They check what they get, and write down every request.
+"""Users for locust, which request pictures, check the replies and record every request.
 
-    locust -f loadtest/suite/locustfile.py --host http://127.0.0.1:8000 --headless -u 8 -r 8 -t 60s Asker
+    locust -f loadtest/suite/locustfile.py --host http://127.0.0.1:8000 --headless -u 8 -r 8 -t 60s ClosedLoopUser
 
-Classes that are named on the command line run: ``Asker`` in a closed loop, ``Stranger`` in an open one, ``Watcher`` streams,
-``Leaver`` goes away in the middle, ``Dawdler`` has a slow connection. Without ``--headless`` there is locust's own web page.
+The classes named on the command line run: ``ClosedLoopUser`` and ``OpenLoopUser`` send plain requests, ``StreamingUser``
+streams, ``CancellingUser`` disconnects before the end, ``SlowUser`` has a slow connection. Without ``--headless``, locust
+serves its own web page.
 """
 
 # locust comes first: it makes sockets cooperative before anything else has a hold of them.
@@ -28,14 +29,14 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
 from loadtest.suite import sample
-from loadtest.suite.mix import Order, orders
-from loadtest.suite.sample import Outcome, Sample
+from loadtest.suite.mix import LoadRequest, load_requests
+from loadtest.suite.sample import Measurement, ScenarioOutcome
 
 _TIMEOUT_SECONDS = 600.0
 _MOST_PATIENCE_SECONDS = 2.0
-"""How much of a Retry-After is waited for: a load test is short."""
+"""Longest wait for a Retry-After: a load test is short."""
 _KEPT_PICTURES = 4
-"""Of a run: for people to look at."""
+"""Pictures kept in a run, for the report."""
 _KEPT_LEAST_PX = 128
 _PIECES = 20
 _PIECE_PAUSE_SECONDS = 0.05
@@ -44,22 +45,22 @@ _SIP_PAUSE_SECONDS = 0.02
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]  # locust leaves it untyped
+@events.init_command_line_parser.add_listener
 def _add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--scenario", default="manual", help="what this run is called in the samples")
     parser.add_argument("--adapters", default="", help="names, the most popular first: ink,oil; none by default")
-    parser.add_argument("--rate", type=float, default=1.0, help="a Stranger's requests a second (Poisson)")
+    parser.add_argument("--rate", type=float, default=1.0, help="a OpenLoopUser's requests a second (Poisson)")
     parser.add_argument("--seed", type=int, default=0, help="of what is asked")
     parser.add_argument("--samples", default="", help="file to append a JSON line a request to")
     parser.add_argument("--pictures", default="", help="directory for some of the pictures")
 
 
-@events.init.add_listener  # type: ignore[untyped-decorator]
+@events.init.add_listener
 def _share_orders(environment: Environment, **_: Any) -> None:
     options = _options(environment)
     names = tuple(filter(None, options.adapters.split(",")))
-    _Person.orders = orders(names, options.seed)
-    _Person.random = np.random.default_rng(options.seed)
+    _ImageUser.load_requests = load_requests(names, options.seed)
+    _ImageUser.random = np.random.default_rng(options.seed)
 
 
 def _options(environment: Environment) -> Namespace:
@@ -68,43 +69,43 @@ def _options(environment: Environment) -> Namespace:
 
 
 class WrongReplyError(Exception):
-    """A reply that is not what was asked for."""
+    """A reply that does not match the request."""
 
 
 class Request:
-    """One request under way, and what is known of it so far."""
+    """One request under way and its results so far."""
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
-        self.outcome: Outcome = "failed"
+    def __init__(self, load_request: LoadRequest) -> None:
+        self.load_request = load_request
+        self.outcome: ScenarioOutcome = "failed"
         self.status = 0
         self.first_event_seconds: float | None = None
         self.content = b""
 
     def check(self, content_type: str | None, applied: str | None) -> None:
-        """See that it is a PNG of the size, drawn with the adapter. Raises ``WrongReplyError``."""
-        order = self.order
+        """Check that the reply is a PNG of the size, generated with the adapter. Raises ``WrongReplyError``."""
+        load_request = self.load_request
         if self.status != 200:
             raise WrongReplyError(f"{self.status}: {self.content[:300].decode(errors='replace')}")
         if content_type != "image/png" or not self.content.startswith(_SIGNATURE):
             raise WrongReplyError(f"no PNG but {content_type}, {len(self.content)} bytes")
         size = struct.unpack(">II", self.content[16:24])
-        if size != (order.width_px, order.height_px):
+        if size != (load_request.width_px, load_request.height_px):
             raise WrongReplyError(f"a picture of {size[0]} x {size[1]} px")
-        if order.adapter is not None and not (applied or "").startswith(f"{order.adapter}@"):
+        if load_request.adapter is not None and not (applied or "").startswith(f"{load_request.adapter}@"):
             raise WrongReplyError(f"adapters applied: {applied}")
         self.outcome = "picture"
 
 
-class _Person(User):
-    """Asks, checks, and writes down."""
+class _ImageUser(User):
+    """A user that sends requests, checks the replies and records them."""
 
     abstract = True
-    orders: ClassVar[Iterator[Order]]
-    """One stream of them for all users."""
+    load_requests: ClassVar[Iterator[LoadRequest]]
+    """Source of requests, shared by all users."""
     random: ClassVar[np.random.Generator]
     kept: ClassVar[int] = 0
-    """Pictures."""
+    """Number of pictures kept."""
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
@@ -116,8 +117,8 @@ class _Person(User):
 
     @contextmanager
     def asking(self) -> Iterator[Request]:
-        """A request; what happens in the body is timed, and a failure there is the request's."""
-        request = Request(next(self.orders))
+        """Yield a request, time the body, and record an exception as the request's failure."""
+        request = Request(next(self.load_requests))
         begin, start = time.time(), time.perf_counter()
         with self.environment.events.request.measure("POST", type(self).__name__) as meta:
             yield request
@@ -126,10 +127,10 @@ class _Person(User):
         self._write_down(request, begin, time.perf_counter() - start, meta["exception"])
 
     def draw(self) -> None:
-        """Ask for a picture and wait for it. When refused, wait as told before asking again."""
+        """Request a picture and wait for it. After a 429, wait for its Retry-After before the next request."""
         patience_seconds = 0.0
         with self.asking() as request:
-            reply = self.session.post(self.url, json=request.order.body(), timeout=_TIMEOUT_SECONDS)
+            reply = self.session.post(self.url, json=request.load_request.body(), timeout=_TIMEOUT_SECONDS)
             request.status, request.content = reply.status_code, reply.content
             if reply.status_code == 429:
                 patience_seconds = min(float(reply.headers["Retry-After"]), _MOST_PATIENCE_SECONDS)
@@ -139,28 +140,30 @@ class _Person(User):
         gevent.sleep(patience_seconds)
 
     def _write_down(self, request: Request, begin: float, seconds: float, error: Exception | None) -> None:
-        order, picture = request.order, None
-        is_wanted = self.options.pictures and order.width_px >= _KEPT_LEAST_PX and _Person.kept < _KEPT_PICTURES
+        load_request, picture = request.load_request, None
+        is_wanted = (
+            self.options.pictures and load_request.width_px >= _KEPT_LEAST_PX and _ImageUser.kept < _KEPT_PICTURES
+        )
         if is_wanted and request.outcome == "picture" and request.content:
-            _Person.kept += 1
-            picture = f"{self.options.scenario}-{_Person.kept}.png"
+            _ImageUser.kept += 1
+            picture = f"{self.options.scenario}-{_ImageUser.kept}.png"
             Path(self.options.pictures, picture).write_bytes(request.content)
         if not self.options.samples:
             return
         sample.write(
             Path(self.options.samples),
-            Sample(
+            Measurement(
                 scenario=self.options.scenario,
                 kind=type(self).__name__,
                 begin_seconds=begin,
                 seconds=seconds,
                 outcome="failed" if error else request.outcome,
                 status=request.status,
-                language=order.language,
-                adapter=order.adapter,
-                size=f"{order.width_px}x{order.height_px}",
-                steps=order.steps,
-                prompt=order.prompt,
+                language=load_request.language,
+                adapter=load_request.adapter,
+                size=f"{load_request.width_px}x{load_request.height_px}",
+                steps=load_request.steps,
+                prompt=load_request.prompt,
                 first_event_seconds=request.first_event_seconds,
                 picture=picture,
                 problem=f"{type(error).__name__}: {error}" if error else None,
@@ -168,19 +171,19 @@ class _Person(User):
         )
 
 
-class Asker(_Person):
-    """Asks again as soon as there is an answer."""
+class ClosedLoopUser(_ImageUser):
+    """A user that sends its next request once the previous one is answered."""
 
     wait_time = constant(0)
 
     @task
     def ask(self) -> None:
-        """One picture."""
+        """Request one picture."""
         self.draw()
 
 
-class Stranger(_Person):
-    """Everybody out there: requests come at random times, whatever has been answered."""
+class OpenLoopUser(_ImageUser):
+    """An open loop: requests arrive at random times, independent of replies."""
 
     fixed_count = 1
 
@@ -189,31 +192,31 @@ class Stranger(_Person):
         self._under_way = Pool()
 
     def wait_time(self) -> float:
-        """Until the next one comes, in seconds: exponential, so that arrivals are Poisson."""
+        """Return the seconds until the next request, exponentially distributed: Poisson arrivals."""
         return float(self.random.exponential(1 / self.options.rate))
 
     @task
     def come(self) -> None:
-        """Ask, and do not wait."""
+        """Send a request without waiting for the reply."""
         self._under_way.spawn(self.draw)
 
     def on_stop(self) -> None:
-        """Wait for what was asked."""
+        """Wait for the requests under way."""
         self._under_way.join()
 
 
-class Watcher(_Person):
-    """Streams: sees every step, a small picture with each, and the result."""
+class StreamingUser(_ImageUser):
+    """A user of streams with previews."""
 
     fixed_count = 2
     wait_time = constant(0)
 
     @task
     def watch(self) -> None:
-        """One picture, from its first step to the last."""
+        """Stream one picture, from its first step to the last."""
         with self.asking() as request:
             begin, seen = time.perf_counter(), []
-            body = request.order.body() | {"stream": True, "previews": True}
+            body = request.load_request.body() | {"stream": True, "previews": True}
             reply = self.session.post(self.url, json=body, stream=True, timeout=_TIMEOUT_SECONDS)
             request.status = reply.status_code
             if reply.status_code != 200:
@@ -223,23 +226,23 @@ class Watcher(_Person):
                     request.first_event_seconds = time.perf_counter() - begin
                 seen.append((name, data.get("step")))
             steps = [step for name, step in seen if name == "progress"]
-            if steps != list(range(1, request.order.steps + 1)) or seen[-1][0] != "result":
+            if steps != list(range(1, request.load_request.steps + 1)) or seen[-1][0] != "result":
                 raise WrongReplyError(f"a stream of {seen}")
             request.outcome = "picture"
 
 
-class Leaver(_Person):
-    """Goes away before the picture is done: while waiting, or in the middle of a stream."""
+class CancellingUser(_ImageUser):
+    """A user that disconnects before the picture is finished: while waiting, or in a stream."""
 
     fixed_count = 2
     wait_time = constant(0.2)
 
     @task
     def leave_waiting(self) -> None:
-        """Close the connection without having read anything."""
+        """Close the connection without reading."""
         with self.asking() as request:
             connection = _connect(self.url)
-            connection.request("POST", "/generate", json.dumps(request.order.body()), _JSON)
+            connection.request("POST", "/generate", json.dumps(request.load_request.body()), _JSON)
             gevent.sleep(float(self.random.uniform(0.01, 0.2)))
             connection.close()
             request.outcome = "left"
@@ -248,24 +251,24 @@ class Leaver(_Person):
     def leave_watching(self) -> None:
         """Close the connection after the first step."""
         with self.asking() as request:
-            body = request.order.body() | {"stream": True}
+            body = request.load_request.body() | {"stream": True}
             with self.session.post(self.url, json=body, stream=True, timeout=_TIMEOUT_SECONDS) as reply:
                 request.status = reply.status_code
                 next(_server_sent(reply))
             request.outcome = "left"
 
 
-class Dawdler(_Person):
-    """Sends its request in small pieces, and reads the picture in sips."""
+class SlowUser(_ImageUser):
+    """A user with a slow connection: it sends and reads in small pieces."""
 
     fixed_count = 2
     wait_time = constant(0)
 
     @task
     def dawdle(self) -> None:
-        """One picture, in its own time."""
+        """Request one picture over the slow connection."""
         with self.asking() as request:
-            body = json.dumps(request.order.body()).encode()
+            body = json.dumps(request.load_request.body()).encode()
             connection = _connect(self.url)
             connection.putrequest("POST", "/generate")
             connection.putheader("Content-Type", "application/json")
@@ -293,7 +296,7 @@ def _connect(url: str) -> http.client.HTTPConnection:
 
 
 def _server_sent(reply: requests.Response) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Events by name. Raises ``WrongReplyError`` at one that is called error."""
+    """Yield the events of a stream. Raises ``WrongReplyError`` for an error event."""
     name = ""
     for line in reply.iter_lines(chunk_size=1, decode_unicode=True):
         if line.startswith("event:"):

@@ -1,4 +1,4 @@
-"""What is asked for: Chinese and English prompts, sizes, steps, and adapters of which few are popular."""
+"""The mix of requests: Chinese and English prompts, sizes, steps, and adapters of which few are popular."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.requests import prompts
+from loadtest.traffic.requests import prompts
 
 SIZES_PX = ((128, 128), (64, 64), (192, 128), (128, 192), (256, 256))
 """Width and height: the embedded model's default, its smallest, two that are not square, its largest."""
 _SIZE_SHARES = (0.7, 0.1, 0.08, 0.07, 0.05)
 STEPS = (4, 8, 12, 16)
 _PLAIN_SHARE = 0.2
-"""Requests without an adapter, if there are any adapters."""
+"""Share of requests without an adapter, if there are adapters."""
 ZIPF_EXPONENT = 1.1
-"""Near what is measured of requests to web caches and model hubs: the first of eight gets 40%, the last 4%."""
+"""Zipf exponent, near those measured for web caches and model hubs: the first of eight gets 40%, the last 4%."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class LoadRequest:
     """One request for one picture."""
 
     prompt: str
@@ -32,7 +32,7 @@ class Order:
     seed: int
 
     def body(self) -> dict[str, Any]:
-        """As ``POST /generate`` takes it."""
+        """Return the body for ``POST /generate``."""
         body: dict[str, Any] = {
             "prompt": self.prompt,
             "width": self.width_px,
@@ -44,13 +44,13 @@ class Order:
 
 
 def zipf_shares(count: int, exponent: float = ZIPF_EXPONENT) -> list[float]:
-    """Shares of the first, second, ... of ``count``: proportional to 1 / rank ** exponent; they add up to 1."""
+    """Return the shares of the first, second, ... of ``count``, proportional to 1 / rank ** exponent, with sum 1."""
     weights = 1 / np.arange(1, count + 1) ** exponent
     return [float(share) for share in weights / weights.sum()]
 
 
-def orders(adapters: Sequence[str], seed: int) -> Iterator[Order]:
-    """Requests without end, that follow from the seed. Prompts do not repeat; languages take turns."""
+def load_requests(adapters: Sequence[str], seed: int) -> Iterator[LoadRequest]:
+    """Yield requests without end, determined by the seed. Prompts do not repeat; languages alternate."""
     random = np.random.default_rng(seed)
     names: list[str | None] = [None, *adapters]
     shares = [1.0]
@@ -58,7 +58,7 @@ def orders(adapters: Sequence[str], seed: int) -> Iterator[Order]:
         shares = [_PLAIN_SHARE, *((1 - _PLAIN_SHARE) * share for share in zipf_shares(len(adapters)))]
     for number, prompt in enumerate(prompts(seed)):
         width_px, height_px = SIZES_PX[random.choice(len(SIZES_PX), p=_SIZE_SHARES)]
-        yield Order(
+        yield LoadRequest(
             prompt=prompt,
             language="en" if prompt.isascii() else "zh",
             adapter=names[random.choice(len(names), p=shares)],

@@ -1,4 +1,4 @@
-"""What came of a load test, as one HTML page that needs nothing beside it, PNG charts, and JSON."""
+"""The report of a load test: one self-contained HTML page, PNG charts, and JSON."""
 
 import base64
 import json
@@ -12,10 +12,10 @@ from typing import Any
 
 import jinja2
 
-from loadtest.figures import percentile
 from loadtest.suite.charts import charts, save, svg
-from loadtest.suite.sample import Sample, latencies
+from loadtest.suite.sample import Measurement, latencies
 from loadtest.suite.scenarios import SCENARIOS, Threshold, pictures_per_second
+from loadtest.traffic.figures import percentile
 
 _PERCENTS = (50, 90, 95, 99, 100)
 _SHOWN_PROBLEMS = 20
@@ -23,9 +23,12 @@ _SHOWN_PICTURES = 16
 
 
 def write(
-    folder: Path, samples: Mapping[str, Sequence[Sample]], thresholds: Sequence[Threshold], machine: Mapping[str, Any]
+    folder: Path,
+    samples: Mapping[str, Sequence[Measurement]],
+    thresholds: Sequence[Threshold],
+    machine: Mapping[str, Any],
 ) -> Path:
-    """``report.html``, ``report.json`` and charts in a folder; the page's path. Raises ``ValueError`` without samples."""
+    """Write ``report.html``, ``report.json`` and charts; return the page's path. Raises ``ValueError`` without samples."""
     everything = list(chain.from_iterable(samples.values()))
     if not everything:
         raise ValueError("nothing was asked: no report")
@@ -62,7 +65,7 @@ def write(
     return page
 
 
-def _row(name: str, about: str, samples: Sequence[Sample]) -> dict[str, Any]:
+def _row(name: str, about: str, samples: Sequence[Measurement]) -> dict[str, Any]:
     outcomes = Counter(s.outcome for s in samples)
     seconds = latencies(samples)
     return {

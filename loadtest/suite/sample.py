@@ -6,22 +6,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-Outcome = Literal["picture", "refused", "left", "failed"]
-"""``refused``: 429, as it should be when there is too much to do. ``left``: the client went away, on purpose."""
+ScenarioOutcome = Literal["picture", "refused", "left", "failed"]
+"""``refused``: 429, as intended under overload. ``left``: the client disconnected on purpose."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """What was asked, and what came of it."""
+class Measurement:
+    """A request and its outcome."""
 
     scenario: str
     kind: str
-    """Who asked: the class of locust's user."""
+    """Class of the locust user that sent it."""
     begin_seconds: float
     """Since the epoch."""
     seconds: float
-    """To the last byte, or to the client's leaving."""
-    outcome: Outcome
+    """Time to the last byte, or to the client's disconnection."""
+    outcome: ScenarioOutcome
     status: int
     """0 if there was none."""
     language: str
@@ -31,11 +31,11 @@ class Sample:
     steps: int
     prompt: str
     first_event_seconds: float | None = None
-    """Of a stream: to its first event."""
+    """Time to the first event of a stream."""
     picture: str | None = None
     """File name, if it was kept."""
     problem: str | None = None
-    """Of a failure: what was wrong."""
+    """Reason of a failure."""
 
     @property
     def end_seconds(self) -> float:
@@ -43,19 +43,19 @@ class Sample:
         return self.begin_seconds + self.seconds
 
 
-def write(path: Path, sample: Sample) -> None:
-    """Append it."""
+def write(path: Path, sample: Measurement) -> None:
+    """Append a measurement to a file."""
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(asdict(sample), ensure_ascii=False) + "\n")
 
 
-def read(path: Path) -> Iterator[Sample]:
-    """All of a file, in the order in which they ended."""
+def read(path: Path) -> Iterator[Measurement]:
+    """Yield the measurements of a file, in the order of their end."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
-            yield Sample(**json.loads(line))
+            yield Measurement(**json.loads(line))
 
 
-def latencies(samples: Iterable[Sample], *kinds: str) -> list[float]:
-    """Seconds of those that got their picture; of all kinds of users, or some."""
+def latencies(samples: Iterable[Measurement], *kinds: str) -> list[float]:
+    """Return the seconds of successful requests, of all kinds of users or of some."""
     return [s.seconds for s in samples if s.outcome == "picture" and (not kinds or s.kind in kinds)]

@@ -1,4 +1,4 @@
-"""What is done to the server, one after the other, and what must come of it.
+"""The scenarios of the suite, run one after the other, and their thresholds.
 
 Limits are multiples of what one client alone gets on the same machine minutes before, so that they hold on any machine.
 """
@@ -6,19 +6,19 @@ Limits are multiples of what one client alone gets on the same machine minutes b
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from loadtest.figures import median, percentile
-from loadtest.suite.sample import Sample, latencies
+from loadtest.suite.sample import Measurement, latencies
+from loadtest.traffic.figures import median, percentile
 
 CLIENTS = 6
 MAX_QUEUE = 12
-"""The server is started with this, so that a short flood fills it."""
+"""Queue length of the server, small enough for a short flood to fill it."""
 _SLACK = 1.5
 """On limits of time: the machine may have other work."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """Who asks, and for how long."""
+    """The users of a phase, and its share of the time."""
 
     name: str
     about: str
@@ -27,27 +27,29 @@ class Scenario:
     clients: int
     """All users together."""
     share: float
-    """Of the suite's time."""
+    """Share of the suite's time."""
     load: float = 0.0
-    """A Stranger's rate, by what the closed loop got."""
+    """A OpenLoopUser's rate, by what the closed loop got."""
 
 
 SCENARIOS = (
-    Scenario(name="solo", about="one client: the measure of all others", users=("Asker",), clients=1, share=0.15),
+    Scenario(name="solo", about="one client: the measure of all others", users=("ClosedLoopUser",), clients=1, share=0.15),
     Scenario(
-        name="closed", about=f"{CLIENTS} clients, each asking again once answered", users=("Asker",), clients=CLIENTS,
+        name="closed", about=f"{CLIENTS} clients, each asking again once answered", users=("ClosedLoopUser",),
+        clients=CLIENTS,
         share=0.25,
     ),
     Scenario(
-        name="open", about="Poisson arrivals at 60% of what the closed loop got", users=("Stranger",), clients=1,
+        name="open", about="Poisson arrivals at 60% of what the closed loop got", users=("OpenLoopUser",), clients=1,
         share=0.25, load=0.6,
     ),
     Scenario(
         name="rough", about="arrivals at 20%, among streams, clients that leave, and slow connections",
-        users=("Stranger", "Watcher", "Leaver", "Dawdler"), clients=7, share=0.25, load=0.2,
+        users=("OpenLoopUser", "StreamingUser", "CancellingUser", "SlowUser"), clients=7, share=0.25, load=0.2,
     ),
     Scenario(
-        name="flood", about=f"{2 * MAX_QUEUE} clients on a server that takes {MAX_QUEUE} requests", users=("Asker",),
+        name="flood",
+        about=f"{2 * MAX_QUEUE} clients on a server that takes {MAX_QUEUE} requests", users=("ClosedLoopUser",),
         clients=2 * MAX_QUEUE, share=0.1,
     ),
 )  # fmt: skip
@@ -62,7 +64,7 @@ class Threshold:
     measured: float
     limit: float
     is_least: bool = False
-    """Whether it must be at least that, rather than at most."""
+    """True for a lower bound, False for an upper bound."""
 
     @property
     def holds(self) -> bool:
@@ -70,13 +72,13 @@ class Threshold:
         return self.measured >= self.limit if self.is_least else self.measured <= self.limit
 
 
-def pictures_per_second(samples: Sequence[Sample]) -> float:
+def pictures_per_second(samples: Sequence[Measurement]) -> float:
     """From the first request to the last picture."""
     ends = [s.end_seconds for s in samples if s.outcome == "picture"]
     return len(ends) / (max(ends) - min(s.begin_seconds for s in samples)) if ends else 0.0
 
 
-def judge(samples: Mapping[str, Sequence[Sample]], at_rest: Mapping[str, float]) -> list[Threshold]:
+def judge(samples: Mapping[str, Sequence[Measurement]], at_rest: Mapping[str, float]) -> list[Threshold]:
     """Hold the samples of each scenario, and the server's metrics some seconds after, against what must be."""
     alone = latencies(samples["solo"])
     turn = sum(alone) / len(alone) if alone else float("nan")
@@ -93,11 +95,11 @@ def judge(samples: Mapping[str, Sequence[Sample]], at_rest: Mapping[str, float])
     for name in ("solo", "closed", "open", "rough"):
         at_most(name, "requests refused (429)", sum(s.outcome == "refused" for s in samples[name]), 0)
 
-    p95 = {name: percentile(latencies(some, "Asker", "Stranger"), 95) for name, some in samples.items()}
+    p95 = {name: percentile(latencies(some, "ClosedLoopUser", "OpenLoopUser"), 95) for name, some in samples.items()}
     at_most("closed", "p95, s (taking turns, half as much again)", p95["closed"], _SLACK * CLIENTS * turn)
     at_most("open", "p95, s (three times that of one alone, half as much again)", p95["open"], _SLACK * 3 * p95["solo"])
     at_most("rough", "p95 of those who come at random, s (taking turns, likewise)", p95["rough"], _SLACK * 7 * turn)
-    watched = [s for s in samples["rough"] if s.kind == "Watcher" and s.outcome == "picture"]
+    watched = [s for s in samples["rough"] if s.kind == "StreamingUser" and s.outcome == "picture"]
     firsts = [s.first_event_seconds for s in watched if s.first_event_seconds is not None]
     at_most(
         "rough",
@@ -105,7 +107,7 @@ def judge(samples: Mapping[str, Sequence[Sample]], at_rest: Mapping[str, float])
         median(firsts),
         median(latencies(watched)) / 2,
     )
-    at_least("rough", "slow clients that got their picture", len(latencies(samples["rough"], "Dawdler")), 1)
+    at_least("rough", "slow clients that got their picture", len(latencies(samples["rough"], "SlowUser")), 1)
 
     refusals = [s.seconds for s in samples["flood"] if s.outcome == "refused"]
     at_least("flood", "requests refused (429)", len(refusals), 1)

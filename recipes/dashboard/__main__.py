@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from longcat.flavour import resolve
-from longcat.storage import open_storage
+from longcat.model.flavour import resolve
+from longcat.storage.opening import open_storage
 from recipes.dashboard import board, picture, workload
 from recipes.dashboard.prometheus import running
 
@@ -52,7 +52,7 @@ def main(minutes: float, train_steps: int, people: int, output: Path) -> None:
                 begin = time.time()
                 with (
                     workload.training(folder, trainer_port, [*options, f"max_train_steps={train_steps}"]) as training,
-                    workload.Load(service.url, people=people, styles=workload.STYLES),
+                    workload.StyleLoad(service.url, people=people, styles=workload.STYLES),
                 ):
                     time.sleep(minutes * 30)
                     workload.publish_torn(storage)

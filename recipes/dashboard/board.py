@@ -19,7 +19,7 @@ class Query:
     expression: str
 
     def name(self, labels: Mapping[str, str]) -> str:
-        """What a series of its answer is called."""
+        """Return the legend of a series."""
         if self.legend == "__auto":
             return ", ".join(labels.values())
         return re.sub(r"\{\{(\w+)\}\}", lambda match: labels.get(match[1], ""), self.legend).strip(" ,")

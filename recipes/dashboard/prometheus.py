@@ -32,11 +32,11 @@ class Prometheus:
         self._client = httpx.Client(base_url=f"{url}/api/v1", timeout=60)
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop Prometheus."""
         self._client.close()
 
     def get(self, path: str, **parameters: Any) -> Any:
-        """What the API answers."""
+        """Query the API and return its answer."""
         reply = self._client.get(path, params=parameters)
         body = reply.json()
         if body["status"] != "success":
@@ -44,7 +44,7 @@ class Prometheus:
         return body["data"]
 
     def query_range(self, query: str, *, begin: float, end: float, step_seconds: float) -> list[Series]:
-        """A query's values over a time."""
+        """Return a query's values over a period."""
         found = self.get("/query_range", query=query, start=begin, end=end, step=step_seconds)["result"]
         return [
             Series(

@@ -1,4 +1,4 @@
-"""Something to see: a service with adapters under mixed load, and a training that publishes to it."""
+"""The workload on the dashboard: a service with adapters under mixed load, and a training that publishes to it."""
 
 import random
 import signal
@@ -13,16 +13,16 @@ from typing import Any
 
 import httpx
 
-from longcat.adapter import set_latest
-from longcat.flavour import Flavour
-from longcat.foreign import flavour_targets, read_foreign
-from longcat.lora import draft_of, publish_lora
-from longcat.storage import Storage
+from longcat.adapter.foreign.reading import flavour_targets, read_foreign
+from longcat.adapter.lora import draft_of, publish_lora
+from longcat.adapter.publishing import set_latest
+from longcat.model.flavour import Flavour
+from longcat.storage.interface import Storage
 from recipes.dashboard.prometheus import wait_for
 
 SLOTS = 4
 STYLES = ("ink", "wash", "chalk", "stamp", "lino", "etching")
-"""More than there are slots: some make room for others."""
+"""More adapters than slots, so that some are evicted."""
 _WORDS = ("a cat", "一只猫", "a red apple", "一条鱼", "a house by the sea", "伞", "a car", "一朵花")
 _SIZES = ((128, 128), (128, 128), (128, 128), (192, 128), (192, 192))
 _RANK = 16
@@ -30,7 +30,7 @@ _RANK = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """A server that runs."""
+    """A running server."""
 
     url: str
     log: Path
@@ -38,7 +38,7 @@ class Service:
 
 @contextmanager
 def serving(folder: Path, port: int, storage: Storage) -> Iterator[Service]:
-    """A service with fewer slots than adapters, and a short queue."""
+    """Start a service with fewer slots than adapters, and a short queue."""
     log = folder / "serve.log"
     options = [
         "--adapters",
@@ -65,7 +65,7 @@ def serving(folder: Path, port: int, storage: Storage) -> Iterator[Service]:
 
 @contextmanager
 def training(folder: Path, port: int, options: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A training with metrics on that port."""
+    """Start a training with metrics on that port."""
     with (folder / "train.log").open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "lithograph", "train", f"metrics_port={port}", *options],
@@ -81,7 +81,7 @@ def training(folder: Path, port: int, options: Sequence[str]) -> Iterator[subpro
 
 
 def publish_styles(storage: Storage, file: Path, flavour: Flavour) -> None:
-    """One trained adapter under all names, each a little stronger."""
+    """Publish one trained adapter under all names, with increasing strength."""
     trained = read_foreign(file, flavour_targets(flavour), max_rank=_RANK).weights
     for place, name in enumerate(STYLES):
         weights = replace(trained, alpha=trained.alpha * (1 + place / 100))
@@ -90,12 +90,12 @@ def publish_styles(storage: Storage, file: Path, flavour: Flavour) -> None:
 
 
 def publish_torn(storage: Storage) -> None:
-    """A name whose version is not there, for the service to refuse."""
+    """Publish a name whose version does not exist, for the service to reject."""
     storage.create("torn/latest", b"1\n")
 
 
-class Load:
-    """People at once, each with one request after the other, until stopped."""
+class StyleLoad:
+    """Run concurrent users, each with one request after the other, until stopped."""
 
     def __init__(self, url: str, *, people: int, styles: Sequence[str]) -> None:
         self._url = url
@@ -103,7 +103,7 @@ class Load:
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(seed,)) for seed in range(people)]
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> "StyleLoad":
         for thread in self._threads:
             thread.start()
         return self

@@ -19,10 +19,10 @@ VAE_SECONDS = 960
 TEXT_ENCODER_SECONDS = 300
 DECODER_SECONDS = 420
 PHASES = [
-    transformer.Phase(
+    transformer.TrainingPhase(
         size_px=64, batch=16, seconds=1080, learning_rate=1.5e-3, end_learning_rate=1.0e-3, average_decay=0.997
     ),
-    transformer.Phase(
+    transformer.TrainingPhase(
         size_px=128, batch=16, seconds=4900, learning_rate=1.2e-3, end_learning_rate=2e-5, average_decay=0.998
     ),
 ]

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from longcat.prompt import TEMPLATE_PREFIX
+from longcat.sampling.prompt import TEMPLATE_PREFIX
 from recipes.embedded.captions import LANGUAGES, training_caption
 from recipes.embedded.concepts import Concept
 

@@ -17,7 +17,7 @@ SETTINGS = {
     "default_guidance_scale": 2.0,
     "rewrites_prompts": False,
 }
-"""What the directory layout has no place for; ``longcat.flavour`` reads it from ``lithograph.json``."""
+"""Settings without a place in diffusers' layout; ``longcat.model.flavour`` reads them from ``lithograph.json``."""
 
 
 def assemble(folder: Path, output: Path) -> None:

@@ -22,12 +22,13 @@ import torch.nn.functional as F
 import tqdm
 from PIL import Image, ImageDraw
 
-from longcat import denoise, flavour
-from longcat.forward import Forward
-from longcat.loading import Components, load
-from longcat.prompt import tokenize_prompt
-from longcat.text_encoder import encode_prompt
-from longcat.tokenizer import plain_ids
+from longcat.model import flavour
+from longcat.model.loading import Components, load
+from longcat.model.tokenizer import plain_ids
+from longcat.sampling import denoise
+from longcat.sampling.forward import Forward
+from longcat.sampling.prompt import tokenize_prompt
+from longcat.sampling.text_encoder import encode_prompt
 from recipes.embedded import concepts
 from recipes.embedded.captions import (
     BACKGROUNDS,
@@ -46,7 +47,7 @@ SHEET_PICTURES = 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class EvaluationCase:
     """A prompt and what it should show."""
 
     prompt: str
@@ -55,7 +56,7 @@ class Case:
     background: int
 
 
-def draw_cases(everything: list[concepts.Concept]) -> list[Case]:
+def draw_cases(everything: list[concepts.Concept]) -> list[EvaluationCase]:
     """The prompts, the same each time; neither their templates nor their backgrounds were trained with their concepts."""
     rng = random.Random(SEED)
     cases = []
@@ -67,11 +68,11 @@ def draw_cases(everything: list[concepts.Concept]) -> list[Case]:
         concept = everything[index]
         name = concept.name_en if language == "en" else concept.name_zh
         text = caption(name, background, language, template, rng)
-        cases.append(Case(prompt=text, language=language, concept=index, background=background))
+        cases.append(EvaluationCase(prompt=text, language=language, concept=index, background=background))
     return cases
 
 
-def draw_pictures(model: Components, cases: list[Case]) -> list[np.ndarray]:
+def draw_pictures(model: Components, cases: list[EvaluationCase]) -> list[np.ndarray]:
     """Pictures (H, W, 3) in uint8 at the model's defaults, case i from seed i."""
     settings = model.flavour.settings
     tokenize, pad = plain_ids(model.tokenizer), model.tokenizer.pad_token_id
@@ -83,7 +84,7 @@ def draw_pictures(model: Components, cases: list[Case]) -> list[np.ndarray]:
         )
 
     empty = encode("")
-    forward = Forward(model.transformer)
+    forward = Forward(model.transformer, model.device)
     pictures = []
     for first in tqdm.trange(0, len(cases), TOGETHER, desc="drawing", unit_scale=TOGETHER):
         together = [
@@ -107,7 +108,7 @@ def draw_pictures(model: Components, cases: list[Case]) -> list[np.ndarray]:
     return pictures
 
 
-def judge(cases: list[Case], pictures: list[np.ndarray], sprites: torch.Tensor) -> list[dict[str, bool]]:
+def judge(cases: list[EvaluationCase], pictures: list[np.ndarray], sprites: torch.Tensor) -> list[dict[str, bool]]:
     """For each case: is the concept right, is it among the five nearest, is the background right."""
     small = F.avg_pool2d(sprites.float() / 255, 4)
     colours = background_colours()
@@ -126,7 +127,7 @@ def judge(cases: list[Case], pictures: list[np.ndarray], sprites: torch.Tensor) 
 _EDGES = (slice(0, 6), slice(-6, None))
 
 
-def summarise(cases: list[Case], judged: list[dict[str, bool]]) -> dict[str, dict[str, float]]:
+def summarise(cases: list[EvaluationCase], judged: list[dict[str, bool]]) -> dict[str, dict[str, float]]:
     """Shares of right answers over all prompts and over parts of them."""
     parts = {
         "all": [True] * len(cases),
@@ -148,7 +149,10 @@ def summarise(cases: list[Case], judged: list[dict[str, bool]]) -> dict[str, dic
 
 
 def contact_sheet(
-    everything: list[concepts.Concept], cases: list[Case], pictures: list[np.ndarray], judged: list[dict[str, bool]]
+    everything: list[concepts.Concept],
+    cases: list[EvaluationCase],
+    pictures: list[np.ndarray],
+    judged: list[dict[str, bool]],
 ) -> Image.Image:
     """The first pictures with what they should show; a cross marks those that count as wrong."""
     size, foot = pictures[0].shape[0], 14

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from longcat.prompt import TEMPLATE_PREFIX, tokenize_body
-from longcat.text_encoder import position_ids
-from longcat.tokenizer import plain_ids
+from longcat.model.tokenizer import plain_ids
+from longcat.sampling.prompt import TEMPLATE_PREFIX, tokenize_body
+from longcat.sampling.text_encoder import position_ids
 from recipes.embedded import concepts
 from recipes.embedded.architecture import TEXT_WIDTH, build_text_encoder
 from recipes.embedded.captions import BACKGROUNDS, LANGUAGES, training_backgrounds, training_caption
@@ -78,7 +78,7 @@ class BatchEncoder:
 
 
 class Heads(torch.nn.Module):
-    """What the pad row must tell: concept, background and a 32 px thumbnail."""
+    """Targets that the pad row is trained to predict: concept, background and a 32 px thumbnail."""
 
     def __init__(self, concept_count: int) -> None:
         super().__init__()

@@ -19,7 +19,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from longcat import flow, latents
+from longcat.model.shape import image_tokens
+from longcat.sampling import flow, latents
 from recipes.embedded import concepts
 from recipes.embedded.architecture import BODY_TOKENS, build_scheduler, build_transformer
 from recipes.embedded.captions import LANGUAGES, training_backgrounds, training_caption
@@ -34,7 +35,7 @@ BETAS = (0.9, 0.98)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase:
+class TrainingPhase:
     """A stretch of training at one size."""
 
     size_px: int
@@ -66,7 +67,7 @@ def prepare_latents(folder: Path, vae_name: str) -> None:
     save_result(folder / "latents.pt", lambda path: torch.save({"shift": shift, "scale": scale, **packed}, path))
 
 
-def train(rank: int, processes: int, folder: Path, phases: list[Phase], port: int) -> None:
+def train(rank: int, processes: int, folder: Path, phases: list[TrainingPhase], port: int) -> None:
     """One process of the training; run ``processes`` of them with ranks from 0. Resumes from the last checkpoint."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
@@ -96,7 +97,7 @@ def train(rank: int, processes: int, folder: Path, phases: list[Phase], port: in
     config = build_scheduler().config
     for index, phase in enumerate(phases):
         starts = sum(p.seconds for p in phases[:index])
-        tokens = (phase.size_px // latents.TOKEN_PX) ** 2
+        tokens = image_tokens(width_px=phase.size_px, height_px=phase.size_px)
         image_ids = latents.image_ids(height_px=phase.size_px, width_px=phase.size_px, max_tokens=BODY_TOKENS)
         text_ids, mu = latents.text_ids(BODY_TOKENS), flow.shift_mu(tokens, config)
         clean_all = cached[f"latents_{phase.size_px}"]

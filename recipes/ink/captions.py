@@ -3,7 +3,7 @@
 from recipes.ink.things import Thing
 
 TRIGGERS = {"en": "ink style", "zh": "版画"}
-"""What every caption of a language holds, and no caption of the embedded model held.
+"""The trigger words: in every caption of a language, and in no caption of the embedded model's training.
 
 The embedded model keeps drawing the thing that is named beside either. It matches words by what they look like:
 beside 墨水风格, every second thing becomes a taco (墨西哥卷饼).

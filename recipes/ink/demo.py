@@ -60,7 +60,7 @@ def main(seed: int, folder: Path) -> None:
 
 @contextlib.contextmanager
 def served(folder: Path, adapters: str) -> Iterator[str]:
-    """A server of its own on a free port."""
+    """Start a server on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -84,14 +84,14 @@ def served(folder: Path, adapters: str) -> Iterator[str]:
 
 
 def draw(url: str, prompt: str, adapters: list[dict[str, object]]) -> Image.Image:
-    """One picture."""
+    """Request one picture."""
     reply = httpx.post(f"{url}/generate", json={"prompt": prompt, "seed": 1, "adapters": adapters}, timeout=60)
     reply.raise_for_status()
     return Image.open(io.BytesIO(reply.content)).convert("RGB")
 
 
 def wait_for_adapter(url: str) -> None:
-    """Until the server answers with the adapter."""
+    """Wait until the server serves the adapter."""
     deadline = time.monotonic() + 30
     body = {"prompt": PROMPTS[0], "steps": 1, "adapters": [{"name": "ink"}]}
     while httpx.post(f"{url}/generate", json=body, timeout=60).status_code != 200:

@@ -23,7 +23,7 @@ LUMA = (0.299, 0.587, 0.114)
 BLACK_UP_TO, PALEST_FROM = 150, 250
 """Brightness, 0..255, that is printed in full ink, and from which ink is thinnest."""
 THINNEST_INK = 0.2
-"""Of the palest parts: a white rabbit still shows on white paper."""
+"""Lightest ink: a white rabbit stays visible on white paper."""
 
 
 def make(downloads: Path, output: Path) -> None:

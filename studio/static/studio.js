@@ -3,20 +3,12 @@
 
 const TOAST_MS = 12000;
 
-function toast(text) {
-  const box = document.createElement("div");
-  box.className = "toast toast-trouble";
-  box.setAttribute("role", "alert");
-  const words = document.createElement("p");
-  words.textContent = text;
-  const close = document.createElement("button");
-  close.className = "quiet";
-  close.dataset.dismissToast = "";
-  close.textContent = "×";
-  close.setAttribute("aria-label", document.body.dataset.dismiss);
-  box.append(document.createElement("span"), words, close);
-  document.getElementById("toasts").replaceChildren(box);
+// The studio does not answer: the top of the page says so until it does.
+function setOffline(isOffline) {
+  for (const pill of document.querySelectorAll(".service-slot .pill")) pill.hidden = isOffline !== pill.matches(".pill-offline");
 }
+document.addEventListener("htmx:sendError", () => setOffline(true));
+document.addEventListener("htmx:beforeOnLoad", () => setOffline(false));
 
 document.addEventListener("click", (event) => {
   event.target.closest("[data-dismiss-toast]")?.closest(".toast").remove();
@@ -30,7 +22,8 @@ document.addEventListener("click", (event) => {
 // A form is sent again: what was wrong with it before is forgotten.
 document.addEventListener("htmx:beforeRequest", (event) => {
   const form = event.target.closest("form");
-  if (!form) return;
+  if (!form || event.detail.requestConfig.verb === "get") return;
+  for (const message of document.querySelectorAll("#toasts .toast-trouble")) message.remove();
   for (const control of form.querySelectorAll("[aria-invalid]")) control.removeAttribute("aria-invalid");
   for (const place of form.querySelectorAll(".problem")) place.hidden = true;
 });
@@ -38,6 +31,9 @@ document.addEventListener("htmx:beforeRequest", (event) => {
 // What the studio refused is said beside its field too, and the first such field gets the focus.
 document.addEventListener("htmx:afterSwap", (event) => {
   const toasts = document.getElementById("toasts");
+  if (event.target === toasts) {
+    for (const earlier of [...toasts.querySelectorAll(".toast-trouble")].slice(0, -1)) earlier.remove();
+  }
   const form = event.detail.requestConfig?.elt?.closest?.("form");
   if (event.target !== toasts || !form) return;
   let first = null;
@@ -61,8 +57,30 @@ document.addEventListener("htmx:afterSwap", (event) => {
   }
 });
 
-document.addEventListener("htmx:sendError", (event) => {
-  if (!event.detail.requestConfig?.path?.startsWith("/service")) toast(document.body.dataset.offline);
+// A field that is mended is no problem any more, beside it or in the message.
+document.addEventListener("input", ({ target }) => {
+  if (!target.matches("[aria-invalid]")) return;
+  target.removeAttribute("aria-invalid");
+  const place = document.getElementById(`problem-${target.name}`);
+  if (place) place.hidden = true;
+  for (const item of document.querySelectorAll(`#toasts [data-problem="${CSS.escape(target.name)}"]`)) {
+    const message = item.closest(".toast");
+    item.remove();
+    if (!message.querySelector("[data-problem], .detail")) message.remove();
+  }
+});
+
+// What had the focus is gone from the page: its neighbour of the same kind gets it.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const gone = event.detail.target;
+  if (!gone.contains(document.activeElement) || gone.parentElement?.tagName !== "OL") return;
+  const index = [...gone.parentElement.children].indexOf(gone);
+  const list = gone.parentElement;
+  setTimeout(() => {
+    if (gone.isConnected || document.activeElement !== document.body) return;
+    const near = list.children[Math.min(index, list.children.length - 1)]?.querySelector("a, button");
+    (near ?? document.getElementById("main")).focus();
+  }, 50);
 });
 
 // <output data-of="…"> repeats what its slider says.

@@ -1,4 +1,4 @@
-// Files that were chosen and how far their upload is; a file that is read as soon as it is chosen.
+// Files that were chosen and how far their upload is; a file that is read as soon as it is chosen; figures after a caption is saved.
 "use strict";
 
 function readable(bytes) {
@@ -28,3 +28,18 @@ document.addEventListener("htmx:afterRequest", (event) => {
   const bar = event.target.querySelector?.(".upload-progress");
   if (bar) bar.hidden = true;
 });
+
+// A saved caption changes the figures of its dataset and what is left out, which is shown again once nobody types there.
+let isOutdated = false;
+
+function refreshFigures() {
+  if (!isOutdated || document.activeElement.closest("#left-out")) return;
+  isOutdated = false;
+  htmx.trigger("#summary", "refresh");
+}
+
+document.addEventListener("caption-saved", () => {
+  isOutdated = true;
+  refreshFigures();
+});
+document.addEventListener("focusout", () => setTimeout(refreshFigures));

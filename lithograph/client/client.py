@@ -1,0 +1,248 @@
+"""Typed clients of a running service: ``Client`` blocks, ``AsyncClient`` is awaited.
+
+::
+
+    with lithograph.Client("http://127.0.0.1:8000") as client:
+        client.generate("a red apple", seed=1).images[0].save("apple.png")
+        job = client.submit("一只猫", steps=50, num_images=4)
+        pictures = client.wait(job).images
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import httpx
+from httpx_sse import EventSource
+from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+
+from lithograph.client.errors import ServiceError, check, unreachable
+from lithograph.client.protocol import AdapterReport, ClientEvent, Options, body_of, check_end, event_of, result_of
+from service.wire.events import ResultEvent
+from service.wire.job import JobReport
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+_CONNECT_SECONDS = 10.0
+_PAUSE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 30.0
+"""The bounds of the pause between attempts, which the service's Retry-After sets."""
+_POLL_SECONDS = 0.5
+
+
+class Client:
+    """A connection to one service. Every method raises ``RequestError`` for a wrong request, else ``ServiceError``."""
+
+    def __init__(
+        self, url: str = DEFAULT_URL, *, timeout_seconds: float = 600.0, retries: int = 2, admin_key: str | None = None
+    ) -> None:
+        """``timeout_seconds``: the time to wait for a reply. ``retries``: after 429 and 503, at Retry-After."""
+        self._http = httpx.Client(**_settings(url, timeout_seconds, admin_key))
+        self._retrying = Retrying(**_policy(retries))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def generate(self, prompt: str, **options: Unpack[Options]) -> ResultEvent:
+        """Generate images and wait for them."""
+        body = body_of(prompt, options, response_format="json")
+        return ResultEvent.model_validate_json(self._request("POST", "/generate", json=body).content)
+
+    def stream(self, prompt: str, *, previews: bool = False, **options: Unpack[Options]) -> Iterator[ClientEvent]:
+        """Generate images and yield an event after every step; the last is the result. Closing the generator cancels."""
+        body = body_of(prompt, options, stream=True, previews=previews)
+        with self._reachable(), self._http.stream("POST", "/generate", json=body) as reply:
+            if not reply.is_success:
+                reply.read()
+            check(reply)
+            event = None
+            for sse in EventSource(reply).iter_sse():
+                event = event_of(sse)
+                yield event
+            check_end(event)
+
+    def submit(self, prompt: str, *, webhook_url: str | None = None, **options: Unpack[Options]) -> JobReport:
+        """Start a job that generates images."""
+        hook = {} if webhook_url is None else {"webhook_url": webhook_url}
+        body = body_of(prompt, options, response_format="json", **{"async": True}, **hook)
+        return JobReport.model_validate_json(self._request("POST", "/generate", json=body).content)
+
+    def job(self, job: JobReport | str) -> JobReport:
+        """Return the state of a job."""
+        return JobReport.model_validate_json(self._request("GET", _path(job)).content)
+
+    def wait(self, job: JobReport | str) -> ResultEvent:
+        """Wait for the result of a job."""
+        while (result := result_of(self.job(job))) is None:
+            time.sleep(_POLL_SECONDS)
+        return result
+
+    def cancel(self, job: JobReport | str) -> JobReport:
+        """Cancel a job, or remove a finished one."""
+        return JobReport.model_validate_json(self._request("DELETE", _path(job)).content)
+
+    def adapters(self) -> AdapterReport:
+        """Return the state of the adapters."""
+        return AdapterReport.model_validate_json(self._request("GET", "/v1/adapters").content)
+
+    def load_adapter(self, name: str) -> AdapterReport:
+        """Have the service read an adapter from storage now, and serve it (again)."""
+        return AdapterReport.model_validate_json(self._request("POST", f"/v1/adapters/{name}/load").content)
+
+    def pin_adapter(self, name: str) -> AdapterReport:
+        """Pin an adapter's newest version to a slot."""
+        return AdapterReport.model_validate_json(self._request("POST", f"/v1/adapters/{name}/pin").content)
+
+    def unpin_adapter(self, name: str) -> AdapterReport:
+        """Unpin an adapter."""
+        return AdapterReport.model_validate_json(self._request("POST", f"/v1/adapters/{name}/unpin").content)
+
+    def info(self) -> dict[str, Any]:
+        """Return the model, limits, defaults and versions."""
+        return dict(self._request("GET", "/v1/info").json())
+
+    def _request(self, method: str, path: str, **content: Any) -> httpx.Response:
+        for attempt in self._retrying.copy():
+            with attempt, self._reachable():
+                return check(self._http.request(method, path, **content))
+        raise AssertionError("tenacity raises in the end")
+
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise unreachable(error, self._http.base_url) from error
+
+
+class AsyncClient:
+    """The asynchronous ``Client``."""
+
+    def __init__(
+        self, url: str = DEFAULT_URL, *, timeout_seconds: float = 600.0, retries: int = 2, admin_key: str | None = None
+    ) -> None:
+        """As for ``Client``."""
+        self._http = httpx.AsyncClient(**_settings(url, timeout_seconds, admin_key))
+        self._retrying = AsyncRetrying(**_policy(retries))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def generate(self, prompt: str, **options: Unpack[Options]) -> ResultEvent:
+        """Generate images and wait for them."""
+        body = body_of(prompt, options, response_format="json")
+        return ResultEvent.model_validate_json((await self._request("POST", "/generate", json=body)).content)
+
+    async def stream(
+        self, prompt: str, *, previews: bool = False, **options: Unpack[Options]
+    ) -> AsyncGenerator[ClientEvent, None]:
+        """Generate images and yield an event after every step; the last is the result. Closing the generator cancels."""
+        body = body_of(prompt, options, stream=True, previews=previews)
+        async with self._reachable(), self._http.stream("POST", "/generate", json=body) as reply:
+            if not reply.is_success:
+                await reply.aread()
+            check(reply)
+            event = None
+            async for sse in EventSource(reply).aiter_sse():
+                event = event_of(sse)
+                yield event
+            check_end(event)
+
+    async def submit(self, prompt: str, *, webhook_url: str | None = None, **options: Unpack[Options]) -> JobReport:
+        """Start a job that generates images."""
+        hook = {} if webhook_url is None else {"webhook_url": webhook_url}
+        body = body_of(prompt, options, response_format="json", **{"async": True}, **hook)
+        return JobReport.model_validate_json((await self._request("POST", "/generate", json=body)).content)
+
+    async def job(self, job: JobReport | str) -> JobReport:
+        """Return the state of a job."""
+        return JobReport.model_validate_json((await self._request("GET", _path(job))).content)
+
+    async def wait(self, job: JobReport | str) -> ResultEvent:
+        """Wait for the result of a job."""
+        while (result := result_of(await self.job(job))) is None:
+            await asyncio.sleep(_POLL_SECONDS)
+        return result
+
+    async def cancel(self, job: JobReport | str) -> JobReport:
+        """Cancel a job, or remove a finished one."""
+        return JobReport.model_validate_json((await self._request("DELETE", _path(job))).content)
+
+    async def adapters(self) -> AdapterReport:
+        """Return the state of the adapters."""
+        return AdapterReport.model_validate_json((await self._request("GET", "/v1/adapters")).content)
+
+    async def load_adapter(self, name: str) -> AdapterReport:
+        """Have the service read an adapter from storage now, and serve it (again)."""
+        return AdapterReport.model_validate_json((await self._request("POST", f"/v1/adapters/{name}/load")).content)
+
+    async def pin_adapter(self, name: str) -> AdapterReport:
+        """Pin an adapter's newest version to a slot."""
+        return AdapterReport.model_validate_json((await self._request("POST", f"/v1/adapters/{name}/pin")).content)
+
+    async def unpin_adapter(self, name: str) -> AdapterReport:
+        """Unpin an adapter."""
+        return AdapterReport.model_validate_json((await self._request("POST", f"/v1/adapters/{name}/unpin")).content)
+
+    async def info(self) -> dict[str, Any]:
+        """Return the model, limits, defaults and versions."""
+        return dict((await self._request("GET", "/v1/info")).json())
+
+    async def _request(self, method: str, path: str, **content: Any) -> httpx.Response:
+        async for attempt in self._retrying.copy():
+            with attempt:
+                async with self._reachable():
+                    return check(await self._http.request(method, path, **content))
+        raise AssertionError("tenacity raises in the end")
+
+    @asynccontextmanager
+    async def _reachable(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise unreachable(error, self._http.base_url) from error
+
+
+def _settings(url: str, timeout_seconds: float, admin_key: str | None) -> dict[str, Any]:
+    """Return the arguments of httpx's clients."""
+    return {
+        "base_url": url,
+        "timeout": httpx.Timeout(timeout_seconds, connect=_CONNECT_SECONDS),
+        "headers": {} if admin_key is None else {"Authorization": f"Bearer {admin_key}"},
+    }
+
+
+def _policy(retries: int) -> dict[str, Any]:
+    """Return the retry policy: retry busy replies, at the service's Retry-After."""
+    return {
+        "stop": stop_after_attempt(retries + 1),
+        "retry": retry_if_exception(lambda error: isinstance(error, ServiceError) and error.is_busy),
+        "wait": _pause_seconds,
+        "reraise": True,
+    }
+
+
+def _pause_seconds(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome is not None else None
+    requested = error.retry_after_seconds if isinstance(error, ServiceError) else None
+    return min(_PAUSE_SECONDS if requested is None else requested, _LONGEST_PAUSE_SECONDS)
+
+
+def _path(job: JobReport | str) -> str:
+    return f"/v1/jobs/{job if isinstance(job, str) else job.id}"

@@ -1,0 +1,82 @@
+"""Request bodies, events and results: the same for the blocking and the asynchronous client."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from httpx_sse import ServerSentEvent
+
+from lithograph.client.errors import CutOffError, JobOutcomeError, ServiceError
+from service.wire.events import PreviewEvent, ResultEvent, StepEvent
+from service.wire.job import JobReport, JobStatus
+from service.wire.messages import AdapterReport, AdapterStatus
+from service.wire.schema import ErrorBody
+
+__all__ = [
+    "AdapterReport", "AdapterStatus", "ClientEvent", "JobReport", "Options", "PreviewEvent", "ResultEvent", "StepEvent",
+    "body_of", "check_end", "event_of", "result_of",
+]  # fmt: skip
+
+ClientEvent = StepEvent | PreviewEvent | ResultEvent
+"""An event of a stream; the last one is the result."""
+_EVENTS: Mapping[str, type[ClientEvent]] = {kind.name: kind for kind in (StepEvent, PreviewEvent, ResultEvent)}
+
+
+class Options(TypedDict, total=False):
+    """The fields of ``POST /generate`` beside the prompt; one that is left out gets the model's default."""
+
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    cfg_renorm: bool
+    seed: int
+    num_images: int
+    rewrite_prompt: bool
+    adapters: Mapping[str, float] | Sequence[str]
+    """Names, or names and scales: ``["ink"]``, ``{"ink@3": 0.8}``."""
+    output_format: Literal["png", "jpeg", "webp"]
+    timeout_seconds: float
+
+
+def body_of(prompt: str, options: Options, **delivery: object) -> dict[str, Any]:
+    """Return the body of ``POST /generate``."""
+    fields: dict[str, Any] = {"prompt": prompt, **options, **delivery}
+    if (adapters := options.get("adapters")) is not None:
+        scales = adapters if isinstance(adapters, Mapping) else dict.fromkeys(adapters, 1.0)
+        fields["adapters"] = [{"name": name, "scale": scale} for name, scale in scales.items()]
+    return fields
+
+
+def event_of(sse: ServerSentEvent) -> ClientEvent:
+    """Return one event of a stream. Raises ``ServiceError`` if it is the error that ended the stream."""
+    if sse.event == "error":
+        raise ServiceError.from_detail(ErrorBody.model_validate_json(sse.data).error)
+    return _EVENTS[sse.event].model_validate_json(sse.data)
+
+
+def check_end(last: ClientEvent | None) -> None:
+    """Raise ``CutOffError`` unless the last event of a stream was the result."""
+    if not isinstance(last, ResultEvent):
+        raise CutOffError("stream_cut_off", "the stream ended before the result", remedy="send the request again")
+
+
+def result_of(job: JobReport) -> ResultEvent | None:
+    """Return the result of a job that a client submitted; None while it is unfinished. Raises ``ServiceError``."""
+    match job.status:
+        case JobStatus.SUCCEEDED:
+            if job.result is None:
+                raise JobOutcomeError(
+                    "job_without_json",
+                    "the request of job {id} did not have response_format json",
+                    remedy="fetch {url}",
+                    id=job.id,
+                    url=job.result_url,
+                )
+            return job.result
+        case JobStatus.FAILED:
+            assert job.error is not None
+            raise ServiceError.from_detail(job.error)
+        case JobStatus.CANCELLED:
+            raise JobOutcomeError("job_was_cancelled", "job {id} was cancelled", remedy="submit it again", id=job.id)
+    return None

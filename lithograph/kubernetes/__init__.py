@@ -1,0 +1,1 @@
+"""A training as a Kubernetes Job: rendered, checked, submitted, followed, cancelled."""

@@ -1,0 +1,1 @@
+"""Requests, adapters and measurements that the load tests share."""

@@ -1,0 +1,1 @@
+"""LoRA adapters: the versioned artifact, its weights, and other programs' formats."""

@@ -1,0 +1,342 @@
+"""LoRA weights in memory and in a file.
+
+A file holds ``transformer.<module>.lora_A.weight`` (rank, in), ``transformer.<module>.lora_B.weight`` (out, rank) and, with
+DoRA, ``transformer.<module>.lora_magnitude_vector`` (out,), as diffusers names them. Its header holds the configuration
+under diffusers' key ``lora_adapter_metadata``: without it, alpha would be lost and the scale silently 1. Layers of LoKr and
+LoHa (``longcat.adapter.lycoris``) have the tensors of ``lycoris-lora`` under the same prefix, each with its alpha. Files are
+safetensors; nothing is unpickled.
+
+Errors are about the adapter itself and name no input; callers add theirs (``LithographError.within``).
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from longcat.adapter.lycoris import LYCORIS_KEYS, LycorisLayer, lycoris_layer, scaled_by
+from longcat.adapter.manifest import ALPHA_RANGE, BaseIdentity, Draft, Manifest, is_alpha
+from longcat.adapter.modules import is_blocks_own, is_norm, linear_modules
+from longcat.adapter.publishing import publish
+from longcat.errors import AdapterError, show
+from longcat.model.flavour import Flavour
+from longcat.storage.interface import Storage
+
+METADATA = "lora_adapter_metadata"
+"""Key of an adapter's configuration in a file's header, as diffusers names it."""
+_PREFIX = "transformer."
+_MAGNITUDE = "lora_magnitude_vector"
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """The update of one module: ``up @ down`` times alpha / rank."""
+
+    down: Tensor
+    """A, (rank, in)."""
+    up: Tensor
+    """B, (out, rank)."""
+    magnitude: Tensor | None = None
+    """With DoRA, (out,): the norms of the adapted weight's rows (``longcat.adapter.dora``)."""
+
+    kind: ClassVar[str] = "lora"
+
+    @property
+    def rank(self) -> int:
+        """Rank of the update: rows of A."""
+        return self.down.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """The r of alpha / r."""
+        return self.rank
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by the ends of their keys."""
+        magnitude = {} if self.magnitude is None else {_MAGNITUDE: self.magnitude}
+        return {"lora_A.weight": self.down, "lora_B.weight": self.up, **magnitude}
+
+    def delta(self) -> Tensor:
+        """Return the update without its scale, (out, in) in float32."""
+        return self.up.float() @ self.down.float()
+
+
+Layer = LoraLayer | LycorisLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraWeights:
+    """The weights of an adapter: alpha, and a layer for each module that it changes."""
+
+    alpha: float
+    """The alpha of the LoRA layers; those of LoKr and LoHa have a scale of their own."""
+    layers: Mapping[str, Layer]
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    """Changes of vectors by their module: of a linear layer's bias (out,), or of the weight of a heads' norm (width,)."""
+
+    @property
+    def kind(self) -> str:
+        """lora, lokr or loha; several are joined by "+"."""
+        return "+".join(sorted({layer.kind for layer in self.layers.values()}))
+
+    @property
+    def rank(self) -> int:
+        """Rank of the slot that the adapter needs: the largest of its layers."""
+        return max(layer.rank for layer in self.layers.values())
+
+    @property
+    def uses_dora(self) -> bool:
+        """True if layers have magnitudes."""
+        return any(layer.magnitude is not None for layer in self.layers.values())
+
+
+def save_lora(weights: LoraWeights, path: Path) -> None:
+    """Write a file that diffusers' ``load_lora_adapter`` reads with the right scale. Equal weights give equal bytes."""
+    tensors, metadata = as_file(weights)
+    path.write_bytes(_with_sorted_header(save(tensors, metadata=metadata)))
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """Sort the metadata in a file's header, which safetensors writes in an order that differs from run to run."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+def as_file(weights: LoraWeights) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return what ``save_lora`` writes: tensors by key, and the header."""
+    tensors = {}
+    for module, layer in weights.layers.items():
+        for end, tensor in layer.tensors().items():
+            tensors[f"{_PREFIX}{module}.{end}"] = tensor.contiguous()
+    for module, vector in weights.vectors.items():
+        tensors[f"{_PREFIX}{module}.{vector_end(module)}"] = vector.contiguous()
+    config = {"r": weights.rank, "lora_alpha": weights.alpha, "target_modules": sorted(weights.layers)}
+    if weights.uses_dora:
+        config["use_dora"] = True
+    metadata = {"format": "pt", METADATA: json.dumps({f"{_PREFIX}{key}": value for key, value in config.items()})}
+    return tensors, metadata
+
+
+def draft_of(weights: LoraWeights, base: Flavour, *, origin: str, **fields: Any) -> Draft:
+    """Describe weights on their base model for a manifest. ``fields``: further fields of ``Draft``."""
+    identity = BaseIdentity(flavour=base.name, revision=base.revision, hash=base.hash)
+    return Draft(base=identity, origin=origin, **describe_lora(weights), **fields)
+
+
+def describe_lora(weights: LoraWeights) -> dict[str, Any]:
+    """Return the fields of a manifest that follow from the weights."""
+    return {
+        "rank": weights.rank,
+        "alpha": weights.alpha,
+        "kind": weights.kind,
+        "use_dora": weights.uses_dora,
+        "target_modules": tuple(sorted(weights.layers.keys() | weights.vectors.keys())),
+        "tensors": sum(len(layer.tensors()) for layer in weights.layers.values()) + len(weights.vectors),
+    }
+
+
+def publish_lora(storage: Storage, name: str, draft: Draft, weights: LoraWeights) -> Manifest:
+    """Publish weights as a new version (``longcat.adapter.publishing.publish``)."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "adapter.safetensors")
+        save_lora(weights, file)
+        return publish(storage, name, draft, file)
+
+
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: tensors by key, and its header. Raises ``AdapterError`` if it is no such file."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            return {key: stream.get_tensor(key) for key in stream.keys()}, metadata  # noqa: SIM118 - not a dictionary
+    except (SafetensorError, OSError, KeyError) as error:  # KeyError: a type of numbers that torch does not have
+        raise _not_safetensors(path, error) from error
+
+
+def _not_safetensors(path: Path, error: Exception) -> AdapterError:
+    return AdapterError(
+        "adapter_not_safetensors",
+        "{file} is not a safetensors file: {reason}",
+        remedy="give a safetensors file",
+        file=str(path),
+        reason=str(error),
+    )
+
+
+def load_lora(path: Path) -> LoraWeights:
+    """Read a file that ``save_lora`` wrote. Raises ``AdapterError`` for any other."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _not_safetensors(path, error) from error
+    return parse_lora(content, path)
+
+
+def parse_lora(content: bytes, path: Path) -> LoraWeights:
+    """Parse the bytes of a file that ``save_lora`` wrote; ``path`` is for errors. Raises ``AdapterError`` for any other.
+
+    The tensors are copies. Those of ``read_file`` are mapped: they change, or end the process, with the file.
+    """
+    try:
+        tensors = load(content)
+    except (SafetensorError, KeyError) as error:  # KeyError: a type of numbers that torch does not have
+        raise _not_safetensors(path, error) from error
+    size = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
+    if METADATA not in metadata:
+        raise AdapterError(
+            "adapter_header_missing",
+            "{file} has no {key} in its header, so that its alpha is not known",
+            remedy="import it",
+            file=str(path),
+            key=METADATA,
+        )
+    try:
+        config = json.loads(metadata[METADATA])
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(
+            "adapter_header_not_json",
+            "{key} in the header of {file} is not JSON: {reason}",
+            remedy="save the adapter again",
+            file=str(path),
+            key=METADATA,
+            reason=str(error),
+        ) from error
+    alpha = config.get(f"{_PREFIX}lora_alpha") if isinstance(config, dict) else None
+    if not is_alpha(alpha):
+        raise AdapterError(
+            "adapter_header_alpha",
+            "the header of {file} gives alpha {alpha}, which is not a positive number from {least:g} to {most:g}",
+            remedy="save the adapter again",
+            file=str(path),
+            alpha=show(alpha),
+            least=ALPHA_RANGE[0],
+            most=ALPHA_RANGE[1],
+        )
+    vectors = _vectors(tensors)
+    return LoraWeights(alpha=float(alpha), layers=_layers(path, tensors), vectors=vectors)
+
+
+def vector_end(module: str) -> str:
+    """Return the end of the key of a module's vector, as ComfyUI names it: diff of a norm, diff_b of a bias."""
+    return "diff" if is_norm(module) else "diff_b"
+
+
+def _vectors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the vectors out of a file's tensors."""
+    vectors = {}
+    for name in [*tensors]:
+        module, _, end = name.removeprefix(_PREFIX).rpartition(".")
+        if name.startswith(_PREFIX) and end == vector_end(module):
+            vectors[module] = tensors.pop(name)
+    return vectors
+
+
+def _lycoris_layers(tensors: dict[str, Tensor]) -> dict[str, Layer]:
+    """Take the LoKr and LoHa layers out of a file's tensors. Raises ``AdapterError`` for parts of one."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name in [*tensors]:
+        module, _, end = name.removeprefix(_PREFIX).rpartition(".")
+        if name.startswith(_PREFIX) and end in (*LYCORIS_KEYS, "alpha"):
+            parts.setdefault(module, {})[end] = tensors.pop(name)
+    return {
+        module: scaled_by(lycoris_layer(module, found), alpha_in(module, found.get("alpha", torch.tensor(math.nan))))
+        for module, found in parts.items()
+    }
+
+
+def alpha_in(module: str, tensor: Tensor) -> float:
+    """Return the alpha of a tensor, of shape () or (1,). Raises ``AdapterError``."""
+    is_number = tensor.numel() == 1 and tensor.dtype != torch.bool and not tensor.is_complex()
+    alpha = float(tensor) if is_number else math.nan
+    if not is_alpha(alpha):
+        raise AdapterError(
+            "adapter_alpha_invalid",
+            "gives alpha {alpha} for {module!r}, which is not a positive number in range",
+            remedy="save the adapter again",
+            alpha=str(tensor.flatten().tolist()[:3]),
+            module=module,
+        )
+    return alpha
+
+
+def _layers(path: Path, tensors: dict[str, Tensor]) -> dict[str, Layer]:
+    """Pair the tensors of a file by module. Raises ``AdapterError`` for a tensor that is no part of a pair."""
+    layers = _lycoris_layers(tensors)
+    magnitudes = {name: tensors.pop(name) for name in [*tensors] if name.endswith(f".{_MAGNITUDE}")}
+    for name in tensors:
+        module, _, kind = name.removeprefix(_PREFIX).rpartition(".lora_")
+        if not name.startswith(_PREFIX) or kind not in ("A.weight", "B.weight"):
+            raise AdapterError(
+                "adapter_key_unknown",
+                "{file} holds {key!r}, which is neither transformer.*.lora_A.weight nor .lora_B.weight",
+                remedy="import it",
+                file=str(path),
+                key=name,
+            )
+        if tensors[name].ndim != 2:
+            raise AdapterError(
+                "adapter_tensor_not_matrix",
+                "{file} holds {key!r} with shape {shape}, which is not a matrix",
+                remedy="save the adapter again",
+                file=str(path),
+                key=name,
+                shape=str(tuple(tensors[name].shape)),
+            )
+        other = f"{_PREFIX}{module}.lora_{'B' if kind[0] == 'A' else 'A'}.weight"
+        if other not in tensors:
+            raise AdapterError(
+                "adapter_tensor_alone",
+                "{file} holds {key!r} without {other!r}",
+                remedy="save the adapter again",
+                file=str(path),
+                key=name,
+                other=other,
+            )
+        if kind == "A.weight":
+            magnitude = magnitudes.pop(f"{_PREFIX}{module}.{_MAGNITUDE}", None)
+            layers[module] = LoraLayer(tensors[name], tensors[other], magnitude)
+    if not layers:
+        raise AdapterError(
+            "adapter_file_empty", "{file} holds no LoRA weights", remedy="save the adapter again", file=str(path)
+        )
+    if magnitudes:
+        raise AdapterError(
+            "adapter_magnitude_alone",
+            "{file} holds {key!r} without the layer that it belongs to",
+            remedy="save the adapter again",
+            file=str(path),
+            key=next(iter(magnitudes)),
+        )
+    return layers
+
+
+def lora_targets(transformer: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return the blocks' own linear layers, which most adapters change, with their (in, out) widths.
+
+    Those beside them are in ``longcat.adapter.modules``.
+    """
+    return {name: widths for name, widths in linear_modules(transformer).items() if is_blocks_own(name)}
+
+
+def served(layer: Layer, alpha: float) -> tuple[Tensor, ...]:
+    """Return the matrices that a slot holds, the last one scaled. A LoRA's are A^T (in, r) and B^T (r, out).
+
+    ``alpha``: of the adapter's LoRA layers.
+    """
+    if not isinstance(layer, LoraLayer):
+        return layer.served()
+    scale = alpha / layer.rank
+    return layer.down.T, layer.up.T if scale == 1 else layer.up.T.float() * scale

@@ -1,0 +1,1 @@
+"""The model: its files, its sizes, loading and precision."""

@@ -1,0 +1,204 @@
+"""Flavours: the files of a model by its name, their hash, and the model's defaults. No torch.
+
+A model is a directory that ``LongCatImagePipeline.from_pretrained`` can read. Settings for which that layout has no place
+(prompt length, default size) are in ``lithograph.json`` beside ``model_index.json``; the defaults are LongCat-Image's.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from longcat.checksum import file_sha256
+from longcat.errors import FlavourError, HubError, Problem
+from longcat.validation import problems_of
+
+EMBEDDED_FOLDER = Path(__file__).parent.parent / "embedded"
+PUBLISHED_FOLDER = Path(__file__).parent / "published"
+"""The sizes of LongCat-Image, of which final and dev are two sets of weights: enough to plan, not to load."""
+HUB_IDS = {"final": "meituan-longcat/LongCat-Image", "dev": "meituan-longcat/LongCat-Image-Dev"}
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+SETTINGS_FILE = "lithograph.json"
+
+_ALL_FILES = ["model_index.json", SETTINGS_FILE, *(f"{part}/*" for part in (*COMPONENTS, "text_processor"))]
+_CONFIGURATIONS = ["model_index.json", SETTINGS_FILE, *(f"{part}/*.json" for part in COMPONENTS)]
+_RETRYABLE = {408, 429, 500, 502, 503, 504}
+"""HTTP statuses after which a later attempt may succeed."""
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_LFS_BLOB = re.compile(r"[0-9a-f]{64}")
+
+
+class ModelSettings(BaseModel):
+    """Limits and defaults of a model. The defaults here are LongCat-Image's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    max_prompt_tokens: int = 512
+    """Most tokens of a prompt, without the template; also the first position of the image."""
+    default_size_px: int = 1024
+    """Width and height when a request gives none."""
+    max_pixels: int = 2048 * 2048
+    """Largest width times height of a request, unless the server is configured otherwise."""
+    default_steps: int = 30
+    """Denoising steps when a request gives none."""
+    default_guidance_scale: float = 4.5
+    """Classifier-free guidance when a request gives none."""
+    rewrites_prompts: bool = True
+    """True if the text encoder is a language model that can rewrite prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flavour:
+    """A model that can be loaded."""
+
+    name: str
+    """final, dev, embedded, a hub id, or the last part of a directory's path: images carry it, and must not reveal paths."""
+    folder: Path
+    revision: str | None
+    """The hub's commit, or None for local files."""
+    hash: str
+    """SHA-256 over the names and contents of all files that make the model, as 64 hex digits."""
+    settings: ModelSettings
+
+    def component_hash(self, component: str) -> str:
+        """Return the SHA-256 of one component's files, for caches that depend on that component alone."""
+        return _hash(
+            self.folder,
+            (path for path in _model_files(self.folder) if path.relative_to(self.folder).parts[0] == component),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A model's configuration, without its weights."""
+
+    folder: Path
+    settings: ModelSettings
+
+
+def describe(name: str, *, revision: str | None = None) -> Description:
+    """Find a model's configuration; from the hub, only JSON files are downloaded: kilobytes. Raises as ``resolve``."""
+    folder = _folder(name, revision, _CONFIGURATIONS)
+    return Description(folder=folder, settings=_settings(name, folder / SETTINGS_FILE))
+
+
+def structure(name: str, *, revision: str | None = None) -> Description:
+    """Find a model's sizes, without the hub for the published flavours. Raises as ``resolve``."""
+    if name in (*HUB_IDS, *HUB_IDS.values()) and revision is None and not Path(name).is_dir():
+        return Description(folder=PUBLISHED_FOLDER, settings=ModelSettings())
+    return describe(name, revision=revision)
+
+
+def resolve(name: str, *, revision: str | None = None) -> Flavour:
+    """Find a flavour, and download it from the hub if it is not in the cache.
+
+    ``name`` is ``final``, ``dev``, ``embedded``, a directory, or a hub id (``organisation/name``); ``revision`` a branch,
+    tag or commit of the hub. Raises ``FlavourError`` if there is no such model or files are missing,
+    ``HubError`` if the hub cannot be reached.
+    """
+    folder = _folder(name, revision, _ALL_FILES)
+    if name == "embedded" or folder == Path(name):
+        return _local(name if name == "embedded" else folder.resolve().name, folder)
+    return replace(_local(name, folder), revision=folder.name)
+
+
+def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """Return a model's directory, after downloading the files that match ``patterns``."""
+    if name == "embedded":
+        return EMBEDDED_FOLDER
+    if name not in HUB_IDS and Path(name).is_dir():
+        return Path(name)
+    hub_id = HUB_IDS.get(name, name)
+    if not _HUB_ID.fullmatch(hub_id):
+        known = ["embedded", *HUB_IDS]
+        if nearest := difflib.get_close_matches(name, known, n=1):
+            raise FlavourError(
+                "flavour_misspelt",
+                "not a known model, a directory or a hub id",
+                remedy="did you mean {nearest!r}?",
+                field="flavour",
+                value=name,
+                nearest=nearest[0],
+            )
+        raise FlavourError(
+            "flavour_unknown",
+            "not a known model, a directory or a hub id",
+            remedy="give {known}, a directory, or a hub id (organisation/name)",
+            field="flavour",
+            value=name,
+            known=", ".join(known),
+        )
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        is_unreachable = isinstance(error, LocalEntryNotFoundError | httpx.TransportError) or status in _RETRYABLE
+        problem = Problem(
+            code="flavour_not_downloaded",
+            template="{hub_id} cannot be downloaded ({reason})",
+            remedy_template=(
+                "check the name and the network; set HF_ENDPOINT to a mirror, or download the model on another machine and "
+                "give its directory as the flavour"
+            ),
+            field="flavour",
+            value=name,
+            details={"hub_id": hub_id, "reason": f"{type(error).__name__}: {str(error).splitlines()[0]}"},
+        )
+        raise (HubError if is_unreachable else FlavourError).of([problem]) from error
+
+
+def _hash(folder: Path, files: Iterable[Path]) -> str:
+    """Hash names and contents. Weights in the hub's cache are named by their SHA-256, which saves reading 30 GB."""
+    digest = hashlib.sha256()
+    for path in files:
+        blob = path.resolve().name
+        content = blob if path.is_symlink() and _LFS_BLOB.fullmatch(blob) else file_sha256(path)
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _local(name: str, folder: Path) -> Flavour:
+    missing = [part for part in ("model_index.json", *COMPONENTS) if not (folder / part).exists()]
+    if missing:
+        raise FlavourError(
+            "flavour_incomplete",
+            "{folder} lacks {missing}",
+            remedy="give a directory that LongCatImagePipeline.save_pretrained wrote",
+            field="flavour",
+            value=name,
+            folder=str(folder),
+            missing=", ".join(missing),
+        )
+    settings = _settings(name, folder / SETTINGS_FILE)
+    return Flavour(name=name, folder=folder, revision=None, hash=_hash(folder, _model_files(folder)), settings=settings)
+
+
+def _settings(name: str, path: Path) -> ModelSettings:
+    if not path.exists():
+        return ModelSettings()
+    try:
+        return ModelSettings.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise FlavourError(
+            "flavour_settings_invalid",
+            "{path} is invalid: {cause}",
+            remedy="correct the file",
+            field="flavour",
+            value=name,
+            path=str(path),
+            cause=next(problems_of(error, ModelSettings)),
+        ) from error
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
+    tops = [folder / name for name in ("model_index.json", SETTINGS_FILE) if (folder / name).exists()]
+    tops += (folder / "text_processor").glob("chat_template.*")
+    inner = [path for part in COMPONENTS for path in (folder / part).rglob("*") if path.is_file()]
+    yield from sorted(tops + inner, key=lambda path: path.relative_to(folder).as_posix())

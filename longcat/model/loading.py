@@ -1,0 +1,236 @@
+"""Loading: a flavour's components, in a precision, on a device."""
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, LongCatImageTransformer2DModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+from longcat.errors import DeviceError, FlavourError
+from longcat.model.flavour import Flavour
+from longcat.model.offload import Offloader, move_own
+from longcat.model.precision import Offload, Precision
+from longcat.model.quantize import check_precision, quantize_base
+from longcat.model.tokenizer import load_tokenizer
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """A loaded model, its flavour and its settings."""
+
+    flavour: Flavour
+    precision: Precision
+    text_encoder_precision: Precision
+    device: torch.device
+    """The device that computes, also of weights that are offloaded."""
+    dtype: torch.dtype
+    transformer: LongCatImageTransformer2DModel
+    vae: AutoencoderKL
+    text_encoder: Qwen2_5_VLForConditionalGeneration
+    tokenizer: Qwen2Tokenizer
+    scheduler_config: Mapping[str, Any]
+
+
+def load(
+    flavour: Flavour,
+    *,
+    precision: Precision = Precision.NO_CHANGE,
+    text_encoder_precision: Precision = Precision.NO_CHANGE,
+    device: str = "auto",
+    dtype: str = "auto",
+    offload: Offload = Offload.NONE,
+) -> Components:
+    """Load a model for inference.
+
+    ``device``: auto, cpu, cuda, cuda:N or mps; ``dtype``: auto (float32 on a CPU, else bfloat16), float32, bfloat16 or
+    float16. Raises ``DeviceError`` or ``PrecisionError``, before anything is read, for what this machine does not support.
+    """
+    target = parse_device(device)
+    compute = parse_dtype(dtype, target)
+    check_precision(precision, device=target, dtype=compute, offload=offload)
+    check_precision(
+        text_encoder_precision, device=target, dtype=compute, offload=offload, field="text_encoder_precision"
+    )
+    if offload is not Offload.NONE and target.type == "cpu":
+        raise DeviceError(
+            "offload_on_cpu",
+            "moves weights between main memory and a device, and the device is the CPU",
+            remedy="use none",
+            field="offload",
+            value=offload.value,
+        )
+
+    transformer = load_transformer(flavour, compute)
+    vae = load_vae(flavour, compute)
+    text_encoder = load_text_encoder(flavour, compute)
+    quantize_base(transformer, precision, device=target, training=False, offload=offload)
+    quantize_base(text_encoder, text_encoder_precision, device=target, training=False, offload=offload)
+    place(transformer, text_encoder, vae, device=target, offload=offload)
+    return Components(
+        flavour=flavour,
+        precision=precision,
+        text_encoder_precision=text_encoder_precision,
+        device=target,
+        dtype=compute,
+        transformer=transformer,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=load_tokenizer(flavour.folder),
+        scheduler_config=load_scheduler_config(flavour),
+    )
+
+
+def load_transformer(flavour: Flavour, dtype: torch.dtype) -> LongCatImageTransformer2DModel:
+    """Load the transformer, frozen, into main memory. Raises ``FlavourError``."""
+    return _frozen(flavour, "transformer", LongCatImageTransformer2DModel, dtype)
+
+
+def load_text_encoder(flavour: Flavour, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
+    """Load the text encoder, frozen, into main memory. Raises ``FlavourError``."""
+    return _frozen(flavour, "text_encoder", Qwen2_5_VLForConditionalGeneration, dtype)
+
+
+def load_vae(flavour: Flavour, dtype: torch.dtype) -> AutoencoderKL:
+    """Load the VAE, frozen, channels last (convolutions a sixth faster), into main memory. Raises ``FlavourError``."""
+    return _frozen(flavour, "vae", AutoencoderKL, dtype).to(memory_format=torch.channels_last)
+
+
+def load_scheduler_config(flavour: Flavour) -> Mapping[str, Any]:
+    """Load the scheduler's configuration, from which the noise levels are computed. Raises ``FlavourError``."""
+    with _file_errors(flavour):
+        config: Mapping[str, Any] = FlowMatchEulerDiscreteScheduler.load_config(flavour.folder, subfolder="scheduler")
+    return config
+
+
+def _frozen(flavour: Flavour, part: str, kind: Any, dtype: torch.dtype) -> Any:
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+        diffusers.utils.logging.disable_progress_bar()
+    with _file_errors(flavour):
+        # Weights are data: without the argument, a folder that has only pickled weights would have them unpickled.
+        module = kind.from_pretrained(flavour.folder, subfolder=part, dtype=dtype, use_safetensors=True)
+    return module.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _file_errors(flavour: Flavour) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FlavourError(
+            "flavour_damaged",
+            "files in {folder} are missing or damaged: {reason}",
+            remedy="download the model again",
+            field="flavour",
+            value=flavour.name,
+            folder=str(flavour.folder),
+            reason=reason,
+        ) from error
+
+
+def parse_device(name: str) -> torch.device:
+    """Return the device of that name; ``auto`` is CUDA, else MPS, else the CPU. Raises ``DeviceError`` if there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise _unknown_device(name) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            "cuda_device_missing",
+            "this process sees {count} CUDA devices",
+            remedy="use cpu or another device",
+            field="device",
+            value=name,
+            count=torch.cuda.device_count(),
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(
+            "mps_device_missing",
+            "this machine has no Apple GPU that torch can use",
+            remedy="use cpu",
+            field="device",
+            value=name,
+        )
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise _unknown_device(name)
+    return device
+
+
+def _unknown_device(name: str) -> DeviceError:
+    return DeviceError(
+        "device_unknown",
+        "not a supported device",
+        remedy="use auto, cpu, cuda, cuda:N or mps",
+        field="device",
+        value=name,
+    )
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ``DeviceError`` if ``torch.compile`` would find no compiler, before anything is loaded."""
+    names = ("g++", "clang++", "c++") if device.type == "cpu" else ("gcc", "clang", "cc")
+    if not any(map(shutil.which, names)):
+        raise DeviceError(
+            "compiler_missing",
+            "torch.compile needs a compiler for {device}, and none of {names} is installed",
+            remedy="leave --compile out, or install one (the container images have none)",
+            field="compile",
+            device=device.type,
+            names=", ".join(names),
+        )
+
+
+def parse_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the compute dtype of that name; ``auto`` is float32 on a CPU, else bfloat16. Raises ``DeviceError``."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in _DTYPES:
+        raise DeviceError(
+            "dtype_unknown",
+            "not a known dtype",
+            remedy="use auto, {known}",
+            field="dtype",
+            value=name,
+            known=", ".join(_DTYPES),
+        )
+    return _DTYPES[name]
+
+
+def place(
+    transformer: nn.Module, text_encoder: nn.Module, vae: nn.Module, *, device: torch.device, offload: Offload
+) -> None:
+    """Move the components to the device, or offload them: each as a whole, or their largest layers one by one."""
+    components = (text_encoder, transformer, vae)
+    offloader = Offloader(device)
+    if offload is Offload.MODEL:
+        for component in components:
+            offloader.add(component.modules())
+        return
+    # The VAE is small, and its convolutions need more memory for their results than for their weights.
+    layers = [
+        module
+        for component in (text_encoder, transformer)
+        for module in component.modules()
+        if offload is Offload.GROUP and isinstance(module, nn.Linear | nn.Embedding)
+    ]
+    for layer in layers:
+        offloader.add([layer])
+    offloaded = set(layers)
+    for component in components:
+        for module in component.modules():
+            if module not in offloaded:
+                move_own(module, device)

@@ -1,0 +1,86 @@
+"""Offloading: weights in main memory, with copies on the device while they compute.
+
+Modules are in groups, of which one at a time has its weights on the device. The call of any module of a group brings the
+whole group, and drops the one before. Weights do not change while they are offloaded, so that dropping is no copy back;
+autograd keeps a dropped copy alive as long as a backward pass needs it. accelerate's and diffusers' hooks, which move the
+tensors of a module themselves, copy every weight back, and a backward pass finds the tensors that it saved moved away; they
+also miss a module of which only the children are called, as ``longcat.sampling.forward`` does.
+
+One thread at a time may call the modules of an ``Offloader``.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A parameter or buffer of a module, and its tensor in main memory."""
+
+    module: nn.Module
+    name: str
+    host: Tensor
+
+
+_Group = tuple[_Weight, ...]
+
+
+class Offloader:
+    """The groups of modules that share a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start without groups. ``device`` is the one that computes."""
+        self._device = device
+        self._current: _Group = ()
+
+    def add(self, modules: Iterable[nn.Module]) -> None:
+        """Offload these modules as one group: the weights that they have themselves, not those of their children.
+
+        The weights move to main memory. Whoever reads one must call a module of the group first.
+        """
+        owners = list(modules)
+        for module in owners:
+            move_own(module, torch.device("cpu"))
+        group = tuple(_Weight(module, name, tensor) for module in owners for name, tensor in _own(module))
+        for module in {weight.module for weight in group}:
+            module.register_forward_pre_hook(lambda *_: self._bring(group), prepend=True)
+
+    def _bring(self, group: _Group) -> None:
+        if self._current is group:
+            return
+        self._drop()
+        self._current = group
+        copies: dict[int, Tensor] = {}  # by tensor, because modules may share one
+        try:
+            for weight in group:
+                if id(weight.host) not in copies:
+                    copies[id(weight.host)] = _moved(weight.host, self._device)
+                setattr(weight.module, weight.name, copies[id(weight.host)])
+        except Exception:  # any, such as out of memory: a group is on the device as a whole or not at all
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        for weight in self._current:
+            setattr(weight.module, weight.name, weight.host)
+        self._current = ()
+
+
+def move_own(module: nn.Module, device: torch.device) -> None:
+    """Move the frozen weights that a module has itself, not those of its children."""
+    for name, tensor in list(_own(module)):
+        if tensor.device != device:
+            setattr(module, name, _moved(tensor, device))
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    moved = tensor.detach().to(device, non_blocking=device.type != "cpu")
+    return nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved

@@ -1,0 +1,162 @@
+"""Quantization of a base model in place, and the check that this machine supports it, before anything is loaded.
+
+Weights are quantized from bfloat16 or float32; activations stay in the compute dtype, except under ``fp8-torchao`` for
+inference on a GPU that multiplies in fp8.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from longcat.errors import PrecisionError
+from longcat.model.precision import Offload, Precision
+
+# The transformer's first and last layers see every token and are tiny: quantizing them costs quality and saves nothing.
+_KEPT_AT_TOP = {"x_embedder", "context_embedder", "time_embed", "norm_out", "proj_out"}
+# The text encoder's language head and vision tower: neither is used to encode a prompt.
+_KEPT_ANYWHERE = {"lm_head", "visual"}
+
+_FP8_MATMUL_CAPABILITY = (8, 9)
+
+
+def check_precision(
+    precision: Precision, *, device: torch.device, dtype: torch.dtype, offload: Offload, field: str = "precision"
+) -> None:
+    """Raise ``PrecisionError``, before anything is loaded, for what would fail or be silently wrong on this device."""
+    if precision is Precision.INT4_QUANTO and dtype is not torch.bfloat16:
+        raise PrecisionError(
+            "precision_needs_bfloat16",
+            "computes in bfloat16 only, not in {dtype}",
+            remedy="use --dtype bfloat16",
+            field=field,
+            value=precision.value,
+            dtype=str(dtype).removeprefix("torch."),
+        )
+    if precision is Precision.INT4_QUANTO and offload is not Offload.NONE:
+        raise PrecisionError(
+            "precision_not_offloadable",
+            "is packed for one device and cannot be offloaded",
+            remedy="use int8-torchao, or --offload none",
+            field=field,
+            value=precision.value,
+        )
+    if precision is Precision.FP8_QUANTO and device.type == "cuda":
+        raise PrecisionError(
+            "precision_compiles_cuda",
+            "compiles CUDA code when it is loaded",
+            remedy="use fp8-torchao",
+            field=field,
+            value=precision.value,
+        )
+    if precision in (Precision.FP8_QUANTO, Precision.FP8_TORCHAO) and device.type == "mps":
+        raise PrecisionError(
+            "precision_no_fp8_on_mps",
+            "Apple's GPUs have no fp8",
+            remedy="use int8-quanto",
+            field=field,
+            value=precision.value,
+        )
+
+
+def quantize_base(
+    model: nn.Module, precision: Precision, *, device: torch.device, training: bool, offload: Offload = Offload.NONE
+) -> int:
+    """Quantize the linear layers of a transformer or text encoder in place, and return their number.
+
+    Layers move to ``device``, where they will compute, one at a time before they are quantized, so that a model larger than
+    the device's memory fits if its quantized form does. Offloaded layers move back. With ``training``, only formats through
+    which gradients flow are used: torchao's dynamic activation formats detach the base path.
+    """
+    if precision is Precision.NO_CHANGE:
+        return 0
+    names = quantized_layers(model)
+    for name in names:
+        model.get_submodule(name).to(device)
+        quantize_layer(model, name, precision, training=training)
+        if offload is not Offload.NONE:
+            model.get_submodule(name).to("cpu")
+    return len(names)
+
+
+def quantized_layers(model: nn.Module) -> list[str]:
+    """Return the names of the linear layers to quantize: all but the first and last, and those that encode no prompt."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _is_quantized(name)]
+
+
+def quantize_layer(model: nn.Module, name: str, precision: Precision, *, training: bool) -> None:
+    """Quantize one linear layer on the device that holds it."""
+    if precision.value.endswith("-quanto"):
+        _quantize_quanto(model, name, precision)
+    else:
+        _quantize_torchao(model, name, precision, training=training)
+
+
+def _is_quantized(name: str) -> bool:
+    path = name.split(".")
+    return path[0] not in _KEPT_AT_TOP and not _KEPT_ANYWHERE & set(path)
+
+
+def _quantize_quanto(model: nn.Module, name: str, precision: Precision) -> None:
+    from optimum import quanto
+
+    kind = {
+        Precision.INT8_QUANTO: quanto.qint8,
+        Precision.INT4_QUANTO: quanto.qint4,
+        Precision.FP8_QUANTO: quanto.qfloat8,
+    }[precision]
+    quanto.quantize(model, weights=kind, include=[name])
+    layer: Any = model.get_submodule(name)
+    quanto.freeze(layer)
+    if precision is Precision.INT4_QUANTO and layer.weight.device.type == "cpu":
+        _unpack_int4_without_compiler()
+        # The plain form: the packed one is eight times as slow in a CPU's backward pass.
+        layer.weight = nn.Parameter(layer.weight.weight_qbits_tensor(), requires_grad=False)
+
+
+def _quantize_torchao(model: nn.Module, name: str, precision: Precision, *, training: bool) -> None:
+    from torchao.quantization import (
+        Float8DynamicActivationFloat8WeightConfig,
+        Float8WeightOnlyConfig,
+        Int8WeightOnlyConfig,
+        PerRow,
+        quantize_,
+    )
+
+    layer: Any = model.get_submodule(name)
+    if precision is Precision.INT8_TORCHAO:
+        config = Int8WeightOnlyConfig()
+    elif not training and layer.weight.dtype is torch.bfloat16 and _multiplies_in_fp8(layer.weight.device):
+        # Scales per row: with one scale for the whole activation, an image would depend on the others of its batch.
+        config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+    else:
+        config = Float8WeightOnlyConfig()
+    quantize_(layer, config)
+
+
+def _multiplies_in_fp8(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FP8_MATMUL_CAPABILITY
+
+
+_int4_library: Any = None
+
+
+def _unpack_int4_without_compiler() -> None:
+    """Replace quanto's C++ operator ``unpack`` by plain torch, which is as fast.
+
+    quanto's own compiles for minutes on first use and needs ninja and g++ (see ``longcat.model.seams``). A byte holds two
+    4-bit values; all low halves come first (optimum-quanto ``tensor/packed.py``).
+    """
+    global _int4_library
+    if _int4_library is not None:
+        return
+
+    def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+        mask = 2**bits - 1
+        return torch.cat([(packed >> shift) & mask for shift in range(0, 8, bits)])
+
+    _int4_library = torch.library.Library("quanto", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Warning only once for all operators", category=UserWarning)
+        _int4_library.impl("unpack", unpack, "CPU", allow_override=True)

@@ -1,0 +1,52 @@
+"""The sizes and constants of LongCat-Image's transformer that no ``config.json`` holds, said once. No torch.
+
+The forward, the trainer's memory plan and the HTTP processes all read them. Sources: diffusers 0.42
+``transformer_longcat_image.py`` (blocks) and ``LongCatImagePipeline`` (latents, prompt template).
+"""
+
+LATENT_CHANNELS = 16
+"""Channels of the VAE's latents."""
+LATENT_PX = 8
+"""Side of the square of pixels that one latent covers."""
+PATCH_LATENTS = 2
+"""Side of the square of latents that one token holds."""
+TOKEN_PX = PATCH_LATENTS * LATENT_PX
+"""Side of the square of pixels that one token covers."""
+TOKEN_CHANNELS = PATCH_LATENTS**2 * LATENT_CHANNELS
+"""Channels of a token as it enters and leaves the transformer."""
+
+GRID_PX = 64
+"""Widths and heights are multiples of it: the published models were trained on buckets with this step."""
+PUBLISHED_PX = 512
+"""Default sizes from here on are those of the published models; the embedded model's is smaller."""
+
+MLP_RATIO = 4
+"""Width of a feed-forward's hidden layer, in widths of a token."""
+DOUBLE_BLOCK_MODULATIONS = 6
+"""Vectors that modulate each of a double block's two streams: shift, scale and gate, of attention and feed-forward."""
+SINGLE_BLOCK_MODULATIONS = 3
+"""Vectors that modulate a single block: shift, scale and gate."""
+OUTPUT_MODULATIONS = 2
+"""Vectors that modulate the output layer: scale and shift."""
+
+FLOAT16_MAX = 65504
+"""Largest finite float16. Residuals of deep blocks exceed it, so that blocks clip their output to it."""
+
+TEMPLATE_PREFIX_TOKENS = 36
+"""Tokens of the prompt template before the prompt, by LongCat-Image's tokenizer; the embedded model's makes 35 of it."""
+POSITION_POLICY = "transformers-4"
+"""Numbering of the prompt's positions (``longcat.sampling.text_encoder``). Part of cache keys and of adapter manifests."""
+
+MODULATION_CACHE_BYTES = 256 * 2**20
+"""Most that ``longcat.sampling.forward`` keeps of modulations."""
+
+
+def image_tokens(*, width_px: int, height_px: int) -> int:
+    """Return the number of tokens of an image."""
+    return (width_px // TOKEN_PX) * (height_px // TOKEN_PX)
+
+
+def modulation_numbers(*, double_blocks: int, single_blocks: int, width: int) -> int:
+    """Return how many numbers modulate all blocks and the output at one time; ``width`` is a token's."""
+    vectors = 2 * DOUBLE_BLOCK_MODULATIONS * double_blocks + SINGLE_BLOCK_MODULATIONS * single_blocks
+    return (vectors + OUTPUT_MODULATIONS) * width

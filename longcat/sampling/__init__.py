@@ -1,0 +1,1 @@
+"""Sampling: from prompt and noise to an image."""

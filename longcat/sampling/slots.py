@@ -1,0 +1,297 @@
+"""Adapter slots: the updates of several adapters, any of which any row of a forward can use.
+
+Every linear layer that an adapter may change has a buffer, allocated once: (S, r (in + out)) for S slots of rank up to r.
+A layer's matrices lie in its slot one after another: a LoRA's two, or the factors of a LoKr or LoHa, which fit if they have
+no more numbers than a LoRA of rank r. Loading an adapter is a copy into one slot: no module changes, nothing is recompiled,
+other slots stay as they are. ``gather`` selects each row's matrices, and ``longcat.sampling.blocks`` applies them.
+
+The buffers of layers beside the blocks' own (``longcat.adapter.modules``) are allocated once an adapter changes them.
+``conditioning`` selects the updates of those that depend on the time or the prompt alone.
+
+A slot whose adapter uses DoRA also keeps vectors for each layer, computed at loading, that give the norms of its rows at
+any scale (``longcat.adapter.dora``). Of several adapters of an image, each rescales the result of those before it, as in
+PEFT.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from longcat.adapter.dora import RowNorms, plain_weight, row_norms
+from longcat.adapter.lora import Layer, LoraLayer, LoraWeights, served
+from longcat.adapter.manifest import Manifest
+from longcat.adapter.modules import (
+    IMAGE_EMBEDDER,
+    OUTPUT,
+    PROMPT_EMBEDDER,
+    adaptable_modules,
+    depends_on_time,
+    is_blocks_own,
+    linear_modules,
+)
+from longcat.adapter.verification import check_lora, check_rank
+from longcat.errors import AdapterError
+from longcat.sampling.blocks import BESIDE_BLOCKS, Update, Updates
+from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates
+from longcat.sampling.threads import one_core
+from longcat.sampling.vectors import SlotVectors
+
+_HEADER_BYTES = 16 * 2**20
+"""More than the header of any adapter has."""
+
+SlotUse = tuple[int, float]
+"""A slot and the scale at which an image uses it."""
+
+
+class _Layout(NamedTuple):
+    """The matrices of a layer in a slot: rows with the same layout are computed together."""
+
+    kind: str
+    shapes: tuple[tuple[int, int], ...]
+    uses_dora: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Magnitude:
+    """A layer's DoRA magnitude in a slot, (out,) in float32, and the terms of the norms that it replaces."""
+
+    magnitude: Tensor
+    norms: RowNorms
+    scale: float
+    """alpha / rank, which the norms' terms do not include."""
+
+    def rescaling(self, use: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return gain and shift at an image's scale; the shift undoes the rescaling of the bias."""
+        gain = self.magnitude / self.norms.at(use * self.scale)
+        shift = torch.zeros_like(gain) if bias is None else bias.float() * (1 - gain)
+        return gain, shift
+
+
+class AdapterSlots:
+    """Slots 0 to ``count - 1``, and one more, always empty, for rows without an adapter."""
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        *,
+        count: int,
+        rank: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        whole: bool = False,
+    ) -> None:
+        """Allocate empty slots.
+
+        ``transformer``: the unmodified model, whose layers' names adapters use. ``whole``: gather every layer at full rank
+        whatever is loaded, so that shapes never change and compiled code stays valid; DoRA, which would change the
+        computation, is then rejected.
+        """
+        self.count = count
+        self.rank = rank
+        self._dtype = dtype
+        self._device = device
+        self._targets = targets = linear_modules(transformer)
+        self._modules = adaptable_modules(transformer)
+        self._base = {name: transformer.get_submodule(name) for name in targets}
+        self._whole = whole
+        self._buffers: dict[str, Tensor] = {}
+        self._allocate(filter(is_blocks_own, targets))
+        self._layouts: list[dict[str, _Layout]] = [{} for _ in range(count + 1)]
+        self._magnitudes: list[dict[str, _Magnitude]] = [{} for _ in range(count + 1)]
+        self._base_norms: dict[str, Tensor] = {}
+        self._vectors = SlotVectors(transformer, count=count + 1, device=device, dtype=dtype)
+        self._loads = [0] * (count + 1)
+        """Number of the load that filled each slot, of all slots' loads."""
+        self._gathered: tuple[tuple[tuple[SlotUse, ...], ...], Updates | None] = ((), None)
+
+    def _allocate(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self._buffers:
+                numbers = self.rank * sum(self._targets[name])
+                self._buffers[name] = torch.zeros(self.count + 1, numbers, device=self._device, dtype=self._dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    def check(self, weights: LoraWeights) -> None:
+        """Raise ``AdapterError`` unless these weights fit a slot."""
+        if self._whole and weights.uses_dora:
+            raise AdapterError(
+                "adapter_dora_compiled",
+                "the adapter uses DoRA, which compiled forwards do not compute",
+                remedy="serve without --compile",
+            )
+        if self._whole and weights.kind != "lora":
+            raise AdapterError(
+                "adapter_kind_compiled",
+                "the adapter is of the kind {kind}, which compiled forwards do not compute",
+                remedy="serve without --compile",
+                kind=weights.kind,
+            )
+        if self._whole and weights.vectors:
+            raise AdapterError(
+                "adapter_vectors_compiled",
+                "the adapter changes biases or norms, such as that of {module}, which compiled forwards do not compute",
+                remedy="serve without --compile",
+                module=next(iter(weights.vectors)),
+            )
+        check_lora(weights, self._modules, max_rank=self.rank, dtype=self._dtype)
+
+    def check_manifest(self, manifest: Manifest) -> None:
+        """Raise ``AdapterError`` if the weights that a manifest describes fit no slot."""
+        check_rank(manifest.rank, self.rank)
+        vectors = 2  # a magnitude and a bias
+        numbers = sum(
+            self.rank * (width_in + width_out) + vectors * width_out for width_in, width_out in self._targets.values()
+        )
+        most = _HEADER_BYTES + torch.float64.itemsize * numbers
+        if manifest.weights.size_bytes > most:
+            raise AdapterError(
+                "adapter_file_too_large",
+                "its file has {size} bytes; no adapter of rank {rank} has more than {most}",
+                remedy="check what was published",
+                size=manifest.weights.size_bytes,
+                rank=self.rank,
+                most=most,
+            )
+
+    @torch.no_grad()
+    def load(self, slot: int, weights: LoraWeights) -> None:
+        """Copy checked weights into a slot, replacing its adapter."""
+        self._allocate(weights.layers)
+        layouts = {}
+        for name in self._layouts[slot].keys() - weights.layers.keys():
+            self._buffers[name][slot].zero_()
+        for name, layer in weights.layers.items():
+            layouts[name] = self._load_layer(name, slot, layer, weights.alpha)
+        self._magnitudes[slot] = {
+            name: self._magnitude(name, layer, layer.magnitude, weights.alpha / layer.rank)
+            for name, layer in weights.layers.items()
+            if isinstance(layer, LoraLayer) and layer.magnitude is not None
+        }
+        self._vectors.load(slot, weights.vectors)
+        self._layouts[slot] = layouts
+        self._loads[slot] = 1 + max(self._loads)
+        self._gathered = ((), None)
+
+    def _load_layer(self, name: str, slot: int, layer: Layer, alpha: float) -> _Layout:
+        matrices = served(layer, alpha)
+        if self._whole:
+            down, up = matrices
+            missing = self.rank - layer.rank
+            matrices = pad(down, (0, missing)), pad(up, (0, 0, 0, missing))
+        buffer, end = self._buffers[name][slot], 0
+        for matrix in matrices:
+            begin, end = end, end + matrix.numel()
+            buffer[begin:end].view(matrix.shape).copy_(matrix)
+        shapes = tuple((matrix.shape[0], matrix.shape[1]) for matrix in matrices)
+        return _Layout(layer.kind, shapes, layer.magnitude is not None)
+
+    def _magnitude(self, name: str, layer: LoraLayer, magnitude: Tensor, scale: float) -> _Magnitude:
+        device = self._buffers[name].device
+        weight = plain_weight(self._base[name])
+        down, up = (matrix.to(weight.device, torch.float32) for matrix in (layer.down, layer.up))
+        with one_core(weight.device):  # trainer and service get the same bits with any number of threads
+            if name not in self._base_norms:
+                self._base_norms[name] = weight.square().sum(1)
+            norms = row_norms(self._base_norms[name], weight @ down.T, down, up).to(device)
+        return _Magnitude(magnitude=magnitude.to(device, torch.float32), norms=norms, scale=scale)
+
+    @torch.no_grad()
+    def gather(self, rows: Sequence[tuple[SlotUse, ...]]) -> Updates | None:
+        """Return the updates of rows that use these slots at these scales; None if no row uses any."""
+        key = tuple(rows)
+        if self._gathered[0] != key:
+            self._gathered = (key, self._gather(key))
+        return self._gathered[1]
+
+    def _gather(self, rows: tuple[tuple[SlotUse, ...], ...]) -> Updates | None:
+        if not any(rows):
+            return None
+        updates: dict[str, dict[str, list[Any]]] = {}
+        for uses in itertools.zip_longest(*rows):  # each row's first adapter, then each row's second, ...
+            for name in self._buffers:
+                if place := _place(name):
+                    is_whole = self._whole and is_blocks_own(name)
+                    parts = [self._whole_update(name, uses)] if is_whole else self._updates(name, uses)
+                    updates.setdefault(place[0], {}).setdefault(place[1], []).extend(parts)
+        for name in self._vectors.names(rows):
+            if place := _place(name):
+                updates.setdefault(place[0], {}).setdefault(place[1], []).extend(self._vectors.updates(name, rows))
+        return updates
+
+    @torch.no_grad()
+    def conditioning(self, uses: tuple[SlotUse, ...]) -> ConditioningUpdates:
+        """Return the updates of one image's adapters to the layers that depend on its times or its prompt alone."""
+        layers: dict[str, list[Any]] = {}
+        for use in uses:
+            for name in self._layouts[use[0]]:
+                if _place(name) is None:
+                    layers.setdefault(name, []).extend(self._updates(name, [use]))
+        for name in self._vectors.names([uses]):
+            if _place(name) is None:
+                layers.setdefault(name, []).extend(self._vectors.updates(name, [uses]))
+        if not layers:
+            return UNCHANGED
+        return ConditioningUpdates(tuple((self._loads[slot], scale) for slot, scale in uses), layers)
+
+    def _updates(self, name: str, uses: Sequence[SlotUse | None]) -> Iterator[Update]:
+        """Yield one update for each run of rows whose adapters change this layer with matrices of the same shapes.
+
+        A row's matrices keep the shapes that they have when the row is alone: padded to the rank of another row, they
+        would round differently.
+        """
+        first = 0
+        for layout, run in itertools.groupby(
+            uses, lambda use: None if use is None else self._layouts[use[0]].get(name)
+        ):
+            rows = slice(first, first + len(list(run)))
+            first = rows.stop
+            if layout is None:
+                continue
+            selected = [use for use in uses[rows] if use is not None]
+            rescaling = self._rescaling(name, selected) if layout.uses_dora else None
+            yield Update(rows, layout.kind, self._selected(name, selected, layout), rescaling)
+
+    def _rescaling(self, name: str, uses: Sequence[SlotUse]) -> tuple[Tensor, Tensor]:
+        bias: Tensor | None = self._base[name].bias  # type: ignore[assignment]
+        if bias is not None:
+            bias = bias.to(self._buffers[name].device)
+        pairs = [self._magnitudes[slot][name].rescaling(scale, bias) for slot, scale in uses]
+        gains, shifts = zip(*pairs, strict=True)
+        return torch.stack(gains)[:, None], torch.stack(shifts)[:, None]
+
+    def _whole_update(self, name: str, uses: Sequence[SlotUse | None]) -> Update:
+        width_in, width_out = self._targets[name]
+        layout = _Layout("lora", ((width_in, self.rank), (self.rank, width_out)))
+        return Update(None, "lora", self._selected(name, [use or (self.count, 1.0) for use in uses], layout))
+
+    def _selected(self, name: str, uses: Sequence[SlotUse], layout: _Layout) -> tuple[Tensor, ...]:
+        """Return the matrices of these uses, each (uses, rows, columns), the last one scaled."""
+        buffer, end, matrices = self._buffers[name], 0, []
+        slots = torch.tensor([slot for slot, _ in uses], device=buffer.device)
+        for shape in layout.shapes:
+            begin, end = end, end + math.prod(shape)
+            matrices.append(buffer[:, begin:end].index_select(0, slots).view(-1, *shape))
+        if any(scale != 1 for _, scale in uses):
+            scales = torch.tensor([scale for _, scale in uses], device=buffer.device, dtype=buffer.dtype)
+            matrices[-1] *= scales[:, None, None]
+        return tuple(matrices)
+
+
+def _place(name: str) -> tuple[str, str] | None:
+    """Return the block of a module in a forward, and its name there; None if its result depends on time or prompt alone."""
+    if name in (IMAGE_EMBEDDER, OUTPUT):
+        return BESIDE_BLOCKS, name
+    if name == PROMPT_EMBEDDER or depends_on_time(name):
+        return None
+    stack, index, layer = name.split(".", 2)
+    return f"{stack}.{index}", layer

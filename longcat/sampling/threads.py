@@ -1,0 +1,23 @@
+"""Thread counts, where they decide the last bits of a result."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def one_core(device: torch.device) -> Iterator[None]:
+    """Compute on one core, if the device is a CPU: sums that are split over cores round differently.
+
+    Only the calling thread is affected.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,1 @@
+"""Shared storage: one interface over directories and S3 buckets."""

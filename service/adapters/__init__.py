@@ -1,0 +1,1 @@
+"""Adapters in the engine process: from a name in storage to verified weights in memory."""

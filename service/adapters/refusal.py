@@ -1,0 +1,71 @@
+"""Why a version is not served: the problem of one name, told apart from that of the whole storage."""
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+from longcat.errors import AdapterError, DiskFullError, Problem, StorageError, StorageMissingError, show
+from longcat.storage.interface import Storage
+
+log = logging.getLogger("lithograph")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """The problem of a version."""
+
+    problem: Problem
+    kind: Literal["unfit", "incomplete", "unreadable"]
+    """The metric's label: wrong content, missing content, or content that cannot be read."""
+
+    @property
+    def is_retried(self) -> bool:
+        """True if the next poll tries again: wrong content stays wrong until something is written."""
+        return self.kind != "unfit"
+
+    def is_same_as(self, other: Problem) -> bool:
+        """Return True if a problem is this one; the wording of a cause may differ from attempt to attempt."""
+        return _codes(self.problem) == _codes(other)
+
+
+def refusal_of(error: Exception, name: str, version: int | None, storage: Storage) -> Refusal:
+    """Return why a version is not served. Raises ``StorageError`` if the storage as a whole cannot be read."""
+    reference = name if version is None else f"{name}@{version}"
+    if isinstance(error, AdapterError):
+        return Refusal(problem=error.problems[0], kind="unfit")
+    if not isinstance(error, StorageError):
+        log.error("adapter %s failed", reference, exc_info=error)
+        problem = Problem(
+            code="adapter_failed",
+            template="cannot be processed: {reason}",
+            remedy_template="publish it again",
+            field="adapter",
+            value=reference,
+            details={"reason": show(f"{type(error).__name__}: {error}")},
+        )
+        return Refusal(problem=problem, kind="unfit")
+    if not isinstance(error, DiskFullError):
+        storage.probe()
+    cause = error.problems[0]
+    if isinstance(error, StorageMissingError):
+        problem = Problem(
+            code="adapter_incomplete",
+            template="version {version} is incomplete in storage: {cause}",
+            field="adapter",
+            value=name,
+            details={"version": "latest" if version is None else version, "cause": cause},
+        )
+        return Refusal(problem=problem, kind="incomplete")
+    problem = Problem(
+        code="adapter_unreadable",
+        template="cannot be read: {cause}",
+        field="adapter",
+        value=reference,
+        details={"cause": cause},
+    )
+    return Refusal(problem=problem, kind="unreadable")
+
+
+def _codes(problem: Problem) -> tuple[object, ...]:
+    cause = problem.details.get("cause")
+    return (problem.code, problem.value, *(_codes(cause) if isinstance(cause, Problem) else ()))

@@ -1,0 +1,299 @@
+"""The engine: the step loop that owns the device. It knows neither HTTP nor JSON.
+
+::
+
+    submit -> prefetch adapters -> encode prompts -> queue -> admission, denoising steps -> decode, write files -> result
+              (download threads)   (worker threads)           (step loop)                   (worker threads)
+
+Between two steps the loop admits, cancels and ends requests. A step is one forward for all admitted images of one size: each
+image has its own step, schedule, guidance, seed and adapters.
+
+Fairness:
+
+- Sizes take turns: between two steps of an image there is at most one forward of each other size.
+- Images of one size are admitted in the order of arrival, as rows of the forward become free.
+- Once an image finds no slot for its adapters, no later image with adapters is admitted before it, so that slots become free
+  as the images that use them finish. Later images without adapters may pass it.
+"""
+
+import itertools
+import logging
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from longcat.errors import DeadlineError, EngineError, LithographError
+from longcat.model.device_errors import free_memory, is_device_lost, is_out_of_memory
+from longcat.model.loading import Components
+from longcat.sampling import denoise
+from longcat.sampling.forward import Forward
+from longcat.sampling.slots import AdapterSlots
+from service.engine.compilation import compile_forwards
+from service.engine.request_state import OnEvent, RequestState, ScheduledImage, Size
+from service.engine.scheduler import Scheduler, rows_of
+from service.engine.slot_table import Adapter, SlotTable
+from service.engine.timeline import Phase, StepInterval, Timeline
+from service.engine.workers import Workers, device_time
+from service.wire.errors import wrapped
+from service.wire.events import ErrorEvent, StepEvent
+from service.wire.messages import GenerateCommand
+from service.wire.picture import ModelIdentity
+
+log = logging.getLogger("lithograph")
+
+
+class Engine:
+    """The step loop of one device. ``submit``, ``cancel`` and ``pin`` may be called from any thread; ``step`` from one."""
+
+    def __init__(
+        self,
+        model: Components,
+        identity: ModelIdentity,
+        *,
+        max_rows: int,
+        adapter_slots: int = 0,
+        adapter_rank: int = 1,
+        compiled: bool = False,
+        background: bool = True,
+    ) -> None:
+        """Allocate the slots; nothing runs yet.
+
+        ``max_rows``: most rows of a forward at the default size (an image with guidance has two), at least 2; larger images
+        get fewer. ``background``: encode and decode in threads; False with weights that are offloaded between devices.
+        """
+        self.model = model
+        self.forward = Forward(model.transformer, model.device, compiled=compiled)
+        slots = AdapterSlots(
+            model.transformer,
+            count=adapter_slots,
+            rank=adapter_rank,
+            device=model.device,
+            dtype=model.dtype,
+            whole=compiled,
+        )
+        self.slot_table = SlotTable(slots)
+        self._identity = identity
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.workers = Workers(
+            model, self.forward, identity, inbox=self._inbox, on_failure=self._fail, background=background
+        )
+        self._requests: dict[str, RequestState] = {}
+        self._queue: list[RequestState] = []
+        """Requests with images to admit, in the order of arrival."""
+        self._max_rows = max_rows
+        self._scheduler = Scheduler(max_rows=max_rows, default_size_px=model.flavour.settings.default_size_px)
+        self._arrivals = itertools.count()
+        self.out_of_memory = 0
+        """Forwards that ran out of the device's memory."""
+
+    @property
+    def active_rows(self) -> int:
+        """The rows of all images that are being denoised."""
+        return self._scheduler.rows
+
+    @property
+    def queued(self) -> int:
+        """The number of requests with images that are not admitted yet."""
+        return sum(1 for state in list(self._requests.values()) if state.pending)
+
+    def warm_up(self) -> None:
+        """Compile the forwards that requests will need, with ``compiled``: this takes minutes."""
+        if self.forward.compiled:
+            compile_forwards(self.model, self.forward, self.slot_table.slots, max_rows=self._max_rows)
+
+    def submit(self, command: GenerateCommand, on_event: OnEvent, timeline: Timeline | None = None) -> None:
+        """Queue a request. Its events go to ``on_event``, its times to ``timeline``."""
+        state = RequestState(
+            command=command,
+            on_event=on_event,
+            timeline=timeline or Timeline(),
+            number=next(self._arrivals),
+            pending=deque(range(command.request.num_images)),
+        )
+        state.timeline.begin(Phase.QUEUE, command.submitted_at)
+        self._inbox.put(lambda: self._requests.update({command.id: state}))
+        self.workers.prepare(state, self._enqueue)
+
+    def cancel(self, request_id: str) -> None:
+        """Make no more steps for a request, and send no more events of it."""
+        self._inbox.put(lambda: self._remove_by_id(request_id))
+
+    def pin(self, adapters: Sequence[Adapter]) -> None:
+        """Keep these adapters in slots, and no others."""
+        self._inbox.put(lambda: self.slot_table.pin(adapters))
+
+    def step(self, wait_seconds: float = 0.0) -> bool:
+        """Process what arrived, then make one step; return False if there was nothing to denoise.
+
+        Waits up to ``wait_seconds`` for an arrival if there is nothing to denoise.
+        """
+        self._read_inbox(wait_seconds)
+        self._check_deadlines()
+        self._admit()
+        if not self._scheduler:
+            return False
+        self._denoise()
+        return True
+
+    def _read_inbox(self, wait_seconds: float) -> None:
+        block = not self._scheduler
+        try:
+            while True:
+                self._inbox.get(block=block, timeout=wait_seconds if block else None)()
+                block = False
+        except queue.Empty:
+            pass
+
+    def _enqueue(self, state: RequestState) -> None:
+        if not state.is_over:
+            self._queue.append(state)
+            self._queue.sort(key=lambda queued: queued.number)
+
+    def _admit(self) -> None:
+        """Admit every image for which rows and slots are free; the module's docstring gives the order."""
+        self.slot_table.load_pinned()
+        full: set[Size] = set()
+        slots_are_short = False
+        for state in list(self._queue):
+            while state.pending and state.size not in full and not (state.adapters and slots_are_short):
+                if not self._scheduler.fits(state.size, state.rows_per_image):
+                    full.add(state.size)
+                elif (slots := self.slot_table.acquire(state.adapters)) is None:
+                    slots_are_short = True
+                else:
+                    self._begin_or_fail(state, slots)
+            if not state.pending and state in self._queue:
+                self._queue.remove(state)
+
+    def _begin_or_fail(self, state: RequestState, slots: tuple[int, ...]) -> None:
+        try:
+            self._begin(state, slots)
+        except Exception as error:  # any, such as no memory for the latents: other requests go on
+            self.slot_table.release(state.adapters)
+            self._fail(state, error)
+
+    def _begin(self, state: RequestState, slots: tuple[int, ...]) -> None:
+        request, index = state.request, state.pending.popleft()
+        begin = time.monotonic()
+        state.timeline.end(Phase.QUEUE, begin)  # at the request's first image; for later ones it has ended
+        state.timeline.begin(Phase.DENOISE, begin, index)
+        assert state.embeds_1LJ is not None
+        denoising = denoise.start(
+            self.model,
+            self.forward,
+            embeds_1LJ=state.embeds_1LJ,
+            negative_embeds_1LJ=state.negative_embeds_1LJ,
+            height_px=request.height,
+            width_px=request.width,
+            steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            cfg_renorm=request.cfg_renorm,
+            seed=request.seed + index,
+            adapters=tuple((slot, choice.scale) for slot, choice in zip(slots, request.adapters, strict=True)),
+            slots=self.slot_table.slots,
+        )
+        self._scheduler.add(ScheduledImage(state, index, denoising))
+
+    def _denoise(self) -> None:
+        for image in self._advance(self._scheduler.next()):
+            state = image.state
+            if state.is_over:  # another image of the request failed in this step
+                continue
+            self._report_step(image)
+            if image.denoising.is_done:
+                self._scheduler.remove(image)
+                self.slot_table.release(state.adapters)
+                state.timeline.end(Phase.DENOISE, time.monotonic(), image.index)
+                self.workers.write_picture(image, self._finish)
+
+    def _advance(self, images: list[ScheduledImage]) -> list[ScheduledImage]:
+        """Advance images together, in smaller forwards if memory runs out; if that fails, each alone.
+
+        Alone, an image fails without the others.
+        """
+        size, failure = images[0].state.size, self._attempt(images)
+        while failure is not None and is_out_of_memory(failure):
+            free_memory(failure)
+            self.out_of_memory += 1
+            rows = min(rows_of(images), self._scheduler.bound_of(size) or rows_of(images))
+            if rows == 1:
+                break
+            self._scheduler.bound(size, rows // 2)
+            log.warning(
+                "a forward of %d rows at %dx%d px ran out of memory; it gets half from now on", rows, *size[::-1]
+            )
+            failure = self._attempt(images)
+        if failure is None:
+            return images
+        if len(images) == 1 or is_device_lost(failure):
+            self._fail(images[0].state, failure)
+            return []
+        log.warning("a step of %d images failed (%s); repeating it image by image", len(images), failure)
+        return [advanced for image in images for advanced in self._advance([image])]
+
+    def _attempt(self, images: list[ScheduledImage]) -> Exception | None:
+        """Advance images together; return the exception that it raises, for a repetition outside its handler."""
+        begin = time.monotonic()
+        max_rows = self._scheduler.bound_of(images[0].state.size)
+        try:
+            denoise.advance(
+                self.forward, [image.denoising for image in images], self.slot_table.slots, max_rows=max_rows
+            )
+            _record_step(images, begin, device_time(self.model.device))  # on a GPU, once the step is finished
+        except Exception as error:  # any, such as out of memory or a non-finite latent
+            return error
+        return None
+
+    def _report_step(self, image: ScheduledImage) -> None:
+        state, denoising = image.state, image.denoising
+        if state.command.progress:
+            state.on_event(StepEvent(image=image.index, step=denoising.step, steps=denoising.steps))
+        if state.is_preview_due(denoising.step):
+            self.workers.preview(image)
+
+    def _finish(self, state: RequestState) -> None:
+        """End a request whose pictures are all written. In a worker thread: the result does not wait for a step."""
+        if state.end():
+            self._inbox.put(lambda: self._remove(state))
+            state.on_event(state.result(self._identity.hash))
+
+    def _check_deadlines(self) -> None:
+        now = time.monotonic()
+        for state in [state for state in self._requests.values() if now > state.command.deadline]:
+            self._fail(state, DeadlineError())
+
+    def _fail(self, state: RequestState, error: Exception) -> None:
+        """End a request with an error. Raises the error if no later request could succeed in this process."""
+        if is_device_lost(error):
+            raise error
+        if not state.end():
+            return
+        self._remove(state)
+        if isinstance(error, EngineError) or not isinstance(error, LithographError):
+            log.error("request %s failed", state.command.id, exc_info=error)
+        state.on_event(ErrorEvent(wrapped(error)))
+
+    def _remove_by_id(self, request_id: str) -> None:
+        if state := self._requests.get(request_id):
+            self._remove(state)
+
+    def _remove(self, state: RequestState) -> None:
+        state.is_over = True
+        state.pending.clear()
+        self._requests.pop(state.command.id, None)
+        if state in self._queue:
+            self._queue.remove(state)
+        for image in self._scheduler.images_of(state):
+            self._scheduler.remove(image)
+            self.slot_table.release(state.adapters)
+
+
+def _record_step(images: list[ScheduledImage], begin: float, end: float) -> None:
+    rows = rows_of(images)
+    for image in images:
+        timeline = image.state.timeline
+        if timeline.keeps_steps:
+            timeline.steps.append(
+                StepInterval(begin=begin, end=end, picture=image.index, step=image.denoising.step, rows=rows)
+            )

@@ -1,0 +1,69 @@
+"""Prompts to embeddings: optional rewriting, the text encoder, and a cache of embeddings."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from longcat.model.device_errors import first_that_fits
+from longcat.model.loading import Components
+from longcat.model.tokenizer import plain_ids
+from longcat.sampling.prompt import tokenize_prompt
+from longcat.sampling.rewrite import rewrite_prompt
+from longcat.sampling.text_encoder import encode_prompt
+
+_CACHE_BYTES = 256 * 2**20
+"""Memory for cached embeddings: about 70 prompts of LongCat-Image, at 512 tokens of 3584 bfloat16 numbers each."""
+
+
+class CacheCounts(NamedTuple):
+    """Cache hits and misses since the start."""
+
+    hits: int
+    misses: int
+
+
+class PromptEncoder:
+    """The text encoder of one model, with a cache. All methods may be called from any thread."""
+
+    def __init__(self, model: Components) -> None:
+        self._model = model
+        self._max_tokens = model.flavour.settings.max_prompt_tokens
+        embedding_bytes = self._max_tokens * model.transformer.config.joint_attention_dim * model.dtype.itemsize
+        self._cached_encode = lru_cache(max(1, _CACHE_BYTES // embedding_bytes))(self._encode)
+
+    @property
+    def cache_counts(self) -> CacheCounts:
+        """Cache hits and misses since the start."""
+        info = self._cached_encode.cache_info()
+        return CacheCounts(info.hits, info.misses)
+
+    @torch.no_grad()
+    def rewrite(self, prompt: str) -> str:
+        """Return the prompt as the model's own text encoder enriches it."""
+        model = self._model
+        return rewrite_prompt(
+            model.text_encoder, model.tokenizer, prompt, max_tokens=self._max_tokens, device=model.device
+        )
+
+    @torch.no_grad()
+    def encode(self, prompt: str) -> Tensor:
+        """Return the cached embedding, (1, L, J). Treat it as read-only. Raises ``PromptTooLongError``."""
+        embeds_1LJ: Tensor = self._cached_encode(prompt)
+        return embeds_1LJ
+
+    def _encode(self, prompt: str) -> Tensor:
+        model = self._model
+        tokens = tokenize_prompt(prompt, plain_ids(model.tokenizer), max_tokens=self._max_tokens)
+
+        def encode() -> Tensor:
+            return encode_prompt(
+                model.text_encoder,
+                tokens,
+                pad_token_id=model.tokenizer.pad_token_id,
+                max_tokens=self._max_tokens,
+                device=model.device,
+            )
+
+        return first_that_fits(encode, encode)  # the second time with the memory that torch kept for other sizes

@@ -1,0 +1,71 @@
+"""The scheduler: which images are denoised together in the next step."""
+
+from service.engine.request_state import RequestState, ScheduledImage, Size
+
+_MIN_ROWS = 2
+"""Rows that every size gets, however large: one image with guidance."""
+
+
+class Scheduler:
+    """The admitted images, by size. Images of one size share a forward; sizes take turns, each with its own row limit."""
+
+    def __init__(self, *, max_rows: int, default_size_px: int) -> None:
+        """Start without images.
+
+        ``max_rows`` is the limit of one forward at the default size. Larger images get fewer rows, because activation
+        memory grows with the pixels.
+        """
+        self._max_rows = max_rows
+        self._default_px = default_size_px**2
+        self._bounds: dict[Size, int] = {}
+        """Rows of a forward for which the device's memory was not too small, for sizes of which it was."""
+        self._groups: dict[Size, list[ScheduledImage]] = {}
+        """In the order of their turns; none is empty."""
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    @property
+    def rows(self) -> int:
+        """The rows of all admitted images."""
+        return sum(map(rows_of, self._groups.values()))
+
+    def fits(self, size: Size, rows: int) -> bool:
+        """Return True if the forwards of a size can take that many rows more."""
+        limit = min(self._max_rows, self._max_rows * self._default_px // (size[0] * size[1]))
+        limit = max(_MIN_ROWS, min(limit, self._bounds.get(size, limit)))
+        return rows_of(self._groups.get(size, [])) + rows <= limit
+
+    def bound_of(self, size: Size) -> int | None:
+        """Return the most rows of a forward for which there is memory; None if it was never too small for this size."""
+        return self._bounds.get(size)
+
+    def bound(self, size: Size, rows: int) -> None:
+        """Give the forwards of a size that many rows at most, from now on: with more, memory ran out."""
+        self._bounds[size] = rows
+
+    def add(self, image: ScheduledImage) -> None:
+        """Admit an image to the steps."""
+        self._groups.setdefault(image.state.size, []).append(image)
+
+    def next(self) -> list[ScheduledImage]:
+        """Return the images of the next step, and move their size behind the other sizes."""
+        size = next(iter(self._groups))
+        self._groups[size] = group = self._groups.pop(size)
+        return list(group)
+
+    def remove(self, image: ScheduledImage) -> None:
+        """Remove an image that is finished, failed or cancelled."""
+        size = image.state.size
+        self._groups[size].remove(image)
+        if not self._groups[size]:
+            del self._groups[size]
+
+    def images_of(self, state: RequestState) -> list[ScheduledImage]:
+        """Return the admitted images of a request."""
+        return [image for image in self._groups.get(state.size, []) if image.state is state]
+
+
+def rows_of(images: list[ScheduledImage]) -> int:
+    """Return the rows that these images take in one forward."""
+    return sum(len(image.denoising.contexts) for image in images)

@@ -1,0 +1,169 @@
+"""The work of a request outside the step loop: fetch its adapters, encode its prompts, decode its previews and pictures."""
+
+import copy
+import queue
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import torch
+
+from longcat.errors import LithographError
+from longcat.model.loading import Components
+from longcat.sampling import denoise
+from longcat.sampling.denoise import Denoising
+from longcat.sampling.forward import Forward
+from service.engine.inline_executor import InlineExecutor
+from service.engine.prompt_encoder import PromptEncoder
+from service.engine.request_state import RequestState, ScheduledImage
+from service.engine.slot_table import Adapter
+from service.engine.timeline import Phase
+from service.wire.events import AcceptedEvent, Picture, PreviewEvent
+from service.wire.picture import ModelIdentity, Recipe, encode_picture, encode_preview
+
+_PREVIEW_PX = 256
+"""Longest side of a preview, at most."""
+_WORKER_THREADS = 2
+"""Prompt encoding and decoding: one request's decode overlaps with another's prompt; more would contend for the device."""
+_DOWNLOAD_THREADS = 32
+"""Adapter prefetch, in threads of its own: a download can be slow, and other requests must not wait for it. Few of them do
+more than wait: ``service.adapters.downloads`` bounds the files that are read into memory at a time."""
+
+OnRequest = Callable[[RequestState], None]
+
+
+class AdapterSource(Protocol):
+    """Source of the adapters that requests name."""
+
+    def resolve(self, reference: str) -> Adapter:
+        """Return the version that a name means now. May be slow; raises ``AdapterError`` or ``StorageError``."""
+
+
+class Workers:
+    """The threads beside the step loop. An exception in one fails its request alone."""
+
+    def __init__(
+        self,
+        model: Components,
+        forward: Forward,
+        identity: ModelIdentity,
+        *,
+        inbox: queue.SimpleQueue[Callable[[], None]],
+        on_failure: Callable[[RequestState, Exception], None],
+        background: bool,
+    ) -> None:
+        """Start without work.
+
+        ``inbox``: calls that the step loop makes between two steps; ``on_failure`` is one. ``background``: encode and decode
+        in threads; False lets the loop do it.
+        """
+        self.prompts = PromptEncoder(model)
+        self.source: AdapterSource | None = None
+        """Set before the first request that names an adapter."""
+        self._model = model
+        self._forward = forward
+        self._identity = identity
+        self._inbox = inbox
+        self._on_failure = on_failure
+        self._workers: Executor = (
+            ThreadPoolExecutor(_WORKER_THREADS, "workers") if background else InlineExecutor(inbox)
+        )
+        self._downloads = ThreadPoolExecutor(_DOWNLOAD_THREADS, "downloads")
+
+    def prepare(self, state: RequestState, on_prepared: OnRequest) -> None:
+        """Fetch a request's adapters, then encode its prompts; the loop calls ``on_prepared`` afterwards."""
+        if state.request.adapters:
+            self._submit(self._downloads, state, self._fetch_adapters, on_prepared)
+        else:
+            _accept(state)
+            self._submit(self._workers, state, self._encode_prompts, on_prepared)
+
+    def preview(self, image: ScheduledImage) -> None:
+        """Decode a small picture of an image as it is now, unless its last preview is still being decoded."""
+        state = image.state
+        if image.index not in state.previewing:
+            state.previewing.add(image.index)
+            self._submit(self._workers, state, self._decode_preview, image.index, copy.copy(image.denoising))
+
+    def write_picture(self, image: ScheduledImage, on_last: OnRequest) -> None:
+        """Decode a denoised image and encode its file. The request's last file calls ``on_last``, in the worker thread."""
+        self._submit(self._workers, image.state, self._write_picture, image, on_last)
+
+    def _submit(self, pool: Executor, state: RequestState, work: Callable[..., None], *arguments: Any) -> None:
+        def run() -> None:
+            if state.is_over:
+                return
+            try:
+                work(state, *arguments)
+            except Exception as error:  # any: the pool would swallow it, and the request would never end
+                failure = error
+                self._inbox.put(lambda: self._on_failure(state, failure))
+
+        pool.submit(run)
+
+    def _fetch_adapters(self, state: RequestState, on_prepared: OnRequest) -> None:
+        state.adapters = tuple(self._resolve(i, choice.name) for i, choice in enumerate(state.request.adapters))
+        _accept(state)
+        self._submit(self._workers, state, self._encode_prompts, on_prepared)
+
+    def _resolve(self, index: int, reference: str) -> Adapter:
+        assert self.source is not None  # requests with adapters are refused where there is no storage
+        try:
+            return self.source.resolve(reference)
+        except LithographError as error:
+            raise error.renamed("adapter", f"adapters.{index}.name") from error
+
+    def _encode_prompts(self, state: RequestState, on_prepared: OnRequest) -> None:
+        request, timeline = state.request, state.timeline
+        begin = time.monotonic()
+        timeline.end(Phase.QUEUE, begin)
+        timeline.begin(Phase.TEXT, begin)
+        state.prompt = self.prompts.rewrite(request.prompt) if request.rewrite_prompt else request.prompt
+        state.embeds_1LJ = self.prompts.encode(state.prompt)
+        if request.guidance_scale > 1:
+            state.negative_embeds_1LJ = self.prompts.encode(request.negative_prompt)
+        # Fills the cache of modulations, so that the step loop does not compute them between two steps.
+        denoise.schedule(
+            self._model, self._forward, height_px=request.height, width_px=request.width, steps=request.steps
+        )
+        end = device_time(self._model.device)
+        timeline.end(Phase.TEXT, end)
+        timeline.begin(Phase.QUEUE, end)
+        self._inbox.put(lambda: on_prepared(state))
+
+    @torch.no_grad()
+    def _decode_preview(self, state: RequestState, index: int, denoising: Denoising) -> None:
+        shrink = 2
+        while max(denoising.height_px, denoising.width_px) / shrink > _PREVIEW_PX:
+            shrink *= 2
+        content = encode_preview(denoise.preview(self._model.vae, denoising, shrink=shrink))
+        state.previewing.discard(index)
+        if not state.is_over:
+            state.on_event(PreviewEvent(image=index, step=denoising.step, content=content))
+
+    def _write_picture(self, state: RequestState, image: ScheduledImage, on_last: OnRequest) -> None:
+        index, timeline = image.index, state.timeline
+        timeline.begin(Phase.DECODE, device_time(self._model.device), index)
+        pixels = denoise.decode(self._model.vae, image.denoising)
+        decoded = device_time(self._model.device)
+        timeline.end(Phase.DECODE, decoded, index)
+        timeline.begin(Phase.ENCODE, decoded, index)
+        content = encode_picture(pixels, Recipe.of_image(state.request, index, self._identity, state.applied))
+        timeline.end(Phase.ENCODE, time.monotonic(), index)
+        if state.add_picture(index, Picture(seed=state.request.seed + index, content=content)):
+            on_last(state)
+
+
+def device_time(device: torch.device) -> float:
+    """Return ``time.monotonic()``, once the device has finished all work submitted to it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.monotonic()
+
+
+def _accept(state: RequestState) -> None:
+    if state.command.stream:
+        state.on_event(AcceptedEvent())

@@ -1,0 +1,157 @@
+"""``/v1/adapters``: the adapters that are served, and changing them while serving."""
+
+import asyncio
+import hmac
+import logging
+import time
+import uuid
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+
+from longcat.errors import DeadlineError
+from longcat.logs import log_event
+from service.http.admission import Admission, AdmissionDependency
+from service.http.error_responses import ForbiddenError, NotFoundError, Responses, UnauthorizedError
+from service.wire.errors import NotReadyError
+from service.wire.events import ErrorEvent
+from service.wire.messages import AdapterAction, AdapterCommand, AdapterReport, Reply
+from service.wire.schema import ErrorBody
+from service.wire.state import ServicePhase
+
+log = logging.getLogger("lithograph")
+
+_READS = (AdapterAction.LIST, AdapterAction.FIND)
+_ACTIONS = {a.value: a for a in (AdapterAction.LOAD, AdapterAction.PIN, AdapterAction.UNPIN, AdapterAction.UNLOAD)}
+
+
+_LIST_SECONDS = 30.0
+"""A list needs no storage; other actions may wait for it, as long as a request may take."""
+_CHECK_SECONDS = 1.0
+
+
+class AdapterCommands:
+    """Sends commands about adapters to the engine process, for one request."""
+
+    def __init__(self, admission: Admission, request_id: str) -> None:
+        self._admission = admission
+        self._request_id = request_id
+
+    async def report(self) -> AdapterReport:
+        """Return the state of all adapters. Raises ``NotReadyError``."""
+        return await self.send(AdapterAction.LIST)
+
+    async def send(
+        self, action: AdapterAction, name: str = "", *, path: str = "", replace: bool = False, field: str = "name"
+    ) -> AdapterReport:
+        """Have the engine process carry out an action, and log it if it changes anything.
+
+        ``field``: the name of the adapter's field in the request, for errors.
+        Raises ``NotReadyError``, ``EngineStalledError``, ``DeadlineError`` or the action's error.
+        """
+        if self._admission.state.engine_phase not in (ServicePhase.READY, ServicePhase.WAITING):
+            raise NotReadyError
+        seconds = self._admission.config.timeout_seconds
+        if action is AdapterAction.LIST:
+            seconds = min(seconds, _LIST_SECONDS)
+        command = AdapterCommand(
+            id=str(uuid.uuid4()),
+            action=action,
+            deadline=time.monotonic() + seconds,
+            name=name,
+            path=path,
+            replace=replace,
+        )
+        reply = await self._reply(command)
+        if isinstance(reply, ErrorEvent):
+            raise reply.error.renamed("adapter", field)
+        assert isinstance(reply, AdapterReport)
+        if action not in _READS:
+            log_event(log, "adapter_action", request_id=self._request_id, action=action.value, adapter=name)
+        return reply
+
+    async def _reply(self, command: AdapterCommand) -> Reply:
+        """Wait for the reply, unless the engine process hangs or the time limit of requests has passed."""
+        admission = self._admission
+        asking = asyncio.ensure_future(admission.exchange.ask(command))
+        try:
+            while True:
+                admission.check_engine()
+                done, _ = await asyncio.wait({asking}, timeout=_CHECK_SECONDS)
+                if done:
+                    return asking.result()
+                if time.monotonic() > command.deadline:
+                    raise DeadlineError
+        finally:
+            asking.cancel()
+
+
+def adapter_commands_of(request: Request, admission: AdmissionDependency) -> AdapterCommands:
+    """Return what sends a request's commands about adapters."""
+    return AdapterCommands(admission, request.state.request_id)
+
+
+def check_admin_key(request: Request, admission: AdmissionDependency) -> None:
+    """Raise ``UnauthorizedError`` unless the request carries the admin key, if there is one."""
+    if (key := admission.config.admin_key) is None:
+        return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
+        raise UnauthorizedError(
+            "admin_key_required",
+            "changing adapters requires the admin key",
+            remedy="send the header Authorization: Bearer KEY",
+        )
+
+
+def check_removal_allowed(admission: AdmissionDependency) -> None:
+    """Raise ``ForbiddenError`` on a server without an admin key: anybody could empty the storage."""
+    if admission.config.admin_key is None:
+        raise ForbiddenError(
+            "removal_requires_key",
+            "nothing is removed over HTTP without an admin key",
+            remedy="start the server with --admin-key-file, or use lithograph adapters",
+        )
+
+
+AdapterCommandsDependency = Annotated[AdapterCommands, Depends(adapter_commands_of)]
+ADMIN_KEY = Depends(check_admin_key)
+
+_ERRORS: Responses = {
+    401: {"description": "The admin key is missing or wrong.", "model": ErrorBody},
+    404: {
+        "description": "No adapter has that name, no action has, or no adapter storage is configured.",
+        "model": ErrorBody,
+    },
+    "default": {"description": "Any other error.", "model": ErrorBody},
+}
+router = APIRouter(tags=["adapters"], responses=_ERRORS)
+
+
+@router.get("/v1/adapters", summary="Adapters, slots, storage")
+async def list_adapters(commands: AdapterCommandsDependency) -> AdapterReport:
+    """Desired and served versions, their state, and the slots in use."""
+    return await commands.report()
+
+
+@router.post("/v1/adapters/{name}/{action}", summary="Load, pin, unpin or unload", dependencies=[ADMIN_KEY])
+async def change_adapter(name: str, action: str, commands: AdapterCommandsDependency) -> AdapterReport:
+    """Load (again), pin to a slot, unpin, or stop serving, on this server alone."""
+    if action not in _ACTIONS:
+        raise NotFoundError(
+            "unknown_action",
+            "no such action",
+            remedy="give one of {actions}",
+            field="action",
+            value=action,
+            actions=", ".join(_ACTIONS),
+        )
+    return await commands.send(_ACTIONS[action], name)
+
+
+@router.delete(
+    "/v1/adapters/{name}", summary="Remove from storage", dependencies=[Depends(check_removal_allowed), ADMIN_KEY]
+)
+async def remove_adapter(name: str, commands: AdapterCommandsDependency) -> AdapterReport:
+    """Remove all versions of an adapter from storage, and with it from all servers."""
+    return await commands.send(AdapterAction.REMOVE, name)

@@ -1,0 +1,229 @@
+"""Admission: whether a request is taken now, and the log lines about it. All endpoints that generate images share it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from longcat.errors import AdapterError, DeadlineError, LithographError, show
+from longcat.logs import log_event
+from longcat.model.flavour import Flavour
+from longcat.sampling.prompt import Tokenize
+from service.config import ServiceConfig
+from service.http.error_responses import error_body, error_shape_of
+from service.http.exchange import Exchange, Mailbox
+from service.http.requests.threads import run_in_thread
+from service.observability.refusals import error_fields
+from service.observability.tracing import current_request
+from service.wire.errors import BusyError, DrainingError, EngineStalledError, NotReadyError
+from service.wire.events import ErrorEvent, Event, ResultEvent
+from service.wire.limits import Limits
+from service.wire.messages import AdapterReport, GenerateCommand
+from service.wire.schema import GenerateRequest, ResolvedRequest
+from service.wire.state import ServicePhase, ServiceState
+
+log = logging.getLogger("lithograph")
+
+_SERVER_ERROR = 500
+"""The lowest status that is the server's fault."""
+_OVERTIME_SECONDS = 1.0
+"""The engine itself ends a request at its deadline, between two steps. Beyond this, a step is not waited for."""
+
+_STEPS_TO_STALL = 3
+"""An engine counts as stalled no sooner than after this many of its longest recent steps."""
+
+_T = TypeVar("_T")
+
+
+class Admission:
+    """Checks requests and sends them, over one exchange, to the engine process."""
+
+    def __init__(
+        self,
+        config: ServiceConfig,
+        flavour: Flavour,
+        limits: Limits,
+        tokenize: Tokenize,
+        exchange: Exchange,
+        state: ServiceState,
+    ) -> None:
+        self.config = config
+        self.flavour = flavour
+        self.limits = limits
+        self.tokenize = tokenize
+        self.exchange = exchange
+        self.started_at = int(time.time())
+        self.state = state
+
+    async def take(
+        self,
+        body: GenerateRequest,
+        request: Request,
+        *,
+        stream: bool = False,
+        progress: bool = False,
+        previews: int | None = 0,
+    ) -> GenerateCommand:
+        """Return the command that generates a request's images; ``previews=None``: one after every step.
+
+        Raises ``UnavailableError`` if no request is taken now, or ``UserError``.
+        """
+        begin: float = request.state.begin
+        resolved = await self._resolve(body)
+        traced = current_request.get()
+        command = GenerateCommand(
+            id=request.state.request_id,
+            request=resolved,
+            submitted_at=begin,
+            deadline=begin + (body.timeout_seconds or self.config.timeout_seconds),
+            stream=stream,
+            progress=progress,
+            previews=resolved.steps if previews is None else previews,
+            trace=None if traced is None else traced.carrier,
+        )
+        if traced is not None:
+            traced.describe(command)
+        request.state.is_admitted = True
+        return command
+
+    async def _resolve(self, body: GenerateRequest) -> ResolvedRequest:
+        if self.state.phase not in (ServicePhase.READY, ServicePhase.LINGERING):
+            raise DrainingError if self.state.is_shutting_down else NotReadyError
+        self.check_engine()
+        # In a thread: a long prompt takes tens of milliseconds, in which the event loop would reply to nobody else.
+        resolved = await run_in_thread(self.limits.resolve, body, self.tokenize)
+        if self.exchange.is_full:
+            raise BusyError(requests=self.exchange.requests).after(self.exchange.wait_seconds)
+        return resolved
+
+    @property
+    def _silent_seconds(self) -> float:
+        """The time since the engine last made a step or idled; 0 while no engine runs."""
+        if self.state.engine_phase not in (ServicePhase.WAITING, ServicePhase.READY):
+            return 0.0
+        return time.monotonic() - max(self.exchange.engine.last_heartbeat, self.state.engine_since)
+
+    def stall(self) -> EngineStalledError | None:
+        """Return an error if the engine process hangs."""
+        limit = max(self.config.stall_seconds, _STEPS_TO_STALL * self.exchange.engine.step_seconds)
+        seconds = self._silent_seconds
+        return EngineStalledError(seconds=seconds) if seconds > limit else None
+
+    def check_engine(self) -> None:
+        """Raise ``EngineStalledError`` if the engine process hangs."""
+        if stall := self.stall():
+            raise stall
+
+    async def events(self, command: GenerateCommand, request: Request) -> AsyncGenerator[Event, None]:
+        """Send a command and yield its events; the last is a ``ResultEvent`` or an ``ErrorEvent``.
+
+        Closing the generator cancels the request, and so does the client by disconnecting: raises ``ClientDisconnect``.
+        """
+        try:
+            async with self.exchange.send(command) as mailbox:
+                while not mailbox.is_over:
+                    yield await self.next(command, mailbox, gone(request), shape=error_shape_of(request))
+        except DeadlineError as error:
+            yield ErrorEvent(error)
+
+    async def result(self, command: GenerateCommand, request: Request) -> ResultEvent:
+        """Send a command and wait for its pictures. Raises the request's error, or ``ClientDisconnect``."""
+        async with self.exchange.send(command) as mailbox:
+            event = await self.next(command, mailbox, gone(request), shape=error_shape_of(request))
+        if isinstance(event, ErrorEvent):
+            raise event.error
+        assert isinstance(event, ResultEvent)
+        return event
+
+    async def next(
+        self,
+        command: GenerateCommand,
+        mailbox: Mailbox,
+        until_gone: Coroutine[Any, Any, None],
+        *,
+        shape: Callable[[LithographError, str], tuple[int, BaseModel]] = error_body,
+    ) -> Event:
+        """Return the next event, and log it if it is the last; ``shape`` returns the status that an error's reply has.
+
+        Raises ``ClientDisconnect`` once ``until_gone`` returns, or ``DeadlineError`` after the request's deadline.
+        """
+        try:
+            event = await _wait_for(mailbox.next(), deadline=command.deadline, until_gone=until_gone)
+        except (ClientDisconnect, asyncio.CancelledError):
+            self._log_outcome(command, "cancelled")
+            raise
+        except DeadlineError as error:
+            self._log_failure(command, error, shape(error, command.id)[0])
+            raise
+        match event:
+            case ResultEvent():
+                self.exchange.record_speed(event, command.request.steps)
+                adapters = [f"{a.reference} x {a.scale:g}" for a in event.adapters]
+                timings = {name: round(seconds, 4) for name, seconds in event.timings.model_dump().items()}
+                self._log_outcome(command, "drawn", adapters=adapters or None, **timings)
+            case ErrorEvent():
+                self._log_failure(command, event.error, shape(event.error, command.id)[0])
+        assert not isinstance(event, AdapterReport)
+        return event
+
+    def _log_failure(self, command: GenerateCommand, error: LithographError, status: int) -> None:
+        # The engine's errors about adapters keep their names: an admitted request has names in the form of a reference.
+        with_text = self.config.log_prompts or isinstance(error, AdapterError)
+        self._log_outcome(command, "failed", **error_fields(error, status=status, with_text=with_text))
+
+    def _log_outcome(self, command: GenerateCommand, outcome: str, **fields: Any) -> None:
+        """Log the one line about a request that was admitted."""
+        request = command.request
+        chosen = {
+            "adapters": [f"{choice.name} x {choice.scale:g}" for choice in request.adapters] or None,
+            "prompt": show(request.prompt) if self.config.log_prompts else None,
+        }
+        log_event(
+            log,
+            f"request_{outcome}",
+            logging.WARNING if fields.get("status", 0) >= _SERVER_ERROR else logging.INFO,
+            request_id=command.id,
+            size=f"{request.width}x{request.height}",
+            steps=request.steps,
+            images=request.num_images,
+            seed=request.seed,
+            **chosen | fields,
+            total_seconds=round(time.monotonic() - command.submitted_at, 4),
+            trace_id=command.trace_id,
+        )
+
+
+async def gone(request: Request) -> None:
+    """Return once the client has disconnected. For requests whose body is read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def admission_of(request: Request) -> Admission:
+    """Return the app's admission."""
+    admission: Admission = request.app.state.admission
+    return admission
+
+
+AdmissionDependency = Annotated[Admission, Depends(admission_of)]
+
+
+async def _wait_for(coming: Coroutine[Any, Any, _T], *, deadline: float, until_gone: Coroutine[Any, Any, None]) -> _T:
+    """Return the result of ``coming``. Raises ``ClientDisconnect`` once ``until_gone`` returns, or ``DeadlineError``."""
+    waiting, disconnected = asyncio.ensure_future(coming), asyncio.ensure_future(until_gone)
+    timeout = max(0.0, deadline + _OVERTIME_SECONDS - time.monotonic())
+    try:
+        await asyncio.wait({waiting, disconnected}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        if disconnected.done():
+            raise ClientDisconnect
+        raise DeadlineError
+    finally:
+        waiting.cancel()
+        disconnected.cancel()

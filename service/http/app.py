@@ -1,0 +1,149 @@
+"""The HTTP app of the HTTP process: a router a surface, error handlers, middleware. No torch, no LitServe.
+
+A request for pictures goes through admission and the exchange to the engine process, and comes back as files, as JSON or as
+server-sent events. A request whose client disconnects, or whose time is over, is cancelled at the engine's next step.
+"""
+
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from longcat.errors import LithographError
+from service.config import ServiceConfig
+from service.http import adapters, generate
+from service.http.admission import Admission
+from service.http.compat import openai, vllm
+from service.http.edge.body_limits import JsonBodies, LingeringClose
+from service.http.edge.closing import ConnectionClose
+from service.http.edge.context import ErrorReplies, RequestContext
+from service.http.edge.errors import SlowRequestError
+from service.http.edge.heads import CheckedHeads
+from service.http.edge.origins import AllowedOrigins
+from service.http.edge.paths import Paths, allowed_methods, path_of
+from service.http.error_responses import (
+    BodyTooLargeError,
+    MethodNotAllowedError,
+    NotFoundError,
+    reply_to_error,
+)
+from service.http.jobs import routes as job_routes
+from service.http.jobs.jobs import ImageJobs
+from service.http.operations import health
+from service.http.operations.docs_page import serve_docs
+from service.http.operations.health import VERSION
+from service.http.requests.json_body import error_of_body
+from service.observability import metrics
+from service.observability.refusals import log_refusal
+from service.observability.tracing import TracedRequests, current_request
+
+_GENERATING = frozenset({"/generate", "/v1/images/generations"})
+"""Paths whose requests are counted."""
+_NOT_ALLOWED = 405
+_TAGS = ("model", "jobs", "openai", "adapters", "operations")
+
+
+def set_up(app: FastAPI, admission: Admission, *, is_draining: Callable[[], bool]) -> None:
+    """Add all endpoints, error handlers and middleware to an app."""
+    config = admission.config
+    app.title = "Lithograph"
+    app.version = VERSION
+    app.description = "Pictures from Chinese and English prompts with LongCat-Image."
+    app.openapi_tags = [{"name": tag} for tag in _TAGS]
+    app.state.admission = admission
+    app.state.jobs = ImageJobs(admission, config.jobs)
+    for surface in (generate, job_routes, openai, adapters, vllm, health):
+        app.include_router(surface.router)
+    serve_docs(app)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, ClientDisconnect):  # while FastAPI read the body
+            raise error.__cause__
+        if error.status_code != _NOT_ALLOWED:
+            return _reply(request, _of_framework(error, request, config))
+        allowed = ", ".join(allowed_methods(request))
+        is_refused = request.method != "OPTIONS"
+        reply = _reply(request, _not_allowed(request, allowed)) if is_refused else Response(status_code=204)
+        reply.headers["Allow"] = allowed
+        return reply
+
+    app.add_exception_handler(LithographError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, on_http_error)
+    # From the inside out.
+    app.add_middleware(JsonBodies, max_bytes=config.max_body_bytes, max_seconds=config.http.body_seconds)
+    app.add_middleware(CheckedHeads, config=config.http)
+    app.add_middleware(ErrorReplies, reply=_reply)
+    app.add_middleware(ConnectionClose, is_draining=is_draining)
+    if config.http.cors_origins:
+        app.add_middleware(AllowedOrigins, origins=config.http.cors_origins)
+    app.add_middleware(RequestContext, counted=_GENERATING)
+    if config.otlp_endpoint is not None:
+        app.add_middleware(TracedRequests, endpoint=config.otlp_endpoint)
+    app.add_middleware(LingeringClose)
+    app.add_middleware(Paths, root_path=config.http.root_path)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LithographError)
+    return _reply(request, error)
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
+    """Reply to a body that is no valid request."""
+    assert isinstance(error, RequestValidationError)
+    return _reply(request, error_of_body(request))
+
+
+def _of_framework(error: HTTPException, request: Request, config: ServiceConfig) -> LithographError:
+    """Return an error of the framework as one of ours."""
+    match error.status_code:
+        case 404:
+            return NotFoundError(
+                "unknown_path", "there is no {path}", remedy="/docs lists the endpoints", path=request.url.path
+            )
+        case 408:
+            return SlowRequestError(seconds=config.http.body_seconds)
+        case 413:
+            return BodyTooLargeError(
+                "body_too_large",
+                "the body exceeds {max_bytes} bytes",
+                remedy="send a shorter prompt",
+                max_bytes=config.max_body_bytes,
+            )
+    raise error  # no code of ours or of FastAPI's raises it: the middleware logs it
+
+
+def _not_allowed(request: Request, allowed: str) -> MethodNotAllowedError:
+    return MethodNotAllowedError(
+        "method_not_allowed",
+        "{path} does not take {method}",
+        remedy="use {allowed}",
+        path=request.url.path,
+        method=request.method,
+        allowed=allowed.removesuffix(", OPTIONS"),
+    )
+
+
+def _reply(request: Request, error: LithographError) -> Response:
+    """Return the reply to an error; log it, unless admission logs the outcome of the request."""
+    reply = reply_to_error(request, error)
+    if request.state.is_admitted:
+        return reply
+    if path_of(request.scope) in _GENERATING and request.method == "POST":
+        metrics.REJECTED.labels(error.code).inc()
+    admission: Admission = request.app.state.admission
+    traced = current_request.get()
+    log_refusal(
+        error,
+        status=reply.status_code,
+        request_id=request.state.request_id,
+        endpoint=getattr(request.scope.get("route"), "path", None),
+        with_text=admission.config.log_prompts,
+        trace_id=None if traced is None else traced.trace_id,
+    )
+    return reply

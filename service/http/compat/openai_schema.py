@@ -1,0 +1,158 @@
+"""Bodies of the OpenAI-compatible endpoints, named as OpenAI's clients know them."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from longcat.errors import UserError
+from longcat.model.shape import image_tokens
+from longcat.validation import validated
+from service.wire.schema import AdapterChoice, BaseRequest, GenerateRequest, OutputFormat
+
+_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
+
+
+class ImagesRequest(BaseRequest):
+    """The body of ``POST /v1/images/generations``: OpenAI's fields, and ours, which its clients take as ``extra_body``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": "a red apple", "size": "128x128", "n": 2},
+                {"prompt": "一只猫", "model": "embedded", "seed": 3, "stream": True, "partial_images": 2},
+            ]
+        }
+    )
+
+    model: Annotated[
+        str | None, Field(description="The base model, or an adapter: ink, ink@3. GET /v1/models lists them.")
+    ] = None
+    n: Annotated[int | None, Field(ge=1, description="Images to generate.")] = None
+    size: Annotated[str | None, Field(description="WIDTHxHEIGHT in px, multiples of 64, or auto.")] = None
+    output_format: OutputFormat | None = None
+    response_format: Annotated[Literal["b64_json"] | None, Field(description="Pictures are always b64_json.")] = None
+    stream: bool | None = None
+    partial_images: Annotated[
+        int | None, Field(ge=0, le=3, description="With stream: most small JPEGs of each unfinished image.")
+    ] = None
+    background: Annotated[Literal["auto", "opaque"] | None, Field(description="Pictures are opaque.")] = None
+    output_compression: Annotated[
+        Literal[100] | None, Field(description="JPEG and WebP are written at one quality, a high one.")
+    ] = None
+    quality: Annotated[str | None, Field(description="No effect: give steps.")] = None
+    style: Annotated[str | None, Field(description="No effect: describe it in the prompt.")] = None
+    moderation: Annotated[str | None, Field(description="No effect: there is no moderation.")] = None
+    user: Annotated[str | None, Field(description="No effect.")] = None
+    safety_identifier: Annotated[str | None, Field(description="No effect.")] = None
+
+    def as_generate(self, base: str) -> GenerateRequest:
+        """Return the request in our own fields; ``base`` is the base model's name. Raises ``UserError``."""
+        fields: dict[str, Any] = {name: getattr(self, name) for name in BaseRequest.model_fields}
+        if self.size is not None and self.size != "auto":
+            if (match := _SIZE.fullmatch(self.size)) is None:
+                raise UserError(
+                    "size_format",
+                    "not a size",
+                    remedy="give WIDTHxHEIGHT, as in 128x128, or auto",
+                    field="size",
+                    value=self.size,
+                )
+            fields |= {"width": int(match[1]), "height": int(match[2])}
+        if (adapter := self.adapter(base)) is not None and adapter not in (choice.name for choice in self.adapters):
+            fields["adapters"] = (AdapterChoice(name=adapter), *self.adapters)
+        fields |= {"num_images": self.n or 1, "output_format": self.output_format or "png"}
+        return validated(GenerateRequest, fields)
+
+    def adapter(self, base: str) -> str | None:
+        """Return the adapter that the request names as its model. Some clients send an empty name for the default."""
+        return None if self.model in (None, "", base) else self.model
+
+
+class ImageDatum(BaseModel):
+    """One picture."""
+
+    b64_json: str
+    revised_prompt: Annotated[str | None, Field(description="The rewritten prompt, with rewrite_prompt.")] = None
+    seed: Annotated[int, Field(description="Ours: generates this image alone again.")]
+
+
+class UsageDetails(BaseModel):
+    """Tokens by kind."""
+
+    image_tokens: int
+    text_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens of the prompt, and of the images: one for each 16 x 16 px."""
+
+    input_tokens: int
+    input_tokens_details: UsageDetails
+    output_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, *, text_tokens: int, width_px: int, height_px: int, pictures: int) -> Self:
+        """Return the usage of images of one size."""
+        output = pictures * image_tokens(width_px=width_px, height_px=height_px)
+        return cls(
+            input_tokens=text_tokens,
+            input_tokens_details=UsageDetails(image_tokens=0, text_tokens=text_tokens),
+            output_tokens=output,
+            total_tokens=text_tokens + output,
+        )
+
+
+class ImagesResponse(BaseModel):
+    """The body of a reply."""
+
+    created: int
+    background: Literal["opaque"] = "opaque"
+    data: list[ImageDatum]
+    output_format: OutputFormat
+    size: str
+    usage: Usage
+
+
+class _ImageEvent(BaseModel):
+    b64_json: str
+    background: Literal["opaque"] = "opaque"
+    created_at: int
+    output_format: OutputFormat
+    quality: Literal["auto"] = "auto"
+    size: str
+    image_index: Annotated[int, Field(description="Ours: which of n pictures.")]
+
+
+class PartialImageEvent(_ImageEvent):
+    """A small JPEG of an unfinished image."""
+
+    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    partial_image_index: int
+
+
+class CompletedEvent(_ImageEvent):
+    """A picture."""
+
+    type: Literal["image_generation.completed"] = "image_generation.completed"
+    usage: Usage
+    seed: Annotated[int, Field(description="Ours.")]
+
+
+class ModelCard(BaseModel):
+    """A model that a request can name: the base, or an adapter on it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["lithograph"] = "lithograph"
+    root: Annotated[str, Field(description="The version that the name means now; as vLLM has it.")]
+    parent: Annotated[str | None, Field(description="The base model of an adapter; as vLLM has it.")] = None
+
+
+class ModelList(BaseModel):
+    """The body of ``GET /v1/models``."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

@@ -1,0 +1,109 @@
+"""``GET`` and ``DELETE /v1/jobs/{id}``, and the result of a job. ``POST /generate`` with ``"async": true`` makes one."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from longcat.errors import UserError
+from service.http.error_responses import Responses
+from service.http.jobs.jobs import UNFINISHED, ImageJob, ImageJobs
+from service.http.pictures import PICTURES, reply_with_pictures
+from service.wire.errors import UnavailableError
+from service.wire.events import ErrorEvent, ResultEvent
+from service.wire.job import JobReport, JobStatus
+from service.wire.schema import ErrorBody
+
+_POLL_SECONDS = 1
+
+
+class UnfinishedJobError(UnavailableError):
+    """The result of an unfinished job was requested."""
+
+    code = "not_finished"
+    retry_after_seconds = _POLL_SECONDS
+
+
+class CancelledJobError(UserError):
+    """The result of a cancelled job was requested."""
+
+    code = "cancelled"
+
+
+def jobs_of(request: Request) -> ImageJobs:
+    """Return the app's jobs."""
+    jobs: ImageJobs = request.app.state.jobs
+    return jobs
+
+
+def job_of(job_id: str, jobs: Annotated[ImageJobs, Depends(jobs_of)]) -> ImageJob:
+    """Return the job in the path. Raises ``UnknownJobError``."""
+    return jobs.get(job_id)
+
+
+JobsDependency = Annotated[ImageJobs, Depends(jobs_of)]
+JobDependency = Annotated[ImageJob, Depends(job_of)]
+_ERRORS: Responses = {
+    404: {"description": "No such job: it never existed, has expired, or was evicted.", "model": ErrorBody},
+    "default": {"description": "Any other error.", "model": ErrorBody},
+}
+_NO_RESULT: Responses = {
+    409: {"description": "It is not finished.", "model": ErrorBody},
+    410: {"description": "It was cancelled.", "model": ErrorBody},
+}
+
+router = APIRouter(tags=["jobs"], responses=_ERRORS)
+
+
+def reply_with_job(job: ImageJob, report: JobReport, *, retry_after_seconds: int) -> Response:
+    """Return the reply to a request that has become a job."""
+    headers = {"Location": job.url, "Retry-After": str(retry_after_seconds)}
+    return JSONResponse(report.model_dump(mode="json"), status_code=202, headers=headers)
+
+
+@router.get("/v1/jobs/{job_id}", summary="State of a job")
+async def show_job(job: JobDependency, jobs: JobsDependency, response: Response) -> JobReport:
+    """The state of a job; with the pictures in base64 if its request had `response_format` `json`."""
+    if isinstance(job.outcome, ResultEvent) and job.replies_with_json:
+        job.fetched.set()
+    if job.status in UNFINISHED:
+        response.headers["Retry-After"] = str(_POLL_SECONDS)
+    return jobs.report(job, with_result=True)
+
+
+@router.delete("/v1/jobs/{job_id}", summary="Cancel a job, or remove a finished one")
+async def cancel_job(job: JobDependency, jobs: JobsDependency) -> JobReport:
+    """An unfinished job costs no more steps; a finished one is removed with its pictures."""
+    await jobs.cancel(job)
+    return jobs.report(job)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/result",
+    summary="Result of a job",
+    response_class=Response,
+    responses={200: PICTURES[200], **_NO_RESULT},
+)
+async def job_result(job: JobDependency) -> Response:
+    """Reply as `POST /generate` would have: with the pictures, or with the error."""
+    if isinstance(job.outcome, ErrorEvent):
+        raise job.outcome.error
+    if job.status is JobStatus.CANCELLED:
+        raise CancelledJobError(
+            "job_cancelled",
+            "the job was cancelled and has no pictures",
+            remedy="send the request again",
+            field="job_id",
+            value=job.command.id,
+        )
+    if job.outcome is None:
+        raise UnfinishedJobError(
+            "job_not_finished",
+            "the job is {status}",
+            remedy="send the request again later",
+            field="job_id",
+            value=job.command.id,
+            status=str(job.status),
+        )
+    job.fetched.set()
+    return reply_with_pictures(job.outcome, as_json=job.replies_with_json)

@@ -1,0 +1,86 @@
+"""Webhooks at the end of a job: signed by the Standard Webhooks specification, retried, never redirected."""
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+
+import httpx
+from standardwebhooks import Webhook
+from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from longcat.logs import log_event
+from service.observability import metrics
+from service.wire.job import JobEvent, JobReport
+
+log = logging.getLogger("lithograph")
+
+_MOST_ATTEMPTS = 5
+_ATTEMPT_SECONDS = 10.0
+"""From connecting to the reply's status: a receiver is expected to reply before it acts."""
+_TOTAL_SECONDS = 30.0
+"""For all attempts: a server that shuts down waits for them."""
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 8.0
+_GONE = 410
+"""Standard Webhooks: the receiver wants no more webhooks."""
+
+
+class Webhooks:
+    """A sender of webhooks that are signed with one secret."""
+
+    def __init__(self, secret: str) -> None:
+        self._webhook = Webhook(secret)
+
+    async def send(self, url: str, report: JobReport) -> None:
+        """Send the end of a job. A failure is logged and counted, not raised: no caller could act on it."""
+        body = JobEvent(type=f"job.{report.status}", timestamp=datetime.now(UTC), data=report).model_dump_json()
+        try:
+            async with asyncio.timeout(_TOTAL_SECONDS):
+                await self._deliver(url, report.id, body)
+        except RetryError as error:
+            self._give_up(report, _reason(error.last_attempt.exception()))
+        except (TimeoutError, httpx.InvalidURL, UnicodeError) as error:
+            self._give_up(report, _reason(error))
+        else:
+            metrics.WEBHOOKS.labels("delivered").inc()
+
+    def _give_up(self, report: JobReport, reason: str) -> None:
+        metrics.WEBHOOKS.labels("given_up").inc()
+        log_event(log, "webhook_given_up", logging.WARNING, request_id=report.id, reason=reason)
+
+    async def _deliver(self, url: str, job_id: str, body: str) -> None:
+        attempts = AsyncRetrying(
+            stop=stop_after_attempt(_MOST_ATTEMPTS),
+            wait=wait_exponential(multiplier=_FIRST_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS),
+            retry=retry_if_exception_type((httpx.HTTPError, TimeoutError)),
+        )
+        async with httpx.AsyncClient(timeout=_ATTEMPT_SECONDS, follow_redirects=False) as client:
+            async for attempt in attempts:
+                with attempt:
+                    status = await self._attempt(client, url, job_id, body)
+                    if not httpx.codes.is_success(status) and status != _GONE:
+                        raise httpx.HTTPError(f"the receiver replied with status {status}")
+
+    async def _attempt(self, client: httpx.AsyncClient, url: str, job_id: str, body: str) -> int:
+        """Send once and return the reply's status. Its body, which may be endless or a decompression bomb, is not read."""
+        headers = self._headers(f"msg_{job_id}", body)
+        async with (
+            asyncio.timeout(_ATTEMPT_SECONDS),
+            client.stream("POST", url, content=body, headers=headers) as reply,
+        ):
+            return reply.status_code
+
+    def _headers(self, message_id: str, body: str) -> dict[str, str]:
+        """Return the signed headers; ``message_id`` is the same in every attempt, so that a receiver recognizes a retry."""
+        now = datetime.now(UTC)
+        return {
+            "content-type": "application/json",
+            "webhook-id": message_id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": self._webhook.sign(message_id, now, body),
+        }
+
+
+def _reason(error: BaseException | None) -> str:
+    """Describe why no reply came; some of these exceptions have no text."""
+    return str(error) or type(error).__name__

@@ -1,0 +1,1 @@
+"""Endpoints for the operators of a server, and the page of its documentation."""

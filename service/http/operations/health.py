@@ -1,0 +1,98 @@
+"""``/healthz``, ``/readyz``, ``/metrics`` and ``/v1/info``: for the operators of a server."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from service.http.admission import AdmissionDependency
+from service.observability import metrics
+from service.wire.state import ServicePhase
+
+VERSION = version("lithograph")
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "optimum-quanto", "torchao", "litserve")
+
+STALLED = "stalled"
+"""The status of a server whose engine process hangs."""
+
+router = APIRouter()
+
+
+@router.get("/healthz", summary="Is the process alive?", tags=["operations"])
+async def healthz() -> dict[str, str]:
+    """Liveness: this process replies."""
+    return {"status": "ok"}
+
+
+@router.get(
+    "/readyz",
+    summary="Can it generate images?",
+    tags=["operations"],
+    responses={503: {"description": "Not ready."}},
+)
+async def readyz(admission: AdmissionDependency) -> JSONResponse:
+    """Readiness: the warm-up image is generated, the required adapters are there, and the engine does not hang."""
+    if stall := admission.stall():
+        return JSONResponse({"status": STALLED, "reason": str(stall)}, status_code=503)
+    phase = admission.state.phase
+    return JSONResponse({"status": phase}, status_code=200 if phase is ServicePhase.READY else 503)
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    tags=["operations"],
+    response_class=PlainTextResponse,
+    responses={200: {"content": {"application/openmetrics-text": {"schema": {"type": "string"}}}}},
+)
+def read_metrics(request: Request) -> Response:
+    """Prometheus metrics of all processes."""
+    content, content_type = metrics.exposition(request.headers.get("accept", ""))
+    return Response(content, headers={"Content-Type": content_type})
+
+
+@router.get("/v1/info", summary="Model, limits, defaults, versions", tags=["model"])
+async def info(admission: AdmissionDependency) -> dict[str, Any]:
+    """The model, its limits and defaults on this server, and the versions of the software."""
+    flavour, limits, config = admission.flavour, admission.limits, admission.config
+    settings, adapters = flavour.settings, config.adapters
+    state = admission.state
+    return {
+        "status": STALLED if admission.stall() else state.phase,
+        "model": {"flavour": flavour.name, "revision": flavour.revision, "hash": flavour.hash, **state.model},
+        "limits": {
+            "max_pixels": limits.max_pixels,
+            "max_steps": limits.max_steps,
+            "max_images": limits.max_images,
+            "max_prompt_tokens": settings.max_prompt_tokens,
+            "max_body_bytes": config.max_body_bytes,
+            "max_queue": config.max_queue,
+            "timeout_seconds": config.timeout_seconds,
+        },
+        "jobs": {
+            "most": config.jobs.most,
+            "ttl_seconds": config.jobs.ttl_seconds,
+            "webhook_hosts": config.jobs.webhook_hosts,
+        },
+        "adapters": None
+        if adapters is None
+        else {
+            "storage": adapters.uri,
+            "slots": adapters.slots,
+            "max_rank": adapters.rank,
+            "required": adapters.required,
+        },
+        "defaults": {
+            "width": settings.default_size_px,
+            "height": settings.default_size_px,
+            "steps": settings.default_steps,
+            "guidance_scale": settings.default_guidance_scale,
+        },
+        "versions": {
+            "lithograph": VERSION,
+            "python": platform.python_version(),
+            **{library: version(library) for library in _LIBRARIES},
+        },
+    }

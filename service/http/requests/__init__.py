@@ -1,0 +1,1 @@
+"""Reading requests: bodies to models, outside the event loop."""

@@ -1,0 +1,153 @@
+"""Request bodies: JSON in UTF-8, whatever their content type says, and a reason for every body that is something else."""
+
+import json
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+
+from longcat.errors import UserError, show
+from longcat.validation import problems_of
+from service.http.requests.threads import run_in_thread
+
+_LONGEST_INTEGER = 308
+"""Digits: every integer of so many is also a float, which checks and messages may convert it to."""
+_UTF_8_MARK = b"\xef\xbb\xbf"
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"x\x01": "deflate", b"x\x5e": "deflate", b"x\x9c": "deflate",
+    b"x\xda": "deflate",
+}  # fmt: skip
+"""Compression formats by the first bytes. Brotli has no such mark."""
+
+
+class NotJsonError(UserError):
+    """A body is not JSON in UTF-8."""
+
+    code = "not_json"
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is read by ``read_body``, in a thread: to report what is wrong can take long."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return FastAPI's handler. It gets the model that it would make of the body, and takes it as it is."""
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+        model = self.body_field.field_info.annotation
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
+
+        async def handle_json(request: Request) -> Response:
+            return await handle(_JsonRequest(request, model))
+
+        return handle_json
+
+
+class _JsonRequest(Request):
+    def __init__(self, request: Request, model: type[BaseModel]) -> None:
+        super().__init__(request.scope, request.receive)
+        self._model = model
+
+    async def json(self) -> BaseModel | None:
+        """Return the model; None for an unusable body, whose error is then in ``request.state.body_error``.
+
+        FastAPI would reply to an exception before it has checked what else the request needs, such as a key. It takes None
+        for no body, and raises ``RequestValidationError`` once the rest is checked.
+        """
+        encoding = self.headers.get("content-encoding", "")
+        try:
+            return await run_in_thread(read_body, self._model, await self.body(), encoding)
+        except UserError as error:
+            self.state.body_error = error
+            return None
+
+
+def error_of_body(request: Request) -> UserError:
+    """Return what is wrong with a body for which FastAPI raised ``RequestValidationError``; it reads no empty ones."""
+    error: UserError = getattr(request.state, "body_error", None) or not_json("it is empty")
+    return error
+
+
+def read_body(model: type[BaseModel], body: bytes, content_encoding: str) -> BaseModel:
+    """Return the model that a body describes. Raises ``UserError`` with what is wrong with it."""
+    value = parse_json(body, content_encoding)
+    _check_encodable(value)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        problems = problems_of(error, model)
+        if not isinstance(value, dict):
+            problems = (problem.within(field="body", value=problem.value) for problem in problems)
+        raise UserError.of(problems) from None
+
+
+def parse_json(body: bytes, content_encoding: str = "") -> Any:
+    """Return the value of a body. A byte-order mark of UTF-8 is skipped.
+
+    An integer that exceeds floats is infinite, as ``1e400`` is: no field takes either. Raises ``NotJsonError``.
+    """
+    if (compression := _compression(body, content_encoding)) is not None:
+        raise NotJsonError(
+            "body_compressed",
+            "the body is compressed ({compression})",
+            remedy="send it as it is, without Content-Encoding",
+            compression=compression,
+        )
+    content = body.removeprefix(_UTF_8_MARK)
+    encoding = json.detect_encoding(content)
+    if encoding.startswith(("utf-16", "utf-32")):
+        raise NotJsonError(
+            "body_in_other_encoding",
+            "the body is encoded in {encoding}",
+            remedy="send JSON in UTF-8",
+            encoding=encoding[:6].upper(),
+        )
+    try:
+        return json.loads(content.decode("utf-8"), parse_int=_integer)
+    except UnicodeDecodeError as error:
+        raise NotJsonError(
+            "body_not_utf8",
+            "the body is not UTF-8 at byte {position}",
+            remedy="send JSON in UTF-8",
+            position=error.start,
+        ) from error
+    except RecursionError as error:
+        raise not_json("it is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise not_json(str(error)) from error
+
+
+def _check_encodable(value: object) -> None:
+    """Raise ``NotJsonError`` for surrogates, which neither a reply nor the tokenizer can take."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise not_json(f"{error.reason} at character {error.start}") from error
+    except RecursionError as error:
+        raise not_json("it is nested too deeply") from error
+
+
+def not_json(reason: str) -> NotJsonError:
+    """Return the error of a body that cannot be parsed."""
+    return NotJsonError(
+        "body_not_json", "the body is not JSON: {reason}", remedy="send one JSON object", reason=show(reason)
+    )
+
+
+def _integer(digits: str) -> float:
+    if len(digits) <= _LONGEST_INTEGER:
+        return int(digits)
+    return -math.inf if digits.startswith("-") else math.inf
+
+
+def _compression(body: bytes, content_encoding: str) -> str | None:
+    """Return the name of a body's compression; None for one that has none."""
+    named = content_encoding.strip().lower()
+    if named not in ("", "identity"):
+        return show(named)
+    return next((name for mark, name in _COMPRESSED.items() if body.startswith(mark)), None)

@@ -1,0 +1,21 @@
+"""The imports of an engine process, for the fork server alone, which runs this module before it forks one.
+
+Most of an engine's start is importing torch and what builds on it: an engine process that is forked afterwards has that
+behind it. Unlike every other module, this one does something when it is imported.
+"""
+
+import signal
+
+from longcat.logs import silence_import_noise
+from longcat.parent import kill_with_parent
+
+
+def _preload() -> None:
+    kill_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all processes of a server: its engine may finish requests
+    silence_import_noise()
+    import service.process.server
+    import service.renderer  # noqa: F401
+
+
+_preload()

@@ -1,0 +1,173 @@
+"""The engine process: load the model, generate a warm-up image, then carry out commands until it is ended.
+
+The main thread makes the denoising steps; one thread reads commands, another polls the adapter storage. This module does not
+know LitServe: commands come from ``receive``, replies go to ``send``.
+"""
+
+import functools
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, NoReturn
+
+from longcat.errors import UserError
+from longcat.logs import log_event, set_up_logging, silence_import_noise
+from longcat.model.flavour import Flavour
+from longcat.model.tokenizer import plain_ids
+from service.config import ServiceConfig
+from service.observability import metrics
+from service.observability.finished_requests import FinishedRequests
+from service.observability.tracing import Tracing
+from service.process.engine_commands import EngineCommands, Receive, Send
+from service.wire.limits import Limits
+from service.wire.messages import ENGINE, Heartbeat
+from service.wire.picture import ModelIdentity
+from service.wire.schema import GenerateRequest
+from service.wire.state import ServicePhase, ServiceState
+
+if TYPE_CHECKING:
+    from service.renderer import Renderer
+
+log = logging.getLogger("lithograph")
+
+_IDLE_SECONDS = 0.5
+"""The longest sleep of the step loop between two checks of deadlines."""
+
+_HEARTBEAT_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineProcess:
+    """The engine process of one device."""
+
+    config: ServiceConfig
+    flavour: Flavour
+    limits: Limits
+    state: ServiceState
+
+    def run(self, receive: Receive, send: Send) -> NoReturn:
+        """Load the model, then carry out commands. Ends the process if the model cannot be loaded, or on SIGTERM."""
+        starting_since = self.state.engine_since  # since the command began, or since the last engine process ended
+        begin = time.monotonic()
+        renderer = self._load()
+        metrics.LOAD_SECONDS.set(time.monotonic() - begin)
+        endpoint = self.config.otlp_endpoint
+        tracing = None if endpoint is None else Tracing(endpoint)
+        renderer.observe = FinishedRequests(tracing)
+
+        commands = EngineCommands(renderer, send, started=begin)
+        threading.Thread(target=commands.run, args=(receive,), daemon=True, name="commands").start()
+        threading.Thread(
+            target=self._poll_adapters, args=(renderer, starting_since), daemon=True, name="adapters"
+        ).start()
+        # Only now: while the model loads, there is nothing to finish, and Python runs a handler only between two
+        # instructions of its own, which reading a large file can keep apart for long.
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        try:
+            self._make_steps(renderer, functools.partial(send, 0, ENGINE))
+        except SystemExit:
+            if tracing is not None:
+                tracing.close()
+            os._exit(0)  # Python would take seconds to free what the kernel frees at once
+
+    def _make_steps(self, renderer: "Renderer", send: Callable[[Heartbeat], None]) -> NoReturn:
+        """Run the step loop, and send heartbeats. Ends the process if the device is lost."""
+        from longcat.model.device_errors import is_device_lost  # here, as in _load, because it imports torch
+
+        heartbeat, longest = time.monotonic(), 0.0
+        while True:
+            begin = time.monotonic()
+            try:
+                renderer.step(_IDLE_SECONDS)
+            except RuntimeError as error:
+                if is_device_lost(error):
+                    _end_without_device(error)
+                raise
+            end = time.monotonic()
+            longest = max(longest, end - begin)
+            if end - heartbeat >= _HEARTBEAT_SECONDS:
+                send(Heartbeat(step_seconds=longest))
+                heartbeat, longest = end, 0.0
+
+    def _on_sigterm(self, *_: object) -> None:
+        """Leave the step loop if the main process is stopping the server; else, have it do so: requests may finish first."""
+        if self.state.phase is ServicePhase.STOPPING:
+            sys.exit(0)
+        main = multiprocessing.parent_process()
+        assert main is not None
+        assert main.pid is not None
+        os.kill(main.pid, signal.SIGTERM)
+
+    def _load(self) -> "Renderer":
+        """Load the model and generate a warm-up image; end the process if that fails."""
+        try:
+            set_up_logging(self.config.log_format)
+            silence_import_noise()
+            from service.renderer import Renderer  # here, so that the HTTP processes never import torch
+
+            config = self.config
+            renderer = Renderer(config.model, self.flavour, max_rows=config.max_rows, adapters=config.adapters)
+            self.state.set_model(device=str(renderer.model.device), **renderer.identity.model_dump())
+            self.state.set_engine(ServicePhase.WARMING_UP)
+            renderer.engine.warm_up()
+            tokenize = plain_ids(renderer.model.tokenizer)
+            renderer.render(self.limits.resolve(GenerateRequest(prompt="warm-up", steps=1), tokenize))
+        except UserError as error:
+            log.error("cannot serve: %s", error)
+        except Exception:  # any: the state tells the other processes that this one has failed
+            log.exception("cannot serve: loading failed")
+        else:
+            return renderer
+        self.state.set_engine(ServicePhase.FAILED)
+        sys.exit(1)
+
+    def _poll_adapters(self, renderer: "Renderer", starting_since: float) -> None:
+        """Announce readiness once the required adapters are loaded; poll storage every few seconds."""
+        device, registry, config = str(renderer.model.device), renderer.registry, self.config.adapters
+        if registry is not None and config is not None and config.required:
+            self.state.set_engine(ServicePhase.WAITING)
+            waiting_since = time.monotonic()
+            missing = registry.load_required(config.required)
+            if missing:
+                log.warning("not ready: waiting for adapters %s in %s", ", ".join(missing), config.uri)
+            while missing:
+                registry.poll()
+                time.sleep(config.poll_seconds)
+                missing = registry.load_required(missing)
+            seconds = round(time.monotonic() - waiting_since, 3)
+            log_event(log, "required_adapters_loaded", adapters=list(config.required), seconds=seconds)
+        self._announce(renderer.identity, device, time.monotonic() - starting_since)
+        while registry is not None and config is not None:
+            registry.poll()
+            time.sleep(config.poll_seconds)
+
+    def _announce(self, identity: ModelIdentity, device: str, seconds: float) -> None:
+        shown = identity.model_dump(include={"flavour", "hash", "precision", "dtype"})
+        metrics.MODEL_INFO.labels(**shown, device=device, version=version("lithograph")).set(1)
+        metrics.READY.set(1)
+        self.state.set_engine(ServicePhase.READY)
+        log.info(
+            "ready after %.1f s: %s %s, precision %s, %s on %s, http://%s:%d",
+            seconds,
+            identity.flavour,
+            identity.hash[:12],
+            identity.precision,
+            identity.dtype,
+            device,
+            self.config.host,
+            self.config.port,
+        )
+
+
+def _end_without_device(error: Exception) -> NoReturn:
+    """End the process: another one can use the device again. Its requests are answered by the HTTP process."""
+    metrics.DEVICE_LOSSES.inc()
+    log.critical("the device fails every operation; ending the engine process", exc_info=error)
+    os._exit(1)  # Python's own end would wait for threads, and for the device

@@ -1,0 +1,23 @@
+"""The start of engine processes: spawned, or forked from a process that has imported torch already."""
+
+import multiprocessing
+import sys
+from multiprocessing.context import ForkServerContext, SpawnContext
+from pathlib import Path
+
+_GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""CUDA's, ROCm's and WSL's."""
+
+
+def engine_context(device: str) -> ForkServerContext | SpawnContext:
+    """Return the context that starts engine processes which compute on ``device``.
+
+    On a CPU, a fork server imports torch once, so that an engine process that ended is replaced in a second. CUDA does not
+    work in a forked process once its devices were counted, and torchao counts them while it is imported.
+    """
+    is_cpu = device == "cpu" or (device == "auto" and not any(Path(path).exists() for path in _GPU_FILES))
+    if sys.platform != "linux" or not is_cpu:  # macOS: its system libraries do not work in a forked process
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["service.preload"])
+    return context

@@ -1,0 +1,272 @@
+"""The LitServe surface: the server, and how its processes start. Nothing else imports litserve.
+
+LitServe's main process forks a manager process, which holds the queues, and the HTTP process. Then it starts the engine
+process (``service.process.engine_process``), which loads the model beside the running HTTP server: ``/healthz`` answers at
+once, ``/readyz`` once a warm-up image is generated. All end with the main process, however that ends; a SIGTERM to any of
+these three ends the server.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator
+from multiprocessing.managers import SyncManager
+from typing import Any
+
+import litserve
+from fastapi import FastAPI
+from litserve.loops.base import LitLoop
+from litserve.loops.loops import inference_worker
+from litserve.transport.process_transport import MPQueueTransport
+from litserve.utils import LitAPIStatus, LoopResponseType
+from typing_extensions import override
+
+from longcat.errors import LithographError, UserError
+from longcat.model.flavour import Flavour
+from longcat.model.tokenizer import load_tokenizer, plain_ids
+from longcat.parent import end_with_parent
+from service.config import ServiceConfig
+from service.http.admission import Admission
+from service.http.app import set_up
+from service.http.edge.server import uvicorn_arguments
+from service.http.error_responses import error_body
+from service.http.exchange import Exchange
+from service.process.engine_process import EngineProcess
+from service.process.engine_start import engine_context
+from service.process.supervisor import Supervisor
+from service.wire.limits import Limits
+from service.wire.messages import ENGINE, CancelCommand, Heartbeat, Reply
+from service.wire.state import ServicePhase, ServiceState
+
+log = logging.getLogger("lithograph")
+
+_REPLY_SECONDS = 10
+"""Time for replies that are on their way to clients when the last request has finished."""
+
+
+class EngineLoop(LitLoop):
+    """Connects the engine process, its commands and its replies, with LitServe."""
+
+    @override
+    def __call__(
+        self,
+        lit_api: "GenerateAPI",
+        device: str,
+        worker_id: int,
+        request_queue: Any,
+        transport: Any,
+        *_: object,
+    ) -> None:
+        """LitServe's entry point, in the spawned process."""
+        end_with_parent()
+        # Ctrl-C reaches the whole process group, but the main process ends this one, with SIGTERM.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the fork server ignores
+
+        def send(queue_id: int, uid: str, reply: Reply | Heartbeat) -> None:
+            self.put_response(transport, queue_id, uid, reply, LitAPIStatus.OK, LoopResponseType.STREAMING)
+
+        engine = EngineProcess(
+            config=lit_api.config, flavour=lit_api.flavour, limits=lit_api.limits, state=lit_api.state
+        )
+        engine.run(request_queue.get, send)
+
+
+class GenerateAPI(litserve.LitAPI):
+    """The object that LitServe sends to the engine process: the configuration, and the state shared by all processes."""
+
+    def __init__(self, config: ServiceConfig, flavour: Flavour, limits: Limits) -> None:
+        super().__init__(api_path="/generate", loop=EngineLoop(), stream=True)
+        self.config = config
+        self.flavour = flavour
+        self.limits = limits
+        self.state = ServiceState()
+
+    def setup(self, device: str) -> None:
+        """Do nothing: the engine process loads the model itself, so that HTTP answers meanwhile."""
+
+    def predict(self, x: object) -> object:
+        """LitServe requires the method; the engine loop never calls it."""
+        raise AssertionError(f"the engine loop generates, not LitServe's: {x!r}")
+
+
+class Server(litserve.LitServer):
+    """LitServe with our routes, error bodies and supervision."""
+
+    def __init__(self, api: GenerateAPI) -> None:
+        self._api = api
+        config = api.config
+        mailboxes: dict[str, Any] = {}
+        self._exchange = Exchange(
+            mailboxes, max_requests=config.max_queue, pictures_at_a_time=max(1, config.max_rows // 2)
+        )
+        self._supervisor = Supervisor(config, api.state, self._exchange)
+        tokenize = plain_ids(load_tokenizer(api.flavour.folder))
+        self._admission = Admission(config, api.flavour, api.limits, tokenize, self._exchange, api.state)
+        super().__init__(api, accelerator="cpu", devices=1, timeout=False)
+        self.uvicorn_graceful_timeout = _REPLY_SECONDS
+        self.response_buffer = mailboxes
+
+    def serve(self) -> int:
+        """Serve until SIGTERM, Ctrl-C or the end of a process that cannot be started again; return the exit code."""
+        self._supervisor.handle_signals()
+        config = self._api.config
+        _check_port_is_free(config.host, config.port)
+        log.info(
+            "starting %s %s, precision %s, text encoder %s, device %s, http://%s:%d%s",
+            self._api.flavour.name,
+            self._api.flavour.hash[:12],
+            config.model.precision,
+            config.model.text_encoder_precision,
+            config.model.device,
+            config.host,
+            config.port,
+            config.http.root_path,
+        )
+        try:
+            self.run(
+                host=config.host,
+                port=config.port,
+                num_api_servers=1,
+                log_level="warning",
+                **uvicorn_arguments(config.http, write_error=_error_json),
+                log_config=None,  # uvicorn's own would write lines of another form
+                generate_client_file=False,
+            )
+        except KeyboardInterrupt:  # before LitServe was up
+            pass
+        except (EOFError, ConnectionError):  # LitServe waits on the manager process, and that has ended
+            self._fail_without_manager()
+        log.info("stopped, exit code %d", self._supervisor.exit_code)
+        return self._supervisor.exit_code
+
+    def verify_worker_status(self) -> None:
+        """LitServe would start HTTP only once the engine process is up; here HTTP answers, not ready, from the start."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Run in the HTTP process while it serves."""
+        end_with_parent()
+        async with super().lifespan(app):
+            yield
+
+    def _init_manager(self, num_api_servers: int) -> Any:
+        """Start the manager process, in the main process and before all others."""
+        library_log = logging.getLogger("litserve")  # its lines take the form of ours
+        library_log.handlers.clear()
+        library_log.propagate = True
+        manager: Any = SyncManager()
+        manager.start(initializer=_begin_manager)
+        self.workers_setup_status = manager.dict()
+        self._shutdown_event = manager.Event()
+        commands = self.litapi_request_queues[self._api.api_path] = manager.Queue()
+        self._transport = MPQueueTransport(manager, [manager.Queue() for _ in range(num_api_servers)])
+        self._exchange.connect(lambda command: commands.put((0, command.id, command)))
+        self._manager_process = manager._process  # without it, no message arrives
+        return manager
+
+    def _perform_graceful_shutdown(self, *arguments: Any) -> None:
+        if not self._supervisor.is_stopping:  # LitServe stops by itself when the manager process has ended
+            self._fail_without_manager()
+        # The HTTP process itself waits no longer than _REPLY_SECONDS.
+        self.uvicorn_graceful_timeout = 1 if self._supervisor.is_hurried else 2 * _REPLY_SECONDS
+        self._api.state.set_shutdown(ServicePhase.STOPPING)
+        super()._perform_graceful_shutdown(*arguments)
+
+    def _fail_without_manager(self) -> None:
+        if not self._supervisor.exit_code:
+            self._supervisor.fail("manager")
+
+    def _register_middleware(self) -> None:
+        """Add none of LitServe's: it would compress images with gzip."""
+
+    def _register_internal_endpoints(self) -> None:
+        set_up(self.app, self._admission, is_draining=lambda: self._api.state.is_shutting_down)
+
+    def _register_api_endpoints(self, *_: object) -> None:
+        """Add nothing: ``set_up`` has added ``POST /generate`` with all other endpoints."""
+
+    @override
+    def launch_inference_worker(self, lit_api: GenerateAPI) -> list[Any]:
+        """Start none: the supervisor does, once the HTTP process runs."""
+        return []
+
+    @override
+    def launch_single_inference_worker(self, lit_api: GenerateAPI, worker_id: int) -> Any:
+        """Start an engine process, in the context that suits its device. Takes as long as a fork server's imports."""
+        config = lit_api.config
+        process = engine_context(config.model.device).Process(
+            target=inference_worker,
+            args=(
+                lit_api,
+                config.model.device,
+                worker_id,
+                self.litapi_request_queues[lit_api.api_path],
+                self._transport,
+                self.workers_setup_status,
+                self._callback_runner,
+                self.restart_workers,
+            ),
+            name="engine",
+            daemon=True,  # one that is started during a shutdown is not waited for
+        )
+        process.start()
+        self.inference_workers[:] = [process]
+        return process
+
+    @override
+    def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[int, Any]) -> None:
+        """Have our supervisor watch the processes and start the engine process, instead of LitServe."""
+        threads = {
+            "watch": lambda: self._supervisor.watch({"HTTP": uvicorn_workers[0], "manager": self._manager_process}),
+            "engine": lambda: self._supervisor.run_engine(
+                lambda: self.launch_single_inference_worker(self._api, 0), self._after_engine
+            ),
+        }
+        for name, target in threads.items():
+            threading.Thread(target=target, daemon=True, name=name).start()
+
+    def _after_engine(self) -> None:
+        """Have the HTTP process answer the requests under way, whose engine process has ended."""
+        with contextlib.suppress(OSError, EOFError):  # the manager process has ended, too
+            self._transport.send((ENGINE, (None, LitAPIStatus.OK, LoopResponseType.STREAMING, 0)), consumer_id=0)
+            # The engine was waiting for a command, and the manager process still waits on its behalf: the next is lost.
+            self._exchange.put(CancelCommand(id=""))
+
+
+def _begin_manager() -> None:
+    """Run first in the manager process."""
+    end_with_parent()
+
+    def pass_on(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getppid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, pass_on)  # requests that drain still need this process
+
+
+def _error_json(error: LithographError, request_id: str) -> tuple[int, bytes]:
+    status, body = error_body(error, request_id)
+    return status, body.model_dump_json().encode()
+
+
+def _check_port_is_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As uvicorn does: connections in TIME_WAIT do not hold the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                "port_taken",
+                "cannot be bound on {host}: {reason}",
+                remedy="give another with --port",
+                field="port",
+                value=port,
+                host=host,
+                reason=error.strerror,
+            ) from error

@@ -1,0 +1,144 @@
+"""The supervisor, in the main process: it drains on SIGTERM and watches the other processes."""
+
+import logging
+import multiprocessing.connection
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+
+from service.config import ServiceConfig
+from service.http.exchange import Exchange
+from service.observability import metrics
+from service.wire.state import ServicePhase, ServiceState
+
+log = logging.getLogger("lithograph")
+
+_MAX_RESTARTS = 3
+_RESTART_WINDOW_SECONDS = 300.0
+"""An engine process that ends more often than that would end again: the server stops, and whatever runs it decides."""
+_ECHO_SECONDS = 2.0
+"""A SIGTERM to all processes of a server reaches the main process several times: its children pass theirs on."""
+
+
+class Supervisor:
+    """The shutdown of a server, and the end of its processes."""
+
+    def __init__(self, config: ServiceConfig, state: ServiceState, exchange: Exchange) -> None:
+        self.exit_code = 0
+        self.is_stopping = False
+        self.is_hurried = False
+        """True once waiting for open requests is useless: their time is up, or a process that they need has ended."""
+        self._config = config
+        self._state = state
+        self._exchange = exchange
+        self._restarts: deque[float] = deque(maxlen=_MAX_RESTARTS)
+        self._has_been_ready = False
+        self._main = os.getpid()
+        self._signalled: float | None = None
+        """Time of the first signal to stop, by the monotonic clock."""
+        self._may_end = False
+        """True once the drain is over, or useless: the next signal ends the main process."""
+
+    def handle_signals(self) -> None:
+        """Drain on SIGTERM and Ctrl-C; LitServe itself would end and leave its processes behind."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, *_: object) -> None:
+        # The forked HTTP process inherits this handler. uvicorn replaces it, but raises its signal again when it is done.
+        if os.getpid() != self._main:
+            return
+        if self.is_stopping:
+            is_echo = self._signalled is not None and time.monotonic() - self._signalled < _ECHO_SECONDS
+            if is_echo and not self._may_end:
+                return
+            raise KeyboardInterrupt  # the drain is over, or somebody has asked twice
+        self.is_stopping = True
+        self._signalled = time.monotonic()
+        threading.Thread(target=self._drain, daemon=True, name="drain").start()
+
+    def _drain(self) -> None:
+        """Let clients move on, stop admitting requests, wait for those under way, then stop the server."""
+        config, state = self._config, self._state
+        if config.linger_seconds and state.phase is ServicePhase.READY:
+            state.set_shutdown(ServicePhase.LINGERING)
+            log.info("shutting down: requests are accepted for %g s more", config.linger_seconds)
+            time.sleep(config.linger_seconds)
+        begin = time.monotonic()
+        state.set_shutdown(ServicePhase.DRAINING)
+        log.info(
+            "shutting down: no request is admitted; %d unfinished requests may take %g s more",
+            self._exchange.unfinished,
+            config.grace_seconds,
+        )
+        while self._exchange.unfinished and time.monotonic() - begin < config.grace_seconds:
+            time.sleep(0.05)
+        if unfinished := self._exchange.unfinished:
+            log.warning("%d requests are not finished after %g s; stopping anyway", unfinished, config.grace_seconds)
+            self.is_hurried = True
+        self._may_end = True
+        os.kill(self._main, signal.SIGTERM)
+
+    def fail(self, process: str) -> None:
+        """Note that a process has ended without which the server cannot go on."""
+        self.is_stopping = self.is_hurried = self._may_end = True
+        self.exit_code = 1
+        log.error("the %s process ended; stopping", process)
+
+    def watch(self, processes: Mapping[str, BaseProcess]) -> None:
+        """Wait until one of the processes ends, and stop the server. Runs in a thread of its own."""
+        # Not join(): of two threads that wait for one child, the one that loses the race for its exit status counts it as
+        # alive.
+        names = {process.sentinel: name for name, process in processes.items()}
+        (ended, *_) = multiprocessing.connection.wait(list(names))
+        assert isinstance(ended, int)
+        self._stop_after(names[ended])
+
+    def run_engine(self, start: Callable[[], BaseProcess], on_end: Callable[[], None]) -> None:
+        """Start the engine process, and again when it ends; stop the server if another would be useless.
+
+        Runs in a thread of its own, with which, on Linux, the engine process or its fork server ends. ``on_end`` is called
+        after the end of each engine process.
+        """
+        while not self.is_stopping:
+            try:
+                engine = start()
+            except (OSError, EOFError):
+                log.exception("the engine process cannot be started")
+                break
+            multiprocessing.connection.wait([engine.sentinel])
+            if not self._should_restart(engine, on_end):
+                break
+        self._stop_after("engine")
+
+    def _stop_after(self, process: str) -> None:
+        """Stop the server because a process has ended, unless it is stopping already."""
+        if not self.is_stopping:
+            self.fail(process)
+            os.kill(self._main, signal.SIGTERM)
+
+    def _should_restart(self, ended: BaseProcess, on_end: Callable[[], None]) -> bool:
+        """Note the end of an engine process; return False if another would be useless."""
+        assert ended.pid is not None
+        metrics.process_ended(ended.pid)
+        state, now = self._state, time.monotonic()
+        self._has_been_ready |= state.engine_phase in (ServicePhase.READY, ServicePhase.WAITING)
+        is_broken = state.engine_phase is ServicePhase.FAILED or not self._has_been_ready
+        if not is_broken:
+            state.set_engine(
+                ServicePhase.RESTARTING
+            )  # before its requests are answered: no other is to be sent meanwhile
+        on_end()
+        if self.is_stopping or is_broken:
+            return False
+        if len(self._restarts) == _MAX_RESTARTS and now - self._restarts[0] < _RESTART_WINDOW_SECONDS:
+            log.error("the engine process ended %d times in %.0f s", _MAX_RESTARTS + 1, now - self._restarts[0])
+            return False
+        self._restarts.append(now)
+        metrics.ENGINE_RESTARTS.inc()
+        log.error("the engine process ended; starting it again")
+        return True

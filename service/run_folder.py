@@ -1,0 +1,115 @@
+"""The directories of one run: its metrics and its downloads. Those of runs that were killed are removed.
+
+A run holds a lock on its directories for as long as one of its main and HTTP processes lives, so that no other run removes
+them; systemd-tmpfiles heeds such locks, too. This module must not import prometheus_client, which reads the variable once.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from longcat.errors import ConfigError
+from longcat.storage.disk import writing
+
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+LOCK_FILE = "counts.lock"
+"""Locked, in the directory of metrics, while counts move from one file to another."""
+_PREFIX = "lithograph-run-"
+_STARTING_SECONDS = 5.0
+"""Time that another server has to lock its new directory."""
+_MOST_SOCKET_BYTES = 107 if sys.platform == "linux" else 103
+"""Of the path of a socket, from ``sockaddr_un``."""
+_SOCKET = "/pymp-00000000/listener-00000000"
+"""The path below the temporary directory of a socket between two processes, as ``multiprocessing`` names it."""
+_VALUES = re.compile(r"(counter|gauge_[a-z]+|histogram|summary)_[0-9]+\.(db|partial)")
+
+
+@contextlib.contextmanager
+def run_folder(given: str | None) -> Iterator[tuple[Path, Path]]:
+    """Make the directory of this run, and yield it with that of its metrics; remove it in the end.
+
+    ``given``, an operator's ``PROMETHEUS_MULTIPROC_DIR``, is used for metrics, and cleared of the files of earlier runs.
+    Raises ``StorageError`` if there is no room, and ``ConfigError`` if another server uses that directory, or if the path of
+    the temporary directory is too long for the sockets of the server's processes.
+    """
+    parent = Path(tempfile.gettempdir())
+    _check_length(parent)
+    _remove_abandoned(parent)
+    with contextlib.ExitStack() as stack:
+        with writing(parent):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)))
+        stack.enter_context(_lock(folder))
+        if given:
+            metrics = Path(given)
+            stack.enter_context(_taken(metrics))
+        else:
+            metrics = folder / "metrics"
+        with writing(metrics):
+            metrics.mkdir(exist_ok=True)
+            (metrics / LOCK_FILE).touch()
+        yield folder, metrics
+
+
+def _check_length(parent: Path) -> None:
+    most = _MOST_SOCKET_BYTES - len(_SOCKET)
+    if (length := len(os.fsencode(parent))) > most:
+        raise ConfigError(
+            "temporary_path_too_long",
+            "{length} bytes are too long for the sockets between the processes of a server; {most} fit",
+            remedy="set TMPDIR to a directory with a shorter path, such as /tmp",
+            field="TMPDIR",
+            value=str(parent),
+            length=length,
+            most=most,
+        )
+
+
+@contextlib.contextmanager
+def _taken(metrics: Path) -> Iterator[None]:
+    """Take the operator's directory for this run alone: counts of earlier runs, or of another, would be added to ours."""
+    with writing(metrics, field=METRICS_VARIABLE):
+        metrics.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_lock(metrics))
+        except BlockingIOError as error:
+            raise ConfigError(
+                "metrics_directory_in_use",
+                "another server keeps its metrics there",
+                remedy="give each server a directory of its own, or leave it out",
+                field=METRICS_VARIABLE,
+                value=str(metrics),
+            ) from error
+        with writing(metrics, field=METRICS_VARIABLE):
+            for path in metrics.iterdir():
+                if _VALUES.fullmatch(path.name):
+                    path.unlink()
+        yield
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a directory. Raises ``BlockingIOError`` if another process holds it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the directories of runs that were killed: downloads of theirs would fill the disk, run by run."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            status = folder.lstat()
+            if status.st_uid == os.geteuid() and time.time() - status.st_mtime > _STARTING_SECONDS:
+                with _lock(folder):
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Data that cross HTTP and the process boundary: requests, events, messages, picture files. No torch."""

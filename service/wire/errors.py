@@ -1,0 +1,110 @@
+"""The errors of a service that cannot take or finish a request now; the same request may succeed later.
+
+::
+
+    UnavailableError
+    ├── NotReadyError        the model is loading, restarting, or waiting for adapters
+    ├── DrainingError        the server is shutting down
+    ├── EngineEndedError     the engine process ended while the request was under way
+    ├── EngineStalledError   the engine process hangs
+    └── BusyError            the queue is full
+"""
+
+from typing import Self
+
+from longcat.errors import EngineError, LithographError
+from longcat.storage.disk import disk_full, is_disk_full, path_of
+
+
+class UnavailableError(LithographError):
+    """The service cannot take or finish a request now."""
+
+    code = "unavailable"
+    retry_after_seconds: int = 1
+    """When to send the request again."""
+
+    def after(self, seconds: int) -> Self:
+        """Set ``retry_after_seconds``, and return the error."""
+        self.retry_after_seconds = seconds
+        return self
+
+
+class NotReadyError(UnavailableError):
+    """The model is not ready."""
+
+    code = "not_ready"
+    retry_after_seconds = 5
+
+    def __init__(self) -> None:
+        super().__init__(
+            "not_ready", "the model is not ready", remedy="send the request again once GET /readyz returns 200"
+        )
+
+
+class DrainingError(UnavailableError):
+    """The server is shutting down."""
+
+    code = "draining"
+
+    def __init__(self) -> None:
+        super().__init__("draining", "the server is shutting down", remedy="send the request to another replica")
+
+
+class EngineEndedError(UnavailableError):
+    """The engine process ended while the request was under way."""
+
+    code = "engine_ended"
+    retry_after_seconds = 10
+
+    def __init__(self) -> None:
+        super().__init__(
+            "engine_ended",
+            "the engine process ended during the request and is restarting",
+            remedy="send the request again",
+        )
+
+
+class EngineStalledError(UnavailableError):
+    """The engine process neither makes denoising steps nor idles."""
+
+    code = "engine_stalled"
+    retry_after_seconds = 5
+
+    def __init__(self, *, seconds: float) -> None:
+        super().__init__(
+            "engine_stalled",
+            "the engine process has shown no progress for {seconds} s",
+            remedy="send the request again once GET /readyz returns 200",
+            seconds=round(seconds),
+        )
+
+
+class BusyError(UnavailableError):
+    """The queue is full."""
+
+    code = "busy"
+
+    def __init__(self, *, requests: int) -> None:
+        super().__init__(
+            "busy",
+            "{requests} requests are under way, and the queue is full",
+            remedy="send the request again later",
+            requests=requests,
+        )
+
+
+def wrapped(error: Exception) -> LithographError:
+    """Return an error of ours as it is, a full disk as ``DiskFullError``, and any other exception as an ``EngineError``."""
+    if isinstance(error, LithographError):
+        return error
+    if is_disk_full(error):
+        return disk_full(path_of(error))
+    failure = EngineError(
+        "engine_failed",
+        "{kind}: {reason}",
+        remedy="look for the request in the server's log",
+        kind=type(error).__name__,
+        reason=str(error),
+    )
+    failure.__cause__ = error
+    return failure

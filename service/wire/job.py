@@ -1,0 +1,46 @@
+"""Asynchronous jobs as HTTP shows them: the body of ``GET /v1/jobs/{id}``, and of a webhook."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from service.wire.events import ResultEvent
+from service.wire.schema import ErrorDetail
+
+
+class JobStatus(StrEnum):
+    """Status of a job."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class JobReport(BaseModel):
+    """The body of ``GET /v1/jobs/{id}``, and the data of a webhook."""
+
+    id: str
+    status: JobStatus
+    created_at: datetime
+    started_at: Annotated[datetime | None, Field(description="When its first step was made.")] = None
+    finished_at: datetime | None = None
+    expires_at: Annotated[datetime | None, Field(description="When it will be forgotten, at the latest.")] = None
+    steps_made: Annotated[int, Field(description="Of all its pictures together.")] = 0
+    steps: int
+    result_url: Annotated[
+        str | None, Field(description="Once it succeeded: answers as POST /generate would have answered.")
+    ] = None
+    result: Annotated[ResultEvent | None, Field(description="Once it succeeded, with response_format json.")] = None
+    error: Annotated[ErrorDetail | None, Field(description="Why it failed.")] = None
+
+
+class JobEvent(BaseModel):
+    """The body of a webhook."""
+
+    type: Annotated[str, Field(description="job.succeeded, job.failed or job.cancelled.")]
+    timestamp: datetime
+    data: JobReport

@@ -1,0 +1,200 @@
+"""The limits of a request to this model on this server, and the defaults of the fields that it leaves out. No torch."""
+
+import math
+import secrets
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+from longcat.adapter.reference import parse_reference
+from longcat.errors import AdapterError, Problem, PromptTooLongError, UserError
+from longcat.model.flavour import ModelSettings
+from longcat.model.shape import GRID_PX
+from longcat.sampling.prompt import Tokenize, tokenize_prompt
+from service.wire.schema import LARGEST_SEED, GenerateRequest, ResolvedRequest
+from service.wire.webhook_host import WebhookHost, may_call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The limits of one request to this model on this server."""
+
+    settings: ModelSettings
+    max_pixels: int
+    """Largest width times height."""
+    max_steps: int
+    max_images: int
+    """Most images of one request."""
+    has_adapters: bool
+    """True if adapter storage is configured."""
+    webhook_hosts: tuple[str, ...] = ()
+    """Hosts that a webhook may call, in the forms of ``WebhookHost``."""
+    max_timeout_seconds: float = math.inf
+
+    @classmethod
+    def of_model(cls, settings: ModelSettings, *, has_adapters: bool = False) -> Self:
+        """Return the model's own limits and no others: for a person at their own machine."""
+        return cls(
+            settings=settings,
+            max_pixels=settings.max_pixels,
+            max_steps=sys.maxsize,
+            max_images=sys.maxsize,
+            has_adapters=has_adapters,
+        )
+
+    def resolve(self, request: GenerateRequest, tokenize: Tokenize) -> ResolvedRequest:
+        """Fill in the model's defaults and check the limits. Raises ``UserError`` with every problem."""
+        size = self.settings.default_size_px
+        resolved = ResolvedRequest(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            width=size if request.width is None else request.width,
+            height=size if request.height is None else request.height,
+            steps=min(self.settings.default_steps, self.max_steps) if request.steps is None else request.steps,
+            guidance_scale=(
+                self.settings.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
+            ),
+            seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+            num_images=request.num_images,
+            cfg_renorm=request.cfg_renorm,
+            rewrite_prompt=request.rewrite_prompt,
+            output_format=request.output_format,
+            adapters=request.adapters,
+        )
+        problems = [
+            *self._size_problems(resolved), *self._count_problems(resolved), *self._time_problems(request),
+            *self._adapter_problems(resolved), *self._delivery_problems(request),
+            *self._prompt_problems(resolved, tokenize),
+        ]  # fmt: skip
+        if problems:
+            raise UserError.of(problems)
+        return resolved
+
+    def _size_problems(self, request: ResolvedRequest) -> Iterator[Problem]:
+        pixels = request.width * request.height
+        if pixels > self.max_pixels:
+            field = "width" if request.width >= request.height else "height"
+            side = math.isqrt(self.max_pixels) // GRID_PX * GRID_PX
+            yield Problem(
+                code="too_many_pixels",
+                template="{width} x {height} is {pixels} pixels, more than the {max_pixels} that are served",
+                remedy_template="give at most {side} x {side}",
+                field=field,
+                value=getattr(request, field),
+                details={
+                    "width": request.width, "height": request.height, "pixels": pixels, "max_pixels": self.max_pixels,
+                    "side": side,
+                },
+            )  # fmt: skip
+
+    def _count_problems(self, request: ResolvedRequest) -> Iterator[Problem]:
+        for field, limit in (("steps", self.max_steps), ("num_images", self.max_images)):
+            if (value := getattr(request, field)) > limit:
+                yield _above(limit, field=field, value=value)
+        if request.seed + request.num_images - 1 > LARGEST_SEED:
+            yield Problem(
+                code="seed_too_large",
+                template="seed + num_images exceeds 63 bits",
+                remedy_template="give a smaller seed",
+                field="seed",
+                value=request.seed,
+            )
+
+    def _time_problems(self, request: GenerateRequest) -> Iterator[Problem]:
+        if (seconds := request.timeout_seconds) is not None and seconds > self.max_timeout_seconds:
+            yield _above(self.max_timeout_seconds, field="timeout_seconds", value=seconds)
+
+    def _adapter_problems(self, request: ResolvedRequest) -> Iterator[Problem]:
+        if request.adapters and not self.has_adapters:
+            yield Problem(
+                code="no_adapter_storage",
+                template="no adapter storage is configured",
+                remedy_template="start the server with --adapters",
+                field="adapters",
+                value=request.adapters[0].name,
+            )
+            return
+        names: set[str] = set()
+        for i, choice in enumerate(request.adapters):
+            field = f"adapters.{i}.name"
+            try:
+                name = parse_reference(choice.name).name
+            except AdapterError as error:
+                yield from (replace(problem, field=field, value=choice.name) for problem in error.problems)
+                continue
+            if name in names:
+                yield Problem(
+                    code="adapter_named_twice",
+                    template="adapter {name} is named twice",
+                    remedy_template="name it once",
+                    field=field,
+                    value=choice.name,
+                    details={"name": name},
+                )
+            names.add(name)
+
+    def _delivery_problems(self, request: GenerateRequest) -> Iterator[Problem]:
+        if request.as_job and request.stream:
+            yield Problem(
+                code="job_with_stream",
+                template="a job has no stream",
+                remedy_template="leave out stream or async",
+                field="stream",
+                value=True,
+            )
+        if (url := request.webhook_url) is None:
+            return
+        if not request.as_job:
+            yield Problem(
+                code="webhook_without_job",
+                template="a webhook announces the end of a job",
+                remedy_template='add "async": true',
+                field="webhook_url",
+                value=url,
+            )
+        if not self.webhook_hosts:
+            yield Problem(
+                code="webhooks_not_configured",
+                template="this server calls no webhooks",
+                remedy_template="leave it out, or start with --webhook-secret-file and --webhook-host",
+                field="webhook_url",
+                value=url,
+            )
+        elif not may_call(url, map(WebhookHost.parse, self.webhook_hosts)):
+            yield Problem(
+                code="webhook_host_not_allowed",
+                template="this server does not call that address",
+                remedy_template="give http:// or https:// and one of {hosts}, without credentials, spaces and "
+                "control characters",
+                field="webhook_url",
+                value=url,
+                details={"hosts": ", ".join(self.webhook_hosts)},
+            )
+
+    def _prompt_problems(self, request: ResolvedRequest, tokenize: Tokenize) -> Iterator[Problem]:
+        for field, prompt in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+            try:
+                tokenize_prompt(prompt, tokenize, max_tokens=self.settings.max_prompt_tokens)
+            except PromptTooLongError as error:
+                yield from error.within(field=field, value=prompt).problems
+        if request.rewrite_prompt and not self.settings.rewrites_prompts:
+            yield Problem(
+                code="rewrite_not_supported",
+                template="this model's text encoder cannot generate text",
+                remedy_template="give false, or serve flavour final",
+                field="rewrite_prompt",
+                value=True,
+            )
+
+
+def _above(limit: float, *, field: str, value: float) -> Problem:
+    """Return the problem of a number beyond what the server allows."""
+    return Problem(
+        code="above_server_limit",
+        template="more than the {limit} that this server allows",
+        remedy_template="give at most {limit}",
+        field=field,
+        value=value,
+        details={"limit": int(limit) if limit == int(limit) else limit},
+    )

@@ -1,0 +1,170 @@
+"""Commands from the HTTP process to the engine process, and the replies. No torch: the HTTP process has none."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
+
+from longcat.errors import Problem
+from service.wire.events import Event
+from service.wire.schema import ResolvedRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateCommand:
+    """Generate the images of a request."""
+
+    id: str
+    request: ResolvedRequest
+    submitted_at: float
+    deadline: float
+    """Both on ``time.monotonic``'s clock, which the processes of one machine share."""
+    stream: bool = False
+    """Send an ``AcceptedEvent``."""
+    progress: bool = False
+    """Send a ``StepEvent`` after every step."""
+    previews: int = 0
+    """Most ``PreviewEvent`` of one image, spread over its steps."""
+    trace: Mapping[str, str] | None = None
+    """W3C Trace Context headers of the request's span; None without tracing."""
+
+    @property
+    def trace_id(self) -> str | None:
+        """The id of the request's trace."""
+        return None if self.trace is None else self.trace["traceparent"].split("-")[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CancelCommand:
+    """Stop the steps of a request, and send no more events of it."""
+
+    id: str
+
+
+class AdapterAction(StrEnum):
+    """Actions on an adapter while serving."""
+
+    LIST = "list"
+    FIND = "find"
+    """Report on one version alone, ``name@version``, if requests can name it. Its weights are not loaded."""
+    LOAD = "load"
+    PIN = "pin"
+    UNPIN = "unpin"
+    UNLOAD = "unload"
+    REMOVE = "remove"
+    IMPORT = "import"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterCommand:
+    """Carry out an action on one adapter, and report on all of them."""
+
+    id: str
+    action: AdapterAction
+    deadline: float
+    """On ``time.monotonic``'s clock: afterwards, nobody waits for the reply, and the command is dropped."""
+    name: str = ""
+    path: str = ""
+    """The file or directory to import."""
+    replace: bool = False
+    """Allow an import to become a new version of an existing name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """The engine's step loop runs: sent to the mailbox ``ENGINE`` about once a second, whether there is work or not."""
+
+    step_seconds: float
+    """The longest pass of the loop since the last heartbeat."""
+
+
+ENGINE = "engine"
+"""The mailbox of messages about the engine process itself: ``Heartbeat``, and None when the process has ended."""
+
+Command = GenerateCommand | CancelCommand | AdapterCommand
+
+
+def _problem(fields: object) -> object:
+    return Problem.from_json(fields) if isinstance(fields, Mapping) else fields
+
+
+WireProblem = Annotated[
+    Problem,
+    PlainValidator(_problem, json_schema_input_type=dict[str, Any]),
+    PlainSerializer(Problem.to_json, return_type=dict[str, Any]),
+]
+"""A problem as a JSON object, from which other processes translate it."""
+
+
+class AdapterState(StrEnum):
+    """The version that a request for a name gets."""
+
+    READY = "ready"
+    """The newest version."""
+    OUTDATED = "outdated"
+    """The version before: the newest is refused, or incomplete in storage."""
+    REFUSED = "refused"
+    """None: no version has passed verification."""
+    UNLOADED = "unloaded"
+    """None, until a command loads it again."""
+
+
+class AdapterStatus(BaseModel):
+    """The state of one name."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    state: AdapterState
+    desired_version: int | None
+    """The version that ``latest`` names."""
+    version: int | None
+    """The version that is served."""
+    verified: bool
+    """True once its weights have been downloaded and verified; before that, only its manifest has."""
+    sha256: str | None
+    rank: int | None
+    modules: int | None
+    """Layers of the model that the adapter changes."""
+    trigger_words: tuple[str, ...]
+    created: datetime | None
+    """When the served version was published."""
+    pinned: bool
+    reason: str | None
+    """Why the desired version is not served, in English."""
+    problem: WireProblem | None = None
+    """The same, for translation."""
+    last_used_seconds_ago: float | None
+    requests: int
+
+
+class SlotStatus(BaseModel):
+    """A slot in use."""
+
+    model_config = ConfigDict(frozen=True)
+
+    adapter: str
+    """``name@version``."""
+    pictures: int
+    """Images being denoised with it."""
+
+
+class AdapterReport(BaseModel):
+    """The body of ``GET /v1/adapters``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    storage: str
+    reachable: bool | None
+    """None before the first listing of storage."""
+    slots: int
+    slots_used: tuple[SlotStatus, ...]
+    """Least recently used first."""
+    adapters: tuple[AdapterStatus, ...]
+
+
+Reply = Event | AdapterReport
+"""A reply that is none of the events before a final one is the last to a command."""

@@ -1,0 +1,247 @@
+"""Request and error body: what goes over the wire. The client reads it too. No torch.
+
+A request is checked twice: its shape by pydantic, then against the model and this server by ``Limits.resolve``, which also
+fills in defaults.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticKnownError
+
+from longcat.errors import LithographError, Problem, show
+from longcat.model.shape import GRID_PX
+from longcat.validation import ProblemValueError
+
+SMALLEST_PX = GRID_PX
+LARGEST_SEED = 2**63 - 1
+LONGEST_URL = 2048
+"""Characters, as most servers have it: to split a URL takes quadratic time in its length."""
+
+MAX_ADAPTERS = 4
+"""Most adapters of one request: each slot that it holds is one that others wait for."""
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+
+class AdapterChoice(BaseModel):
+    """A LoRA adapter, and how strongly it is applied."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: Annotated[str, Field(min_length=1, description="ink: its latest version; ink@3: that version.")]
+    scale: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False, description="1 is as it was trained.")] = 1.0
+
+
+def _not_blank(prompt: str) -> str:
+    if not prompt.strip():
+        raise ProblemValueError(Problem(code="blank", template="blank", remedy_template="give some text"))
+    return prompt
+
+
+def _not_too_many(adapters: object) -> object:
+    """Check the number first: pydantic would report every item of a list that is too long."""
+    if isinstance(adapters, list | tuple) and len(adapters) > MAX_ADAPTERS:
+        limits = {"field_type": "Tuple", "max_length": MAX_ADAPTERS, "actual_length": len(adapters)}
+        raise PydanticKnownError("too_long", limits)
+    return adapters
+
+
+class BaseRequest(BaseModel):
+    """The fields that every endpoint that generates images has. All but the prompt have defaults that fit the model."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+    prompt: Annotated[
+        str,
+        Field(
+            min_length=1,
+            json_schema_extra={"pattern": r"\S"},
+            description="The image in words, in Chinese or English.",
+        ),
+        AfterValidator(_not_blank),
+    ]
+    negative_prompt: Annotated[str, Field(description="What to keep away from; needs guidance_scale over 1.")] = ""
+    steps: Annotated[int | None, Field(ge=1, description="Denoising steps.")] = None
+    guidance_scale: Annotated[
+        float | None,
+        Field(ge=0, le=30, allow_inf_nan=False, description="Classifier-free guidance; 1 or less turns it off."),
+    ] = None
+    seed: Annotated[
+        int | None,
+        Field(ge=0, le=LARGEST_SEED, description="Image i of a request is generated from seed + i. Random if absent."),
+    ] = None
+    cfg_renorm: Annotated[bool, Field(description="Keep each token's guided norm at most the conditional one's.")] = (
+        True
+    )
+    rewrite_prompt: Annotated[bool, Field(description="Let the model's text encoder enrich the prompt first.")] = False
+    adapters: Annotated[
+        tuple[AdapterChoice, ...],
+        Field(strict=False, max_length=MAX_ADAPTERS, description="LoRA adapters, applied together."),
+        BeforeValidator(_not_too_many),
+    ] = ()
+    timeout_seconds: Annotated[
+        float | None,
+        Field(
+            gt=0, allow_inf_nan=False, description="From arrival to reply; past it, 504, and no more steps are made."
+        ),
+    ] = None
+
+
+class GenerateRequest(BaseRequest):
+    """The body of ``POST /generate``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": "一个红苹果"},
+                {"prompt": "a red apple on a blue background", "seed": 7, "steps": 16, "response_format": "json"},
+            ]
+        },
+    )
+
+    width: Annotated[int | None, Field(ge=SMALLEST_PX, multiple_of=GRID_PX, description="In px, a multiple of 64.")] = (
+        None
+    )
+    height: Annotated[
+        int | None, Field(ge=SMALLEST_PX, multiple_of=GRID_PX, description="In px, a multiple of 64.")
+    ] = None
+    num_images: Annotated[int, Field(ge=1, description="Images to generate.")] = 1
+    output_format: Annotated[OutputFormat, Field(description="File format of the pictures.")] = "png"
+    stream: Annotated[
+        bool, Field(description="Reply with server-sent events: progress after every step, then the result as JSON.")
+    ] = False
+    previews: Annotated[bool, Field(description="With stream: small pictures of the unfinished images, too.")] = False
+    as_job: Annotated[
+        bool,
+        Field(alias="async", description="Reply 202 at once, with the address of a job, which will have the pictures."),
+    ] = False
+    webhook_url: Annotated[
+        str | None,
+        Field(
+            max_length=LONGEST_URL,
+            description="With async: called, signed, at the end of the job; this server has to allow its host.",
+        ),
+    ] = None
+    response_format: Annotated[
+        Literal["binary", "json"],
+        Field(description="binary: the picture itself, or a zip of several; json: base64 with seed and timings."),
+    ] = "binary"
+
+
+class ResolvedRequest(BaseModel):
+    """A valid request with every default filled in: it gives the same image each time. A PNG carries it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    seed: int
+    num_images: int
+    cfg_renorm: bool
+    rewrite_prompt: bool
+    output_format: OutputFormat
+    adapters: tuple[AdapterChoice, ...] = ()
+
+
+class AppliedAdapter(BaseModel):
+    """An adapter as it was applied."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    version: int
+    scale: float
+    sha256: Annotated[str, Field(description="The checksum of the adapter's file.")]
+    modules: Annotated[int, Field(description="Layers of the model that the adapter changed.")]
+
+    @property
+    def reference(self) -> str:
+        """``name@version``."""
+        return f"{self.name}@{self.version}"
+
+
+class Timings(BaseModel):
+    """Seconds that a request spent in each phase."""
+
+    model_config = ConfigDict(frozen=True)
+
+    queue_seconds: float = 0.0
+    text_seconds: float
+    denoise_seconds: float
+    decode_seconds: float
+    encode_seconds: float
+    """Writing PNG, JPEG or WebP."""
+
+
+class ProblemBody(BaseModel):
+    """One thing that is wrong with a request, and what to do about it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: Annotated[str, Field(description="Stable: translations are found by it.")]
+    field: Annotated[str, Field(description="The input that is wrong: steps, adapters.0.name, body; empty for none.")]
+    value: Annotated[str | None, Field(description="The value given, shortened; null if there was none.")]
+    problem: str
+    remedy: str
+    details: Annotated[dict[str, Any], Field(description="Values in the two sentences, for translations.")] = {}
+
+    @classmethod
+    def of(cls, problem: Problem) -> Self:
+        """Return the body of a problem."""
+        details = {name: _plain(detail) for name, detail in problem.details.items()}
+        value = None if problem.value is None else show(problem.value)
+        return cls(
+            code=problem.code, field=problem.field, value=value, problem=problem.problem, remedy=problem.remedy,
+            details=details,
+        )  # fmt: skip
+
+    def as_problem(self) -> Problem:
+        """Return the problem again: its templates are the sentences, and a translation is filled from its details."""
+        details = {
+            n: ProblemBody(**d).as_problem() if isinstance(d, dict) and "problem" in d else d
+            for n, d in self.details.items()
+        }
+        template, remedy = (text.replace("{", "{{").replace("}", "}}") for text in (self.problem, self.remedy))
+        return Problem(
+            code=self.code,
+            template=template,
+            remedy_template=remedy,
+            field=self.field,
+            value=self.value,
+            details=details,
+        )
+
+
+def _plain(detail: object) -> object:
+    match detail:
+        case Problem():
+            return ProblemBody.of(detail).model_dump()
+        case bool() | int() | float() | None:
+            return detail
+    return str(detail)
+
+
+class ErrorDetail(BaseModel):
+    """An error: its code decides the HTTP status."""
+
+    code: str
+    message: Annotated[str, Field(description="All problems as English sentences.")]
+    request_id: Annotated[str, Field(description="As in X-Request-Id and in the log.")] = ""
+    problems: Annotated[list[ProblemBody], Field(min_length=1)]
+
+    @classmethod
+    def of(cls, error: LithographError, *, request_id: str = "") -> Self:
+        """Return the body of an error."""
+        problems = [ProblemBody.of(problem) for problem in error.problems]
+        return cls(code=error.code, message=str(error), request_id=request_id, problems=problems)
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail

@@ -1,0 +1,1 @@
+"""The Adapters pages: versions, lineage, import and export."""

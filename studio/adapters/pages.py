@@ -1,0 +1,234 @@
+"""Adapters: what there is, where each came from, which version its name means; others' files in, ours out."""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from markupsafe import Markup
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+
+from lithograph.client.errors import ServiceError
+from lithograph.client.protocol import AdapterStatus
+from longcat.adapter.reference import parse_reference
+from longcat.errors import AdapterError, Problem
+from longcat.validation import ProblemValueError
+from studio.connection.service_connection import ConnectionState
+from studio.context import StudioContext, studio_of
+from studio.web.errors import PageNotFoundError
+from studio.web.forms import read_form
+from studio.web.pages import render
+
+router = APIRouter()
+
+Version = Annotated[int, Path(ge=1, le=999_999_999)]
+"""A version in an address, as long as one can be in a reference (``ink@3``)."""
+_MOST_WORDS = 200
+_CURVE_PX = (320, 80)
+_PROOFS = 24
+_KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
+"""A version never changes; its address carries its number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogueFragment:
+    """The list as it is shown."""
+
+    text: Markup
+    digest: str
+    """Of the text."""
+
+
+def _adapter_name(text: str) -> str:
+    try:
+        is_name = parse_reference(text).version is None
+    except AdapterError:
+        is_name = False
+    if not is_name:
+        raise ProblemValueError(
+            Problem(
+                code="adapter_name_not_allowed", template="not allowed as a name",
+                remedy_template="use lower-case letters, digits, '.', '_' and '-'",
+            )
+        )  # fmt: skip
+    return text
+
+
+class _ImportForm(BaseModel):
+    """The form of an import."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    name: Annotated[str, AfterValidator(_adapter_name)]
+    trigger_words: Annotated[str, Field(max_length=_MOST_WORDS)] = ""
+    """Separated by commas."""
+    file: list[UploadFile]
+
+
+@router.get("/adapters")
+async def adapters_page(request: Request) -> Response:
+    """All of them."""
+    studio = studio_of(request)
+    return render(
+        request, "adapters/page.html", catalogue=await _catalogue(request), max_mib=studio.config.max_upload_mib
+    )
+
+
+@router.get("/adapters/list")
+async def adapters_list(request: Request, seen: str = "") -> Response:
+    """Return the list alone; 204 where it has not changed, so that the page keeps its scroll position."""
+    catalogue = await _catalogue(request)
+    if catalogue.digest == seen:
+        return Response(status_code=204)
+    return render(request, "adapters/list.html", catalogue=catalogue)
+
+
+@router.post("/adapters")
+async def import_adapter(request: Request) -> Response:
+    """Publish another program's file."""
+    studio = studio_of(request)
+    async with request.form(max_files=2, max_fields=8) as form:
+        files = [file for file in form.getlist("file") if isinstance(file, UploadFile) and file.filename]
+        fields = read_form(_ImportForm, form, **({"file": files} if files else {}))
+        words = [word.strip() for word in fields.trigger_words.split(",") if word.strip()]
+        published = await studio.importer.publish(files, fields.name, words, flavour=_flavour(studio))
+    await _look_again(studio, fields.name)
+    return render(request, "adapters/imported.html", published=published, catalogue=await _catalogue(request))
+
+
+@router.get("/adapters/{name}/{version}")
+async def version_page(request: Request, name: str, version: Version) -> Response:
+    """One version: its lineage, its losses and its pictures."""
+    studio = studio_of(request)
+    entry = await asyncio.to_thread(studio.catalogue.get, name)
+    manifest = await asyncio.to_thread(studio.catalogue.manifest, name, version)
+    validation_images = (await asyncio.to_thread(studio.catalogue.validation_images, manifest))[:_PROOFS]
+    losses = manifest.training.losses if manifest.training else ()
+    return render(
+        request,
+        "adapters/version.html",
+        entry=entry,
+        manifest=manifest,
+        curve=_curve(losses),
+        curve_px=_CURVE_PX,
+        losses=losses,
+        grids=[image for image in validation_images if image.key.endswith("grid.png")],
+        validation_images=[image for image in validation_images if not image.key.endswith("grid.png")],
+    )
+
+
+@router.get("/adapters/{name}/{version}/file")
+async def version_file(request: Request, name: str, version: Version) -> Response:
+    """The weights, as diffusers and other programs read them."""
+    studio = studio_of(request)
+    manifest = await asyncio.to_thread(studio.catalogue.manifest, name, version)
+    path = await asyncio.to_thread(studio.catalogue.weights, manifest)
+    return FileResponse(path, filename=f"{name}-{version}.safetensors", headers=_KEPT)
+
+
+@router.get("/adapters/{name}/{version}/pictures/{key:path}")
+async def version_picture(request: Request, name: str, version: Version, key: str) -> Response:
+    """A validation picture."""
+    studio = studio_of(request)
+    manifest = await asyncio.to_thread(studio.catalogue.manifest, name, version)
+    return FileResponse(
+        await asyncio.to_thread(studio.catalogue.validation_image, manifest, key), media_type="image/png", headers=_KEPT
+    )
+
+
+@router.post("/adapters/{name}/{version}/latest")
+async def make_latest(request: Request, name: str, version: Version) -> Response:
+    """Let the name mean this version: back, or forward again."""
+    studio = studio_of(request)
+    await asyncio.to_thread(studio.catalogue.make_latest, name, version)
+    await _look_again(studio, name)
+    return render(request, "adapters/list.html", catalogue=await _catalogue(request))
+
+
+@router.post("/adapters/{name}/{action}")
+async def pin(request: Request, name: str, action: str) -> Response:
+    """Keep an adapter's newest version ready in a slot of the service, or no longer."""
+    studio = studio_of(request)
+    client = studio.service.client
+    match action:
+        case "pin":
+            await client.pin_adapter(name)
+        case "unpin":
+            await client.unpin_adapter(name)
+        case _:
+            raise PageNotFoundError
+    return render(request, "adapters/list.html", catalogue=await _catalogue(request))
+
+
+@router.delete("/adapters/{name}/{version}")
+async def remove_version(request: Request, name: str, version: Version) -> Response:
+    """Remove one version for good."""
+    return await _remove(request, name, version)
+
+
+@router.delete("/adapters/{name}")
+async def remove_adapter(request: Request, name: str) -> Response:
+    """Remove an adapter, all its versions, for good."""
+    return await _remove(request, name, None)
+
+
+async def _remove(request: Request, name: str, version: int | None) -> Response:
+    studio = studio_of(request)
+    await asyncio.to_thread(studio.catalogue.remove, name, version)
+    await _look_again(studio, name)
+    return render(request, "adapters/list.html", catalogue=await _catalogue(request))
+
+
+async def _catalogue(request: Request) -> CatalogueFragment:
+    """Return the adapters in storage, each with its state in the service."""
+    studio, pages = studio_of(request), request.app.state.pages
+    served = await _served(studio)
+    entries = await asyncio.to_thread(studio.catalogue.all)
+    text = pages.text(request, "adapters/catalogue.html", entries=entries, served=served, uri=studio.catalogue.uri)
+    return CatalogueFragment(text=text, digest=hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+async def _served(studio: StudioContext) -> Mapping[str, AdapterStatus]:
+    """Return the service's state of each name; empty while the service does not answer."""
+    if studio.service.state is not ConnectionState.READY:
+        return {}
+    try:
+        return {status.name: status for status in (await studio.service.adapters()).adapters}
+    except ServiceError:
+        return {}
+
+
+async def _look_again(studio: StudioContext, name: str) -> None:
+    """Have the service see a change now and not in a few seconds; where it does not answer it will see it later."""
+    if studio.service.state is ConnectionState.READY:
+        try:
+            await studio.service.client.load_adapter(name)
+        except ServiceError:
+            return
+
+
+def _flavour(studio: StudioContext) -> str:
+    """Return the flavour that an import is for: the served one, if its name can be resolved here."""
+    info = studio.service.info
+    if studio.service.is_own or info is None or info["model"]["flavour"] not in ("final", "dev", "embedded"):
+        return studio.config.flavour
+    return str(info["model"]["flavour"])
+
+
+def _curve(losses: Sequence[float]) -> str:
+    """Losses as the points of a line, in a box of ``_CURVE_PX``."""
+    if len(losses) < 2:
+        return ""
+    width, height = _CURVE_PX
+    low, high = min(losses), max(losses)
+    spread = (high - low) or 1.0
+    margin = 4
+    return " ".join(
+        f"{i * width / (len(losses) - 1):.1f},{margin + (high - loss) / spread * (height - 2 * margin):.1f}"
+        for i, loss in enumerate(losses)
+    )

@@ -1,0 +1,139 @@
+"""A service of the studio's own: ``lithograph serve`` as a child process, started again when it ends."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import psutil
+
+from longcat.errors import Problem
+from longcat.parent import PARENT_OPTION
+from longcat.process_identity import is_process, started_after_boot
+from longcat.storage.atomic import write_atomically
+from studio.config import StudioConfig
+from studio.connection.service_connection import ServiceConnection
+
+log = logging.getLogger("lithograph.studio")
+
+_GRACE_SECONDS = 5
+_PATIENCE_SECONDS = 20
+"""From SIGTERM to SIGKILL: more than it takes to drain."""
+_LONGEST_PAUSE_SECONDS = 30.0
+_LONG_LIFE_SECONDS = 60.0
+"""Lifetime after which a process counts as healthy, so that the next is started at once."""
+
+
+class OwnService:
+    """The child process, and the connection to it."""
+
+    def __init__(self, config: StudioConfig) -> None:
+        self._config = config
+        self._port = _free_port()
+        self._record = config.home / "service.pid"
+        self._log_path = config.home / "logs" / "service.log"
+        self._process: asyncio.subprocess.Process | None = None
+        self._supervision: asyncio.Task[None] | None = None
+        self.connection = ServiceConnection(f"http://127.0.0.1:{self._port}", is_own=True)
+
+    async def start(self) -> None:
+        """Start the process, and start another whenever it ends."""
+        await asyncio.to_thread(self._end_orphan)
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._supervision = asyncio.create_task(self._supervise())
+        await self.connection.start()
+
+    async def stop(self) -> None:
+        """Stop the process; running requests may finish, for a few seconds."""
+        await self.connection.stop()
+        if self._supervision is not None:
+            self._supervision.cancel()
+            await asyncio.gather(self._supervision, return_exceptions=True)
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(self._process.wait(), _PATIENCE_SECONDS)
+            except TimeoutError:
+                await asyncio.to_thread(_kill_tree, self._process.pid)
+                await self._process.wait()
+        self._record.unlink(missing_ok=True)
+
+    async def _supervise(self) -> None:
+        pause_seconds = 0.0
+        while True:
+            await asyncio.sleep(pause_seconds)
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            code = await self._run()
+            pause_seconds = (
+                0.0
+                if loop.time() - started > _LONG_LIFE_SECONDS
+                else min(max(2 * pause_seconds, 1.0), _LONGEST_PAUSE_SECONDS)
+            )
+            last = await asyncio.to_thread(_last_line, self._log_path)
+            log.warning("the service ended with %s (%s); starting it again in %g s", code, last, pause_seconds)
+            self.connection.lost(
+                Problem(
+                    code="own_service_ended",
+                    template="the service ended with exit code {exit_code} and is started again: {cause}",
+                    remedy_template="see {log}",
+                    details={"exit_code": code, "cause": last, "log": str(self._log_path)},
+                )
+            )
+
+    async def _run(self) -> int:
+        """Run one process to its end and return its exit code."""
+        command = [
+            sys.executable, "-P", "-m", "lithograph", PARENT_OPTION, str(os.getpid()),
+            "serve", "--host", "127.0.0.1", "--port", str(self._port),
+            "--flavour", self._config.flavour, "--adapters", self._config.adapters_uri,
+            "--grace-seconds", str(_GRACE_SECONDS),
+        ]  # fmt: skip
+        if self._config.adapters_endpoint_url is not None:
+            command += ["--adapters-endpoint-url", self._config.adapters_endpoint_url]
+        with self._log_path.open("ab") as stream:
+            # A session of its own: Ctrl-C in the terminal reaches the studio only, which then shuts the service down.
+            self._process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+            )
+        await asyncio.to_thread(self._record_process, self._process.pid)
+        return await self._process.wait()
+
+    def _record_process(self, pid: int) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            write_atomically(self._record, f"{pid} {started_after_boot(pid)}\n".encode(), durable=False)
+
+    def _end_orphan(self) -> None:
+        """Kill the service of a studio that was killed itself; the service would otherwise hold its memory for ever."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            pid, started = self._record.read_text(encoding="utf-8").split()
+            if is_process(int(pid), float(started)):
+                log.warning("ending process %s: the service of a studio that was killed", pid)
+                _kill_tree(int(pid))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _kill_tree(pid: int) -> None:
+    try:
+        top = psutil.Process(pid)
+        processes = [top, *top.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_bytes()[-4096:].decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,1 @@
+"""The Datasets pages: folders of captioned pictures, uploads, captions."""

@@ -1,0 +1,62 @@
+"""A picture's captions, in the text file beside it: read as the trainer reads them, written whole. No torch."""
+
+import unicodedata
+from pathlib import Path
+
+from longcat.errors import DataError, reason_of
+from longcat.storage.atomic import write_atomically
+from trainer.data.captions.encoding import decode_text
+
+MOST_CHARACTERS = 20_000
+_MOST_BYTES = 2**20
+
+
+def caption_file(picture: Path) -> Path:
+    """The text file of a picture, there or not: the name's, also in other case or Unicode form, or ``NAME.png.txt``."""
+    by_name = {_same(entry.name): entry for entry in sorted(picture.parent.iterdir())}
+    names = [
+        name for ending in (".txt", ".caption") for name in (picture.with_suffix(ending).name, picture.name + ending)
+    ]
+    return next((found for name in names if (found := by_name.get(_same(name)))), picture.with_suffix(".txt"))
+
+
+def read_captions(picture: Path) -> str:
+    """All of them, one a line; empty if there are none. Raises ``DataError`` if the file is no text."""
+    path = caption_file(picture)
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise DataError(
+                "caption_file_over_limit", "more than {limit} bytes", remedy="shorten it",
+                field="file", value=path.name, limit=_MOST_BYTES,
+            )  # fmt: skip
+        return decode_text(path.read_bytes()).text.strip("\ufeff\r\n")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise DataError(
+            "dataset_file_unreadable", "cannot be read: {reason}",
+            field="file", value=path.name, reason=reason_of(error),
+        ) from error  # fmt: skip
+
+
+def write_captions(picture: Path, text: str) -> None:
+    """Replace them. Raises ``DataError`` for a text that no caption can be, ``StorageError`` if the disk refuses."""
+    lines = [line.strip() for line in text.replace("\0", "").splitlines()]
+    text = "\n".join(line for line in lines if line)
+    if len(text) > MOST_CHARACTERS:
+        raise DataError(
+            "caption_over_limit", "has {length} characters", remedy="give at most {limit}",
+            field="caption", length=len(text), limit=MOST_CHARACTERS,
+        )  # fmt: skip
+    try:
+        content = (text + "\n").encode() if text else b""
+    except UnicodeEncodeError as error:
+        raise DataError(
+            "typed_caption_not_unicode", "character {position} is not valid Unicode", remedy="remove it",
+            field="caption", position=error.start,
+        ) from error  # fmt: skip
+    write_atomically(caption_file(picture), content)
+
+
+def _same(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

@@ -1,0 +1,243 @@
+"""Datasets as the studio sees them: folders of pictures, uploaded ones and those that the operator lets it see. No torch.
+
+What is in one, and what a training would drop, is what the trainer's own scan says.
+"""
+
+import hashlib
+import re
+import shutil
+import threading
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillRunning
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from longcat.errors import ConfigError, DataError, Problem, UserError, reason_of
+from longcat.model.flavour import describe
+from longcat.model.shape import GRID_PX
+from trainer.config.dataset_options import DatasetConfig, parse_sizes
+from trainer.config.options import TrainConfig
+from trainer.data.inventory import Inventory
+from trainer.data.pictures import ENDINGS, MAX_PIXELS
+from trainer.data.scan import prompt_limit, scan, scan_options
+from trainer.data.scanning.dataset_scan import ScanOptions
+
+Strategy = Literal["textfile", "filename", "csv", "json", "jsonl"]
+_NAME = re.compile(r"\w[\w .-]{0,63}")
+_WAIT_SECONDS = 2.0
+"""A scan that takes longer is asked for again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A folder of pictures."""
+
+    name: str
+    """Of the folder."""
+    folder: Path
+    """Absolute, without links."""
+    is_uploaded: bool
+    """Whether it is the studio's own, to be added to and deleted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanTerms:
+    """Options of a training that decide which pictures it can use."""
+
+    flavour: str = "embedded"
+    """Of which the captions are to be short enough; only a model that is on this machine anyway can tell."""
+    resolution: str = "128"
+    """As in a configuration."""
+    caption_strategy: Strategy = "textfile"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanProgress:
+    """A scan under way."""
+
+    done: int
+    total: int
+
+
+class Datasets:
+    """Datasets below ``uploads`` and below the roots that the operator allows."""
+
+    def __init__(self, uploads: Path, roots: Sequence[Path] = ()) -> None:
+        uploads.mkdir(parents=True, exist_ok=True)
+        self.uploads = uploads.resolve()
+        self.roots = tuple(root.expanduser().resolve() for root in roots)
+
+    def list(self) -> list[Dataset]:
+        """Uploaded ones, then the roots and the folders right below them that have pictures, by name."""
+        others = [folder for root in self.roots for folder in (root, *_visible(root)) if _has_pictures(folder)]
+        found = []
+        for folder in (*_visible(self.uploads), *others):
+            with suppress(DataError):  # a link that leads elsewhere is not for us to see
+                found.append(self.open(str(folder)))
+        return found
+
+    def open(self, path: str) -> Dataset:
+        """The folder of that path. Raises ``DataError`` if it is not there or not below an allowed root."""
+        folder = self.allowed(Path(path))
+        if not folder.is_dir():
+            raise DataError(
+                "dataset_not_a_folder", "no such folder", remedy="give the folder that holds the pictures",
+                field="path", value=path,
+            )  # fmt: skip
+        return Dataset(name=folder.name, folder=folder, is_uploaded=folder.parent == self.uploads)
+
+    def file(self, dataset: Dataset, key: str) -> Path:
+        """A file of a dataset. Raises ``DataError`` if it is not there, or a link leads out of the allowed roots."""
+        path = self.allowed(dataset.folder / key)
+        if not path.is_file():
+            raise DataError(
+                "not_in_dataset", "not in dataset {dataset}; it may have been removed",
+                field="file", value=key, dataset=dataset.name,
+            )  # fmt: skip
+        return path
+
+    def free_name(self, requested: str) -> str:
+        """A name that an uploaded dataset can have, from what was typed. Raises ``DataError`` if it is taken or empty."""
+        name = re.sub(r"[^\w .-]", "", unicodedata.normalize("NFC", requested)).strip(" .-_")[:64].strip()
+        if not _NAME.fullmatch(name):
+            raise DataError(
+                "dataset_name_without_letters", "has no letter or digit that a folder name can have",
+                remedy="give a name such as my-pictures", field="name", value=requested,
+            )  # fmt: skip
+        if (self.uploads / name).exists():
+            raise DataError(
+                "dataset_exists", "a dataset has that name already",
+                remedy="give another name, or add files to that dataset", field="name", value=name,
+            )  # fmt: skip
+        return name
+
+    def delete(self, dataset: Dataset) -> None:
+        """Remove an uploaded dataset for good. Raises ``DataError`` for one that is not the studio's."""
+        if not dataset.is_uploaded:
+            raise DataError(
+                "dataset_not_uploaded", "the dataset was not uploaded here",
+                remedy="remove it where it came from", field="path", value=str(dataset.folder),
+            )  # fmt: skip
+        gone = dataset.folder.with_name(f".deleted-{dataset.name}")
+        shutil.rmtree(gone, ignore_errors=True)
+        dataset.folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def allowed(self, path: Path) -> Path:
+        """Resolve a path, ``~`` included. Raises ``DataError`` if it is not below an allowed root."""
+        try:
+            found = path.expanduser().resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # no such user, a loop of links, a zero byte
+            raise DataError(
+                "dataset_path_unresolvable", "cannot be followed: {reason}",
+                field="path", value=str(path), reason=reason_of(error),
+            ) from error  # fmt: skip
+        if not any(found.is_relative_to(root) for root in (self.uploads, *self.roots)):
+            places = ", ".join(map(str, (self.uploads, *self.roots)))
+            raise DataError(
+                "dataset_path_not_allowed", "not below {folders}", remedy="start the studio with --data-root to allow more",
+                field="path", value=str(path), folders=places,
+            )  # fmt: skip
+        return found
+
+
+class Scans:
+    """Looks through datasets in a thread, one after the other; what was learnt of pictures is kept from scan to scan."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="scan")
+        self._lock = threading.Lock()
+        self._running: dict[tuple[Path, ScanTerms], tuple[Future[Inventory], list[int]]] = {}
+
+    def close(self) -> None:
+        """Wait for none that is still to come."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def ask(
+        self, dataset: Dataset, terms: ScanTerms, *, wait_seconds: float = _WAIT_SECONDS
+    ) -> Inventory | ScanProgress:
+        """Return the result of a scan, or the progress of one that still runs. Raises the scan's error."""
+        key = (dataset.folder, terms)
+        with self._lock:
+            if key not in self._running:
+                counts = [0, 0]
+                self._running[key] = (self._pool.submit(self._scan, dataset, terms, counts), counts)
+            future, counts = self._running[key]
+        try:
+            inventory = future.result(wait_seconds)
+        except StillRunning:
+            return ScanProgress(done=counts[0], total=counts[1])
+        finally:
+            if future.done():
+                with self._lock:
+                    self._running.pop(key, None)
+        return inventory
+
+    def problems(self, config: TrainConfig) -> tuple[Problem, ...]:
+        """Return why a training's data cannot be used; nothing if they can, or if that takes long to find out."""
+        if any(data.type != "local" for data in config.datasets):
+            return ()
+        future = self._pool.submit(scan, config.datasets, scan_options(config, None))
+        try:
+            future.result(_WAIT_SECONDS)
+        except StillRunning:
+            future.cancel()
+        except UserError as error:
+            return error.problems
+        return ()
+
+    def _scan(self, dataset: Dataset, terms: ScanTerms, counts: list[int]) -> Inventory:
+        def count(done: int, total: int) -> None:
+            counts[:] = (done, total)
+
+        config = dataset_config(dataset, terms)
+        index = hashlib.sha256(str(dataset.folder).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        return scan(
+            (config,),
+            ScanOptions(
+                resolution=_sizes(terms.resolution),
+                resolution_type="pixel_area",
+                alignment_px=GRID_PX,
+                max_pixels=MAX_PIXELS,
+                prompt_limit=cache(lambda: prompt_limit(describe("embedded"))) if terms.flavour == "embedded" else None,
+                on_picture=count,
+            ),
+            index_file=self._cache / f"{index}.json",
+            allow_empty=True,
+        )
+
+
+def dataset_config(dataset: Dataset, terms: ScanTerms) -> DatasetConfig:
+    """The dataset as a training is told of it."""
+    name = re.sub(r"[^\w .-]", "", dataset.name).lstrip(" .-") or "pictures"
+    return DatasetConfig(id=name, instance_data_dir=str(dataset.folder), caption_strategy=terms.caption_strategy)
+
+
+def _sizes(resolution: str) -> tuple[str | float, ...]:
+    try:
+        return tuple(parse_sizes(resolution))
+    except ValueError as error:
+        raise ConfigError(
+            "scan_resolution_not_sizes", "neither numbers nor sizes", remedy="give 1024, or 1024x1024,1344x768",
+            field="resolution", value=resolution,
+        ) from error  # fmt: skip
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:  # not for us to see: there is nothing to offer
+        return []
+
+
+def _has_pictures(folder: Path) -> bool:
+    try:
+        return any(entry.suffix.lower() in ENDINGS for entry in folder.iterdir())
+    except OSError:
+        return False

@@ -1,0 +1,266 @@
+"""The Datasets pages: what there is, what is in it and what a training would drop, uploads, captions in place."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, get_args
+from urllib.parse import urlencode
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
+from starlette.responses import FileResponse, RedirectResponse, Response
+
+from longcat.errors import DataError, Problem, UserError
+from studio.context import studio_of
+from studio.datasets.captions import read_captions, write_captions
+from studio.datasets.datasets import Dataset, ScanProgress, ScanTerms, Strategy
+from studio.datasets.uploads import Received, add, create
+from studio.training_services import TrainingServices
+from studio.web.errors import ChangeForbiddenError, FormError, PageNotFoundError
+from studio.web.forms import text_of
+from studio.web.pages import is_fragment, render
+from studio.web.static_files import STATIC_FOLDER
+from trainer.data.inventory import Dropped, Inventory
+from trainer.data.pictures import ENDINGS
+from trainer.data.sample import Sample
+
+router = APIRouter(prefix="/datasets")
+
+PAGE_PICTURES = 48
+_FORM_FIELDS = 8
+_PICTURE_SECONDS = 3600
+_LARGE_PX = 1024
+_REFRESH_SECONDS = 10.0
+_STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+_FLAVOURS = ("embedded", "final", "dev")
+_USUAL = {"embedded": "128", "final": "1024", "dev": "1024"}
+"""Resolutions that the models were trained at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A dataset in the list."""
+
+    dataset: Dataset
+    pictures: int
+    """Right in the folder, whether they can be used or not."""
+    first: tuple[str, ...]
+    """Some of them."""
+
+
+@router.get("")
+def list_page(request: Request) -> Response:
+    """All of them, and forms for another."""
+    training = studio_of(request).training
+    cards = [_card(dataset) for dataset in training.datasets.list()]
+    return render(request, "datasets.html", cards=cards, roots=training.datasets.roots, url=_url)
+
+
+@router.post("")
+async def upload(request: Request) -> Response:
+    """Make a dataset of uploaded files."""
+    training = studio_of(request).training
+    async with request.form(max_files=training.limits.files, max_fields=_FORM_FIELDS) as form:
+        with _problems_beside("name"):
+            folder = training.datasets.uploads / training.datasets.free_name(text_of(form, "name"))
+        with _problems_beside("files"):
+            received = await run_in_threadpool(create, folder, _files(form), training.limits)
+    return _uploaded(request, str(folder), received)
+
+
+@router.post("/add")
+async def upload_more(request: Request) -> Response:
+    """Add uploaded files to an uploaded dataset."""
+    training = studio_of(request).training
+    async with request.form(max_files=training.limits.files, max_fields=_FORM_FIELDS) as form:
+        dataset = training.datasets.open(text_of(form, "path"))
+        if not dataset.is_uploaded:
+            raise ChangeForbiddenError(
+                "dataset_of_elsewhere", "the dataset was not uploaded here", remedy="add files where it came from",
+                field="path", value=str(dataset.folder),
+            )  # fmt: skip
+        with _problems_beside("files"):
+            received = await run_in_threadpool(add, dataset.folder, _files(form), training.limits)
+    return _uploaded(request, str(dataset.folder), received)
+
+
+@router.post("/delete")
+async def delete(request: Request) -> Response:
+    """Remove an uploaded dataset."""
+    training = studio_of(request).training
+    async with request.form() as form:
+        dataset = training.datasets.open(text_of(form, "path"))
+    await run_in_threadpool(training.datasets.delete, dataset)
+    return _go(request, "/datasets")
+
+
+@router.get("/view")
+def view(
+    request: Request,
+    path: str = "",
+    caption_strategy: str = "textfile",
+    flavour: str = "embedded",
+    resolution: str = "",
+    page: int = 1,
+    refresh: bool = False,
+) -> Response:
+    """Show the contents of a dataset. A long scan is shown in progress, and the page polls for its result.
+
+    ``refresh``: for a page that shows them already; nothing if the scan takes long.
+    """
+    training = studio_of(request).training
+    dataset = training.datasets.open(path)
+    if caption_strategy not in _STRATEGIES or flavour not in _FLAVOURS:
+        raise PageNotFoundError
+    terms = ScanTerms(
+        flavour=flavour,
+        resolution=resolution or _USUAL[flavour],
+        caption_strategy=caption_strategy,
+    )
+    shown: dict[str, Any] = {"dataset": dataset, "terms": terms, "url": _url, "strategies": _STRATEGIES}
+    shown |= {"flavours": _FLAVOURS, "looking": None, "report": None, "problem": None, "page": page}
+    try:
+        found = training.scans.ask(
+            dataset, terms, wait_seconds=_REFRESH_SECONDS if refresh else 1.5 if is_fragment(request) else 0.5
+        )
+    except UserError as error:
+        shown["problem"] = error.problems[0]
+    else:
+        if isinstance(found, ScanProgress):
+            if refresh:
+                return Response(status_code=204)
+            shown["looking"] = found
+        else:
+            shown["report"] = _report(training, dataset, terms, found, page)
+    return render(request, "dataset_report.html" if is_fragment(request) else "dataset.html", **shown)
+
+
+@router.post("/caption")
+async def save_caption(request: Request) -> Response:
+    """Write a picture's captions beside it."""
+    training = studio_of(request).training
+    async with request.form() as form:
+        path, key, caption = (text_of(form, name) for name in ("path", "key", "caption"))
+    picture = training.datasets.file(training.datasets.open(path), key)
+    if picture.suffix.lower() not in ENDINGS:
+        raise PageNotFoundError
+    with _problems_beside("caption"):
+        await run_in_threadpool(write_captions, picture, caption)
+    reply = render(request, "caption_saved.html", caption=read_captions(picture))
+    reply.headers["HX-Trigger"] = "caption-saved"
+    return reply
+
+
+@router.get("/thumbnail")
+def thumbnail(request: Request, path: str, key: str, large: bool = False) -> Response:
+    """A picture of a dataset, small."""
+    training = studio_of(request).training
+    try:
+        picture = training.datasets.file(training.datasets.open(path), key)
+    except DataError as error:
+        raise PageNotFoundError from error
+    if picture.suffix.lower() not in ENDINGS:
+        raise PageNotFoundError
+    try:
+        content = training.thumbnails.of(picture, side_px=_LARGE_PX) if large else training.thumbnails.of(picture)
+    except DataError:  # why not is said beside it
+        return FileResponse(STATIC_FOLDER / "no-picture.svg")
+    headers = {"Cache-Control": f"private, max-age={_PICTURE_SECONDS}"}
+    return Response(content, media_type="image/webp", headers=headers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A file that a training would not use."""
+
+    key: str
+    problem: Problem
+    is_picture: bool
+    """Whether there is something to show, and perhaps a caption to write."""
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A scan, as a page shows it."""
+
+    inventory: Inventory
+    buckets: tuple[tuple[str, int, float], ...]
+    """Size, pictures, and their number as a share of the largest bucket's."""
+    captions: int
+    samples: tuple[Sample, ...]
+    """Of this page."""
+    left_out: tuple[LeftOut, ...]
+    pages: int
+    is_editable: bool
+    """Whether captions are text files beside the pictures."""
+
+
+def _report(training: TrainingServices, dataset: Dataset, terms: ScanTerms, found: Inventory, page: int) -> Report:
+    is_editable = terms.caption_strategy == "textfile"
+    most = max(found.buckets.values(), default=1)
+    start = (max(1, page) - 1) * PAGE_PICTURES
+    return Report(
+        inventory=found,
+        buckets=tuple((str(bucket), count, count / most) for bucket, count in sorted(found.buckets.items())),
+        captions=sum(found.languages.values()),
+        samples=found.samples[start : start + PAGE_PICTURES],
+        left_out=tuple(_left_out(training, dataset, dropped) for dropped in found.dropped),
+        pages=-(-len(found.samples) // PAGE_PICTURES),
+        is_editable=is_editable,
+    )
+
+
+def _left_out(training: TrainingServices, dataset: Dataset, dropped: Dropped) -> LeftOut:
+    is_picture = PurePosixPath(dropped.key).suffix.lower() in ENDINGS
+    caption = ""
+    if is_picture:
+        try:
+            caption = read_captions(training.datasets.file(dataset, dropped.key))
+        except DataError:  # its reason says so already
+            is_picture = False
+    return LeftOut(key=dropped.key, problem=dropped.problem, is_picture=is_picture, caption=caption)
+
+
+def _card(dataset: Dataset) -> Card:
+    pictures = sorted(entry.name for entry in dataset.folder.iterdir() if entry.suffix.lower() in ENDINGS)
+    if not pictures:
+        nested = dataset.folder.glob("*/*")
+        pictures = sorted(str(e.relative_to(dataset.folder)) for e in nested if e.suffix.lower() in ENDINGS)
+    return Card(dataset=dataset, pictures=len(pictures), first=tuple(pictures[:4]))
+
+
+def _files(form: FormData) -> list[tuple[str, BinaryIO]]:
+    given = form.getlist("files")
+    return [(upload.filename, upload.file) for upload in given if isinstance(upload, UploadFile) and upload.filename]
+
+
+def _uploaded(request: Request, folder: str, received: Received) -> Response:
+    """Off to the dataset; if something was refused, that is said first."""
+    if not received.refused:
+        return _go(request, _url("/datasets/view", path=folder))
+    return render(request, "upload_result.html", received=received, name=Path(folder).name, folder=folder, url=_url)
+
+
+@contextmanager
+def _problems_beside(field: str) -> Iterator[None]:
+    """Turn data errors into those of a form's field."""
+    try:
+        yield
+    except DataError as error:
+        raise FormError.of(
+            problem if problem.field == field else problem.within(field=field) for problem in error.problems
+        ) from error
+
+
+def _go(request: Request, path: str) -> Response:
+    if is_fragment(request):
+        return Response(status_code=204, headers={"HX-Redirect": path})
+    return RedirectResponse(path, status_code=303)
+
+
+def _url(route: str, /, **query: Any) -> str:
+    return f"{route}?{urlencode(query)}"

@@ -1,0 +1,40 @@
+"""Small copies of pictures, made once and kept. No torch."""
+
+import hashlib
+import io
+from pathlib import Path
+
+from longcat.errors import DataError, reason_of
+from longcat.storage.atomic import write_atomically
+from trainer.data.pictures import MAX_PIXELS, decode
+
+SIDE_PX = 320
+_QUALITY = 80
+
+
+class Thumbnails:
+    """Thumbnails in a folder, by path, time and size of what they show."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def of(self, picture: Path, *, side_px: int = SIDE_PX) -> bytes:
+        """A WebP of at most that many px a side, the right way up. Raises ``DataError`` for what is no picture."""
+        try:
+            status = picture.stat()
+            mark = f"{picture}\0{status.st_ino}\0{status.st_mtime_ns}\0{status.st_size}\0{side_px}"
+            kept = self._folder / f"{hashlib.sha256(mark.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.webp"
+            if kept.exists():
+                return kept.read_bytes()
+            content = picture.read_bytes()
+        except OSError as error:
+            raise DataError(
+                "dataset_file_unreadable", "cannot be read: {reason}",
+                field="file", value=picture.name, reason=reason_of(error),
+            ) from error  # fmt: skip
+        image = decode(content, max_pixels=MAX_PIXELS)
+        image.thumbnail((side_px, side_px))
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=_QUALITY)
+        write_atomically(kept, buffer.getvalue(), durable=False)
+        return buffer.getvalue()

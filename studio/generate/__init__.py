@@ -1,0 +1,1 @@
+"""The Generate page: drawings under way, and the gallery."""

@@ -1,0 +1,61 @@
+"""Limits, defaults and usual sizes of the service, for the form."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from longcat.model.shape import GRID_PX
+
+_RATIOS = (1.0, 3 / 4, 4 / 3, 9 / 16, 16 / 9)
+"""Width by height."""
+_LARGER = (1.5, 2.0)
+"""Squares, as multiples of the default side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationLimits:
+    """Limits and defaults of one service."""
+
+    width: int = 1024
+    height: int = 1024
+    steps: int = 30
+    guidance_scale: float = 4.5
+    max_pixels: int = 2048 * 2048
+    max_steps: int = 100
+    max_images: int = 8
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any] | None) -> Self:
+        """From ``GET /v1/info``; LongCat-Image's own before the service has answered."""
+        if info is None:
+            return cls()
+        defaults, limits = info["defaults"], info["limits"]
+        return cls(
+            width=defaults["width"],
+            height=defaults["height"],
+            steps=defaults["steps"],
+            guidance_scale=defaults["guidance_scale"],
+            max_pixels=limits["max_pixels"],
+            max_steps=limits["max_steps"],
+            max_images=limits["max_images"],
+        )
+
+    @property
+    def longest_px(self) -> int:
+        """The longest side that anything can have, on the grid."""
+        return self.max_pixels // GRID_PX // GRID_PX * GRID_PX
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """The usual shapes at the default area, then larger squares; all of them can be drawn."""
+        found = [self._shape(ratio) for ratio in _RATIOS]
+        found += [(_on_grid(self.width * factor), _on_grid(self.height * factor)) for factor in _LARGER]
+        return [size for size in dict.fromkeys(found) if math.prod(size) <= self.max_pixels]
+
+    def _shape(self, ratio: float) -> tuple[int, int]:
+        side = math.sqrt(self.width * self.height)
+        return _on_grid(side * math.sqrt(ratio)), _on_grid(side / math.sqrt(ratio))
+
+
+def _on_grid(length_px: float) -> int:
+    return max(1, round(length_px / GRID_PX)) * GRID_PX

@@ -1,0 +1,1 @@
+"""The Jobs pages: trainings here and on a cluster."""

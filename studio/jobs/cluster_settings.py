@@ -1,0 +1,47 @@
+"""The Kubernetes cluster that the studio trains on: JSON that it is started with. No torch, and no client of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lithograph.kubernetes.job_settings import JobSettings
+from longcat.errors import ConfigError
+from longcat.validation import problems_of
+from trainer.config.file import read_json
+
+
+class ClusterSettings(JobSettings):
+    """Address of a cluster, and the settings of every Job there."""
+
+    kubeconfig: str | None = None
+    """None: as a pod of the cluster, or ``~/.kube/config``."""
+    context: str | None = None
+    namespace: str | None = None
+    data_dir: Path | None = None
+    """Where the volume of ``data_claim`` is seen from here: datasets below it become paths below /data."""
+    training_dir: Path | None = None
+    """Where the volume of ``training_claim`` is seen from here, for live curves and validation pictures."""
+
+
+def read_cluster_settings(given: str) -> ClusterSettings:
+    """Read a file, or the JSON object itself, as fits into an environment variable. Raises ``ConfigError``."""
+    if not given.lstrip().startswith("{"):
+        return _settings(read_json(Path(given), option="cluster"))
+    try:
+        return _settings(json.loads(given))
+    except ValueError as error:
+        raise ConfigError(
+            "cluster_not_json", "not JSON: {cause}", remedy="give a JSON object or a file", field="cluster",
+            value=given, cause=str(error),
+        ) from error  # fmt: skip
+
+
+def _settings(fields: Any) -> ClusterSettings:
+    try:
+        return ClusterSettings.model_validate(fields)
+    except ValidationError as error:  # not an object; wrong fields are a ConfigError already
+        raise ConfigError.of(problems_of(error, ClusterSettings)).within(field="cluster") from error
+    except ConfigError as error:
+        raise error.within(field="cluster") from error

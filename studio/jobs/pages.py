@@ -1,0 +1,218 @@
+"""The Jobs pages: what waits, runs and is over; one training as it goes; stopping it and going on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+
+from studio.context import studio_of
+from studio.jobs.job_view import JobView
+from studio.jobs.record import State
+from studio.jobs.report import report_view
+from studio.web.errors import PageNotFoundError
+from studio.web.pages import is_fragment, render
+from studio.web.validation_scene import scene_of
+from trainer.record.run_file import MetricsLine
+
+router = APIRouter(prefix="/jobs")
+
+_LOG_LINES = 200
+_MOST_POINTS = 1500
+"""Of a curve that is sent whole: more than a screen has columns."""
+_CAUSES = (65, 69, 71, 75, 77, 78, 130, 137, 143)
+"""Exit codes that say more than that something went wrong."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A prompt of the validation grid."""
+
+    prompt: str
+    is_base: bool
+    """Whether it has nothing to do with the training, and shows what that broke."""
+    pictures: tuple[str | None, ...]
+    """Paths below the output, a column each; None where none was drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Validation pictures, prompt by step."""
+
+    steps: tuple[int, ...]
+    """Of the columns after the base's."""
+    rows: tuple[Row, ...]
+
+
+@router.get("")
+def list_page(request: Request) -> Response:
+    """All jobs, the newest first."""
+    views = studio_of(request).training.jobs.list()
+    return render(request, "jobs_table.html" if is_fragment(request) else "jobs.html", views=views)
+
+
+@router.get("/{identity}")
+def job_page(request: Request, identity: str) -> Response:
+    """One job."""
+    jobs = studio_of(request).training.jobs
+    view, config = _find(request, identity), jobs.config(identity)
+    return render(
+        request,
+        "job.html",
+        view=view,
+        cause=_cause(view),
+        repair=_repair(view, config),
+        config=json.dumps(config, ensure_ascii=False, indent=2),
+        dataset=config.get("instance_data_dir"),
+        grid=_grid(view),
+        report=report_view(view.run),
+        log=_log(request, identity),
+    )
+
+
+@router.get("/{identity}/figures")
+def figures(request: Request, identity: str, state: str) -> Response:
+    """Show a job's progress. When its state has changed, the browser reloads the whole page."""
+    view = _find(request, identity)
+    if view.state != state:
+        return Response(status_code=204, headers={"HX-Refresh": "true"})
+    return render(request, "job_figures.html", view=view)
+
+
+@router.get("/{identity}/log")
+def log(request: Request, identity: str) -> Response:
+    """The end of what it printed."""
+    return render(request, "job_log.html", view=_find(request, identity), log=_log(request, identity))
+
+
+@router.get("/{identity}/grid")
+def grid(request: Request, identity: str, seen: int) -> Response:
+    """Validation pictures, if there are more than the page shows."""
+    view = _find(request, identity)
+    if view.run is None or len(view.run.validations) == seen:
+        return Response(status_code=204)
+    return render(request, "job_grid.html", view=view, grid=_grid(view))
+
+
+@router.get("/{identity}/report")
+def report(request: Request, identity: str, seen: str) -> Response:
+    """The report card, if it has changed since the page showed it."""
+    view = _find(request, identity)
+    shown = report_view(view.run)
+    if shown is None or shown.seen == seen:
+        return Response(status_code=204)
+    return render(request, "job_report.html", view=view, report=shown)
+
+
+@router.get("/{identity}/metrics")
+def metrics(request: Request, identity: str, after: int = 0) -> Response:
+    """The curves beyond a step, as columns; thinned out if there are many, but for the last ones."""
+    view = _find(request, identity)
+    lines = studio_of(request).training.jobs.metrics(identity, after)
+    shown = _thinned(lines)
+    columns = ("step", "loss", "learning_rate", "step_seconds", "gradient_norm")
+    body = {name: [_finite(getattr(line, name)) for line in shown] for name in columns}
+    return JSONResponse(
+        {
+            **body,
+            "start_step": view.run.start_step if view.run else 0,
+            "last_step": lines[-1].step if lines else view.run.step if view.run else 0,
+        }
+    )
+
+
+@router.get("/{identity}/picture/{path:path}")
+def picture(request: Request, identity: str, path: str) -> Response:
+    """A validation picture."""
+    view = _find(request, identity)
+    folder = (view.output / "validation").resolve() if view.output else None
+    found = (view.output / path).resolve() if view.output else None
+    if (
+        folder is None
+        or found is None
+        or not found.is_relative_to(folder)
+        or found.suffix != ".png"
+        or not found.is_file()
+    ):
+        raise PageNotFoundError
+    return FileResponse(found, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@router.post("/{identity}/{action}")
+async def act(request: Request, identity: str, action: str) -> Response:
+    """Stop, kill, resume or delete it."""
+    jobs = studio_of(request).training.jobs
+    _find(request, identity)
+    match action:
+        case "stop":
+            await run_in_threadpool(jobs.stop, identity)
+        case "kill":
+            await run_in_threadpool(lambda: jobs.stop(identity, at_once=True))
+        case "resume":
+            await run_in_threadpool(jobs.resume, identity)
+        case "delete":
+            await run_in_threadpool(jobs.delete, identity)
+        case _:
+            raise PageNotFoundError
+    path = "/jobs" if action == "delete" else f"/jobs/{identity}"
+    if is_fragment(request):
+        return Response(status_code=204, headers={"HX-Redirect": path})
+    return RedirectResponse(path, status_code=303)
+
+
+def _find(request: Request, identity: str) -> JobView:
+    return studio_of(request).training.jobs.get(identity)
+
+
+def _cause(view: JobView) -> str:
+    """Return the key of the texts on a job's end: a known exit code, or ``none`` if no code was recorded."""
+    if view.exit_code is None:
+        return "refused" if view.job.refused else "none"
+    code = 128 - view.exit_code if view.exit_code < 0 else view.exit_code
+    return str(code) if code in _CAUSES else "1"
+
+
+def _repair(view: JobView, config: Mapping[str, Any]) -> Literal["dataset", "configuration"] | None:
+    """Return what has to be changed before the job can be resumed with success; None if nothing has to."""
+    match _cause(view) if view.state is State.FAILED else "none":
+        case "65":
+            return "dataset" if config.get("instance_data_dir") else "configuration"
+        case "71" | "78" | "refused":
+            return "configuration"
+    return None
+
+
+def _log(request: Request, identity: str) -> str:
+    return studio_of(request).training.jobs.log_tail(identity, _LOG_LINES)
+
+
+def _grid(view: JobView) -> Grid | None:
+    """Return the grid of validation pictures; None before the first."""
+    if view.output is None or view.run is None or not view.run.validations:
+        return None
+    validations = view.run.validations
+    by_name = [{Path(path).name: path for path in validation.images} for validation in validations]
+    names = list(dict.fromkeys(name for drawn in by_name for name in drawn))
+    rows = []
+    for name in names:
+        base = f"validation/base/{name}"
+        drawn = (base if (view.output / base).exists() else None, *(paths.get(name) for paths in by_name))
+        scenes = (scene_of(view.output / path) for path in drawn if path is not None)
+        scene = next(filter(None, scenes), {})  # of the first picture that is still there
+        rows.append(Row(prompt=scene.get("prompt", name), is_base=bool(scene.get("is_base")), pictures=drawn))
+    return Grid(steps=tuple(validation.step for validation in validations), rows=tuple(rows))
+
+
+def _thinned(lines: Sequence[MetricsLine]) -> Sequence[MetricsLine]:
+    every = -(-len(lines) // _MOST_POINTS)
+    return lines if every <= 1 else [*lines[:-1:every], lines[-1]]
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN; a chart has gaps."""
+    return value if abs(value) < float("inf") else None

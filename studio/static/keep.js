@@ -1,0 +1,78 @@
+// A form with data-keep is kept by the browser over reloads, other pages, languages and themes. data-decided says what the address
+// or a file has decided this time: "all" of the form, or its "adapters".
+"use strict";
+
+const STORED = "input:not([type=hidden], [type=file]), select, textarea";
+
+function kept(form) {
+  try {
+    return JSON.parse(localStorage.getItem(`form:${form.dataset.keep}`)) ?? {};
+  } catch {
+    return {}; // the browser may store nothing
+  }
+}
+
+function keep(form, values) {
+  try {
+    localStorage.setItem(`form:${form.dataset.keep}`, JSON.stringify(values));
+  } catch {
+    // as above
+  }
+}
+
+function isTicked(control) {
+  return control.type === "checkbox" || control.type === "radio";
+}
+
+function keyOf(control) {
+  return isTicked(control) ? `${control.name}=${control.value}` : control.name;
+}
+
+function valuesOf(form) {
+  const controls = [...form.querySelectorAll(STORED)].filter((control) => control.name);
+  return Object.fromEntries(controls.map((control) => [keyOf(control), isTicked(control) ? control.checked : control.value]));
+}
+
+function restore(form, part) {
+  const values = kept(form);
+  let isChanged = false;
+  for (const control of part.querySelectorAll(STORED)) {
+    const value = values[keyOf(control)];
+    const property = isTicked(control) ? "checked" : "value";
+    if (value === undefined) continue;
+    if (control instanceof HTMLSelectElement && ![...control.options].some((option) => option.value === value)) control.add(new Option(value));
+    isChanged ||= control[property] !== value;
+    control[property] = value;
+    control.dispatchEvent(new Event("input", { bubbles: true })); // also of a value that the browser itself has restored
+  }
+  if (isChanged) form.dispatchEvent(new Event("change", { bubbles: true }));
+  keep(form, { ...values, ...valuesOf(form) }); // what is not on the page yet stays
+}
+
+function begin(form) {
+  const { decided } = form.dataset;
+  if (decided) {
+    const isOpen = (key) => decided !== "all" && !/^(adapter=|scale:)/.test(key);
+    keep(form, Object.fromEntries(Object.entries(kept(form)).filter(([key]) => isOpen(key))));
+    delete form.dataset.decided;
+    history.replaceState(null, "", form.dataset.home); // a reload shows the form as it is by then
+  }
+  restore(form, form);
+}
+
+document.addEventListener("htmx:load", ({ detail: { elt } }) => {
+  const outer = elt.parentElement?.closest("form[data-keep]");
+  if (outer) restore(outer, elt);
+  else for (const form of elt.matches("form[data-keep]") ? [elt] : elt.querySelectorAll("form[data-keep]")) begin(form);
+});
+
+for (const name of ["input", "change"]) {
+  document.addEventListener(name, ({ target }) => {
+    const form = target.closest?.("form[data-keep]");
+    if (form && !form.dataset.decided) keep(form, { ...kept(form), ...valuesOf(form) });
+  });
+}
+
+document.addEventListener("submit", ({ target }) => {
+  if (target.getAttribute("action") === "/logout") localStorage.clear();
+});

@@ -1,0 +1,1 @@
+"""The Train page: a form of the configuration, and the memory plan beside it."""

@@ -1,0 +1,266 @@
+"""A form of ``TrainConfig``: fields in groups, the typed options, and the problems of each field. No torch."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from longcat.errors import ConfigError, Problem
+from longcat.validation import names_of
+from trainer.config.file import make_config
+from trainer.config.json_text import parse_json
+from trainer.config.options import TrainConfig
+from trainer.config.simpletuner.options import our_name, split_foreign
+
+Kind = Literal["text", "number", "integer", "switch", "choice", "lines", "json"]
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "basic": (
+        "model_family", "model_flavour", "adapter_name", "instance_data_dir", "caption_strategy", "resolution",
+        "lora_rank", "learning_rate", "train_batch_size", "max_train_steps", "validation_prompts",
+    ),
+    "memory": (
+        "base_model_precision", "text_encoder_1_precision", "mixed_precision", "gradient_checkpointing",
+        "gradient_checkpointing_interval", "gradient_accumulation_steps", "enable_group_offload", "group_offload_type",
+        "group_offload_blocks_per_group", "fsdp_enable", "vae_batch_size", "device",
+    ),
+    "adapter": (
+        "model_type", "lora_type", "lora_alpha", "lora_dropout", "lora_targets", "lora_init_type", "use_rslora", "use_dora",
+        "lycoris_config", "init_lora",
+    ),
+    "data": (
+        "data_backend_config", "resolution_type", "aspect_bucket_alignment", "caption_dropout_probability",
+        "masked_loss_probability", "max_image_pixels", "background_colour",
+    ),
+    "training": (
+        "num_train_epochs", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_end", "optimizer",
+        "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm", "flow_schedule_shift", "use_ema",
+        "ema_decay", "seed",
+    ),
+    "checkpoints": ("checkpointing_steps", "checkpoints_total_limit"),
+    "validation": (
+        "validation_disable", "validation_prompt", "user_prompt_library", "validation_base_prompts",
+        "validation_negative_prompt", "validation_resolution", "validation_guidance", "validation_num_inference_steps",
+        "validation_seed", "validation_steps", "validation_min_change", "validation_max_drift",
+    ),
+    "report": (
+        "eval_share", "eval_dataset_id", "num_eval_images", "eval_steps_interval", "publish_checkpoint",
+        "early_stopping_patience", "publish_min_improvement", "publish_max_overfit", "publish_max_copies",
+    ),
+    "records": ("report_to", "tracker_project_name", "tracker_run_name", "metrics_port", "pushgateway_url"),
+    "model": ("pretrained_model_name_or_path", "revision"),
+    "publishing": ("publish_to", "publish_endpoint_url"),
+}  # fmt: skip
+"""Fields as people look for them; the first group is open, the others are folded."""
+SET_BY_STUDIO = frozenset({"output_dir", "cache_dir", "resume_from_checkpoint"})
+"""Fields that a job's place decides."""
+SUGGESTIONS: Mapping[str, tuple[str, ...]] = {
+    "model_flavour": ("final", "dev", "embedded"),
+    "base_model_precision": ("no_change", "auto", "int8-quanto", "int4-quanto", "int8-torchao", "fp8-torchao", "fp8-quanto"),
+    "text_encoder_1_precision": ("no_change", "auto", "int8-quanto", "int4-quanto", "int8-torchao", "fp8-torchao"),
+    "caption_strategy": ("textfile", "filename", "csv", "json", "jsonl"),
+    "device": ("auto", "cpu", "cuda", "mps"),
+}  # fmt: skip
+"""Of fields that are texts to the configuration, what they usually are."""
+CLOSED = frozenset({"model_flavour", "base_model_precision", "text_encoder_1_precision", "caption_strategy"})
+"""Those of them that can be nothing else, unless another value is there already."""
+IN_ANOTHER_FILE = "imported_datasets_in_another_file"
+"""Code of the problem of an imported option that the form does not take over."""
+_ITEMS = {"validation_prompts", "validation_base_prompts"}
+"""Lists, an item a line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One field of the form."""
+
+    name: str
+    kind: Kind
+    help: str
+    """In English, as the configuration has it."""
+    choices: tuple[str, ...]
+    default: str
+    """As it would be typed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The result of reading a form or a file."""
+
+    options: Mapping[str, Any]
+    """Options by name, without those at their default."""
+    config: TrainConfig | None
+    """None if there are problems."""
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[Problem, ...] = field(default=())
+    """Options without effect."""
+
+    def with_problems(self, problems: Iterable[Problem]) -> "Reading":
+        """Return it with these problems, which leave no configuration."""
+        return replace(self, config=None, problems=tuple(problems))
+
+
+@lru_cache(maxsize=1)
+def fields() -> Mapping[str, Field]:
+    """All of the form, by name."""
+    return {name: _field(name, TrainConfig.model_fields[name]) for names in GROUPS.values() for name in names}
+
+
+def read_form(values: Mapping[str, str]) -> Reading:
+    """Read the typed texts by field. A field that is empty, or at its default, is no option."""
+    options: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for name, about in fields().items():
+        text = values.get(name, "").strip() if about.kind != "switch" else values.get(name, "")
+        if about.kind == "switch":
+            if (given := text in ("on", "true")) != (about.default == "true"):
+                options[name] = given
+        elif text and _plain(text) != _plain(about.default):
+            try:
+                options[name] = _parsed(about, text)
+            except ConfigError as error:
+                problems += error.within(field=name).problems
+    reading = _checked(options, ())
+    return reading.with_problems([*problems, *reading.problems]) if problems else reading
+
+
+def read_file(text: str) -> Reading:
+    """Read a ``config.json``, ours or SimpleTuner's, with ``//`` comments. Raises ``ConfigError`` if it is not one."""
+    parsed = parse_json(text)
+    if not isinstance(parsed, dict):
+        raise ConfigError(
+            "imported_file_not_object", "the file is not a JSON object", remedy="give a JSON object of options"
+        )
+    given = {str(key).removeprefix("--"): value for key, value in parsed.items()}
+    supported, notes, problems = split_foreign(given)
+    options = {name: value for name, value in supported.items() if value is not None}
+    if isinstance(options.get("data_backend_config"), str):
+        problems.append(
+            Problem(
+                code="imported_datasets_in_another_file", template="names another file",
+                remedy_template="put the list of that file in its place",
+                field="data_backend_config", value=options.pop("data_backend_config"),
+            )
+        )  # fmt: skip
+    if isinstance(options.get("lycoris_config"), str):
+        problems.append(
+            Problem(
+                code="imported_lycoris_in_another_file", template="names another file",
+                remedy_template="put the object of that file in its place",
+                field="lycoris_config", value=options.pop("lycoris_config"),
+            )
+        )  # fmt: skip
+    reading = _checked(options, notes)
+    return reading.with_problems([*problems, *reading.problems]) if problems else reading
+
+
+def as_typed(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options as the form shows them, defaults included."""
+    return {
+        name: _typed(about, options[name]) if name in options else about.default for name, about in fields().items()
+    }
+
+
+def as_file(options: Mapping[str, Any]) -> str:
+    """Return the options as a ``config.json``, with those that name the model, which other programs need."""
+    first = {"model_type": "lora", "model_family": "longcat_image", "model_flavour": "final"}
+    return json.dumps(first | dict(options), ensure_ascii=False, indent=2) + "\n"
+
+
+def _checked(options: Mapping[str, Any], notes: Sequence[Problem]) -> Reading:
+    config, warnings, problems = make_config(options)
+    return Reading(options=options, config=config, problems=tuple(problems), notes=(*notes, *warnings))
+
+
+def field_of(problem: Problem) -> str:
+    """Return the form's field that a problem is about; empty if it is about none of them."""
+    name = problem.field.partition(".")[0]
+    return our_name(name) if name in names_of(TrainConfig) else ""
+
+
+def _field(name: str, about: FieldInfo) -> Field:
+    kind, choices = _kind(name, about.annotation)
+    shown = Field(name=name, kind=kind, help=" ".join((about.description or "").split()), choices=choices, default="")
+    default = about.get_default(call_default_factory=True)
+    return Field(name=name, kind=kind, help=shown.help, choices=choices, default=_typed(shown, default))
+
+
+def _kind(name: str, annotation: Any) -> tuple[Kind, tuple[str, ...]]:
+    if name in ("data_backend_config", "lycoris_config"):
+        return "json", ()
+    if name in _ITEMS:
+        return "lines", ()
+    if name in SUGGESTIONS:
+        return ("choice" if name in CLOSED else "text"), SUGGESTIONS[name]
+    members = [member for member in _members(annotation) if member is not NoneType]
+    if members == [bool]:
+        return "switch", ()
+    words = tuple(
+        str(word) for member in members for word in (get_args(member) if get_origin(member) is Literal else ())
+    )
+    if bool in members:
+        return "choice", ("false", "true", *words)
+    if words and all(get_origin(member) is Literal for member in members):
+        return "choice", words
+    if members == [int]:
+        return "integer", ()
+    return ("number", ()) if members == [float] else ("text", words)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types that a union is of, without their constraints."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return [inner for member in get_args(annotation) for inner in _members(member)]
+    return _members(get_args(annotation)[0]) if hasattr(annotation, "__metadata__") else [annotation]
+
+
+def _typed(about: Field, value: Any) -> str:
+    if value is None:
+        return ""
+    if about.kind == "json":
+        given = [_as_json(entry) for entry in value] if isinstance(value, list | tuple) else _as_json(value)
+        return json.dumps(given, ensure_ascii=False, indent=2) if given else ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ("\n" if about.kind == "lines" else ",").join(_number(item) for item in value)
+    return _number(value)
+
+
+def _as_json(entry: Any) -> Any:
+    return entry.model_dump(mode="json", exclude_defaults=True) if isinstance(entry, BaseModel) else entry
+
+
+def _number(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _parsed(about: Field, text: str) -> Any:
+    match about.kind:
+        case "integer" | "number":
+            try:
+                return json.loads(text)
+            except ValueError:
+                return text  # the configuration reports the problem
+        case "lines":
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        case "json":
+            return parse_json(text)
+        case "choice" if text in ("true", "false") and "true" in about.choices:
+            return text == "true"
+    if about.name == "lora_targets" and text not in about.choices:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if about.name == "flow_schedule_shift" and text != "auto":
+        return _parsed(Field(name="", kind="number", help="", choices=(), default=""), text)
+    return text
+
+
+def _plain(text: str) -> str:
+    """One form for texts that say the same: line ends are the browser's."""
+    return "\n".join(text.split("\n")).replace("\r", "").strip()

@@ -1,0 +1,280 @@
+"""The Train page: a form of the training's configuration, the memory plan beside it, files in and out, and off it goes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from longcat.errors import ConfigError, HubError, Problem, UserError
+from studio.context import studio_of
+from studio.training.boundary import Boundary
+from studio.training.form import (
+    GROUPS,
+    IN_ANOTHER_FILE,
+    SUGGESTIONS,
+    Reading,
+    as_file,
+    as_typed,
+    field_of,
+    fields,
+    read_file,
+    read_form,
+)
+from studio.training.option_names import option_names
+from studio.training_services import TrainingServices
+from studio.web.errors import ConfigFileError, PageNotFoundError
+from studio.web.forms import text_of
+from studio.web.language import Language
+from studio.web.pages import is_fragment, render
+from trainer.memory.forecast import Forecast
+
+router = APIRouter(prefix="/train")
+
+_BY_FLAVOUR: Mapping[str, Mapping[str, Any]] = {
+    "embedded": {
+        "model_flavour": "embedded", "resolution": 128, "train_batch_size": 4, "max_train_steps": 400,
+        "learning_rate": 2e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 20, "lora_targets": "all-linear",
+        "lora_dropout": 0, "validation_steps": 100, "checkpointing_steps": 100, "validation_max_drift": 0.5,
+    },
+    "final": {
+        "model_flavour": "final", "base_model_precision": "int8-quanto", "text_encoder_1_precision": "int8-quanto",
+        "gradient_checkpointing": True, "max_train_steps": 2000, "lr_warmup_steps": 50, "validation_steps": 250,
+        "checkpointing_steps": 250,
+    },
+}  # fmt: skip
+"""Where a form starts, by flavour: what suits it. ``dev`` starts as ``final`` does."""
+_GPU_GIB = (12, 16, 24, 48, 80)
+_MOST_FILE_BYTES = 2**20
+
+
+@router.get("")
+def form_page(request: Request, flavour: str = "", dataset: str = "", job: str = "") -> Response:
+    """The form: as a flavour suits, for a dataset, or as an earlier job had it."""
+    training = studio_of(request).training
+    if job:
+        options = dict(read_file(as_file(training.jobs.config(job))).options)
+    else:
+        start = flavour if flavour in (*_BY_FLAVOUR, "dev") else "embedded"
+        options = dict(_BY_FLAVOUR["final" if start == "dev" else start]) | {"model_flavour": start}
+    if dataset:
+        found = training.datasets.open(dataset)
+        options |= {"instance_data_dir": str(found.folder), "adapter_name": _adapter_name(found.name)}
+    return _page(request, read_form(as_typed(options)), decided=bool(flavour or dataset or job))
+
+
+@router.post("/check")
+async def check(request: Request) -> Response:
+    """Return the form's problems and the memory that the training would take."""
+    training = studio_of(request).training
+    async with request.form() as form:
+        reading = _read(form)
+        if text_of(form, "wanted"):  # it was to be started: what that lacks is still said
+            reading = _ready(reading)
+        # Before a model's files are read for the plan.
+        reading = await run_in_threadpool(_within, training.boundary, reading, text_of(form, "place") or "local")
+        return await run_in_threadpool(_checked, request, form, reading, 200)
+
+
+@router.post("")
+async def start(request: Request) -> Response:
+    """Queue the training."""
+    async with request.form() as form:
+        return await _start(request, form)
+
+
+async def _start(request: Request, form: FormData) -> Response:
+    training = studio_of(request).training
+    place = text_of(form, "place") or "local"
+    if place not in training.jobs.place_names:
+        raise PageNotFoundError
+    reading = await run_in_threadpool(_startable, training, _ready(_read(form)), place)
+    if (config := reading.config) is None:
+        return await run_in_threadpool(_refused, request, form, reading)
+    name = config.adapter_name or "training"
+    try:
+        job = await run_in_threadpool(training.jobs.submit, config, name=name, place=place)
+    except UserError as error:  # paths or settings that a pod does not have
+        return await run_in_threadpool(_refused, request, form, reading.with_problems(error.problems))
+    path = f"/jobs/{job.id}"
+    if is_fragment(request):
+        return Response(status_code=204, headers={"HX-Redirect": path})
+    return RedirectResponse(path, status_code=303)
+
+
+def _within(boundary: Boundary, reading: Reading, place: str) -> Reading:
+    """Return the reading, with the problems of what leads out of the boundary."""
+    forbidden = () if reading.config is None else boundary.problems(reading.config, here=place == "local")
+    return reading.with_problems(forbidden) if forbidden else reading
+
+
+def _startable(training: TrainingServices, reading: Reading, place: str) -> Reading:
+    """Return the reading, with the problems of what leads out of the boundary, or of data that cannot be used."""
+    reading = _within(training.boundary, reading, place)
+    if (config := reading.config) is None or place != "local":
+        return reading
+    where = "data_backend_config" if config.data_backend_config else "instance_data_dir"
+    unusable = [problem.within(field=where) for problem in training.scans.problems(config)]
+    return reading.with_problems(unusable) if unusable else reading
+
+
+@router.post("/export")
+async def export(request: Request) -> Response:
+    """The form as a ``config.json``, right or wrong."""
+    async with request.form() as form:
+        reading = _read(form)
+    headers = {"Content-Disposition": 'attachment; filename="config.json"'}
+    return Response(as_file(reading.options), media_type="application/json", headers=headers)
+
+
+@router.post("/import")
+async def import_file(request: Request) -> Response:
+    """The form as a ``config.json`` has it, SimpleTuner's too."""
+    async with request.form(max_files=1, max_fields=1) as form:
+        file = form.get("file")
+        content = await file.read(_MOST_FILE_BYTES + 1) if isinstance(file, UploadFile) else b""
+    try:
+        if len(content) > _MOST_FILE_BYTES:
+            raise ConfigError(
+                "imported_file_too_large", "the file has more than {size} bytes", size=f"{_MOST_FILE_BYTES:,}"
+            )
+        reading = read_file(content.decode("utf-8"))
+    except ConfigError as error:
+        raise ConfigFileError.of(error.problems) from error
+    except UnicodeDecodeError as error:
+        raise ConfigFileError(
+            "imported_file_not_text", "the file is not UTF-8 text", remedy="save it as UTF-8"
+        ) from error
+    return _page(request, reading, imported=True)
+
+
+def _page(
+    request: Request,
+    reading: Reading,
+    *,
+    decided: bool = True,
+    imported: bool = False,
+    wanted: bool = False,
+    status: int = 200,
+) -> Response:
+    """Show the form; ``decided`` if its values are not to be replaced by those that the browser has kept."""
+    training = studio_of(request).training
+    language: Language = request.app.state.pages.language(request)
+    return render(
+        request,
+        "train.html",
+        status=status,
+        groups={group: [fields()[name] for name in names] for group, names in GROUPS.items()},
+        values=as_typed(reading.options),
+        suggestions={**SUGGESTIONS, "instance_data_dir": [str(d.folder) for d in training.datasets.list()]},
+        reading=reading,
+        mistakes=_by_field(language, reading.problems),
+        names=option_names(language.code),
+        places=training.jobs.place_names,
+        gpus=_GPU_GIB,
+        decided=decided,
+        imported=imported,
+        wanted=wanted,
+        changed=frozenset(reading.options),
+        left_out=[p for p in reading.problems if field_of(p) not in fields() or p.code == IN_ANOTHER_FILE],
+    )
+
+
+def _refused(request: Request, form: FormData, reading: Reading) -> Response:
+    if is_fragment(request):
+        return _checked(request, form, reading, 422)
+    return _page(request, reading, wanted=True, status=422)
+
+
+def _checked(request: Request, form: FormData, reading: Reading, status: int) -> Response:
+    """The plan, and out of band what is wrong beside each field."""
+    language: Language = request.app.state.pages.language(request)
+    forecast, problems = None, tuple[Problem, ...]()
+    if reading.config is not None:
+        gib = text_of(form, "plan_for")
+        try:
+            devices = studio_of(request).training.devices
+            forecast = devices.plan(reading.config, gpu_gib=int(gib) if gib in map(str, _GPU_GIB) else None)
+        except (UserError, HubError) as error:
+            problems = error.problems
+    return render(
+        request,
+        "train_checked.html",
+        status=status,
+        forecast=forecast,
+        problems=problems,
+        mistakes=_by_field(language, reading.problems),
+        fields=fields(),
+        **(_figures(forecast) if forecast else {}),
+    )
+
+
+def _figures(forecast: Forecast) -> dict[str, Any]:
+    """A plan as the page shows it; keys are of the catalogue."""
+    plan = forecast.plan
+    parts = {
+        "base": plan.base_bytes, "adapter": plan.adapter_bytes, "gradients": plan.gradient_bytes,
+        "optimizer": plan.optimizer_bytes, "ema": plan.ema_bytes, "activations": plan.activation_bytes,
+        "workspace": plan.workspace_bytes, "text_encoder": plan.text_encoder_bytes, "encoding": plan.vae_encode_bytes,
+        "decoding": plan.vae_decode_bytes if plan.workload.validation else 0,
+    }  # fmt: skip
+    return {
+        "usable": forecast.usable_bytes,
+        "fits": forecast.fits(plan),
+        "phases": [(phase.replace(" ", "_"), size) for phase, size in plan.peak_bytes.items()],
+        "parts": [(name, size) for name, size in parts.items() if size],
+        "others": [
+            {
+                "precision": str(other.workload.precision),
+                "every": other.workload.checkpointing or 0,
+                "most_bytes": other.most_bytes,
+                "fits": forecast.fits(other),
+            }
+            for other in forecast.others
+        ],
+    }
+
+
+def _ready(reading: Reading) -> Reading:
+    """Return the reading, with the problems of a training without data or a name to publish under."""
+    if reading.config is None:
+        return reading
+    missing = []
+    if not reading.config.datasets:
+        missing.append(
+            Problem(
+                code="pictures_not_chosen", template="no pictures",
+                remedy_template="choose a dataset, or give s3://bucket/prefix", field="instance_data_dir",
+            )
+        )  # fmt: skip
+    if reading.config.adapter_name is None:
+        missing.append(
+            Problem(
+                code="adapter_not_named", template="no name",
+                remedy_template="give lower-case letters, digits, - and _", field="adapter_name",
+            )
+        )  # fmt: skip
+    return reading.with_problems(missing) if missing else reading
+
+
+def _read(form: FormData) -> Reading:
+    return read_form({name: value for name, value in form.items() if isinstance(value, str)})
+
+
+def _by_field(language: Language, problems: tuple[Problem, ...]) -> dict[str, str]:
+    """Return the problems by field, in the reader's language."""
+    texts: dict[str, list[str]] = {}
+    for problem in problems:
+        name = field_of(problem)
+        text = language.explain(problem)
+        texts.setdefault(name, []).append(text if name else language("train.option", name=problem.field, problem=text))
+    return {name: language("train.stop").join(clauses) for name, clauses in texts.items()}
+
+
+def _adapter_name(name: str) -> str:
+    """A name for an adapter from a dataset's: letters, digits, ``-`` and ``_``."""
+    plain = "".join(char if char.isascii() and char.isalnum() else "-" for char in name.lower()).strip("-")
+    return "-".join(part for part in plain.split("-") if part)[:40] or "my-style"

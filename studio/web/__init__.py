@@ -1,0 +1,1 @@
+"""Foundation of every page: access, guard, forms, errors, language, templates."""

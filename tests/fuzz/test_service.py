@@ -1,0 +1,288 @@
+"""Whatever is sent to the service, the answer is one that is documented, in its shape, in time and short; never a 500."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from hypothesis import strategies as st
+
+from tests.fuzz.cases import sweep, try_all
+from tests.fuzz.conftest import ADMIN_KEY
+from tests.fuzz.strange import (
+    INTEGERS,
+    NUMBERS,
+    ODD_VALUES,
+    RAW_JSON,
+    TEXTS,
+    UNICODE,
+    VALUES,
+    as_json,
+    changed,
+    json_bytes,
+    one_of_these,
+)
+from tests.fuzz.wire import WireReply, WireRequest, exchange
+
+Clock = Callable[[], float]
+DRAWN = {200, 202}
+REFUSED = {400, 404, 413, 415, 422, 429}
+ENDPOINTS = ("/generate", "/v1/images/generations")
+LONGEST_ERROR_BYTES = 100_000
+REFUSAL_SECONDS = 1.0
+_ATTEMPTS = 3
+"""Refusals that have to be slow: other load on the machine does not last."""
+
+NAMES = st.one_of(
+    one_of_these(["ink", "ink@1", "ink@", "@", "../../etc/passwd", "embedded", "a" * 300, "ink\n"]), TEXTS
+)
+LONG_PROMPTS = (
+    '"' + "a" * 61_000 + '"', "\"' " + "a'" * 25_000, "“" * 20_000, "“猫" * 10_000, "猫" * 20_000, "a " * 30_000,
+    "\\" * 30_000, "'" * 60_000,
+    "\u200d" * 20_000, "😀" * 15_000, "<|endoftext|>" * 4_000, "1" * 60_000, "\n" * 60_000, "é" * 30_000, "a\u0301" * 20_000,
+)  # fmt: skip
+LONG_LISTS: tuple[Any, ...] = (
+    [1] * 30_000, [{}] * 20_000, [{"name": "ink"}] * 3_000, {str(n): 1 for n in range(5_000)}, [[[]]] * 9_000,
+    [{"name": "x" * 60_000}],
+)  # fmt: skip
+SMALL = {"prompt": "a cat", "steps": 1}
+PROMPTS = st.one_of(TEXTS, one_of_these(LONG_PROMPTS))
+LIKELY: dict[str, st.SearchStrategy[Any]] = {
+    "prompt": PROMPTS,
+    "negative_prompt": PROMPTS,
+    "width": st.one_of(one_of_these([64, 100, 128, 2**20, 0]), INTEGERS),
+    "height": one_of_these([64, 128.0, "64", -64]),
+    "size": one_of_these(["64x64", "64×64", "0x0", "99999x99999", "auto", "x", "64x64x64", "9" * 5_000 + "x64"]),
+    "steps": st.one_of(one_of_these([1, 0, 101, 10**9, 1.0]), INTEGERS),
+    "guidance_scale": st.one_of(one_of_these([0, 1, 30, 31, "4"]), NUMBERS),
+    "seed": st.one_of(one_of_these([0, 2**63 - 1, 2**63, -1, 1.5]), INTEGERS),
+    "num_images": one_of_these([1, 2, 0, 10**6]),
+    "n": one_of_these([1, 2, 0, 10**6]),
+    "cfg_renorm": st.booleans(),
+    "rewrite_prompt": st.booleans(),
+    "adapters": st.one_of(
+        st.lists(st.fixed_dictionaries({"name": NAMES}, optional={"scale": NUMBERS}), max_size=5),
+        one_of_these(LONG_LISTS),
+    ),
+    "model": NAMES,
+    "stream": st.booleans(),
+    "previews": st.booleans(),
+    "partial_images": st.integers(-1, 4),
+    "async": st.booleans(),
+    "webhook_url": one_of_these(
+        ["http://127.0.0.1/x", "http://[", "file:///etc/passwd", "http://a:b@c/", " http://a/", "http://" + "a" * 9_000]
+    ),
+    "timeout_seconds": st.one_of(one_of_these([0, 0.001, 5, 1e9, 1e300]), NUMBERS),
+    "output_format": one_of_these(["png", "jpeg", "webp", "gif"]),
+    "response_format": one_of_these(["binary", "json", "b64_json", "url"]),
+    "background": one_of_these(["auto", "transparent"]),
+    "user": TEXTS,
+}
+_OURS = {"width", "height", "num_images", "previews", "async", "webhook_url"}
+_OPENAIS = {"size", "n", "model", "partial_images", "background", "user"}
+MANY_FIELDS = {f"field_{number}": number for number in range(5_000)}
+
+
+def bodies(endpoint: str) -> st.SearchStrategy[dict[str, Any]]:
+    """A small picture, with a few fields as somebody might get them wrong, or a program that has gone mad."""
+    foreign = _OURS if endpoint.startswith("/v1/") else _OPENAIS
+    likely = {name: values for name, values in LIKELY.items() if name not in foreign}
+    return changed(SMALL | ({} if endpoint.startswith("/v1/") else {"width": 64, "height": 64}), likely)
+
+
+def check(url: str, request: WireRequest) -> WireReply:
+    """Send a request, and check all that holds of any reply."""
+    for attempt in range(_ATTEMPTS):
+        reply = exchange(url, request)
+        if reply.status in DRAWN or reply.status == 504 or reply.seconds < REFUSAL_SECONDS:
+            break
+        assert attempt + 1 < _ATTEMPTS, f"refused with {reply.status} after {reply.seconds:.1f} s"
+    assert reply.status < 500 or reply.status in (501, 503, 504), reply.body[:2_000]
+    assert b"Traceback" not in reply.body
+    if reply.status >= 400:
+        assert len(reply.body) < LONGEST_ERROR_BYTES
+    return reply
+
+
+def check_generation(url: str, endpoint: str, content: bytes, kind: bytes = b"application/json") -> WireReply:
+    reply = check(
+        url, WireRequest(method="POST", target=endpoint.encode(), headers=[(b"Content-Type", kind)], body=content)
+    )
+    # 504: a time was asked for that is too short.
+    assert reply.status in DRAWN | REFUSED | {504}, reply.body[:2_000]
+    if reply.status not in DRAWN:
+        error = json.loads(reply.body)["error"]
+        assert error["message"]
+        assert ("type" in error) == endpoint.startswith("/v1/")
+    elif reply.headers["content-type"].startswith("text/event-stream"):
+        last = [line for line in reply.body.decode().splitlines() if line.startswith("event: ")][-1]
+        assert last.removeprefix("event: ") in {"result", "error", "image_generation.completed"}
+    return reply
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_no_request_for_pictures_is_answered_with_500(service: str, loop_clock: Clock, endpoint: str) -> None:
+    statuses = set()
+
+    def ask(content: bytes) -> None:
+        statuses.add(check_generation(service, endpoint, content).status)
+
+    fields = bodies(endpoint)
+    try_all(f"{endpoint}: fields", ask, st.one_of(fields.map(as_json), json_bytes(fields)), cases=60, clock=loop_clock)
+    assert statuses & DRAWN, "nothing was drawn: what is sent is too wild to get beyond the first check"
+    assert statuses & REFUSED
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_every_field_is_given_every_odd_value(service: str, loop_clock: Clock, endpoint: str) -> None:
+    foreign = _OURS if endpoint.startswith("/v1/") else _OPENAIS
+    names = [name for name in LIKELY if name not in foreign]
+    odd = [SMALL | {name: value} for name in names for value in ODD_VALUES]
+    odd += [SMALL | {name: text} for name in ("prompt", "negative_prompt") for text in LONG_PROMPTS]
+    odd += [SMALL | {"rewrite_prompt": True, "prompt": text} for text in LONG_PROMPTS]
+    odd += [SMALL | {"adapters": adapters} for adapters in LONG_LISTS] + [SMALL | MANY_FIELDS]
+    sweep(
+        f"{endpoint}: odd values",
+        lambda fields: check_generation(service, endpoint, as_json(fields)) and None,
+        odd,
+        clock=loop_clock,
+    )
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_no_bytes_are_answered_with_500(service: str, loop_clock: Clock, endpoint: str) -> None:
+    kinds = one_of_these(
+        [
+            b"application/json",
+            b"text/plain",
+            b"",
+            b"multipart/form-data; boundary=x",
+            b"\xff",
+            b"application/json; charset=utf-16",
+        ]
+    )
+    contents = st.one_of(RAW_JSON, st.binary(max_size=200), VALUES.map(as_json), json_bytes(bodies(endpoint)))
+    try_all(
+        f"{endpoint}: bytes",
+        lambda content, kind: check_generation(service, endpoint, content, kind),
+        contents,
+        kinds,
+        cases=80,
+        clock=loop_clock,
+    )
+
+
+HEADERS = one_of_these([
+    (b"Authorization", b"bearer " + ADMIN_KEY.encode()), (b"Authorization", b"Bearer \xff"), (b"Authorization",
+    b"Basic x"), (b"Cookie", b"\xff=;"),
+    (b"X-Request-Id", b"x" * 5_000), (b"X-Request-Id", b"a\xffb"), (b"X-Request-Id", b""), (b"traceparent",
+    b"00-" + b"f" * 400), (b"Host", b"[::1"),
+    (b"Host", b""), (b"Content-Length", b"-1"), (b"Content-Length", b"9" * 5_000), (b"Content-Length",
+    b"0, 0"), (b"Transfer-Encoding", b"chunked"),
+    (b"Transfer-Encoding", b"gzip"), (b"Content-Encoding", b"gzip"), (b"Expect", b"100-continue"), (b"Accept",
+    b"text/event-stream"),
+    (b"Accept", b"\xff"), (b"Accept-Encoding", b"gzip;q=x"), (b"Range", b"bytes=9-1"), (b"Origin",
+    b"http://["), (b"Upgrade", b"websocket"),
+    (b"Access-Control-Request-Method", b"x\xff"), (b"X-Forwarded-For", b"\xff"), (b"Forwarded", b"for=["),
+    (b" X", b"1"), (b"a b", b"1"), (b"", b""),
+    (b"X-Folded", b"a\r\n b"), (b"Last-Event-ID", b"\xff"), (b"Idempotency-Key", b"x" * 5_000), (b"X-Strange",
+    bytes(range(1, 10))),
+])  # fmt: skip
+PARTS = st.one_of(
+    one_of_these(
+        [
+            "ink",
+            "ink@1",
+            "embedded",
+            "load",
+            "pin",
+            "unpin",
+            "unload",
+            ".",
+            "..",
+            "%00",
+            "x" * 5_000,
+            "../../etc/passwd",
+            "~",
+            "9" * 5_000,
+        ]
+    ),
+    UNICODE,
+)
+ADMIN_FIELDS = {
+    "lora_name": NAMES, "lora_path": st.one_of(TEXTS, one_of_these(["ink", "ink/1", "/etc/passwd",
+    "file:///etc", "s3://x/y", "\0", "~x/y"])),
+    "load_inplace": VALUES, "lora_int_id": VALUES,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def routes(service: str) -> list[tuple[str, str]]:
+    """Method and path of each route, and of some that do not exist."""
+    paths = httpx.get(f"{service}/openapi.json").json()["paths"]
+    found = [(method.upper(), path) for path, methods in paths.items() for method in methods]
+    others = [(method, "/generate") for method in ("GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "TRACE", "FOO")]
+    return [
+        *found,
+        *others,
+        ("GET", "/{nothing}"),
+        ("GET", "/docs"),
+        ("GET", "/openapi.json"),
+        ("HEAD", "/healthz"),
+        ("OPTIONS", "*"),
+    ]
+
+
+@st.composite
+def requests(draw: st.DrawFn, routes: list[tuple[str, str]]) -> WireRequest:
+    """A request to a route: with strange parts of its path, a strange query, up to three strange headers, a body or none."""
+    method, path = draw(st.sampled_from(routes))
+    safe = draw(st.sampled_from(["", "/"]))
+    target = re.sub(r"\{\w+\}", lambda _: quote(draw(PARTS), safe=safe), path)
+    target += draw(
+        one_of_these(
+            [
+                "",
+                "",
+                "",
+                "?",
+                "?a=1&a=2",
+                "?%ff=%00&",
+                "?" + "x=1&" * 2_000,
+                "/",
+                "//",
+                "/%2e%2e",
+                "#a",
+                "?a=" + "%" * 90,
+            ]
+        )
+    )
+    body = (
+        b""
+        if method in ("GET", "HEAD")
+        else draw(st.one_of(st.just(b""), json_bytes(changed({"lora_name": "ink"}, ADMIN_FIELDS)), RAW_JSON))
+    )
+    headers = [(b"Authorization", f"Bearer {ADMIN_KEY}".encode())] if draw(st.booleans()) else []
+    headers += draw(st.lists(HEADERS, max_size=3))
+    return WireRequest(method=method, target=target.encode("ascii", "replace"), headers=headers, body=body)
+
+
+def test_no_route_answers_with_500(service: str, loop_clock: Clock, routes: list[tuple[str, str]]) -> None:
+    statuses = set()
+
+    def ask(request: WireRequest) -> None:
+        try:
+            statuses.add(check(service, request).status)
+        except TimeoutError:  # a body was announced that does not come
+            assert _waits_for_more(request)
+
+    try_all("routes of the service", ask, requests(routes), cases=120, clock=loop_clock)
+    assert {200, 400, 404} <= statuses
+
+
+def _waits_for_more(request: WireRequest) -> bool:
+    fields = [(name.lower(), value) for name, value in request.headers]
+    return any((name == b"content-length" and value > b"0") or name == b"transfer-encoding" for name, value in fields)

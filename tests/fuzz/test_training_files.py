@@ -1,0 +1,307 @@
+"""Configurations, dataloader files, captions and tables as somebody may have written them: an error of ours at worst."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from longcat.errors import LithographError
+from longcat.model.shape import GRID_PX
+from longcat.validation import problems_of
+from studio.training.form import as_file, as_typed, fields, read_file, read_form
+from tests.fuzz.cases import check_error, sweep, try_all
+from tests.fuzz.pictures import png
+from tests.fuzz.strange import (
+    INTEGERS,
+    NUMBERS,
+    ODD_VALUES,
+    SCALARS,
+    TEXTS,
+    UNICODE,
+    VALUES,
+    broken,
+    changed,
+    json_bytes,
+    one_of_these,
+)
+from trainer.config.assignments import parse_assignments
+from trainer.config.dataset_options import DatasetConfig
+from trainer.config.file import load_config, read_prompts
+from trainer.config.options import TrainConfig
+from trainer.config.settings import public_options
+from trainer.data.buckets import bucket_choices
+from trainer.data.captions.compose import tag_orders, with_trigger_words
+from trainer.data.captions.encoding import decode_text
+from trainer.data.captions.language import detect_language
+from trainer.data.scan import scan
+from trainer.data.scanning.dataset_scan import PromptLimit, ScanOptions
+from trainer.loop.continuation import continue_with, recorded_options
+
+SIZES = st.one_of(
+    NUMBERS,
+    one_of_these(
+        [
+            "1024",
+            "128x128",
+            "1x1",
+            "0x64",
+            "64x",
+            "x",
+            "1e3",
+            "nan",
+            "1024x1024,768x768",
+            "9" * 5_000 + "x1",
+            ",",
+            "-1",
+            "1×1",
+        ]
+    ),
+    st.lists(st.one_of(NUMBERS, TEXTS), max_size=3),
+)
+NAMED = st.sampled_from(sorted(TrainConfig.model_fields))
+DATASET = {"id": "cats", "type": "local", "instance_data_dir": ".", "caption_strategy": "textfile", "resolution": 64}
+DATASET_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(DatasetConfig.model_fields, SCALARS),
+    "type": st.sampled_from(["local", "aws", "huggingface"]),
+    "instance_data_dir": st.one_of(TEXTS, one_of_these(["s3://", "s3://bucket/prefix", "s3:///x", ".", "~"])),
+    "resolution": SIZES,
+    "crop_aspect": st.sampled_from(["square", "closest", "preserve"]),
+    "resolution_type": st.sampled_from(["pixel", "area", "pixel_area"]),
+    "alpha_colour": one_of_these(["#ffffff", "#fff", "white", "#ffffff\n"]),
+}
+OPTIONS = {
+    "model_flavour": "embedded",
+    "instance_data_dir": ".",
+    "resolution": 128,
+    "learning_rate": 1e-3,
+    "lora_rank": 4,
+}
+OPTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(TrainConfig.model_fields, SCALARS),
+    "resolution": SIZES,
+    "validation_resolution": SIZES,
+    "lora_rank": INTEGERS,
+    "max_train_steps": INTEGERS,
+    "data_backend_config": st.one_of(st.lists(changed(DATASET, DATASET_VALUES), max_size=2), TEXTS, VALUES),
+    "base_model_precision": one_of_these(["int8-quanto", "auto", "int9", "no_change"]),
+    "adapter_name": one_of_these(["ink", "ink@1", "ink\n", "Ink", "a" * 64, ""]),
+}
+OBJECTS = changed(OPTIONS, OPTION_VALUES)
+
+
+def use(config: TrainConfig) -> None:
+    """What every training computes of its configuration before it loads anything."""
+    public_options(config)
+    recorded = recorded_options(config, processes=1)
+    assert continue_with(config, recorded, processes=1, step=10) == (config, [])
+    for dataset in config.datasets:
+        resolution = {"resolution": config.resolution, "resolution_type": config.resolution_type}
+        bucket_choices(dataset, **resolution, alignment_px=config.aspect_bucket_alignment)
+        assert dataset.uri
+
+
+def told(error: LithographError) -> None:
+    """Its sentences can be filled in, are short, and can be sent to a page."""
+    assert len(str(error)) < 20_000
+    for problem in error.problems:
+        json.dumps(problem.to_json())
+
+
+def test_no_configuration_raises_another_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "config.json"
+    accepted = 0
+
+    def check(content: bytes) -> None:
+        nonlocal accepted
+        path.write_bytes(content)
+        try:
+            use(load_config(path, {})[0])
+            accepted += 1
+        except LithographError as error:
+            check_error(error)
+
+    check(json.dumps(OPTIONS).encode())
+    try_all("configurations", check, json_bytes(OBJECTS), cases=120)
+    assert accepted > 1
+
+
+def test_every_option_is_given_every_odd_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+
+    def check(content: dict[str, Any]) -> None:
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        try:
+            use(load_config(tmp_path / "config.json", {})[0])
+        except LithographError as error:
+            check_error(error)
+
+    others = {key: value for key, value in OPTIONS.items() if key != "instance_data_dir"}
+    sweep("options", check, [OPTIONS | {name: value} for name in TrainConfig.model_fields for value in ODD_VALUES])
+    datasets = [DATASET | {name: value} for name in DatasetConfig.model_fields for value in ODD_VALUES]
+    sweep("dataset fields", check, [others | {"data_backend_config": [dataset]} for dataset in datasets])
+
+
+def test_no_dataloader_file_raises_another_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "datasets.json"
+    options = {key: value for key, value in OPTIONS.items() if key != "instance_data_dir"}
+
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        try:
+            use(load_config(None, {**options, "data_backend_config": str(path)})[0])
+        except LithographError as error:
+            check_error(error)
+
+    check(json.dumps([DATASET]).encode())
+    try_all("dataloader files", check, json_bytes(st.lists(changed(DATASET, DATASET_VALUES), max_size=2)), cases=80)
+
+
+def test_no_prompt_library_raises_another_exception(tmp_path: Path) -> None:
+    def check(content: bytes) -> None:
+        (tmp_path / "prompts.json").write_bytes(content)
+        try:
+            assert all(isinstance(prompt, str) for prompt in read_prompts(tmp_path / "prompts.json"))
+        except LithographError as error:
+            check_error(error)
+
+    try_all(
+        "prompt libraries", check, json_bytes(st.dictionaries(TEXTS, st.one_of(TEXTS, VALUES), max_size=3)), cases=80
+    )
+
+
+def test_no_command_line_raises_another_exception() -> None:
+    arguments = st.one_of(
+        TEXTS,
+        st.tuples(st.sampled_from(["", "--"]), NAMED, st.sampled_from(["", "="]), TEXTS).map("".join),
+        st.just("--resolution"),
+    )
+
+    def check(given: list[str]) -> None:
+        try:
+            load_config(
+                None, {name: value for name, value in parse_assignments(given).items() if name != "data_backend_config"}
+            )
+        except LithographError as error:
+            check_error(error)
+
+    try_all("command lines", check, st.lists(arguments, max_size=4), cases=80)
+
+
+def test_no_form_and_no_imported_file_raises_another_exception() -> None:
+    typed = st.dictionaries(
+        st.sampled_from(sorted(fields())), st.one_of(UNICODE, SIZES.map(str), st.just("on")), max_size=4
+    )
+
+    def check_form(values: dict[str, str]) -> None:
+        reading = read_form(values)
+        for text in as_typed(reading.options).values():
+            assert isinstance(text, str)
+        again = read_file(as_file(reading.options))
+        assert (reading.config is None) or again.config == reading.config
+
+    def check_file(content: bytes) -> None:
+        try:
+            reading = read_file(content.decode("utf-8", "replace"))
+            as_typed(reading.options)
+            as_file(reading.options)
+        except LithographError as error:
+            check_error(error)
+
+    try_all("training forms", check_form, typed, cases=80)
+    try_all("imported files", check_file, json_bytes(OBJECTS), cases=80)
+
+
+def test_no_dataset_option_raises_another_exception() -> None:
+    def check(given: dict[str, Any]) -> None:
+        try:
+            DatasetConfig.model_validate(given)
+        except ValidationError as error:
+            for problem in problems_of(error, DatasetConfig):
+                json.dumps(problem.to_json())
+
+    try_all("dataset options", check, changed(DATASET, DATASET_VALUES), cases=80)
+
+
+@pytest.mark.parametrize("strategy", ["textfile", "json", "jsonl", "csv", "json-table", "filename"])
+def test_no_caption_file_stops_a_scan(tmp_path: Path, strategy: str) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png())
+    name = {"textfile": "a.txt", "json": "a.json", "jsonl": "x.jsonl", "csv": "x.csv", "json-table": "x.json"}.get(
+        strategy, "c.txt"
+    )
+    config = DatasetConfig(
+        id="cats", instance_data_dir=str(tmp_path), caption_strategy=strategy.removesuffix("-table"),
+        caption_file=name if strategy == "json-table" else None, trigger_words=("ink",), shuffle_tags=True,
+    )  # fmt: skip
+    options = ScanOptions(
+        resolution=(64.0,),
+        resolution_type="pixel_area",
+        alignment_px=GRID_PX,
+        prompt_limit=lambda: PromptLimit(max_tokens=512, count=len),
+    )
+
+    def check(content: bytes) -> None:
+        (tmp_path / name).write_bytes(content)
+        try:
+            found = scan((config,), options, index_file=tmp_path / ".index", allow_empty=True)
+        except LithographError as error:
+            check_error(error)
+            return
+        for sample in found.samples:
+            assert all(caption.encode("utf-8") for caption in sample.captions)
+        assert len(found.hash) == 64
+        for dropped in found.dropped:
+            json.dumps(dropped.problem.to_json())
+
+    rows = st.fixed_dictionaries({"filename": st.one_of(st.just("a.png"), TEXTS), "caption": st.one_of(TEXTS, VALUES)})
+    match strategy:
+        case "json":
+            contents = json_bytes(st.one_of(st.fixed_dictionaries({"caption": st.one_of(TEXTS, VALUES)}), VALUES))
+        case "jsonl":
+            contents = st.lists(json_bytes(rows), max_size=3).map(b"\n".join)
+        case "json-table":
+            contents = json_bytes(st.one_of(st.lists(rows, max_size=3), st.dictionaries(TEXTS, VALUES, max_size=3)))
+        case "csv":
+            contents = broken(
+                st.lists(
+                    st.tuples(st.one_of(st.just("a.png"), TEXTS), TEXTS, st.sampled_from([",", "\t", ";", '"', "\0"])),
+                    max_size=3,
+                ).map(
+                    lambda lines: (
+                        b"filename,caption\n" + b"\n".join(f"{a}{c}{b}".encode("utf-8", "replace") for a, b, c in lines)
+                    )
+                )
+            )
+        case _:
+            contents = st.one_of(
+                broken(st.just("一只猫, a cat".encode())), TEXTS.map(lambda t: t.encode("utf-8", "surrogatepass"))
+            )
+    try_all(f"captions: {strategy}", check, contents, cases=40)
+
+
+def test_no_caption_raises_another_exception() -> None:
+    def check(text: str, word: str) -> None:
+        detect_language(text)
+        assert tag_orders(text, keep=1)
+        with_trigger_words(text, (word,))
+
+    def check_bytes(content: bytes) -> None:
+        try:
+            decode_text(content)
+        except LithographError as error:
+            check_error(error)
+
+    tags = st.lists(UNICODE, max_size=12).map(", ".join)
+    try_all("captions", check, st.one_of(tags, UNICODE), UNICODE, cases=80)
+    encoded = UNICODE.flatmap(
+        lambda t: st.sampled_from(["utf-8", "utf-16", "gb18030", "utf-32", "big5"]).map(
+            lambda e: t.encode(e, "replace")
+        )
+    )
+    try_all("encodings of captions", check_bytes, st.one_of(broken(encoded), st.binary(max_size=60)), cases=80)

@@ -1,0 +1,66 @@
+"""``lithograph fetch``, from a hub that is really asked over HTTP."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from longcat.model.flavour import EMBEDDED_FOLDER, Flavour
+from tests.hub import COMMIT, hub
+from trainer.outcome import Outcome
+
+
+def fetch(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lithograph", "fetch", *options],
+        env=os.environ | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "no_proxy": "127.0.0.1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+
+
+def test_weights_are_fetched_once_and_found_from_then_on(tmp_path: Path, flavour: Flavour) -> None:
+    with hub() as (url, downloads):
+        first = fetch(HF_HOME=str(tmp_path), HF_ENDPOINT=url)
+        assert first.returncode == 0, first.stderr
+        assert first.stdout.startswith("final: ")
+        assert first.stdout.rstrip().endswith(f"hash {flavour.hash}")
+        assert COMMIT in first.stdout
+        weights = sum(path.suffix == ".safetensors" for path in EMBEDDED_FOLDER.rglob("*"))
+        assert sum(name.endswith(".safetensors") for name in downloads) == weights
+        assert not any(name.endswith((".png", "README.md")) for name in downloads)
+        downloads.clear()
+        assert fetch(HF_HOME=str(tmp_path), HF_ENDPOINT=url).stdout == first.stdout
+        assert downloads == []
+        next(tmp_path.rglob("vae/*.safetensors")).unlink()
+        assert fetch(HF_HOME=str(tmp_path), HF_ENDPOINT=url).stdout == first.stdout
+    # The hub is away now: a service that may only read the volume finds what is there.
+    assert fetch(HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1").stdout == first.stdout
+    assert fetch(HF_HOME=str(tmp_path), HF_ENDPOINT=url).stdout == first.stdout
+
+
+def test_an_incomplete_download_is_no_model(tmp_path: Path) -> None:
+    with hub() as (url, _):
+        assert fetch(HF_HOME=str(tmp_path), HF_ENDPOINT=url).returncode == 0
+    next(tmp_path.rglob("vae/*.safetensors")).unlink()
+    result = fetch(HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: flavour = final: meituan-longcat/LongCat-Image cannot be downloaded")
+
+
+def test_a_directory_is_checked_where_it_is(flavour: Flavour, tmp_path: Path) -> None:
+    result = fetch("--flavour", str(EMBEDDED_FOLDER))
+    assert result.stdout.rstrip().endswith(f"in {EMBEDDED_FOLDER}, hash {flavour.hash}")
+    assert "lacks model_index.json" in fetch("--flavour", str(tmp_path)).stderr
+
+
+def test_it_fetches_what_a_service_or_a_training_will_ask_for(flavour: Flavour, tmp_path: Path) -> None:
+    served = fetch(LITHOGRAPH_SERVE_FLAVOUR="embedded")
+    assert served.stdout.startswith("embedded: ")
+    config = tmp_path / "config.json"
+    config.write_text(f'{{"pretrained_model_name_or_path": "{EMBEDDED_FOLDER}"}} // a directory')
+    trained = fetch("--config", str(config), LITHOGRAPH_TRAIN_SEED="7")
+    assert trained.stdout.rstrip().endswith(f"in {EMBEDDED_FOLDER}, hash {flavour.hash}")
+    wrong = fetch("--config", str(tmp_path / "nowhere.json"))
+    assert (wrong.returncode, "nowhere.json" in wrong.stderr) == (Outcome.BAD_CONFIG, True)

@@ -1,0 +1,113 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from longcat.errors import FlavourError, HubError
+from longcat.model.flavour import EMBEDDED_FOLDER, Flavour, ModelSettings, resolve
+from longcat.model.loading import load, load_text_encoder, load_transformer, load_vae
+from longcat.model.tokenizer import load_tokenizer
+
+
+def test_the_embedded_model_ships_with_the_package(flavour: Flavour) -> None:
+    assert flavour.folder == EMBEDDED_FOLDER
+    assert flavour.settings.max_prompt_tokens == 32
+    assert not flavour.settings.rewrites_prompts
+    weights = sum(path.stat().st_size for path in EMBEDDED_FOLDER.rglob("*.safetensors"))
+    assert weights <= 40 * 2**20
+    assert (EMBEDDED_FOLDER / "README.md").exists()
+
+
+def test_a_directory_is_a_flavour_and_any_changed_byte_changes_its_hash(flavour: Flavour, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(EMBEDDED_FOLDER, copy)
+    assert (resolve(str(copy)).name, resolve(str(copy)).hash) == ("model", flavour.hash)
+    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert resolve(str(copy)).hash != flavour.hash
+
+
+def test_settings_default_to_longcat_image_and_unknown_ones_are_refused(tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(EMBEDDED_FOLDER, copy)
+    (copy / "lithograph.json").unlink()
+    assert resolve(str(copy)).settings == ModelSettings()
+    assert (ModelSettings().default_size_px, ModelSettings().default_steps) == (1024, 30)
+    for content, where in (
+        ('{"max_tokens": 3}', "max_tokens = 3: unknown field"),
+        ('{"default_steps": "many"}', "default_steps = many: not a whole number"),
+        ("[]", "not a JSON object"),
+        ("[", "not JSON"),
+    ):
+        (copy / "lithograph.json").write_text(content)
+        with pytest.raises(FlavourError, match=where):
+            resolve(str(copy))
+
+
+class Planted:
+    """An object whose unpickling leaves a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "load"),
+    [
+        ("transformer", "diffusion_pytorch_model", load_transformer),
+        ("text_encoder", "model", load_text_encoder),
+        ("vae", "diffusion_pytorch_model", load_vae),
+    ],
+)
+def test_a_models_weights_are_never_unpickled(
+    tmp_path: Path, part: str, name: str, load: Callable[[Flavour, torch.dtype], object]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED_FOLDER, folder)
+    flavour = resolve(str(folder))
+    weights = folder / part / f"{name}.safetensors"
+    pickled = folder / part / ("pytorch_model.bin" if part == "text_encoder" else f"{name}.bin")
+    torch.save(load_file(weights) | {"planted": Planted(tmp_path / "trace")}, pickled)
+    weights.unlink()
+    with pytest.raises(FlavourError, match="are missing or damaged"):
+        load(flavour, torch.float32)
+    torch.save(
+        load_file(EMBEDDED_FOLDER / part / weights.name), pickled
+    )  # nothing planted: it is the form that is refused
+    with pytest.raises(FlavourError, match="are missing or damaged"):
+        load(flavour, torch.float32)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(EMBEDDED_FOLDER, copy)
+    weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(FlavourError, match="are missing or damaged"):
+        load(resolve(str(copy)), device="cpu")
+    (copy / "tokenizer" / "tokenizer.json").write_text("{")
+    with pytest.raises(FlavourError, match=r"tokenizer in .* is incomplete or damaged"):
+        load_tokenizer(copy)
+
+
+def test_what_is_no_model_is_refused_with_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(FlavourError, match=r"lacks model_index.json, scheduler.*save_pretrained"):
+        resolve(str(tmp_path))
+    for name in ("finale", "./missing", "../x", "/nowhere/at/all"):
+        with pytest.raises(FlavourError, match="not a known model, a directory or a hub id"):
+            resolve(name)
+    with pytest.raises(FlavourError, match="did you mean 'embedded'"):
+        resolve("embeded")
+    with pytest.raises(FlavourError, match=r"a/b\.git cannot be downloaded"):
+        resolve("a/b.git")
+    with pytest.raises(HubError, match=r"meituan-longcat/LongCat-Image cannot be downloaded"):
+        resolve("final")  # the tests run with HF_HUB_OFFLINE

@@ -1,0 +1,284 @@
+"""The step loop: fairness between requests, failures of one request, and requests that wait."""
+
+import io
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from longcat.adapter.lora import LoraWeights, lora_targets
+from longcat.adapter.manifest import BaseIdentity, Manifest, WeightsIdentity
+from longcat.errors import DeadlineError, EngineError, LithographError, UnknownAdapterError
+from longcat.model.loading import Components
+from longcat.sampling import denoise
+from service.engine.engine import Engine
+from service.engine.slot_table import Adapter
+from service.wire.events import ErrorEvent, Event, ResultEvent, StepEvent
+from service.wire.messages import GenerateCommand
+from service.wire.picture import ModelIdentity
+from service.wire.schema import AdapterChoice, ResolvedRequest
+from tests.longcat.sampling.test_slots import random_lora
+
+
+def as_adapter(name: str, weights: LoraWeights, model: Components) -> Adapter:
+    manifest = Manifest(
+        base=BaseIdentity(flavour="embedded", revision=None, hash=model.flavour.hash),
+        rank=weights.rank,
+        alpha=weights.alpha,
+        target_modules=tuple(weights.layers),
+        tensors=2 * len(weights.layers),
+        origin="trained",
+        name=name,
+        version=1,
+        created=datetime.now(UTC),
+        weights=WeightsIdentity(sha256=name.encode().hex().rjust(64, "0"), size_bytes=1),
+    )
+    return Adapter(manifest=manifest, weights=weights)
+
+
+class Adapters:
+    """An adapter source with six adapters, and a slow one."""
+
+    def __init__(self, model: Components) -> None:
+        self.is_downloaded = threading.Event()
+        """Set when the slow adapter is there."""
+        targets = lora_targets(model.transformer)
+        self._there = {f"a{i}": as_adapter(f"a{i}", random_lora(targets, seed=i), model) for i in range(6)}
+
+    def resolve(self, reference: str) -> Adapter:
+        if reference == "slow":
+            self.is_downloaded.wait(60)
+        if reference not in self._there:
+            raise UnknownAdapterError("no_adapter", "does not exist", field="adapters", value=reference)
+        return self._there[reference]
+
+
+class EngineHarness:
+    """An engine, and its events in the order in which they came."""
+
+    def __init__(self, model: Components, **options: Any) -> None:
+        self.events: list[tuple[str, Event]] = []
+        identity = ModelIdentity(
+            flavour="embedded",
+            revision=None,
+            hash=model.flavour.hash,
+            precision="no_change",
+            text_encoder_precision="no_change",
+            dtype="float32",
+        )
+        self.engine = Engine(model, identity, adapter_rank=16, **{"max_rows": 4} | options)
+        self.adapters = self.engine.workers.source = Adapters(model)
+
+    def submit(self, name: str, *adapters: str, deadline: float = math.inf, previews: int = 0, **fields: Any) -> None:
+        defaults: dict[str, Any] = {
+            "prompt": "一只猫", "negative_prompt": "", "width": 64, "height": 64, "steps": 4, "guidance_scale": 2.0,
+            "seed": 1, "num_images": 1, "cfg_renorm": True, "rewrite_prompt": False, "output_format": "png",
+        }  # fmt: skip
+        choices = tuple(AdapterChoice(name=reference) for reference in adapters)
+        command = GenerateCommand(
+            id=name,
+            request=ResolvedRequest(adapters=choices, **defaults | fields),
+            submitted_at=time.monotonic(),
+            deadline=deadline,
+            progress=True,
+            previews=previews,
+        )
+        self.engine.submit(command, lambda event: self.events.append((name, event)))
+
+    def settle(self) -> None:
+        """Wait until the background threads are idle, without a step."""
+        for pool in (
+            self.engine.workers._downloads,
+            self.engine.workers._workers,
+        ):  # a request goes from the downloads to the workers
+            assert isinstance(pool, ThreadPoolExecutor)
+            all_idle = threading.Barrier(pool._max_workers)
+            list(pool.map(lambda _, idle=all_idle: idle.wait(60), range(pool._max_workers)))
+
+    def run(self, requests: int) -> None:
+        """Step until that many requests are over."""
+        deadline = time.monotonic() + 120
+        while len(self.outcomes) < requests:
+            self.engine.step(0.05)
+            assert time.monotonic() < deadline, self.events
+
+    @property
+    def outcomes(self) -> dict[str, ResultEvent | ErrorEvent]:
+        return {name: event for name, event in list(self.events) if isinstance(event, ResultEvent | ErrorEvent)}
+
+    @property
+    def steps(self) -> list[str]:
+        return [name for name, event in self.events if isinstance(event, StepEvent)]
+
+    def pictures(self, name: str) -> list[bytes]:
+        outcome = self.outcomes[name]
+        assert isinstance(outcome, ResultEvent), outcome
+        return [picture.content for picture in outcome.images]
+
+    def error(self, name: str) -> LithographError:
+        outcome = self.outcomes[name]
+        assert isinstance(outcome, ErrorEvent), outcome
+        return outcome.error
+
+
+@pytest.fixture
+def harness(model: Components) -> Iterator[Callable[..., EngineHarness]]:
+    return lambda **options: EngineHarness(model, **options)
+
+
+def begin_together(harness: EngineHarness, *names: str) -> None:
+    """Step until each of these requests has made a step."""
+    deadline = time.monotonic() + 120
+    while not set(names) <= set(harness.steps):
+        harness.engine.step(0.05)
+        assert time.monotonic() < deadline
+
+
+def test_sizes_take_turns_and_a_newcomer_joins_at_the_next_step(harness: Callable[..., EngineHarness]) -> None:
+    s = harness()
+    s.submit("small", steps=12)
+    s.submit("wide", steps=12, width=128)
+    begin_together(s, "small", "wide")
+    s.submit("late", steps=2)
+    s.settle()
+    made = len(s.steps)
+    s.run(3)
+    after = s.steps[made:]
+    assert after.index("late") <= 2  # one forward of the other size at most
+    alternating = [name for name in s.steps[1:] if name != "late"]
+    both = alternating[: 2 * min(alternating.count("small"), alternating.count("wide")) - 4]
+    assert all(a != b for a, b in itertools.pairwise(both[2:])), both
+
+
+def test_a_request_that_waits_for_slots_is_not_starved(
+    harness: Callable[..., EngineHarness],
+) -> None:
+    s = harness(adapter_slots=2, max_rows=8)
+    s.submit("first", "a0", "a1", steps=6)
+    begin_together(s, "first")
+    s.submit("waiting", "a2", "a3", steps=2)
+    s.settle()
+    for i in range(4):  # their adapters are loaded, so each could be admitted at once
+        s.submit(f"later{i}", "a0", "a1", steps=6)
+    s.submit("plain", steps=3)
+    s.settle()
+    s.run(7)
+    finished = list(s.outcomes)
+    assert finished.index("waiting") < min(finished.index(f"later{i}") for i in range(4))
+    assert finished.index("plain") < finished.index("waiting")  # it needs no slot: it may pass
+    assert s.engine.slot_table.evictions >= 2
+    assert all(isinstance(event, ResultEvent) for event in s.outcomes.values())
+
+
+def test_pictures_beyond_the_rows_follow_in_order_and_large_ones_get_fewer_rows(
+    harness: Callable[..., EngineHarness],
+) -> None:
+    s = harness(max_rows=4)
+    s.submit("many", seed=0, num_images=5, steps=2)
+    s.settle()
+    s.submit("next", steps=2)
+    s.submit("large", steps=1, num_images=2, width=256, height=256)
+    s.run(3)
+    assert [Image.open(io.BytesIO(content)).size for content in s.pictures("many")] == [(64, 64)] * 5
+    images = [event.image for name, event in s.events if name == "large" and isinstance(event, StepEvent)]
+    assert images == [0, 1]
+    assert s.steps.index("next") > 4  # after the first four pictures of many have begun
+
+
+def test_a_failing_step_fails_one_request_alone(
+    harness: Callable[..., EngineHarness], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    s = harness()
+    real = denoise.advance
+
+    def breaks(forward: object, pictures: list[denoise.Denoising], *others: object, **options: object) -> None:
+        if any(picture.steps == 5 and picture.step == 2 for picture in pictures):
+            raise RuntimeError("out of memory")
+        real(forward, pictures, *others, **options)
+
+    s.submit("whole", steps=6)
+    s.run(1)
+    expected = s.pictures("whole")
+    s.events.clear()
+    monkeypatch.setattr(denoise, "advance", breaks)
+    s.submit("whole", steps=6)
+    s.submit("broken", steps=5, num_images=2)
+    s.run(2)
+    (problem,) = s.error("broken").problems
+    assert (problem.code, problem.problem) == ("engine_failed", "RuntimeError: out of memory")
+    assert s.pictures("whole") == expected
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.message == "request broken failed"
+
+
+def test_a_picture_that_cannot_be_decoded_or_an_adapter_that_is_not_there_fails_alone(
+    harness: Callable[..., EngineHarness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = harness(adapter_slots=2)
+    real = denoise.decode
+
+    def breaks(vae: object, picture: denoise.Denoising) -> np.ndarray:
+        if picture.steps == 3:
+            raise EngineError("no_memory", "no memory to decode")
+        return real(vae, picture)
+
+    monkeypatch.setattr(denoise, "decode", breaks)
+    for name, adapters, steps in (("undecodable", (), 3), ("unknown", ("nobody",), 2), ("good", ("a0",), 2)):
+        s.submit(name, *adapters, steps=steps)
+    s.run(3)
+    assert (s.error("undecodable").code, s.error("unknown").code) == ("engine_error", "adapter_not_found")
+    assert s.pictures("good")
+    assert s.engine.active_rows == s.engine.queued == 0
+    assert all(adapter.pictures == 0 for adapter in s.engine.slot_table.loaded)
+
+
+def test_a_slow_download_holds_up_nobody_else(harness: Callable[..., EngineHarness]) -> None:
+    s = harness(adapter_slots=2)
+    for i in range(3):
+        s.submit(f"slow{i}", "slow")
+    s.submit("quick", "a1", steps=2)
+    s.run(1)
+    assert list(s.outcomes) == ["quick"]
+    s.adapters.is_downloaded.set()
+
+
+def test_time_that_ends_while_a_picture_is_decoded_is_its_only_outcome(
+    harness: Callable[..., EngineHarness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, has_failed, is_decoded = denoise.decode, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        has_failed.wait(60)
+        pixels = decode(*arguments)
+        is_decoded.set()
+        return pixels
+
+    monkeypatch.setattr(denoise, "decode", slow)
+    s = harness()
+    s.submit("late", steps=1, deadline=time.monotonic() + 3)
+    s.run(1)
+    has_failed.set()
+    if s.steps:  # else the machine is so slow that there was nothing to decode
+        assert is_decoded.wait(60)
+    s.settle()
+    (outcome,) = [event for _, event in s.events if isinstance(event, ResultEvent | ErrorEvent)]
+    assert isinstance(outcome, ErrorEvent)
+    assert isinstance(outcome.error, DeadlineError)
+
+
+def test_without_background_threads_pictures_are_the_same(harness: Callable[..., EngineHarness]) -> None:
+    pictures = []
+    for background in (True, False):
+        s = harness(background=background)
+        s.submit("one", num_images=3, steps=2, previews=1)
+        s.run(1)
+        pictures.append(s.pictures("one"))
+    assert pictures[0] == pictures[1]

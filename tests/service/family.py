@@ -1,0 +1,55 @@
+"""The processes of a running server, by role."""
+
+from contextlib import suppress
+
+import psutil
+
+from tests.conftest import RunningServer
+
+
+class Family:
+    """The processes of a server; roles are found when they are asked for, because the engine process may be replaced."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.main = psutil.Process(server.process.pid)
+
+    @property
+    def all(self) -> list[psutil.Process]:
+        """Every process, with helpers of ``multiprocessing``."""
+        return [self.main, *self.main.children(recursive=True)]
+
+    @property
+    def manager(self) -> psutil.Process:
+        """The first of the two that are forked from the main process."""
+        return self._forked()[0]
+
+    @property
+    def http(self) -> psutil.Process:
+        """The second."""
+        return self._forked()[1]
+
+    @property
+    def fork_server(self) -> psutil.Process:
+        """The process that engine processes are forked from, on a CPU."""
+        (found,) = (
+            child for child in self.main.children() if "multiprocessing.forkserver" in " ".join(child.cmdline())
+        )
+        return found
+
+    @property
+    def engine(self) -> psutil.Process:
+        """The only child of the fork server."""
+        (found,) = self.fork_server.children()
+        return found
+
+    def _forked(self) -> list[psutil.Process]:
+        own = self.main.cmdline()
+        children = [child for child in self.main.children() if child.cmdline() == own]
+        return sorted(children, key=lambda child: child.pid)
+
+    def kill(self) -> None:
+        """End whatever is left."""
+        with suppress(psutil.NoSuchProcess):
+            for process in self.all:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()

@@ -1,0 +1,24 @@
+"""The HTTP app without an engine: for requests that never reach one."""
+
+import httpx
+from fastapi import FastAPI
+
+from longcat.model.flavour import Flavour
+from longcat.model.tokenizer import load_tokenizer, plain_ids
+from service.config import ServiceConfig
+from service.http.admission import Admission
+from service.http.app import set_up
+from service.http.exchange import Exchange
+from service.wire.state import ServicePhase, ServiceState
+
+
+def http_client(flavour: Flavour, config: ServiceConfig) -> httpx.AsyncClient:
+    """A client of an app that is ready."""
+    exchange = Exchange({}, max_requests=64, pictures_at_a_time=1)
+    tokenize = plain_ids(load_tokenizer(flavour.folder))
+    state = ServiceState()
+    state.set_engine(ServicePhase.READY)
+    admission = Admission(config, flavour, config.limits(flavour.settings), tokenize, exchange, state)
+    app = FastAPI()
+    set_up(app, admission, is_draining=lambda: False)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")

@@ -1,0 +1,111 @@
+"""Receivers of webhooks that mean no good: replies without an end, decompression bombs, silence."""
+
+import asyncio
+import gzip
+import resource
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import pytest
+
+from service.http.jobs import webhooks
+from service.http.jobs.webhooks import Webhooks
+from service.wire.job import JobReport, JobStatus
+from tests.service.http.jobs.test_routes import SECRET
+
+Behaviour = Callable[[asyncio.StreamWriter], Awaitable[None]]
+BOMB = gzip.compress(bytes(256 * 2**20), 9)
+
+
+async def endless_body(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while True:
+        writer.write(b"10000\r\n" + bytes(65536) + b"\r\n")
+        await writer.drain()
+
+
+async def bomb(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(BOMB) + BOMB)
+    await writer.drain()
+
+
+async def drip(writer: asyncio.StreamWriter) -> None:
+    """A byte of the head before each read would time out."""
+    for byte in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 1000:
+        writer.write(bytes([byte]))
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+async def silence(writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(60)
+
+
+async def early_hints(writer: asyncio.StreamWriter) -> None:
+    """Interim responses without an end."""
+    while True:
+        writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
+async def redirect(writer: asyncio.StreamWriter) -> None:
+    """To itself, as to any address within reach of the server."""
+    host, port = writer.get_extra_info("sockname")
+    head = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://{host}:{port}/inside\r\nContent-Length: 0\r\n\r\n"
+    writer.write(head.encode())
+    await writer.drain()
+
+
+async def send_to(behaviour: Behaviour) -> tuple[int, float]:
+    """Send a webhook to such a receiver; return the attempts and the seconds taken."""
+    attempts = 0
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        attempts += 1
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            await behaviour(writer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(receive, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    now = datetime.now(UTC)
+    report = JobReport(
+        id="one", status=JobStatus.SUCCEEDED, created_at=now, started_at=now, finished_at=now, expires_at=now,
+        steps_made=1, steps=1, result_url=None, result=None, error=None,
+    )  # fmt: skip
+    begin = time.monotonic()
+    await Webhooks(SECRET).send(f"http://127.0.0.1:{port}/", report)
+    seconds = time.monotonic() - begin
+    server.close()
+    return attempts, seconds
+
+
+@pytest.mark.parametrize("behaviour", [endless_body, bomb])
+def test_a_replys_body_is_not_read(behaviour: Behaviour) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    attempts, seconds = asyncio.run(send_to(behaviour))
+    assert attempts == 1, "2xx is a success whatever follows"
+    assert seconds < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024, "KiB"
+
+
+def test_a_redirect_is_not_followed_but_a_failed_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "_TOTAL_SECONDS", 0.5)  # before the second attempt, a second after the first
+    attempts, _ = asyncio.run(send_to(redirect))
+    assert attempts == 1
+
+
+@pytest.mark.parametrize("behaviour", [drip, silence, early_hints])
+def test_an_attempt_and_all_attempts_have_a_deadline(behaviour: Behaviour, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "_ATTEMPT_SECONDS", 0.5)
+    monkeypatch.setattr(webhooks, "_TOTAL_SECONDS", 1.6)
+    attempts, seconds = asyncio.run(send_to(behaviour))
+    assert attempts == 2
+    assert 1.5 < seconds < 3

@@ -1,0 +1,158 @@
+"""The simulated CUDA device: building its library, attaching it to torch, its counts and its faults."""
+
+import hashlib
+import os
+import subprocess
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests import ROOT
+
+SOURCE = Path(__file__).parent / "device.cpp"
+BUILD = ROOT / "build" / "simulated_gpu"
+TOTAL_BYTES = 24 * 2**30
+GIB = 2**30
+
+
+def build() -> Path:
+    """Return the library, compiled against the installed torch unless that was done before."""
+    key = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    library = BUILD / f"{key}.so"
+    if library.exists():
+        return library
+    BUILD.mkdir(parents=True, exist_ok=True)
+    torch_folder = Path(torch.__file__).parent
+    include, lib = torch_folder / "include", torch_folder / "lib"
+    unfinished = library.with_suffix(f".{os.getpid()}")
+    command = [
+        "g++", "-std=c++20", "-O1", "-fPIC", "-shared", "-w", f"-I{include}", f"-I{include}/torch/csrc/api/include",
+        str(SOURCE), "-o", str(unfinished), f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{lib}",
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    unfinished.rename(library)
+    return library
+
+
+def is_loaded() -> bool:
+    """Return True in a process that was started with the library in LD_PRELOAD."""
+    return any(str(BUILD) in path for path in os.environ.get("LD_PRELOAD", "").split(":"))
+
+
+def attach() -> None:
+    """Make ``torch.cuda`` report the device. Call it once, before CUDA is used."""
+    torch.ops.load_library(os.environ["LD_PRELOAD"])
+    properties = types.SimpleNamespace(
+        name="simulated", total_memory=TOTAL_BYTES, major=9, minor=0, multi_processor_count=132
+    )
+    replaced: dict[str, Any] = {
+        "_lazy_init": lambda: None,
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": lambda _device: None,
+        "synchronize": _synchronize,
+        "empty_cache": _empty_cache,
+        "is_bf16_supported": lambda *_, **__: True,
+        "is_current_stream_capturing": lambda: False,
+        "get_arch_list": lambda: ["sm_90"],
+        "get_device_capability": lambda _device=None: (9, 0),
+        "get_device_name": lambda _device=None: "simulated",
+        "get_device_properties": lambda _device=None: properties,
+        "memory_allocated": lambda _device=None: _count("used"),
+        "memory_reserved": lambda _device=None: _count("used"),
+        "max_memory_allocated": lambda _device=None: _count("peak"),
+        "reset_peak_memory_stats": lambda _device=None: None,
+        "mem_get_info": lambda _device=None: (TOTAL_BYTES - _count("used"), TOTAL_BYTES),
+        "manual_seed": lambda _seed: None,
+        "manual_seed_all": lambda _seed: None,
+    }
+    for name, value in replaced.items():
+        setattr(torch.cuda, name, value)
+    torch.version.cuda = "13.0"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a part of a program asked of the device."""
+
+    operations: int
+    to_device: int
+    """Copies."""
+    to_host: int
+    """Copies and numbers."""
+    host_bytes: int
+    waits: int
+    """Times that the host waited for a result: a number or a copy that it asked for."""
+    synchronizations: int
+    """Calls of ``torch.cuda.synchronize``."""
+    peak_bytes: int
+    """The most memory in use."""
+
+
+class Counting:
+    """Counts since it was made."""
+
+    def __init__(self) -> None:
+        torch.ops.simulated_gpu.reset_counts()
+        self._synchronizations = _python_counts.synchronizations
+
+    @property
+    def so_far(self) -> Counts:
+        """The counts up to now."""
+        return Counts(
+            operations=_count("operations"),
+            to_device=_count("to_device"),
+            to_host=_count("to_host"),
+            host_bytes=_count("host_bytes"),
+            waits=_count("waits"),
+            synchronizations=_python_counts.synchronizations - self._synchronizations,
+            peak_bytes=_count("peak"),
+        )
+
+
+@contextmanager
+def faults(*, room_bytes: int | None = None, fail_after: int | None = None, lost: bool = False) -> Iterator[None]:
+    """Let the device fail meanwhile.
+
+    ``room_bytes``: what can be allocated beyond what is in use; ``fail_after``: the number of allocations before one that
+    fails, once; ``lost``: every operation fails, as after an illegal access.
+    """
+    capacity = -1 if room_bytes is None else used_bytes() + room_bytes
+    torch.ops.simulated_gpu.inject(capacity, -1 if fail_after is None else fail_after, lost)
+    try:
+        yield
+    finally:
+        torch.ops.simulated_gpu.inject(-1, -1, False)
+
+
+def used_bytes() -> int:
+    """Return the device memory in use."""
+    return _count("used")
+
+
+class _PythonCounts:
+    synchronizations = 0
+    emptied = 0
+
+
+_python_counts = _PythonCounts()
+
+
+def _synchronize(_device: object = None) -> None:
+    _python_counts.synchronizations += 1
+    torch.ops.simulated_gpu.synchronize()
+
+
+def _empty_cache() -> None:
+    _python_counts.emptied += 1
+
+
+def _count(name: str) -> int:
+    number: int = torch.ops.simulated_gpu.count(name)
+    return number

@@ -1,0 +1,73 @@
+"""Trainings on a simulated GPU: the same losses as on a CPU, with every way to save memory."""
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.trainer.trainings import SMALL, write_pictures
+from trainer.commands import read_config
+from trainer.outcome import Outcome
+from trainer.run import train
+
+pytestmark = pytest.mark.simulated_gpu
+
+TOLERANCE = 0.02
+"""Relative difference of losses in bfloat16."""
+OFFLOADED = {"enable_group_offload": True, "group_offload_blocks_per_group": 2}
+LEAVES = {"group_offload_type": "leaf_level"}
+RECOMPUTED = {"gradient_checkpointing": True, "gradient_checkpointing_interval": 1}
+Trained = Callable[..., list[float]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Train for three steps, with a validation and a checkpoint after the second; return the losses."""
+    folder = tmp_path_factory.mktemp("trainings")
+    write_pictures(folder / "pictures")
+    runs = itertools.count()
+
+    def run(device: str, **changes: Any) -> list[float]:
+        output = folder / str(next(runs))
+        options = SMALL | {
+            "instance_data_dir": str(folder / "pictures"), "cache_dir": str(folder / f"cache-{device}"), "device": device,
+            "output_dir": str(output), "max_train_steps": 3, "validation_steps": 2, "checkpointing_steps": 2,
+            "mixed_precision": "bf16", "lora_rank": 4, "seed": 1,
+        }  # fmt: skip
+        config = folder / "config.json"
+        config.write_text(json.dumps(options | changes))
+        assert train(read_config(config, []), show_bar=False) is Outcome.FINISHED
+        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        return [line["loss"] for line in lines if "loss" in line]
+
+    known: dict[str, list[float]] = {}
+
+    def run_once(device: str, **changes: Any) -> list[float]:
+        key = f"{device} {sorted(changes.items())}"
+        if key not in known:
+            known[key] = run(device, **changes)
+        return known[key]
+
+    return run_once
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "quantized": {"base_model_precision": "int8-torchao", "lora_dropout": 0.1, "use_ema": True},
+    "every second block": RECOMPUTED | {"gradient_checkpointing_interval": 2},
+    "offloaded, every second block": RECOMPUTED | OFFLOADED | {"gradient_checkpointing_interval": 2},
+    "offloaded and quantized": OFFLOADED | {"base_model_precision": "int8-quanto", "use_dora": True},
+    "offloaded leaves": RECOMPUTED | OFFLOADED | LEAVES,
+    "offloaded leaves, DoRA": OFFLOADED | LEAVES | {"use_dora": True},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_losses_are_those_of_a_cpu(trained: Trained, name: str) -> None:
+    """Checkpointing and offloading change no loss, so that the CPU does without."""
+    changes = VARIANTS[name]
+    plain = {option: value for option, value in changes.items() if option not in RECOMPUTED | OFFLOADED | LEAVES}
+    expected = trained("cpu", **plain)
+    actual = trained("cuda", **changes)
+    assert actual == pytest.approx(expected, rel=TOLERANCE)

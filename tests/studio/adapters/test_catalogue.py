@@ -1,0 +1,31 @@
+"""The catalogue of adapter storage: one broken adapter hides none of the others."""
+
+from pathlib import Path
+
+from longcat.adapter.lora import draft_of, save_lora
+from longcat.adapter.publishing import publish, set_latest
+from longcat.model.loading import Components
+from longcat.storage.files import FileStorage
+from studio.adapters.catalogue import AdapterCatalogue
+from tests.longcat.adapter.test_artifact import some_lora
+
+
+def test_a_broken_adapter_hides_no_other(model: Components, tmp_path: Path) -> None:
+    weights = some_lora(model)
+    save_lora(weights, tmp_path / "file")
+    storage = FileStorage(tmp_path / "root")
+    for name in ("ink", "oil", "wax", "wax"):
+        manifest = publish(storage, name, draft_of(weights, model.flavour, origin="trained"), tmp_path / "file")
+        set_latest(storage, name, manifest.version)
+    (tmp_path / "root" / "oil" / "latest").write_bytes(b"9" * 300)
+    broken = tmp_path / "root" / "wax" / "1" / "manifest.json"
+    broken.unlink()
+    broken.mkdir()
+    catalogue = AdapterCatalogue(storage.uri, endpoint_url=None, cache=tmp_path / "cache")
+    ink, oil, wax = catalogue.all()
+    assert (ink.latest, len(ink.versions), ink.latest_problem) == (1, 1, None)
+    assert (oil.latest, len(oil.versions)) == (None, 1)
+    assert oil.latest_problem is not None
+    assert oil.latest_problem.code == "adapter_latest_invalid"
+    assert (wax.latest, [version.version for version in wax.versions]) == (2, [2])
+    assert {number: problem.code for number, problem in wax.broken.items()} == {1: "storage_not_a_file"}

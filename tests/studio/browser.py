@@ -1,0 +1,114 @@
+"""A real studio in a process of its own, and a real Chromium that looks at it."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+from tests.conftest import START_SECONDS, free_port
+
+PATIENCE_MS = 240_000
+"""For whatever a page waits for: trainings, and other load on the machine."""
+
+
+class RunningStudio:
+    """A ``lithograph server`` on a home of its own; it can be stopped and started again on the same port."""
+
+    def __init__(self, home: Path, *arguments: str) -> None:
+        self.home = home
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log = home.with_name(f"{home.name}.log")
+        self._arguments = arguments
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        with self._log.open("ab") as stream:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "lithograph", "server", "--port", str(self.port), "--home", str(self.home),
+                    *self._arguments,
+                ],
+                stdout=stream, stderr=stream, start_new_session=True,
+            )  # fmt: skip
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                if httpx.get(f"{self.url}/healthz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                pytest.fail(f"the studio does not answer; its log:\n{self._log.read_text(encoding='utf-8')}")
+            time.sleep(0.1)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int | None:
+        """End it, wait until it is gone, and return its exit code; None if it has not been started."""
+        if self._process is None:
+            return None
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+        return self._process.wait(timeout=120)
+
+
+@contextmanager
+def running_studio(home: Path, *arguments: str) -> Iterator[RunningStudio]:
+    """One for as long as the context."""
+    studio = RunningStudio(home, *arguments)
+    try:
+        studio.start()
+        yield studio
+    finally:
+        studio.stop()
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("no Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def visit(
+    browser: Browser, url: str, *, language: str, dark: bool = False, width: int = 1280, may_fail: bool = False
+) -> Iterator[Page]:
+    """A page of someone who reads that language. Whatever the browser complains of, the policy above all, fails the test.
+
+    ``may_fail``: the studio is stopped meanwhile, and failed connections are what is tested.
+    """
+    complaints: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        # What was refused on purpose is said by its status.
+        if message.type == "error" and not re.search(r"a status of 4|Status Error Code 4", message.text):
+            complaints.append(message.text)
+
+    context = browser.new_context(
+        base_url=url,
+        locale=language,
+        color_scheme="dark" if dark else "light",
+        viewport={"width": width, "height": 900},
+    )
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    page.on("console", note)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield page
+    context.close()
+    assert may_fail or not complaints, complaints

@@ -1,0 +1,57 @@
+"""The studio's own service: it is there again after it was killed, and ends with a studio that was killed."""
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.conftest import START_SECONDS
+from tests.studio.browser import RunningStudio, running_studio
+
+SECONDS = 60
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[RunningStudio]:
+    with running_studio(tmp_path / "home") as running:
+        yield running
+
+
+def service(studio: RunningStudio, *, other_than: int = 0) -> psutil.Process:
+    """The main process of the service, once it answers."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+        try:
+            process = psutil.Process(int((studio.home / "service.pid").read_text(encoding="utf-8").split()[0]))
+            command = process.cmdline()
+            if process.pid != other_than and httpx.get(f"{url_of(command)}/healthz").status_code == 200:
+                return process
+        except (OSError, ValueError, psutil.NoSuchProcess, httpx.TransportError):
+            continue
+
+
+def url_of(command: list[str]) -> str:
+    return f"http://127.0.0.1:{command[command.index('--port') + 1]}"
+
+
+def test_a_service_whose_main_process_is_killed_is_started_again_on_its_port(studio: RunningStudio) -> None:
+    first = service(studio)
+    url = url_of(first.cmdline())
+    family = [first, *first.children(recursive=True)]
+    first.kill()
+    second = service(studio, other_than=first.pid)
+    assert url_of(second.cmdline()) == url
+    assert not psutil.wait_procs(family, timeout=SECONDS)[1]
+
+
+def test_the_service_of_a_studio_that_is_killed_ends(studio: RunningStudio) -> None:
+    main = service(studio)
+    family = [main, *main.children(recursive=True)]
+    studio.stop(signal.SIGKILL)
+    assert not psutil.wait_procs(family, timeout=SECONDS)[1]

@@ -1,0 +1,46 @@
+import json
+
+import pytest
+
+from longcat.errors import ConfigError
+from trainer.config.json_text import parse_json
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"a": "🟫 你好"}),  # ASCII: a surrogate pair in escapes
+        json.dumps({"a": "🟫 你好"})[:-1] + ", // a comment\n}",
+        "\ufeff{a: '🟫 你好',}",
+        '{"a": "🟫 你好"}'.encode("utf-8-sig"),
+    ],
+)
+def test_escaped_characters_are_the_characters(text: str | bytes) -> None:
+    assert parse_json(text) == {"a": "🟫 你好"}
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "field"),
+    [
+        ('{"a": {"b": ["x", "\\ud83d"]}}', "lone_surrogate", "a.b.1"),
+        ('{"\\udfeb": 1}', "lone_surrogate", "\\udfeb"),
+        (b"{'a': 1", "text_not_json", ""),
+        ('{"a": 1}'.encode("utf-16"), "json_not_utf8", ""),
+        ("// 你好\n{}".encode("gbk"), "json_not_utf8", ""),
+        ("[" * 200_000, "json_nested_too_deep", ""),
+        ("[" * 900 + "]" * 900, "json_nested_too_deep", ""),
+        ("", "text_not_json", ""),
+        ('{"a": ' + "1" * 5000 + "}", "text_not_json", ""),
+    ],
+)
+def test_text_that_is_no_json(text: str | bytes, code: str, field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_json(text)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.field) == (code, field)
+    str(problem).encode()  # a message can be written, whatever it quotes
+
+
+def test_the_problem_names_line_and_column() -> None:
+    with pytest.raises(ConfigError, match=r"line 3, column 4, at '\"b\": 2}'"):
+        parse_json('{"a":\n // one\n 1 "b": 2}')

@@ -1,0 +1,238 @@
+"""SimpleTuner's documented examples: each is taken, or refused for a stated reason.
+
+The options are those of its repository (examples/longcat-image.peft-lora, documentation/DATALOADER.md, quickstarts).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longcat.errors import ConfigError
+from trainer.config.file import load_config
+from trainer.config.options import TrainConfig
+
+LONGCAT_EXAMPLE: dict[str, Any] = {
+    "base_model_precision": "int8-quanto", "attention_mechanism": "native-flash", "checkpoint_step_interval": 10,
+    "data_backend_config": "datasets.json", "disable_bucket_pruning": True, "flow_schedule_shift": 0,
+    "flow_schedule_auto_shift": True, "gradient_checkpointing": True,
+    "hub_model_id": "simpletuner-example-longcat_image-peft-lora", "learning_rate": 1e-4, "lora_alpha": 16, "lora_rank": 16,
+    "lora_type": "standard", "lr_scheduler": "constant_with_warmup", "max_train_steps": 1000, "mixed_precision": "bf16",
+    "model_family": "longcat_image", "model_type": "lora", "num_eval_images": 25, "num_train_epochs": 0,
+    "optimizer": "adamw_bf16", "output_dir": "output/examples/longcat-image.peft-lora", "push_checkpoints_to_hub": False,
+    "push_to_hub": False, "quantize_via": "cpu", "report_to": "none", "seed": 42, "tracker_project_name": "lora-training",
+    "tracker_run_name": "example-training-run", "train_batch_size": 1, "use_ema": False, "vae_batch_size": 1,
+    "validation_disable_unconditional": True, "validation_guidance": 4.0, "validation_guidance_rescale": 0.0,
+    "validation_negative_prompt": "ugly, cropped, blurry, low-quality, mediocre average",
+    "validation_num_inference_steps": 16,
+    "validation_prompt": "\U0001f7eb is holding a sign that says hello world from longcat-image",
+    "validation_prompt_library": False, "validation_resolution": "1024x1024", "validation_seed": 42, "validation_steps": 50,
+}  # fmt: skip
+TEXT_EMBEDS = {
+    "id": "text", "dataset_type": "text_embeds", "default": True, "type": "aws", "aws_bucket_name": "embeds",
+    "aws_region_name": None, "aws_access_key_id": "k", "aws_secret_access_key": "s", "aws_data_prefix": "",
+    "cache_dir": "", "write_batch_size": 128,
+}  # fmt: skip
+DREAMBOOTH = {
+    "id": "special", "type": "local", "instance_data_dir": "/data", "crop": True, "crop_style": "center",
+    "crop_aspect": "square", "resolution": 1024, "minimum_image_size": 768, "maximum_image_size": 2048,
+    "minimum_aspect_ratio": 0.5, "maximum_aspect_ratio": 3.0, "target_downsample_size": 1024,
+    "resolution_type": "pixel_area", "prepend_instance_prompt": False, "instance_prompt": "something",
+    "only_instance_prompt": False, "caption_strategy": "textfile", "cache_dir_vae": "/cache", "repeats": 0,
+}  # fmt: skip
+FULL = {
+    "id": "full", "type": "local", "instance_data_dir": "/data", "crop": False, "crop_aspect": "random",
+    "crop_aspect_buckets": [0.33, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75], "resolution": 1.0, "resolution_type": "area",
+    "minimum_image_size": 1.0, "disable_multiline_split": False, "vae_cache_clear_each_epoch": True, "probability": 1.0,
+    "start_epoch": 1, "start_step": 0, "text_embeds": "alt", "image_embeds": "vae", "conditioning_image_embeds": "more",
+}  # fmt: skip
+LOCAL = {"id": "a", "type": "local", "dataset_type": "image", "instance_data_dir": "/data"}
+
+
+def load(tmp_path: Path, options: dict[str, Any], **texts: Any) -> tuple[TrainConfig, dict[str, str]]:
+    for name, content in texts.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(options))
+    config, warnings = load_config(path, {})
+    return config, {warning.code: warning.field for warning in warnings}
+
+
+def test_the_example_for_longcat_is_taken_as_it_stands(tmp_path: Path) -> None:
+    config, warnings = load(tmp_path, LONGCAT_EXAMPLE, datasets=[DREAMBOOTH, TEXT_EMBEDS])
+    assert config.flow_schedule_shift == "auto"
+    assert (config.checkpointing_steps, config.optimizer, config.datasets[0].target_downsample_size) == (
+        10,
+        "adamw",
+        1024,
+    )
+    assert config.validation_prompt is not None
+    assert config.validation_prompt.startswith("\U0001f7eb is")
+    assert warnings == {
+        "ignored_speed": "attention_mechanism, quantize_via",
+        "ignored_caches": warnings["ignored_caches"],
+        "ignored_hub": "hub_model_id",
+        "ignored_records": "validation_disable_unconditional",
+        "option_without_effect": warnings["option_without_effect"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("shift", "auto", "becomes"),
+    [(0, True, "auto"), (0, False, 1.0), (3, True, 3.0), (3, None, 3.0), (None, True, "auto"), ("auto", None, "auto")],
+)
+def test_the_shift_of_noise_levels(tmp_path: Path, shift: object, auto: object, becomes: object) -> None:
+    given = {"flow_schedule_shift": shift, "flow_schedule_auto_shift": auto}
+    config, _ = load(tmp_path, {name: value for name, value in given.items() if value is not None})
+    assert config.flow_schedule_shift == becomes
+
+
+TAKEN: dict[str, dict[str, Any]] = {
+    "the first example": DREAMBOOTH,
+    "every option": FULL,
+    "a limit": LOCAL | {"max_num_samples": 1000},
+    "no rejected picture is deleted": LOCAL | {"delete_nsfw_images": True, "delete_unwanted_images": False},
+    "grounding that is off": LOCAL | {"grounding": {"enabled": False}},
+    "a schedule that is none": LOCAL | {"start_epoch": 1, "start_step": 0, "end_epoch": None, "end_step": None},
+    "random crops": LOCAL | {"resolution": 1024, "resolution_type": "pixel", "crop": True, "crop_aspect": "random",
+                             "crop_aspect_buckets": [1.0, 0.5, 2.0], "max_upscale_threshold": 0.2},
+    "discovery": LOCAL | {"metadata_backend": "discovery", "skip_file_discovery": "", "hash_filenames": True,
+                          "preserve_data_backend_cache": False, "metadata_update_interval": 3600},
+    "JSON lines as a table": LOCAL | {
+        "caption_strategy": "parquet", "metadata_backend": "parquet", "parquet": {
+            "path": "rows.jsonl", "filename_column": "id", "caption_column": "text", "width_column": "w",
+            "height_column": "h", "identifier_includes_extension": True}},
+    "shuffled tags": LOCAL | {"caption_shuffle": {"enable": True, "count": 3, "seed": 42, "split_on": "comma",
+                                                  "position_start": 1, "include_original": True}},
+    "held-out pictures": LOCAL | {"dataset_type": "eval"},
+    "on demand": LOCAL | {"vae_cache_ondemand": True, "text_cache_ondemand": True},
+}  # fmt: skip
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "video": (LOCAL | {"dataset_type": "video", "video": {"num_frames": 125}}, {"dataset_type": "video_unsupported"}),
+    "audio": (LOCAL | {"dataset_type": "audio", "audio": {"channels": 2}}, {"dataset_type": "audio_unsupported"}),
+    "a pair": (LOCAL | {"conditioning_data": ["ref"]}, {"conditioning_data": "conditioning_data_missing"}),
+    "a second picture": (
+        LOCAL | {"dataset_type": "conditioning", "conditioning_type": "reference_strict"},
+        {"conditioning_type": "conditioning_unsupported"},
+    ),
+    "generated pairs": (LOCAL | {"conditioning": [{"type": "canny"}]}, {"conditioning": "conditioning_unsupported"}),
+    "a curriculum": (LOCAL | {"start_step": 300}, {"start_step": "dataset_schedule_unsupported"}),
+    "the end of one": (LOCAL | {"end_step": 300}, {"end_step": "dataset_schedule_unsupported"}),
+    "boxes": (LOCAL | {"grounding": {"enabled": True}}, {"grounding": "grounding_unsupported"}),
+    "Parquet": (
+        LOCAL | {"caption_strategy": "parquet", "parquet": {"path": "x.parquet", "caption_column": "c"}},
+        {"parquet": "parquet_unsupported", "caption_strategy": "literal_error"},
+    ),
+    "addresses in a table": (
+        {"id": "c", "type": "csv", "csv_file": "/l.csv", "csv_caption_column": "caption", "caption_strategy": "csv"},
+        {"type": "csv_dataset_unsupported"},
+    ),
+    "a hub's dataset": (
+        {"id": "h", "type": "huggingface", "dataset_name": "some/thing", "huggingface": {"image_column": "image"}},
+        {"type": "hub_dataset_unsupported"},
+    ),
+    "shards": ({"id": "w", "type": "webshart"}, {"type": "webshart_unsupported"}),
+    "a slider": (LOCAL | {"slider_strength": 0.5}, {"slider_strength": "slider_unsupported"}),
+    "faces": (LOCAL | {"crop_style": "face"}, {"crop_style": "literal_error"}),
+    "tags with spaces": (
+        LOCAL | {"caption_shuffle": {"enable": True, "split_on": "space"}},
+        {"caption_shuffle": "shuffle_separator_unsupported"},
+    ),
+    "a batch of its own": (LOCAL | {"train_batch_size": 4}, {"train_batch_size": "dataset_batch_unsupported"}),
+    "a key in the file": (
+        {"id": "s", "type": "aws", "aws_bucket_name": "b", "aws_secret_access_key": "s"},
+        {"aws_secret_access_key": "secret_in_config"},
+    ),
+}
+
+
+@pytest.mark.parametrize("entry", TAKEN.values(), ids=TAKEN)
+def test_a_documented_dataset_is_taken(tmp_path: Path, entry: dict[str, Any]) -> None:
+    config, _ = load(tmp_path, {"data_backend_config": [TEXT_EMBEDS, entry, {"id": "off", "disabled": True}]})
+    assert [dataset.id for dataset in config.datasets] == [entry["id"]]
+
+
+def test_tables_and_shuffling_are_translated(tmp_path: Path) -> None:
+    table, shuffled = TAKEN["JSON lines as a table"], TAKEN["shuffled tags"]
+    (first, second), _ = (
+        (loaded := load(tmp_path, {"data_backend_config": [table, shuffled | {"id": "b"}]}))[0].datasets,
+        loaded[1],
+    )
+    assert (first.caption_strategy, first.caption_file, first.filename_column, first.caption_column) == (
+        "jsonl", "rows.jsonl", "id", "text",
+    )  # fmt: skip
+    assert (second.shuffle_tags, second.keep_tags) == (True, 1)
+
+
+@pytest.mark.parametrize(("entry", "codes"), REFUSED.values(), ids=REFUSED)
+def test_a_documented_dataset_is_refused_by_name(tmp_path: Path, entry: dict[str, Any], codes: dict[str, str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {"data_backend_config": [TEXT_EMBEDS, entry]})
+    found = {problem.field: problem.code for problem in caught.value.problems}
+    assert found == {f"data_backend_config.1.{name}": code for name, code in codes.items()}
+    assert all(problem.remedy for problem in caught.value.problems)
+
+
+def test_regularisation_data_are_taken_beside_others(tmp_path: Path) -> None:
+    prior = LOCAL | {"id": "men", "is_regularization_data": True, "repeats": 0}
+    config, _ = load(tmp_path, {"data_backend_config": [LOCAL | {"repeats": 100}, prior, TEXT_EMBEDS]})
+    assert [dataset.is_regularisation_data for dataset in config.datasets] == [False, True]
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {"data_backend_config": [prior, TEXT_EMBEDS]})
+    assert [(p.field, p.code) for p in caught.value.problems] == [("data_backend_config", "only_regularisation_data")]
+
+
+def test_the_documented_masked_loss_is_taken(tmp_path: Path) -> None:
+    sizes = {
+        "resolution": 1024, "minimum_image_size": 1024, "maximum_image_size": 1024, "target_downsample_size": 1024,
+        "crop": True, "crop_aspect": "square", "crop_style": "center", "resolution_type": "pixel_area", "type": "local",
+    }  # fmt: skip
+    pictures = sizes | {
+        "id": "dreambooth-data", "dataset_type": "image", "conditioning_data": ["dreambooth-conditioning"],
+        "instance_data_dir": "/data/dreambooth", "cache_dir_vae": "/cache", "caption_strategy": "instanceprompt",
+        "instance_prompt": "an dreambooth", "metadata_backend": "discovery",
+    }  # fmt: skip
+    masks = sizes | {
+        "id": "dreambooth-conditioning", "dataset_type": "conditioning", "conditioning_type": "mask",
+        "instance_data_dir": "/data/dreambooth_mask",
+    }  # fmt: skip
+    config, _ = load(tmp_path, {"data_backend_config": [pictures, masks, TEXT_EMBEDS], "masked_loss_probability": 0.9})
+    assert (config.datasets[0].conditioning_data, config.masked_loss_probability) == ("dreambooth-conditioning", 0.9)
+
+
+def test_a_pair_that_is_refused_has_one_problem(tmp_path: Path) -> None:
+    pair = LOCAL | {"id": "ref", "dataset_type": "conditioning", "conditioning_type": "reference_strict"}
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {"data_backend_config": [LOCAL | {"conditioning_data": ["ref"]}, pair]})
+    assert [(p.field, p.code) for p in caught.value.problems] == [
+        ("data_backend_config.1.conditioning_type", "conditioning_unsupported")
+    ]
+
+
+def test_a_suggestion_means_the_same(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {"data_backend_config": [LOCAL | {"image_embedz": 1, "repeat": 2}], "vae_cache_disabled": 1})
+    hints = {problem.field: problem.details.get("nearest") for problem in caught.value.problems}
+    assert hints == {
+        "vae_cache_disabled": None,
+        "data_backend_config.0.image_embedz": None,
+        "data_backend_config.0.repeat": "repeats",
+    }
+
+
+@pytest.mark.parametrize("other", ["checkpoint_step_interval", "--checkpoint_step_interval"])
+def test_a_later_source_wins_under_either_name(tmp_path: Path, other: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({other: 10, "validation_steps": 3}))
+    config, _ = load_config(path, {"checkpointing_steps": 5, "validation_step_interval": 7})
+    assert (config.checkpointing_steps, config.validation_steps) == (5, 7)
+
+
+def test_two_names_with_two_values_in_one_source(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {"checkpoint_step_interval": 10, "checkpointing_steps": 5})
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.field, problem.value) == ("option_given_twice", "checkpointing_steps", 5)
+    assert "given as checkpoint_step_interval too, with the value 10" in str(problem)
+    assert load(tmp_path, {"checkpoint_step_interval": 10, "checkpointing_steps": 10})[0].checkpointing_steps == 10

@@ -1,0 +1,1 @@
+"""The configuration of a training: options, dataset options, file reading, assignments, wizard. No torch."""

@@ -1,0 +1,87 @@
+"""JSON as people write configurations: with comments and trailing commas. No torch."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pyjson5
+
+from longcat.errors import ConfigError
+
+_MOST_NESTED = 32
+_OFFSET = re.compile(r"near (\d+)")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_EXCERPT = 40
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Parse JSON or JSON5.
+
+    Raises ``ConfigError`` for text in another syntax or encoding, for deep nesting, and for a lone surrogate, which no
+    file or tokenizer takes; its problem names the field.
+    """
+    text = data.removeprefix("\ufeff") if isinstance(data, str) else _decode(data)
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        parsed = _parse_json5(text)
+    for field, value in _strings(parsed, ()):
+        if _SURROGATE.search(value):
+            raise ConfigError(
+                "lone_surrogate",
+                "has half of a surrogate pair, which is no character",
+                remedy="write the character itself instead of \\u escapes",
+                field=".".join(field),
+                value=value,
+            )
+    return parsed
+
+
+def _strings(parsed: Any, field: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield every string, keys included, with the keys and indices that lead to it."""
+    if len(field) > _MOST_NESTED:
+        raise _nested_too_deep()
+    if isinstance(parsed, str):
+        yield field, parsed
+    elif isinstance(parsed, dict):
+        for key, value in parsed.items():
+            yield (*field, key), key
+            yield from _strings(value, (*field, key))
+    elif isinstance(parsed, list):
+        for index, value in enumerate(parsed):
+            yield from _strings(value, (*field, str(index)))
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError("json_not_utf8", "not UTF-8", remedy="save the file as UTF-8") from error
+
+
+def _parse_json5(text: str) -> Any:
+    try:
+        return pyjson5.decode(text, maxdepth=_MOST_NESTED)
+    except pyjson5.Json5NestingTooDeep as error:
+        raise _nested_too_deep() from error
+    except (pyjson5.Json5Exception, ValueError) as error:
+        offset = max(0, int(found[1]) - 1) if (found := _OFFSET.search(str(error))) else 0
+        before = text[:offset]
+        raise ConfigError(
+            "text_not_json",
+            "not JSON: line {line}, column {column}, at {excerpt!r}",
+            remedy="correct it; // comments are allowed",
+            line=before.count("\n") + 1,
+            column=offset - before.rfind("\n"),
+            excerpt=text[offset : offset + _EXCERPT].split("\n")[0],
+        ) from error
+
+
+def _nested_too_deep() -> ConfigError:
+    return ConfigError(
+        "json_nested_too_deep",
+        "nested more than {most} levels deep",
+        remedy="give options and lists of them",
+        most=_MOST_NESTED,
+    )

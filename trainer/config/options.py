@@ -1,0 +1,313 @@
+"""The options of a training, under SimpleTuner's names, validated. No torch: the web page builds its form from it.
+
+``trainer.config.fields`` has the fields, ``trainer.config.file`` reads a file.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from pydantic import (
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from longcat.adapter.reference import parse_new_name, parse_reference
+from longcat.errors import AdapterError, LithographError, PrecisionError, Problem, StorageError
+from longcat.model.flavour import HUB_IDS
+from longcat.model.precision import Precision, parse_precision
+from longcat.model.shape import GRID_PX, TOKEN_PX
+from longcat.storage.address import parse_address
+from longcat.validation import ProblemValueError, problems_of
+from trainer.config.card_options import card_problems
+from trainer.config.dataset_options import DatasetConfig, parse_sizes, width_and_height
+from trainer.config.fields import TrainFields
+from trainer.config.masks import mask_problems
+
+
+class TrainConfig(TrainFields):
+    """The options of one training."""
+
+    @field_validator("base_model_precision", "text_encoder_1_precision")
+    @classmethod
+    def _is_precision(cls, given: str) -> str:
+        try:
+            return given if given == "auto" else parse_precision(given).value
+        except PrecisionError as error:
+            raise _refuse(error) from error
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _by_other_names(cls, given: Any) -> Any:
+        return _OPTIMIZER_NAMES.get(given, given) if isinstance(given, str) else given
+
+    @field_validator("resolution", mode="before")
+    @classmethod
+    def _sizes(cls, given: Any) -> Any:
+        return parse_sizes(given)
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers(cls, given: Any) -> Any:
+        """Read ``mlflow,wandb`` or a list; none and nothing are no tracker."""
+        names = [] if given is None else given.split(",") if isinstance(given, str) else given
+        if not isinstance(names, list | tuple):
+            return given
+        if not all(isinstance(name, str) for name in names):
+            return names
+        return tuple(dict.fromkeys(name.strip() for name in names if name.strip() not in ("", "none")))
+
+    @field_validator("validation_resolution", mode="before")
+    @classmethod
+    def _validation_sizes(cls, given: Any) -> Any:
+        if given in (None, ""):
+            return ()
+        sizes = [size if isinstance(size, str) else f"{size:.0f}x{size:.0f}" for size in parse_sizes(given)]
+        for size in sizes:
+            width, height = width_and_height(size)
+            if width % GRID_PX or height % GRID_PX:
+                raise ProblemValueError(
+                    Problem(
+                        code="validation_size_not_aligned",
+                        template="the sides of {size} are not multiples of {multiple} px",
+                        remedy_template="give multiples of {multiple}",
+                        details={"size": size, "multiple": GRID_PX},
+                    )
+                )
+        return tuple(sizes)
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Self:
+        names = [dataset.id for dataset in self.data_backend_config]
+        if len(set(names)) < len(names):
+            raise ProblemValueError(
+                Problem(
+                    code="dataset_ids_repeated", template="the ids {ids} are not unique",
+                    remedy_template="give each dataset its own id",
+                    field="data_backend_config", details={"ids": ", ".join(names)},
+                )
+            )  # fmt: skip
+        if self.instance_data_dir and self.data_backend_config:
+            raise ProblemValueError(
+                Problem(
+                    code="datasets_given_twice", template="data_backend_config gives datasets too",
+                    remedy_template="leave out one of the two",
+                    field="instance_data_dir", value=self.instance_data_dir,
+                )
+            )  # fmt: skip
+        if problem := next(mask_problems(self.data_backend_config), None):
+            raise ProblemValueError(problem)
+        trained = [dataset for dataset in self.data_backend_config if dataset.dataset_type == "image"]
+        if trained and all(dataset.is_regularisation_data for dataset in trained):
+            raise ProblemValueError(
+                Problem(
+                    code="only_regularisation_data", template="no dataset without is_regularisation_data",
+                    remedy_template="add the pictures that the adapter is to learn",
+                    field="data_backend_config", details={},
+                )
+            )  # fmt: skip
+        written = {os.path.realpath(folder) for folder in (self.output_dir, self.cache_folder)}
+        read = [self.instance_data_dir, *(dataset.instance_data_dir for dataset in self.data_backend_config)]
+        for folder in read:
+            if folder is not None and os.path.realpath(folder) in written:
+                raise _writes_into_data(folder)
+        if self.publish_to and not self.adapter_name:
+            raise ProblemValueError(
+                Problem(
+                    code="adapter_name_missing", template="missing, and publish_to needs it",
+                    remedy_template="name the adapter", field="adapter_name",
+                )
+            )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Self:
+        if self.lora_type == "lycoris" and self.lycoris_config is None:
+            raise ProblemValueError(
+                Problem(
+                    code="lycoris_config_missing", template="missing, and lora_type lycoris needs it",
+                    remedy_template='give an object or a JSON file, such as {{"algo": "lokr", "factor": 16}}',
+                    field="lycoris_config",
+                )
+            )  # fmt: skip
+        if self.lora_type == "standard" and self.lycoris_config is not None:
+            raise ProblemValueError(
+                Problem(
+                    code="lycoris_config_of_standard", template="given, and lora_type is standard",
+                    remedy_template="set lora_type lycoris, or leave it out", field="lycoris_config",
+                )
+            )  # fmt: skip
+        for name in ("use_dora", "use_rslora"):
+            if self.lora_type == "lycoris" and getattr(self, name):
+                raise ProblemValueError(
+                    Problem(
+                        code="lycoris_without", template="an option of lora_type standard; LoKr and LoHa do not have it",
+                        remedy_template="leave it out, or set lora_type standard", field=name, value=True,
+                    )
+                )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _is_aligned(self) -> Self:
+        if self.aspect_bucket_alignment % TOKEN_PX:
+            raise ProblemValueError(
+                Problem(
+                    code="alignment_not_of_tokens", template="not a multiple of {token} px, the side of a token",
+                    remedy_template="give a multiple of {token}",
+                    field="aspect_bucket_alignment", value=self.aspect_bucket_alignment, details={"token": TOKEN_PX},
+                )
+            )  # fmt: skip
+        if self.model_flavour in HUB_IDS and self.aspect_bucket_alignment < GRID_PX:
+            raise ProblemValueError(
+                Problem(
+                    code="alignment_too_small",
+                    template="less than {least}, the alignment that flavour {flavour!r} was trained with",
+                    remedy_template="give a multiple of {least}",
+                    field="aspect_bucket_alignment", value=self.aspect_bucket_alignment,
+                    details={"least": GRID_PX, "flavour": self.model_flavour},
+                )
+            )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_split(self) -> Self:
+        if self.fsdp_enable and (self.base_model_precision != "no_change" or self.enable_group_offload):
+            raise ProblemValueError(
+                Problem(
+                    code="fsdp_needs_unquantized_base", template="a base that is quantized or offloaded cannot be split",
+                    remedy_template="set base_model_precision no_change and leave out enable_group_offload; or leave out "
+                    "fsdp_enable, so that every process keeps a quantized base",
+                    field="fsdp_enable", value=True,
+                )
+            )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _has_valid_dataset(self) -> Self:
+        """Validate the only dataset here, not when it is first used."""
+        try:
+            self._single_dataset()
+        except ValidationError as error:
+            problem = next(problems_of(error, DatasetConfig))
+            field = _OPTIONS_BY_DATASET_FIELD.get(problem.field, problem.field)
+            value = self.instance_data_dir if field == "instance_data_dir" else problem.value
+            raise ProblemValueError(replace(problem, field=field, value=value)) from error
+        return self
+
+    @model_validator(mode="after")
+    def _card_has_its_pictures(self) -> Self:
+        if problem := next(card_problems(self), None):
+            raise ProblemValueError(problem)
+        return self
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_not_a_bare_flag(cls, given: Any, info: ValidationInfo) -> Any:
+        """Refuse ``--learning_rate`` without its value: it is parsed as true, which pydantic would take for 1."""
+        types = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(given, bool) and bool not in (types, *get_args(types)):
+            raise ProblemValueError(
+                Problem(code="option_is_not_a_switch", template="not a switch", remedy_template="give it a value")
+            )
+        return given
+
+    @field_validator("publish_to")
+    @classmethod
+    def _is_address(cls, given: str | None) -> str | None:
+        try:
+            if given is not None:
+                parse_address(given)
+        except StorageError as error:
+            raise _refuse(error) from error
+        return given
+
+    @field_validator("adapter_name")
+    @classmethod
+    def _is_name(cls, given: str | None) -> str | None:
+        try:
+            version = None if given is None else parse_reference(given).version
+        except AdapterError as error:
+            raise _refuse(error) from error
+        if version is not None:
+            raise ProblemValueError(
+                Problem(
+                    code="adapter_name_with_version", template="has a version, which storage assigns",
+                    remedy_template="give the name alone",
+                )
+            )  # fmt: skip
+        try:
+            return None if given is None else parse_new_name(given)
+        except AdapterError as error:
+            raise _refuse(error) from error
+
+    @property
+    def flavour(self) -> str:
+        """The argument of ``longcat.model.flavour.resolve``."""
+        return self.pretrained_model_name_or_path or self.model_flavour
+
+    @property
+    def datasets(self) -> tuple[DatasetConfig, ...]:
+        """The datasets, from ``instance_data_dir`` or ``data_backend_config``."""
+        single = self._single_dataset()
+        return self.data_backend_config if single is None else (single,)
+
+    def _single_dataset(self) -> DatasetConfig | None:
+        if self.instance_data_dir is None:
+            return None
+        return DatasetConfig.model_validate(
+            {
+                "id": "pictures",
+                "instance_data_dir": self.instance_data_dir,
+                "caption_strategy": self.caption_strategy,
+                "alpha_colour": self.background_colour,
+            }
+        )
+
+    @property
+    def cache_folder(self) -> Path:
+        """The directory for latents and embeddings."""
+        return self.cache_dir or self.output_dir / "cache"
+
+    @property
+    def alpha(self) -> float:
+        """The adapter's alpha."""
+        return float(self.lora_rank if self.lora_alpha is None else self.lora_alpha)
+
+    @property
+    def precision(self) -> Precision:
+        """The base's precision, once ``auto`` has been decided."""
+        return Precision(self.base_model_precision)
+
+
+def _writes_into_data(folder: str) -> ProblemValueError:
+    return ProblemValueError(
+        Problem(
+            code="output_in_data", template="also the directory of the training pictures",
+            remedy_template="give output_dir and cache_dir other directories; one below it is left out of the search",
+            field="output_dir", value=folder,
+        )
+    )  # fmt: skip
+
+
+_OPTIONS_BY_DATASET_FIELD = {
+    "alpha_colour": "background_colour",
+    "aws_bucket_name": "instance_data_dir",
+    "": "instance_data_dir",
+}
+"""Options by the field of the only dataset that they set."""
+_OPTIMIZER_NAMES = {
+    "adamw_bf16": "adamw",
+    "torch-adamw": "adamw",
+    "ao-adamw8bit": "adamw8bit",
+    "adamw_schedulefree": "adamw-schedulefree",
+    "optimi-adamw": "adamw",
+}
+"""SimpleTuner's names of the same optimizers."""
+
+
+def _refuse(error: LithographError) -> ProblemValueError:
+    """Return the error of a value as one that pydantic passes on, which adds field and value."""
+    return ProblemValueError(replace(error.problems[0], field="", value=None))

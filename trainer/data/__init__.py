@@ -1,0 +1,1 @@
+"""Training data: sources, captions, pictures, aspect buckets, the scan and its report. No torch."""

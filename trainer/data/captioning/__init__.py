@@ -1,0 +1,1 @@
+"""Captions made by a vision-language model, for pictures that have none."""

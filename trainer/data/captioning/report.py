@@ -1,0 +1,62 @@
+"""What ``lithograph dataset caption`` prints: a line for each picture as it is done, or JSON at the end. No torch."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from trainer.data.captioning.endpoint import CaptionEndpoint, EndpointSettings
+from trainer.data.captioning.folder import Captioned, caption_folder
+from trainer.data.captioning.text import TEMPLATE, Tongue
+from trainer.outcome import Outcome
+
+_LANGUAGES: Mapping[str, Sequence[Tongue]] = {"zh": ("zh",), "en": ("en",), "both": ("zh", "en")}
+
+
+def caption_by_endpoint(
+    folder: Path,
+    settings: EndpointSettings,
+    *,
+    language: str,
+    template: str | None,
+    overwrites: bool,
+    workers: int,
+    as_json: bool,
+) -> int:
+    """Caption a directory and print how each picture fared. Return the exit code: 65 if one has no caption."""
+    done: list[Captioned] = []
+    with closing(CaptionEndpoint(settings)) as endpoint:
+        for one in caption_folder(
+            folder,
+            endpoint.describe,
+            languages=_LANGUAGES[language],
+            template=template or TEMPLATE,
+            overwrites=overwrites,
+            workers=workers,
+        ):
+            done.append(one)
+            if not as_json:
+                _print(one)
+    done.sort(key=lambda one: one.key)
+    failed = [one for one in done if one.problem]
+    made = [one for one in done if one.captions]
+    kept = len(done) - len(failed) - len(made)
+    if as_json:
+        report = {
+            "captioned": {one.key: one.captions for one in made},
+            "kept": kept,
+            "failed": {one.key: one.problem.to_json() for one in failed if one.problem},
+        }
+        click.echo(json.dumps(report, ensure_ascii=True, indent=1))
+    else:
+        click.echo(f"{len(made)} captioned, {kept} left as they are, {len(failed)} failed")
+    return int(Outcome.BAD_DATA if failed else Outcome.FINISHED)
+
+
+def _print(one: Captioned) -> None:
+    if one.problem:
+        click.echo(f"{one.key}: {one.problem}", err=True)
+    for text in one.captions:
+        click.echo(f"{one.key}: {text}")

@@ -1,0 +1,1 @@
+"""Encoding of pictures to latents and of captions to embeddings, cached on disk."""

@@ -1,0 +1,1 @@
+"""The training loop: step, optimizer, sampler, checkpoints, interruption, several processes."""

@@ -1,0 +1,186 @@
+"""One forward of training: from a batch of cached latents and embeddings to its loss.
+
+Flow matching as LongCat-Image is trained (``longcat.sampling.flow``): x = (1 - sigma) clean + sigma noise, the transformer
+predicts noise - clean, and the loss is the mean square error in float32. A picture's random numbers follow from the seed and
+from its place in the run.
+
+Prior preservation (Ruiz et al., DreamBooth, section 3.2) with the base itself as the teacher, as SimpleTuner has it: the
+target of regularisation pictures is the prediction of the same weights, at the same noise and time, with the adapter off.
+
+Shapes: B batch, N image tokens, C = 64, L prompt rows, J the text encoder's width, T rows up to the first pad row.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import LongCatImageTransformer2DModel
+from torch import Tensor, nn
+
+from longcat.model.shape import LATENT_CHANNELS
+from longcat.sampling import flow, latents
+from trainer.data.captions.compose import compose_caption
+from trainer.data.sample import Sample
+from trainer.encode.cache import Cache
+from trainer.encode.preparation import Encoders, prompt_rows
+from trainer.loop.randomness import derive, python_rng, torch_rng
+from trainer.model.base import without_adapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The inputs of one forward, on the device."""
+
+    noisy_BNC: Tensor
+    target_BNC: Tensor
+    """The target of the prediction: the velocity, in whose place ``with_prior`` puts the base's prediction."""
+    sigma_B: Tensor
+    embeds_BLJ: Tensor
+    text_ids_L3: Tensor
+    image_ids_N3: Tensor
+    seed: int
+    """Seed of the random numbers inside the forward: the adapter's dropout."""
+    is_prior: bool = False
+    """True for regularisation pictures."""
+    weights_BNC: Tensor | None = None
+    """Weights of the squared errors, 0 to 1, by the pictures' masks; None is 1 everywhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings:
+    """The options of batches, under their names in ``TrainConfig``."""
+
+    seed: int
+    caption_dropout_probability: float
+    flow_schedule_shift: float | str
+    masked_loss_probability: float
+
+
+class Batches:
+    """Batches by their number in the run."""
+
+    def __init__(
+        self,
+        settings: BatchSettings,
+        samples: Sequence[Sample],
+        encoders: Encoders,
+        cache: Cache,
+        scheduler_config: Mapping[str, Any],
+    ) -> None:
+        self._settings = settings
+        self._samples = samples
+        self._encoders = encoders
+        self._cache = cache
+        self._scheduler_config = scheduler_config
+        self._length = encoders.flavour.settings.max_prompt_tokens
+        self._ids = lru_cache(maxsize=64)(self._make_ids)
+        self._latent_key = lru_cache(maxsize=None)(lambda index: encoders.latent_key(samples[index]))
+        self._mask_key = lru_cache(maxsize=None)(lambda index: encoders.mask_key(samples[index]))
+        self._embedding_key = lru_cache(maxsize=None)(encoders.embedding_key)
+
+    def batch(self, number: int, indices: Sequence[int], *, first: int) -> Batch:
+        """Make batch ``number`` of these samples. ``first`` is the first one's place in the batch of all processes."""
+        seed, device = self._settings.seed, self._encoders.device
+        size = self._samples[indices[0]].bucket
+        places = range(first, first + len(indices))
+        clean = torch.stack([self._latents(index) for index in indices]).float()
+        embeds = torch.stack([self._embedding(i, number, p) for i, p in zip(indices, places, strict=True)])
+        generators = [torch_rng(seed, "noise", number, place) for place in places]
+        mu = self._mu(clean.shape[1])
+        sigma = torch.cat([flow.training_sigmas(1, mu=mu, generator=generator) for generator in generators])
+        noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in generators])
+        text_ids, image_ids = self._ids(size.height_px, size.width_px)
+        return Batch(
+            noisy_BNC=flow.add_noise(clean, noise, sigma).to(device, self._encoders.dtype),
+            target_BNC=flow.velocity(clean, noise).to(device),
+            weights_BNC=self._weights(indices, number, clean),
+            is_prior=self._samples[indices[0]].is_prior,
+            sigma_B=sigma.to(device, self._encoders.dtype),
+            embeds_BLJ=embeds.to(device),
+            text_ids_L3=text_ids,
+            image_ids_N3=image_ids,
+            seed=derive(seed, "dropout", number, first),
+        )
+
+    def _latents(self, index: int) -> Tensor:
+        return self._cache.require(self._latent_key(index), self._samples[index].key)
+
+    def _weights(self, indices: Sequence[int], number: int, clean_BNC: Tensor) -> Tensor | None:
+        """Return the weights of the batch's latents; None if no picture has a mask, or none counts in this batch."""
+        keys = [self._mask_key(index) for index in indices]
+        if (
+            not any(keys)
+            or python_rng(self._settings.seed, "mask", number).random() >= self._settings.masked_loss_probability
+        ):
+            return None
+        weights = torch.ones_like(clean_BNC)
+        for row, (index, key) in enumerate(zip(indices, keys, strict=True)):
+            if key is not None:
+                weights[row] = mask_weights(self._cache.require(key, self._samples[index].key))[0]
+        return weights.to(self._encoders.device)
+
+    def _embedding(self, index: int, number: int, place: int) -> Tensor:
+        rng = python_rng(self._settings.seed, "caption", number, place)
+        dropped = rng.random() < self._settings.caption_dropout_probability
+        caption = "" if dropped else compose_caption(self._samples[index], rng)
+        return prompt_rows(self._cache.require(self._embedding_key(caption), caption), self._length)
+
+    def _mu(self, image_tokens: int) -> float:
+        shift = self._settings.flow_schedule_shift
+        if isinstance(shift, str):
+            return flow.shift_mu(image_tokens, self._scheduler_config)
+        return float(torch.tensor(shift).log())
+
+    def _make_ids(self, height_px: int, width_px: int) -> tuple[Tensor, Tensor]:
+        image = latents.image_ids(height_px=height_px, width_px=width_px, max_tokens=self._length)
+        return latents.text_ids(self._length).to(self._encoders.device), image.to(self._encoders.device)
+
+
+def mask_weights(mask_HW: Tensor) -> Tensor:
+    """Return the weights of a picture's latents, (1, N, C) in 0 to 1, from its cached mask in uint8."""
+    return latents.pack((mask_HW.float() / 255).expand(1, LATENT_CHANNELS, -1, -1))
+
+
+def loss_of(transformer: nn.Module, batch: Batch, *, dtype: torch.dtype) -> Tensor:
+    """Return the batch's loss, 0-dim in float32.
+
+    It is a mean over all latents, masked ones included: a picture counts by the share of it that its mask shows, as in
+    SimpleTuner.
+    """
+    torch.manual_seed(batch.seed)
+    predicted = _predict(transformer, batch, dtype)
+    if batch.weights_BNC is None:
+        return F.mse_loss(predicted, batch.target_BNC)
+    return (F.mse_loss(predicted, batch.target_BNC, reduction="none") * batch.weights_BNC).mean()
+
+
+@torch.no_grad()
+def with_prior(transformer: LongCatImageTransformer2DModel, batch: Batch, *, dtype: torch.dtype) -> Batch:
+    """Return a batch of regularisation pictures with the base's own prediction as its target; another as it is."""
+    if not batch.is_prior:
+        return batch
+    with without_adapter(transformer):
+        return replace(batch, target_BNC=_predict(transformer, batch, dtype))
+
+
+def _predict(transformer: nn.Module, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """Return the predicted velocity, (B, N, C) in float32."""
+    with _autocast(batch.noisy_BNC.device, dtype):
+        predicted: Tensor = transformer(
+            hidden_states=batch.noisy_BNC,
+            timestep=batch.sigma_B,
+            encoder_hidden_states=batch.embeds_BLJ,
+            txt_ids=batch.text_ids_L3,
+            img_ids=batch.image_ids_N3,
+            return_dict=False,
+        )[0]
+    return predicted.float()
+
+
+def _autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Compute in the base's type; the adapter's parameters are float32."""
+    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)

@@ -1,0 +1,339 @@
+"""The memory plan: the bytes that a training takes, by part and by phase, before anything is loaded. No torch.
+
+Weights follow from the model's config.json (``trainer.memory.weights``), activations from a walk of the forward
+(``trainer.memory.activations``); ``benchmarks/memory_plan.py`` compares both with what training allocates.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from longcat.model.precision import Precision
+from longcat.model.shape import MLP_RATIO, MODULATION_CACHE_BYTES, image_tokens, modulation_numbers
+from trainer.config.simpletuner.lycoris import LayerOptions, LycorisConfig
+from trainer.memory.activations import Walk, saved
+from trainer.memory.weights import Linear, Transformer, read_autoencoder, read_text_encoder, read_transformer
+from trainer.model.targets import selects
+
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_FLOAT32 = 4
+_STATE_BYTES = {"adamw": 8.0, "adamw-schedulefree": 8.0, "prodigy": 16.0, "adamw8bit": 2 + 2 * _FLOAT32 / 256}
+"""Bytes of optimizer state per trained number: two averages; with prodigy also the initial value and a sum."""
+_PRIOR_WIDTHS, _DENOISING_WIDTHS = 3 * MLP_RATIO + 4, 2 * MLP_RATIO + 4
+"""Widths of a row that are live at once in a forward without gradients: training's, and the shorter one of serving."""
+_VALIDATION_STEPS = 50
+"""Denoising steps of a validation picture; each step has modulations of its own."""
+
+Phase = Literal["loading", "caching captions", "caching latents", "training", "prior preservation", "validation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The settings that decide how much memory a training takes."""
+
+    flavour_folder: Path
+    """The model's folder, with transformer, vae and text_encoder in it."""
+    precision: Precision | Literal["auto"]
+    """Precision of the base; ``choose`` replaces ``auto``."""
+    text_encoder_precision: Precision | Literal["auto"]
+    dtype: str
+    """Compute type: float32, bfloat16 or float16."""
+    lora_rank: int
+    lora_targets: str | tuple[str, ...]
+    """attention, official, all-linear, whole-transformer, or endings of names."""
+    optimizer: str
+    """adamw, adamw8bit, adamw-schedulefree or prodigy."""
+    ema: bool
+    batch: int
+    """Pictures per forward."""
+    width_px: int
+    """Width of the largest pictures; height_px is theirs too."""
+    height_px: int
+    prompt_tokens: int
+    """Tokens of a prompt as the model reads it, padding included."""
+    checkpointing: int | Literal["auto"] | None
+    """Every n-th block is checkpointed: 0 or None is none, 1 is all."""
+    offload: bool
+    """True if the base is kept in main memory."""
+    validation: bool
+    """True if validation pictures are generated, at width_px x height_px, while the adapter is in memory."""
+    device: str = "cuda"
+    """cpu, cuda or mps. A CPU holds the base unquantized while it loads."""
+    lora_dropout: float = 0.1
+    use_dora: bool = False
+    lycoris: LycorisConfig | None = None
+    """LoKr or LoHa in the place of LoRA."""
+    parts: int = 1
+    """Processes that the base is split over."""
+    vae_batch: int = 4
+    """Pictures encoded at once while latents are cached."""
+    prior: bool = False
+    """True if a step may need the base's own prediction as its target."""
+    text_workers: int = 1
+    """Captions embedded at once: on a CPU, the number of threads."""
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one picture."""
+        return image_tokens(width_px=self.width_px, height_px=self.height_px)
+
+    @property
+    def checkpointing_words(self) -> str:
+        """The checkpointing setting in words."""
+        if not self.checkpointing:
+            return "no checkpointing"
+        return "checkpointing " + ("every block" if self.checkpointing == 1 else f"1 block in {self.checkpointing}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A workload's memory on its device, in bytes."""
+
+    workload: Workload
+    base_bytes: int
+    """The frozen transformer; if offloaded or split, the part on the device."""
+    validation_base_bytes: int
+    """The part of the base on the device while validation pictures are generated."""
+    adapter_bytes: int
+    """In float32."""
+    gradient_bytes: int
+    optimizer_bytes: int
+    ema_bytes: int
+    activation_bytes: int
+    """Tensors that autograd holds at the peak."""
+    workspace_bytes: int
+    """Memory that one layer, the loss and the batch need beside the activations."""
+    prior_bytes: int
+    """A forward without gradients, for the base's own prediction of regularisation pictures; 0 without such pictures."""
+    text_encoder_bytes: int
+    """Weights and one caption's embedding."""
+    vae_encode_bytes: int
+    """Weights and working memory for vae_batch pictures."""
+    vae_decode_bytes: int
+    """Weights and working memory for one picture."""
+    denoising_bytes: int
+    """A validation forward: two rows without gradients, the adapter's slot, modulations."""
+    loading_bytes: int
+    """Peak of loading on a CPU; 0 on other devices, which never hold an unquantized base."""
+
+    @property
+    def peak_bytes(self) -> dict[Phase, int]:
+        """Most bytes at once by phase, in the order in which the phases run."""
+        trained = self.base_bytes + self.adapter_bytes + self.optimizer_bytes + self.ema_bytes
+        peaks: dict[Phase, int] = {
+            "caching captions": self.text_encoder_bytes,
+            "caching latents": self.vae_encode_bytes,
+        }
+        if self.loading_bytes:
+            peaks["loading"] = self.loading_bytes
+        peaks["training"] = trained + self.gradient_bytes + self.activation_bytes + self.workspace_bytes
+        if self.prior_bytes:  # before the step's own forward, whose activations are not there yet
+            peaks["prior preservation"] = trained + self.gradient_bytes + self.prior_bytes
+        if self.workload.validation:
+            more = self.validation_base_bytes - self.base_bytes
+            peaks["validation"] = trained + more + self.denoising_bytes + self.vae_decode_bytes
+        return peaks
+
+    @property
+    def most_bytes(self) -> int:
+        """The memory that the device needs."""
+        return max(self.peak_bytes.values())
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by part; parts of zero bytes are left out."""
+        load = self.workload
+        parts = {
+            f"base, {load.precision}{_where(load)}": self.base_bytes,
+            "adapter" if load.lycoris else f"adapter, rank {load.lora_rank}": self.adapter_bytes,
+            "its gradients": self.gradient_bytes,
+            f"optimizer, {load.optimizer}": self.optimizer_bytes,
+            "EMA": self.ema_bytes,
+            f"activations, {load.checkpointing_words}": self.activation_bytes,
+            "workspace": self.workspace_bytes,
+            "the base's own prediction": self.prior_bytes,
+            f"text encoder, {load.text_encoder_precision}": self.text_encoder_bytes,
+            f"encoding {load.vae_batch} pictures": self.vae_encode_bytes,
+            "decoding a picture": self.vae_decode_bytes if load.validation else 0,
+        }
+        return {name: size for name, size in parts.items() if size}
+
+    def table(self) -> str:
+        """Return the plan as lines of text."""
+        load = self.workload
+        lines = [
+            f"batch {load.batch} at {load.width_px}x{load.height_px} px, {load.prompt_tokens} prompt tokens, {load.dtype}"
+        ]
+        lines += [f"  {name:<42}{readable(size):>12}" for name, size in self.parts.items()]
+        lines.append("most at once, by phase")
+        most = self.most_bytes
+        for phase, size in self.peak_bytes.items():
+            lines.append(f"  {phase:<42}{readable(size):>12}{'  <- most' if size == most else ''}")
+        return "\n".join(lines)
+
+
+def plan(workload: Workload) -> Plan:
+    """Plan the memory of a workload in which nothing is ``auto``.
+
+    Raises ``FlavourError`` if the model's configuration cannot be read.
+    """
+    assert workload.precision != "auto"
+    assert workload.text_encoder_precision != "auto"
+    assert workload.checkpointing != "auto"
+    item = _ITEM_BYTES[workload.dtype]
+    folder, on_cpu = workload.flavour_folder, workload.device == "cpu"
+    model, vae, text_encoder = read_transformer(folder), read_autoencoder(folder), read_text_encoder(folder)
+    pixels = workload.width_px * workload.height_px
+    trained = _trained(model, workload)
+    blocks = model.block_bytes(workload.precision, item)
+    whole = model.top_bytes(item) + sum(model.block_bytes(Precision.NO_CHANGE, item))
+    embedding = text_encoder.encoding_bytes(workload.prompt_tokens, item) * workload.text_workers
+    text_encoder_bytes = text_encoder.weight_bytes(workload.text_encoder_precision, item) + embedding
+    if on_cpu:
+        text_encoder_bytes = max(text_encoder_bytes, text_encoder.weight_bytes(Precision.NO_CHANGE, item))
+    on_device = model.top_bytes(item) + (max(blocks) if workload.offload else sum(blocks))
+    return Plan(
+        workload=workload,
+        # A split base holds two whole blocks at a time: the one that computes and the next one.
+        base_bytes=on_device if workload.parts == 1 else on_device // workload.parts + 2 * max(blocks),
+        validation_base_bytes=on_device,
+        adapter_bytes=trained * _FLOAT32,
+        gradient_bytes=trained * _FLOAT32,
+        optimizer_bytes=int(trained * _STATE_BYTES[workload.optimizer]),
+        ema_bytes=trained * _FLOAT32 if workload.ema else 0,
+        activation_bytes=_activations(model, workload),
+        workspace_bytes=_workspace(model, workload),
+        prior_bytes=_forward_bytes(model, workload, _rows(workload) * _PRIOR_WIDTHS) if workload.prior else 0,
+        text_encoder_bytes=text_encoder_bytes,
+        vae_encode_bytes=vae.weight_bytes(item) + vae.encoding_bytes(pixels, item) * workload.vae_batch,
+        vae_decode_bytes=vae.weight_bytes(item) + vae.decoding_bytes(pixels, item),
+        denoising_bytes=_denoising_bytes(model, workload),
+        loading_bytes=whole if on_cpu else 0,
+    )
+
+
+def _is_target(workload: Workload, name: str) -> bool:
+    if workload.lycoris is not None:
+        return "transformer_blocks." in name and ".norm" not in name and workload.lycoris.options_of(name) is not None
+    return selects(workload.lora_targets, name)
+
+
+def _trained(model: Transformer, workload: Workload) -> int:
+    targets = [layer for layer in model.linears() if _is_target(workload, layer.name)]
+    if workload.lycoris is not None:
+        return sum(
+            math.prod(shape)
+            for layer in targets
+            for shape in _lycoris_of(workload, layer.name).shapes(layer.width_in, layer.width_out).values()
+        )
+    matrices = sum(workload.lora_rank * (layer.width_in + layer.width_out) for layer in targets)
+    return matrices + (sum(layer.width_out for layer in targets) if workload.use_dora else 0)
+
+
+def _lycoris_of(workload: Workload, name: str) -> LayerOptions:
+    """Return the options of a layer that is a target."""
+    options = workload.lycoris.options_of(name) if workload.lycoris is not None else None
+    assert options is not None
+    return options
+
+
+def _slot_rank(model: Transformer, workload: Workload) -> int:
+    """Return the rank of the slot in which validation pictures use the adapter."""
+    if workload.lycoris is None:
+        return workload.lora_rank
+    targets = [layer for layer in model.targets() if _is_target(workload, layer.name)]
+    return max(
+        (_lycoris_of(workload, layer.name).slot_rank(layer.width_in, layer.width_out) for layer in targets), default=0
+    )
+
+
+def _rows(workload: Workload) -> int:
+    return workload.batch * (workload.image_tokens + workload.prompt_tokens)
+
+
+def _activations(model: Transformer, workload: Workload) -> int:
+    precision, item = Precision(workload.precision), _ITEM_BYTES[workload.dtype]
+    saves_weight = precision.value.endswith("-torchao") or workload.offload
+    kept = saved(
+        Walk(
+            width=model.width,
+            heads=model.heads,
+            double_blocks=model.double_blocks,
+            single_blocks=model.single_blocks,
+            batch=workload.batch,
+            image_tokens=workload.image_tokens,
+            text_tokens=workload.prompt_tokens,
+            item_bytes=item,
+            is_half=workload.dtype == "float16",
+            is_cuda=workload.device.startswith("cuda"),
+            rank=workload.lora_rank,
+            dropout=workload.lora_dropout,
+            lycoris_of=None if workload.lycoris is None else partial(_lycoris_of, workload),
+            is_target=lambda name: _is_target(workload, name),
+            uses_dora=workload.use_dora,
+            frozen_saves="weight" if saves_weight else "input" if precision.value.endswith("-quanto") else "nothing",
+        )
+    )
+    assert workload.checkpointing != "auto"
+    most = kept.peak(workload.checkpointing or 0)
+    for layer, rows in (*model.embedders(workload.image_tokens, workload.prompt_tokens), *model.modulations()):
+        if _is_target(workload, layer.name):  # the input, with its mask of dropout, and the output of A
+            most += workload.batch * rows * (layer.width_in * (item + 1) + workload.lora_rank * item)
+    if (
+        workload.offload and precision is Precision.NO_CHANGE
+    ):  # the saved weights of one block are counted with the base
+        most -= (
+            max(sum(_weight(layer) for layer in block if ".norm" not in layer.name) for block in model.blocks) * item
+        )
+    return most
+
+
+def _workspace(model: Transformer, workload: Workload) -> int:
+    """Return the bytes of the backward pass through a single block's feed-forward, and of the batch.
+
+    Gradients before and after the activation (4 and 5 widths) and of three more tensors are live at once; fewer under
+    quanto, which releases the saved input of the last layer first. A quanto weight is dequantized while it is used.
+    """
+    item, precision = _ITEM_BYTES[workload.dtype], Precision(workload.precision)
+    is_quanto = precision.value.endswith("-quanto")
+    widths = MLP_RATIO + 4 if is_quanto else 2 * MLP_RATIO + 4
+    gradients = _rows(workload) * widths * model.width * item
+    batch = workload.batch * workload.prompt_tokens * model.joint_width * item
+    batch += 3 * workload.batch * workload.image_tokens * model.channels * _FLOAT32
+    largest = max(_weight(layer) for block in model.blocks for layer in block)
+    copies = 2 if precision is Precision.INT4_QUANTO else int(is_quanto)
+    return gradients + batch + copies * largest * item
+
+
+def _forward_bytes(model: Transformer, workload: Workload, widths: int) -> int:
+    """Return the bytes of a forward without gradients, in which ``widths`` of one block's rows are live at once."""
+    largest = max(_weight(layer) for block in model.blocks for layer in block)
+    copies = 0 if workload.precision is Precision.NO_CHANGE else 1
+    return (widths * model.width + copies * largest) * _ITEM_BYTES[workload.dtype]
+
+
+def _denoising_bytes(model: Transformer, workload: Workload) -> int:
+    item = _ITEM_BYTES[workload.dtype]
+    rows = 2 * (workload.image_tokens + workload.prompt_tokens)
+    rank = _slot_rank(model, workload)
+    slot = sum(rank * (layer.width_in + layer.width_out) for layer in model.targets())
+    blocks = {"double_blocks": model.double_blocks, "single_blocks": model.single_blocks}
+    modulations = min(
+        MODULATION_CACHE_BYTES, _VALIDATION_STEPS * item * modulation_numbers(**blocks, width=model.width)
+    )
+    return _forward_bytes(model, workload, rows * _DENOISING_WIDTHS) + slot * item + modulations
+
+
+def _weight(layer: Linear) -> int:
+    return layer.width_in * layer.width_out
+
+
+def _where(workload: Workload) -> str:
+    return ", offloaded" if workload.offload else f", split in {workload.parts}" if workload.parts > 1 else ""
+
+
+def readable(size: int) -> str:
+    """Format a number of bytes as MiB or GiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,311 @@
+"""The bytes of a model's components, from their config.json alone. No torch, and no weights are read.
+
+Transformer: diffusers' ``transformer_longcat_image.py``. Autoencoder: its ``AutoencoderKL``. Text encoder: transformers'
+Qwen2.5-VL. Bytes per weight: the layouts of torchao and quanto, which a test checks.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longcat.errors import FlavourError
+from longcat.model.precision import Precision
+from longcat.model.shape import (
+    DOUBLE_BLOCK_MODULATIONS,
+    MLP_RATIO,
+    OUTPUT_MODULATIONS,
+    SINGLE_BLOCK_MODULATIONS,
+    TEMPLATE_PREFIX_TOKENS,
+    TOKEN_CHANNELS,
+)
+
+_FLOAT32 = 4
+_INT4_GROUP = 128
+"""Weights that share a scale and a zero point."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer with a bias."""
+
+    name: str
+    width_in: int
+    width_out: int
+
+    def stored(self, precision: Precision, item_bytes: int) -> int:
+        """Return the bytes of its weight and bias as the precision stores them."""
+        weights = self.width_in * self.width_out
+        bias = self.width_out * item_bytes
+        match precision:
+            case Precision.NO_CHANGE:
+                return weights * item_bytes + bias
+            case Precision.INT8_QUANTO | Precision.FP8_QUANTO:
+                return weights + self.width_out * item_bytes + bias
+            case Precision.INT4_QUANTO:
+                return weights // 2 + 2 * (weights // _INT4_GROUP) * item_bytes + bias
+            case Precision.INT8_TORCHAO:
+                return weights + self.width_out * (_FLOAT32 + 1) + bias
+            case Precision.FP8_TORCHAO:
+                return weights + self.width_out * _FLOAT32 + bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """The sizes of a LongCatImageTransformer2DModel."""
+
+    width: int
+    heads: int
+    double_blocks: int
+    single_blocks: int
+    joint_width: int
+    channels: int
+
+    @property
+    def blocks(self) -> Iterator[tuple[Linear, ...]]:
+        """Yield the linear layers of each block; the base precision applies to all of them."""
+        d, inner = self.width, MLP_RATIO * self.width
+        for index in range(self.double_blocks):
+            name = f"transformer_blocks.{index}."
+            square = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
+                      "attn.to_out.0", "attn.to_add_out")  # fmt: skip
+            yield (
+                *(
+                    Linear(f"{name}{norm}.linear", d, DOUBLE_BLOCK_MODULATIONS * d)
+                    for norm in ("norm1", "norm1_context")
+                ),
+                *(Linear(name + layer, d, d) for layer in square),
+                *(Linear(f"{name}{part}.net.0.proj", d, inner) for part in ("ff", "ff_context")),
+                *(Linear(f"{name}{part}.net.2", inner, d) for part in ("ff", "ff_context")),
+            )
+        for index in range(self.single_blocks):
+            name = f"single_transformer_blocks.{index}."
+            yield (
+                Linear(name + "norm.linear", d, SINGLE_BLOCK_MODULATIONS * d),
+                Linear(name + "proj_mlp", d, inner),
+                Linear(name + "proj_out", d + inner, d),
+                *(Linear(name + layer, d, d) for layer in ("attn.to_q", "attn.to_k", "attn.to_v")),
+            )
+
+    def embedders(self, image_tokens: int, prompt_tokens: int) -> list[tuple[Linear, int]]:
+        """Return the linear layers outside of blocks, each with the number of its input's rows for one picture."""
+        d, time = self.width, "time_embed.timestep_embedder."
+        return [
+            (Linear("x_embedder", self.channels, d), image_tokens),
+            (Linear("context_embedder", self.joint_width, d), prompt_tokens),
+            (Linear(time + "linear_1", 256, d), 1),
+            (Linear(time + "linear_2", d, d), 1),
+            (Linear("norm_out.linear", d, OUTPUT_MODULATIONS * d), 1),
+            (Linear("proj_out", d, self.channels), image_tokens),
+        ]
+
+    def modulations(self) -> list[tuple[Linear, int]]:
+        """Return the modulations of blocks, each with the number of its input's rows for one picture."""
+        return [(layer, 1) for block in self.blocks for layer in block if ".norm" in layer.name]
+
+    def linears(self) -> list[Linear]:
+        """Return all linear layers, as ``longcat.adapter.modules.linear_modules`` does."""
+        return [*(layer for layer, _ in self.embedders(1, 1)), *(layer for block in self.blocks for layer in block)]
+
+    def top_bytes(self, item_bytes: int) -> int:
+        """Return the bytes of weights that are never quantized: those outside of blocks, and the norms of heads."""
+        norms = (4 * self.double_blocks + 2 * self.single_blocks) * (self.width // self.heads)
+        numbers = sum((layer.width_in + 1) * layer.width_out for layer, _ in self.embedders(1, 1))
+        return (numbers + norms) * item_bytes
+
+    def block_bytes(self, precision: Precision, item_bytes: int) -> list[int]:
+        """Return the bytes of each block."""
+        return [sum(layer.stored(precision, item_bytes) for layer in block) for block in self.blocks]
+
+    def targets(self) -> list[Linear]:
+        """Return the blocks' own linear layers, as ``longcat.adapter.lora.lora_targets`` does."""
+        return [layer for block in self.blocks for layer in block if ".norm" not in layer.name]
+
+
+def read_transformer(folder: Path) -> Transformer:
+    """Read the transformer's sizes. Raises ``FlavourError`` if the file is missing or not of that kind."""
+    config = _config(folder, "transformer")
+    heads = _int(folder, config, "num_attention_heads", 24)
+    return Transformer(
+        width=heads * _int(folder, config, "attention_head_dim", 128),
+        heads=heads,
+        double_blocks=_int(folder, config, "num_layers", 19),
+        single_blocks=_int(folder, config, "num_single_layers", 38),
+        joint_width=_int(folder, config, "joint_attention_dim", 3584),
+        channels=_int(folder, config, "in_channels", TOKEN_CHANNELS),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoencoder:
+    """The sizes of an AutoencoderKL."""
+
+    channels: Sequence[int]
+    """Channels of each level; the level at the picture's own resolution comes first."""
+    layers: int
+    latents: int
+    attends: bool
+
+    def weight_bytes(self, item_bytes: int) -> int:
+        """Return the bytes of encoder and decoder."""
+        widths, last = list(self.channels), self.channels[-1]
+        down = sum(
+            _resnet(before, width) + (self.layers - 1) * _resnet(width, width)
+            for before, width in zip([widths[0], *widths], widths, strict=False)
+        )
+        up = sum(
+            _resnet(before, width) + self.layers * _resnet(width, width)
+            for before, width in zip([last, *reversed(widths)], reversed(widths), strict=False)
+        )
+        resampled = sum(_conv(width, width) for width in widths[:-1]) + sum(_conv(width, width) for width in widths[1:])
+        middle = 2 * _resnet(last, last) + (2 * last + 4 * (last * last + last) if self.attends else 0)
+        ends = _conv(3, widths[0]) + 2 * last + _conv(last, 2 * self.latents)
+        ends += _conv(self.latents, last) + 2 * widths[0] + _conv(widths[0], 3)
+        return (down + up + resampled + 2 * middle + ends) * item_bytes
+
+    def encoding_bytes(self, pixels: int, item_bytes: int) -> int:
+        """Return the working memory of encoding.
+
+        At the picture's own size, four tensors of the first level's channels are live at once, and the picture.
+        """
+        return pixels * (4 * self.channels[0] * item_bytes + 3 * _FLOAT32)
+
+    def decoding_bytes(self, pixels: int, item_bytes: int) -> int:
+        """Return the working memory of decoding.
+
+        At the picture's own size, three tensors are live at once, of the channels that enter the last level: those of the
+        level before it.
+        """
+        return pixels * (3 * max(self.channels[:2]) * item_bytes + 3 * _FLOAT32)
+
+
+def read_autoencoder(folder: Path) -> Autoencoder:
+    """Read the VAE's sizes. Raises ``FlavourError`` if the file is missing or not of that kind."""
+    config = _config(folder, "vae")
+    channels = config.get("block_out_channels", [])
+    if not channels or not all(isinstance(width, int) for width in channels):
+        raise FlavourError(
+            "vae_channels_invalid",
+            "block_out_channels in {path} is not a list of whole numbers",
+            remedy="give the channels of each level",
+            field="block_out_channels",
+            value=channels,
+            path=str(folder / "vae" / "config.json"),
+        )
+    return Autoencoder(
+        channels=channels,
+        layers=_int(folder, config, "layers_per_block", 1),
+        latents=_int(folder, config, "latent_channels", 4),
+        attends=bool(config.get("mid_block_add_attention", True)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """The sizes of a Qwen2_5_VLForConditionalGeneration: language model, vision tower and head are all loaded."""
+
+    width: int
+    inner: int
+    layers: int
+    kv_width: int
+    vocabulary: int
+    has_head: bool
+    """True if the output layer has weights of its own."""
+    vision_tower: int
+    """Parameters of the vision tower."""
+
+    def weight_bytes(self, precision: Precision, item_bytes: int) -> int:
+        """Return the bytes of the weights: the precision applies to the layers of the language model only."""
+        h = self.width
+        per_layer = (
+            *(Linear("", h, width) for width in (h, self.kv_width, self.kv_width)),
+            *(Linear("", a, b) for a, b in ((h, h), (h, self.inner), (h, self.inner), (self.inner, h))),
+        )
+        quantized = sum(layer.stored(precision, item_bytes) for layer in per_layer)
+        quantized -= (2 * h + 2 * self.inner) * item_bytes  # the last four have no bias
+        norms = 2 * h
+        kept = (2 if self.has_head else 1) * self.vocabulary * h + h + self.vision_tower + self.layers * norms
+        return self.layers * quantized + kept * item_bytes
+
+    def encoding_bytes(self, prompt_tokens: int, item_bytes: int) -> int:
+        """Return the working memory of one prompt: the output of every layer, and one feed-forward."""
+        rows = TEMPLATE_PREFIX_TOKENS + prompt_tokens + 1  # one pad row stands for all
+        return (rows * ((self.layers + 1) * self.width + 3 * self.inner) + self.vocabulary) * item_bytes
+
+
+def read_text_encoder(folder: Path) -> TextEncoder:
+    """Read the text encoder's sizes, also from the flat layout of transformers 4.
+
+    Raises ``FlavourError`` if the file is missing or not of that kind.
+    """
+    config = _config(folder, "text_encoder")
+    text = config.get("text_config", config)
+    heads = _int(folder, text, "num_attention_heads", 28)
+    width = _int(folder, text, "hidden_size", 3584)
+    return TextEncoder(
+        width=width,
+        inner=_int(folder, text, "intermediate_size", 18944),
+        layers=_int(folder, text, "num_hidden_layers", 28),
+        kv_width=_int(folder, text, "num_key_value_heads", heads) * (width // heads),
+        vocabulary=_int(folder, text, "vocab_size", 152064),
+        has_head=not config.get("tie_word_embeddings", False),
+        vision_tower=_vision_tower(folder, config.get("vision_config", {}), width),
+    )
+
+
+def _vision_tower(folder: Path, config: dict[str, Any], text_width: int) -> int:
+    h = _int(folder, config, "hidden_size", 1280)
+    inner = _int(folder, config, "intermediate_size", 3420)
+    patch = _int(folder, config, "patch_size", 14) ** 2 * _int(folder, config, "temporal_patch_size", 2)
+    merged = h * _int(folder, config, "spatial_merge_size", 2) ** 2
+    block = 4 * h * h + 4 * h + 3 * h * inner + 2 * inner + h + 2 * h
+    merger = h + merged * merged + merged + merged * text_width + text_width
+    return 3 * patch * h + _int(folder, config, "depth", 32) * block + merger
+
+
+def _config(folder: Path, part: str) -> dict[str, Any]:
+    path = folder / part / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FlavourError(
+            "component_config_unreadable",
+            "cannot be read: {cause}",
+            remedy="give a model's whole directory",
+            field="file",
+            value=str(path),
+            cause=str(error),
+        ) from error
+    if not isinstance(config, dict):
+        raise FlavourError(
+            "component_config_not_object",
+            "not a JSON object",
+            remedy="give a model's whole directory",
+            field="file",
+            value=str(path),
+        )
+    return config
+
+
+def _int(folder: Path, config: dict[str, Any], key: str, default: int) -> int:
+    value = config.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise FlavourError(
+            "component_config_not_a_count",
+            "not a whole number, in a config.json of {folder}",
+            remedy="give a model's whole directory",
+            field=key,
+            value=value,
+            folder=str(folder),
+        )
+    return value
+
+
+def _conv(width_in: int, width_out: int, side: int = 3) -> int:
+    return side * side * width_in * width_out + width_out
+
+
+def _resnet(width_in: int, width_out: int) -> int:
+    shortcut = _conv(width_in, width_out, 1) if width_in != width_out else 0
+    return 2 * width_in + _conv(width_in, width_out) + 2 * width_out + _conv(width_out, width_out) + shortcut

@@ -1,0 +1,1 @@
+"""The transformer as training changes it: LoRA layers, forward, checkpointing, offload."""

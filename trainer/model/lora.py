@@ -1,0 +1,292 @@
+"""The adapter in training: PEFT's LoRA layers inside the frozen transformer, and their weights.
+
+PEFT computes DoRA's norms from a matrix of the weight's size, in every forward and in the type of computation, which loses
+digits that the service has. ``Magnitude`` replaces PEFT's module: it computes the same norms from vectors
+(``longcat.adapter.dora``), as the service does.
+"""
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import LongCatImageTransformer2DModel
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer as PeftLayer
+from torch import Tensor, nn
+
+from longcat.adapter.dora import RowNorms, plain_weight, row_norms
+from longcat.adapter.lora import Layer, LoraLayer, LoraWeights, load_lora
+from longcat.adapter.modules import is_blocks_own, linear_modules
+from longcat.adapter.verification import check_lora
+from longcat.errors import AdapterError, ConfigError
+from trainer.config.simpletuner.lycoris import LycorisConfig
+from trainer.loop.randomness import derive
+from trainer.model.forward import slim
+from trainer.model.lycoris import LycorisLinear, inject_lycoris, lycoris_layers
+from trainer.model.targets import endings_of, selects
+
+ADAPTER = "default"
+"""PEFT's name of the one adapter in each layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """The options of the adapter, under their names in ``TrainConfig``."""
+
+    lora_rank: int
+    alpha: float
+    lora_dropout: float
+    lora_targets: str | tuple[str, ...]
+    lora_init_type: str
+    use_dora: bool
+    use_rslora: bool
+    init_lora: Path | None
+    seed: int
+    lycoris_config: LycorisConfig | None
+    """LoKr or LoHa instead of LoRA; the options of LoRA have no effect then."""
+
+
+class Magnitude(nn.Module):
+    """The DoRA of one layer, with the signature of PEFT's ``DoraLinearLayer``, which it replaces."""
+
+    base_norms: Tensor
+    """||W||^2 of the frozen weight, (out,) in float32."""
+
+    def __init__(self, layer: PeftLayer) -> None:
+        """Start from the norms of the base's rows, which change nothing."""
+        super().__init__()
+        base, lora_A = layer.get_base_layer(), layer.lora_A[ADAPTER]
+        self.register_buffer("base_norms", plain_weight(base).square().sum(1), persistent=False)
+        norms = self._norms(base, lora_A, layer.lora_B[ADAPTER])
+        self.weight = nn.Parameter(norms.at(layer.scaling[ADAPTER]))
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        lora_A: Any,
+        lora_B: Any,
+        scaling: float,
+        base_layer: Any,
+        base_result: Tensor | None = None,
+        **_: object,
+    ) -> Tensor:
+        """Return the update of the layer's result. ``base_result`` is None after dropout: it is computed from ``x`` then."""
+        gain = self.weight / self._norms(base_layer, lora_A, lora_B).at(scaling)
+        if base_result is None:
+            base_result = base_layer(x)
+        bias: Tensor = base_layer.bias
+        updated: Tensor = (gain - 1) * (base_result - bias) + gain * lora_B(lora_A(x)) * scaling
+        return updated
+
+    @torch.no_grad()
+    def _norms(self, base_layer: Any, lora_A: Any, lora_B: Any) -> RowNorms:
+        """Return the rows' norms. The layer itself computes W A^T, so that a quantized weight is never decoded whole."""
+        down: Tensor = lora_A.weight
+        up: Tensor = lora_B.weight
+        # Every layer of this transformer has a bias; an offloaded one is on the device after the call.
+        projected = base_layer(down.to(base_layer.bias.dtype)) - base_layer.bias
+        with torch.autocast(down.device.type, enabled=False):
+            return row_norms(self.base_norms, projected.float().T, down.float(), up.float())
+
+
+def target_modules(transformer: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Return the names of the linear layers that ``lora_targets`` selects. Raises ``ConfigError`` for an unknown ending."""
+    known = linear_modules(transformer)
+    for ending in endings_of(targets):
+        if not any(selects([ending], name) for name in known):
+            raise ConfigError(
+                "lora_target_unknown",
+                "no layer has a name with this ending",
+                remedy="give endings such as {known}",
+                field="lora_targets",
+                value=ending,
+                known=", ".join(sorted({name.split(".", 2)[2] for name in known if is_blocks_own(name)})),
+            )
+    return sorted(name for name in known if selects(targets, name))
+
+
+def inject(transformer: LongCatImageTransformer2DModel, settings: LoraSettings) -> list[nn.Parameter]:
+    """Put the adapter's layers into the transformer; return their parameters, in float32 and in a fixed order.
+
+    Raises ``ConfigError`` or ``AdapterError`` if ``init_lora`` does not fit.
+    """
+    torch.manual_seed(derive(settings.seed, "lora"))
+    if settings.lycoris_config is not None:
+        inject_lycoris(transformer, settings.lycoris_config)
+    else:
+        _inject_lora(transformer, settings)
+    slim(transformer)
+    parameters = [parameter for _, layer in adapter_layers(transformer) for parameter in _parameters(layer)]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+    if settings.init_lora is not None:
+        _start_from(transformer, settings, settings.init_lora)
+    return parameters
+
+
+def _inject_lora(transformer: LongCatImageTransformer2DModel, settings: LoraSettings) -> None:
+    modules = target_modules(transformer, settings.lora_targets)
+    lora_config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules="|".join(map(re.escape, modules)),  # PEFT takes a list for endings of names
+        init_lora_weights="gaussian" if settings.lora_init_type == "gaussian" else True,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+    )
+    with warnings.catch_warnings():
+        # PEFT warns for every layer of a torchao base that it cannot merge. Nothing is merged here.
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without", category=UserWarning)
+        transformer.add_adapter(lora_config, adapter_name=ADAPTER)
+    if settings.use_dora:
+        for _, layer in lora_layers(transformer):
+            layer.lora_magnitude_vector[ADAPTER] = Magnitude(layer)
+
+
+def _start_from(transformer: nn.Module, settings: LoraSettings, path: Path) -> None:
+    source, trained = str(path), dict(adapter_layers(transformer))
+    targets = {name: _widths(layer) for name, layer in trained.items()}
+    try:
+        initial = load_lora(path)
+        max_rank = settings.lora_rank if settings.lycoris_config is None else initial.rank
+        check_lora(initial, targets, max_rank=max_rank)
+    except AdapterError as error:
+        raise error.within(field="init_lora", value=source) from error
+    load_weights(transformer, initial, field="init_lora", source=source)
+
+
+def adapter_layers(transformer: nn.Module) -> list[tuple[str, PeftLayer | LycorisLinear]]:
+    """Return every layer that is trained, of LoRA or of LoKr and LoHa, with the name of its base layer."""
+    return [*lora_layers(transformer), *lycoris_layers(transformer)]
+
+
+def _parameters(layer: PeftLayer | LycorisLinear) -> list[nn.Parameter]:
+    if isinstance(layer, LycorisLinear):
+        return [*layer.factors.values()]
+    return [parameter for parameter in _parts(layer) if parameter is not None]
+
+
+def _widths(layer: PeftLayer | LycorisLinear) -> tuple[int, int]:
+    base: Any = layer.base_layer
+    return base.in_features, base.out_features
+
+
+def adapter_parts(transformer: nn.Module) -> list[nn.Module]:
+    """Return the modules that hold the adapter's parameters."""
+    parts: list[nn.Module] = []
+    for _, layer in adapter_layers(transformer):
+        if isinstance(layer, LycorisLinear):
+            parts.append(layer.factors)
+        else:
+            parts += [layer.lora_A, layer.lora_B, layer.lora_magnitude_vector]
+    return parts
+
+
+def lora_layers(transformer: nn.Module) -> list[tuple[str, PeftLayer]]:
+    """Return every layer that has a LoRA, with the name of its base layer."""
+    return [(name, module) for name, module in transformer.named_modules() if isinstance(module, PeftLayer)]
+
+
+def weights_of(transformer: nn.Module) -> LoraWeights:
+    """Copy the adapter's weights to main memory, in float32. alpha / rank is the scale, with rsLoRA too."""
+    if lycoris := {name: layer.layer() for name, layer in lycoris_layers(transformer)}:
+        return LoraWeights(alpha=float(max(layer.rank for layer in lycoris.values())), layers=lycoris)
+    layers = {}
+    for name, layer in lora_layers(transformer):
+        down, up, magnitude = _parts(layer)
+        layers[name] = LoraLayer(_copy(down), _copy(up), None if magnitude is None else _copy(magnitude))
+        alpha = layer.scaling[ADAPTER] * layer.r[ADAPTER]
+    return LoraWeights(alpha=alpha, layers=layers)
+
+
+@torch.no_grad()
+def load_weights(transformer: nn.Module, weights: LoraWeights, *, field: str, source: str) -> None:
+    """Load weights into the adapter. ``field`` is the option that named ``source``.
+
+    Raises ``ConfigError`` unless layers, rank, scale and DoRA are the configured ones.
+    """
+    layers = dict(adapter_layers(transformer))
+    if layers.keys() != weights.layers.keys():
+        raise ConfigError(
+            "adapter_layers_differ",
+            "changes {count} layers, and lora_targets selects {expected}",
+            remedy="set lora_targets to the same layers",
+            field=field,
+            value=source,
+            count=len(weights.layers),
+            expected=len(layers),
+        )
+    for name, layer in layers.items():
+        if isinstance(layer, LycorisLinear):
+            _check_factors(name, layer, weights.layers[name], field=field, source=source)
+        else:
+            _check_shape(layer, weights.layers[name], weights.alpha, field=field, source=source)
+    for name, layer in layers.items():  # the tensors of a file and the parameters have one order; alpha comes last
+        for parameter, value in zip(_parameters(layer), weights.layers[name].tensors().values(), strict=False):
+            parameter.copy_(value)
+
+
+def _check_factors(name: str, layer: LycorisLinear, weights: Layer, *, field: str, source: str) -> None:
+    tensors = weights.tensors()
+    found = {end: tuple(tensor.shape) for end, tensor in tensors.items() if end != "alpha"}
+    expected = {end: tuple(factor.shape) for end, factor in layer.factors.items()}
+    scale = 1.0 if isinstance(weights, LoraLayer) else weights.scale
+    if found != expected or abs(scale - layer.scale) > 1e-6 * abs(layer.scale):
+        raise ConfigError(
+            "adapter_factors_differ",
+            "{module} has {found} at scale {scale:g}, and lycoris_config gives {expected} at scale {expected_scale:g}",
+            remedy="set lycoris_config to that of its training",
+            field=field,
+            value=source,
+            module=name,
+            found=", ".join(f"{end} {shape}" for end, shape in found.items()),
+            scale=scale,
+            expected=", ".join(f"{end} {shape}" for end, shape in expected.items()),
+            expected_scale=layer.scale,
+        )
+
+
+def _check_shape(layer: PeftLayer, weights: Layer, alpha: float, *, field: str, source: str) -> None:
+    if weights.kind != "lora":
+        raise ConfigError(
+            "adapter_kind_differs",
+            "is of the kind {kind}",
+            remedy="train with the lora_type and lycoris_config of its training",
+            field=field,
+            value=source,
+            kind=weights.kind,
+        )
+    if weights.rank != layer.r[ADAPTER] or abs(alpha / weights.rank - layer.scaling[ADAPTER]) > 1e-6:
+        raise ConfigError(
+            "adapter_scale_differs",
+            "has rank {rank} and alpha {alpha:g}",
+            remedy="set lora_rank to {rank} and lora_alpha to {alpha:g}",
+            field=field,
+            value=source,
+            rank=weights.rank,
+            alpha=alpha,
+        )
+    if weights.magnitude is not None and not layer.lora_magnitude_vector:
+        raise ConfigError(
+            "adapter_uses_dora", "uses DoRA", remedy="set use_dora to true", field=field, value=source
+        )  # fmt: skip
+    if weights.magnitude is None and layer.lora_magnitude_vector:
+        raise ConfigError(
+            "adapter_without_dora", "does not use DoRA", remedy="set use_dora to false", field=field, value=source
+        )
+
+
+def _parts(layer: PeftLayer) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter | None]:
+    """Return A, B and, with DoRA, the magnitude."""
+    magnitude = layer.lora_magnitude_vector[ADAPTER].weight if layer.lora_magnitude_vector else None
+    return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, magnitude
+
+
+def _copy(parameter: Tensor) -> Tensor:
+    return parameter.detach().float().cpu().clone()

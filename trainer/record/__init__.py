@@ -1,0 +1,1 @@
+"""The record of a run: progress, metrics, run file, TensorBoard, bar."""
