@@ -101,7 +101,7 @@ async def reply_with_events(
 
     Wait for the first event, so that an unknown adapter has its own status; but no longer than a reply may be silent. Raises
     the error of a request that the engine has not accepted. Later, the status that a reply is counted under is that of its
-    last event.
+    last event, even where the client closes as soon as it has read it.
     """
     stream = with_silences(events)
     first = await anext(stream)
@@ -117,6 +117,8 @@ async def reply_with_events(
                 return ()
             case ErrorEvent():
                 request.state.outcome = status_of(event.error)
+            case ResultEvent():
+                request.state.outcome = 200
         return encode(event)
 
     async def body() -> AsyncIterator[bytes]:

@@ -72,7 +72,7 @@ class RequestContext:
             if scope["method"] == "POST" and path_of(scope) in self._counted:
                 traced = current_request.get()
                 trace_id = None if traced is None else traced.trace_id
-                outcome = _CLIENT_GONE if is_gone or not status else state["outcome"] or status
+                outcome = state["outcome"] or (_CLIENT_GONE if is_gone or not status else status)
                 metrics.observe_request(outcome, time.monotonic() - begin, trace_id)
 
 
