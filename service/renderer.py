@@ -14,7 +14,7 @@ from longcat.errors import NoAdapterStorageError
 from longcat.logs import log_event
 from longcat.model.flavour import Flavour
 from longcat.model.loading import check_compiler, load, parse_device
-from longcat.model.memory import memory_of
+from longcat.model.memory.in_use import memory_of
 from longcat.model.precision import Offload, parse_precision
 from longcat.storage.opening import open_storage
 from service.adapters.cache import AdapterCache, Checks

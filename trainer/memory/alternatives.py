@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Literal
 
 from longcat.errors import ConfigError, Problem
+from longcat.model.memory.device import readable, usable_bytes
 from longcat.model.precision import Precision
-from trainer.memory.device_memory import usable_bytes
-from trainer.memory.plan import Plan, Workload, plan, readable
+from trainer.memory.plan import Plan, Workload, plan
 
 _PRECISIONS = (Precision.NO_CHANGE, Precision.INT8_TORCHAO, Precision.INT8_QUANTO, Precision.INT4_QUANTO)
 """Precisions that ``auto`` tries, in this order: the one that slows training the least comes first."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from longcat.model.flavour import Description, Flavour, structure
+from longcat.model.memory.device import device_bytes, readable, usable_bytes
 from longcat.model.precision import Precision
 from trainer.config.dataset_options import width_and_height
 from trainer.config.options import TrainConfig
 from trainer.data.buckets import Bucket, bucket_choices
 from trainer.memory.alternatives import alternatives, choose, fits
-from trainer.memory.device_memory import device_bytes, usable_bytes
-from trainer.memory.plan import Plan, Workload, plan, readable
+from trainer.memory.plan import Plan, Workload, plan
 
 if TYPE_CHECKING:
     import torch

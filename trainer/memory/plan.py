@@ -1,6 +1,6 @@
 """The memory plan: the bytes that a training takes, by part and by phase, before anything is loaded. No torch.
 
-Weights follow from the model's config.json (``trainer.memory.weights``), activations from a walk of the forward
+Weights follow from the model's config.json (``longcat.model.memory.weights``), activations from a walk of the forward
 (``trainer.memory.activations``); ``benchmarks/memory_plan.py`` compares both with what training allocates.
 """
 
@@ -10,14 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from longcat.model.memory.device import readable
+from longcat.model.memory.weights import (
+    ITEM_BYTES,
+    Linear,
+    Transformer,
+    read_autoencoder,
+    read_text_encoder,
+    read_transformer,
+)
 from longcat.model.precision import Precision
 from longcat.model.shape import MLP_RATIO, MODULATION_CACHE_BYTES, image_tokens, modulation_numbers
 from trainer.config.simpletuner.lycoris import LayerOptions, LycorisConfig
 from trainer.memory.activations import Walk, saved
-from trainer.memory.weights import Linear, Transformer, read_autoencoder, read_text_encoder, read_transformer
 from trainer.model.targets import selects
 
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOAT32 = 4
 _STATE_BYTES = {"adamw": 8.0, "adamw-schedulefree": 8.0, "prodigy": 16.0, "adamw8bit": 2 + 2 * _FLOAT32 / 256}
 """Bytes of optimizer state per trained number: two averages; with prodigy also the initial value and a sum."""
@@ -182,7 +189,7 @@ def plan(workload: Workload) -> Plan:
     assert workload.precision != "auto"
     assert workload.text_encoder_precision != "auto"
     assert workload.checkpointing != "auto"
-    item = _ITEM_BYTES[workload.dtype]
+    item = ITEM_BYTES[workload.dtype]
     folder, on_cpu = workload.flavour_folder, workload.device == "cpu"
     model, vae, text_encoder = read_transformer(folder), read_autoencoder(folder), read_text_encoder(folder)
     pixels = workload.width_px * workload.height_px
@@ -254,7 +261,7 @@ def _rows(workload: Workload) -> int:
 
 
 def _activations(model: Transformer, workload: Workload) -> int:
-    precision, item = Precision(workload.precision), _ITEM_BYTES[workload.dtype]
+    precision, item = Precision(workload.precision), ITEM_BYTES[workload.dtype]
     saves_weight = precision.value.endswith("-torchao") or workload.offload
     kept = saved(
         Walk(
@@ -296,7 +303,7 @@ def _workspace(model: Transformer, workload: Workload) -> int:
     Gradients before and after the activation (4 and 5 widths) and of three more tensors are live at once; fewer under
     quanto, which releases the saved input of the last layer first. A quanto weight is dequantized while it is used.
     """
-    item, precision = _ITEM_BYTES[workload.dtype], Precision(workload.precision)
+    item, precision = ITEM_BYTES[workload.dtype], Precision(workload.precision)
     is_quanto = precision.value.endswith("-quanto")
     widths = MLP_RATIO + 4 if is_quanto else 2 * MLP_RATIO + 4
     gradients = _rows(workload) * widths * model.width * item
@@ -311,11 +318,11 @@ def _forward_bytes(model: Transformer, workload: Workload, widths: int) -> int:
     """Return the bytes of a forward without gradients, in which ``widths`` of one block's rows are live at once."""
     largest = max(_weight(layer) for block in model.blocks for layer in block)
     copies = 0 if workload.precision is Precision.NO_CHANGE else 1
-    return (widths * model.width + copies * largest) * _ITEM_BYTES[workload.dtype]
+    return (widths * model.width + copies * largest) * ITEM_BYTES[workload.dtype]
 
 
 def _denoising_bytes(model: Transformer, workload: Workload) -> int:
-    item = _ITEM_BYTES[workload.dtype]
+    item = ITEM_BYTES[workload.dtype]
     rows = 2 * (workload.image_tokens + workload.prompt_tokens)
     rank = _slot_rank(model, workload)
     slot = sum(rank * (layer.width_in + layer.width_out) for layer in model.targets())
@@ -332,8 +339,3 @@ def _weight(layer: Linear) -> int:
 
 def _where(workload: Workload) -> str:
     return ", offloaded" if workload.offload else f", split in {workload.parts}" if workload.parts > 1 else ""
-
-
-def readable(size: int) -> str:
-    """Format a number of bytes as MiB or GiB."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -58,3 +58,8 @@ def _unused_bytes(proc: Path, cgroups: Path) -> Iterator[int]:
 def _number(path: Path, key: str) -> int:
     words = (line.split() for line in path.read_text().splitlines()) if path.exists() else ()
     return next((int(pair[1]) for pair in words if pair[0] == key), 0)
+
+
+def readable(size: int) -> str:
+    """Format a number of bytes as MiB or GiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

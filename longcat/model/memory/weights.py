@@ -21,6 +21,8 @@ from longcat.model.shape import (
     TOKEN_CHANNELS,
 )
 
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a number by compute type."""
 _FLOAT32 = 4
 _INT4_GROUP = 128
 """Weights that share a scale and a zero point."""
