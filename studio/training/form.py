@@ -1,6 +1,7 @@
 """A form of ``TrainConfig``: fields in groups, the typed options, and the problems of each field. No torch."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -69,8 +70,20 @@ SUGGESTIONS: Mapping[str, tuple[str, ...]] = {
 """Of fields that are texts to the configuration, what they usually are."""
 CLOSED = frozenset({"model_flavour", "base_model_precision", "text_encoder_1_precision", "caption_strategy"})
 """Those of them that can be nothing else, unless another value is there already."""
-IN_ANOTHER_FILE = "imported_datasets_in_another_file"
-"""Code of the problem of an imported option that the form does not take over."""
+_IN_ANOTHER_FILE: Mapping[str, Problem] = {
+    "data_backend_config": Problem(
+        code="imported_datasets_in_another_file", template="names another file",
+        remedy_template="put the list of that file in its place",
+    ),
+    "lycoris_config": Problem(
+        code="imported_lycoris_in_another_file", template="names another file",
+        remedy_template="put the object of that file in its place",
+    ),
+}  # fmt: skip
+"""Problems of options that name a file, which the form does not read."""
+IN_ANOTHER_FILE = frozenset(problem.code for problem in _IN_ANOTHER_FILE.values())
+"""Codes of the problems of imported options that the form does not take over."""
+_FILE_NAME = re.compile(r"""["']?(?P<name>[^\s"'{}\[\]]+\.jsonc?)["']?""")
 _ITEMS = {"validation_prompts", "validation_base_prompts"}
 """Lists, an item a line."""
 
@@ -120,13 +133,14 @@ def read_form(values: Mapping[str, str]) -> Reading:
         if about.kind == "switch":
             if (given := text in ("on", "true")) != (about.default == "true"):
                 options[name] = given
+        elif about.kind == "json" and (file := _FILE_NAME.fullmatch(text)):
+            problems.append(_IN_ANOTHER_FILE[name].within(field=name, value=file["name"]))
         elif text and _plain(text) != _plain(about.default):
             try:
                 options[name] = _parsed(about, text)
             except ConfigError as error:
                 problems += error.within(field=name).problems
-    reading = _checked(options, ())
-    return reading.with_problems([*problems, *reading.problems]) if problems else reading
+    return _joined(problems, _checked(options, ()))
 
 
 def read_file(text: str) -> Reading:
@@ -139,24 +153,10 @@ def read_file(text: str) -> Reading:
     given = {str(key).removeprefix("--"): value for key, value in parsed.items()}
     supported, notes, problems = split_foreign(given)
     options = {name: value for name, value in supported.items() if value is not None}
-    if isinstance(options.get("data_backend_config"), str):
-        problems.append(
-            Problem(
-                code="imported_datasets_in_another_file", template="names another file",
-                remedy_template="put the list of that file in its place",
-                field="data_backend_config", value=options.pop("data_backend_config"),
-            )
-        )  # fmt: skip
-    if isinstance(options.get("lycoris_config"), str):
-        problems.append(
-            Problem(
-                code="imported_lycoris_in_another_file", template="names another file",
-                remedy_template="put the object of that file in its place",
-                field="lycoris_config", value=options.pop("lycoris_config"),
-            )
-        )  # fmt: skip
-    reading = _checked(options, notes)
-    return reading.with_problems([*problems, *reading.problems]) if problems else reading
+    for name, problem in _IN_ANOTHER_FILE.items():
+        if isinstance(options.get(name), str):
+            problems.append(problem.within(field=name, value=options.pop(name)))
+    return _joined(problems, _checked(options, notes))
 
 
 def as_typed(options: Mapping[str, Any]) -> dict[str, str]:
@@ -175,6 +175,13 @@ def as_file(options: Mapping[str, Any]) -> str:
 def _checked(options: Mapping[str, Any], notes: Sequence[Problem]) -> Reading:
     config, warnings, problems = make_config(options)
     return Reading(options=options, config=config, problems=tuple(problems), notes=(*notes, *warnings))
+
+
+def _joined(problems: Sequence[Problem], reading: Reading) -> Reading:
+    """Return a reading with the problems found before it. An option that could not be read is not also missing."""
+    unread = {field_of(problem) for problem in problems} - {""}
+    others = [problem for problem in reading.problems if field_of(problem) not in unread]
+    return reading.with_problems([*problems, *others]) if problems else reading
 
 
 def field_of(problem: Problem) -> str:

@@ -179,7 +179,7 @@ def _page(
         imported=imported,
         wanted=wanted,
         changed=frozenset(reading.options),
-        left_out=[p for p in reading.problems if field_of(p) not in fields() or p.code == IN_ANOTHER_FILE],
+        left_out=[p for p in reading.problems if field_of(p) not in fields() or p.code in IN_ANOTHER_FILE],
     )
 
 

@@ -199,6 +199,17 @@ def test_simpletuners_file_is_read_and_what_has_no_effect_is_noted() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("option", ["lycoris_config", "data_backend_config"])
+def test_an_option_that_names_another_file_is_one_problem(option: str) -> None:
+    given = {"lora_type": "lycoris", option: "config/x.json"}
+    typed = (read_form({**given, option: text}) for text in ("config/x.json", '"config/x.json"'))
+    for reading in (read_file(json.dumps(given)), *typed):
+        found = [(problem.field, problem.value) for problem in reading.problems if problem.field == option]
+        assert found == [(option, "config/x.json")]
+    spoiled = read_form({**given, option: "{"})
+    assert [problem.code for problem in spoiled.problems if problem.field == option] == ["text_not_json"]
+
+
 def test_mistakes_stand_beside_their_fields_in_the_readers_language(visitor: TestClient) -> None:
     form = {"lora_rank": "0", "learning_rate": "fast", "resolution": "wide", "publish_to": "file:///x"}
     page = visitor.post("/train/check", data=form, headers=HTMX).text
