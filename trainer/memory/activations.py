@@ -121,10 +121,10 @@ class _Tape:
             self.others += x.width * width * walk.item_bytes
         is_target = walk.is_target(name)
         if is_target:
-            self._adapter(name, x, width)
+            self.adapter(name, x, width)
         return _Value(x.rows, width, walk.item_bytes, x.grad or is_target)
 
-    def _adapter(self, name: str, x: _Value, width: int) -> None:
+    def adapter(self, name: str, x: _Value, width: int) -> None:
         if self.walk.lycoris_of is None:
             self._lora(x, width)
         else:
@@ -255,6 +255,13 @@ def saved(walk: Walk) -> Saved:
     head_width = walk.width // walk.heads
     rotations = 2 * (walk.image_tokens + walk.text_tokens) * head_width * walk.item_bytes
     return Saved(blocks=tuple(blocks), inputs=both.size, rest=tape.total + prediction + rotations)
+
+
+def saved_by_adapter(walk: Walk, name: str, *, rows: int, width_in: int, width_out: int) -> int:
+    """Return the bytes that the adapter of a layer outside of the blocks' walk keeps; ``rows``: of one picture's input."""
+    tape = _Tape(walk)
+    tape.adapter(name, _Value(walk.batch * rows, width_in, walk.item_bytes, False), width_out)
+    return tape.total
 
 
 def _double(tape: _Tape, name: str, image: _Value, text: _Value) -> tuple[_Value, _Value]:

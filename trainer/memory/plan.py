@@ -22,7 +22,7 @@ from longcat.model.memory.weights import (
 from longcat.model.precision import Precision
 from longcat.model.shape import MLP_RATIO, MODULATION_CACHE_BYTES, image_tokens, modulation_numbers
 from trainer.config.simpletuner.lycoris import LayerOptions, LycorisConfig
-from trainer.memory.activations import Walk, saved
+from trainer.memory.activations import Walk, saved, saved_by_adapter
 from trainer.model.targets import selects
 
 _FLOAT32 = 4
@@ -223,7 +223,7 @@ def plan(workload: Workload) -> Plan:
 
 def _is_target(workload: Workload, name: str) -> bool:
     if workload.lycoris is not None:
-        return "transformer_blocks." in name and ".norm" not in name and workload.lycoris.options_of(name) is not None
+        return workload.lycoris.options_of(name) is not None
     return selects(workload.lora_targets, name)
 
 
@@ -250,7 +250,7 @@ def _slot_rank(model: Transformer, workload: Workload) -> int:
     """Return the rank of the slot in which validation pictures use the adapter."""
     if workload.lycoris is None:
         return workload.lora_rank
-    targets = [layer for layer in model.targets() if _is_target(workload, layer.name)]
+    targets = [layer for layer in model.linears() if _is_target(workload, layer.name)]
     return max(
         (_lycoris_of(workload, layer.name).slot_rank(layer.width_in, layer.width_out) for layer in targets), default=0
     )
@@ -263,31 +263,29 @@ def _rows(workload: Workload) -> int:
 def _activations(model: Transformer, workload: Workload) -> int:
     precision, item = Precision(workload.precision), ITEM_BYTES[workload.dtype]
     saves_weight = precision.value.endswith("-torchao") or workload.offload
-    kept = saved(
-        Walk(
-            width=model.width,
-            heads=model.heads,
-            double_blocks=model.double_blocks,
-            single_blocks=model.single_blocks,
-            batch=workload.batch,
-            image_tokens=workload.image_tokens,
-            text_tokens=workload.prompt_tokens,
-            item_bytes=item,
-            is_half=workload.dtype == "float16",
-            is_cuda=workload.device.startswith("cuda"),
-            rank=workload.lora_rank,
-            dropout=workload.lora_dropout,
-            lycoris_of=None if workload.lycoris is None else partial(_lycoris_of, workload),
-            is_target=lambda name: _is_target(workload, name),
-            uses_dora=workload.use_dora,
-            frozen_saves="weight" if saves_weight else "input" if precision.value.endswith("-quanto") else "nothing",
-        )
+    walk = Walk(
+        width=model.width,
+        heads=model.heads,
+        double_blocks=model.double_blocks,
+        single_blocks=model.single_blocks,
+        batch=workload.batch,
+        image_tokens=workload.image_tokens,
+        text_tokens=workload.prompt_tokens,
+        item_bytes=item,
+        is_half=workload.dtype == "float16",
+        is_cuda=workload.device.startswith("cuda"),
+        rank=workload.lora_rank,
+        dropout=workload.lora_dropout,
+        lycoris_of=None if workload.lycoris is None else partial(_lycoris_of, workload),
+        is_target=lambda name: _is_target(workload, name),
+        uses_dora=workload.use_dora,
+        frozen_saves="weight" if saves_weight else "input" if precision.value.endswith("-quanto") else "nothing",
     )
     assert workload.checkpointing != "auto"
-    most = kept.peak(workload.checkpointing or 0)
+    most = saved(walk).peak(workload.checkpointing or 0)
     for layer, rows in (*model.embedders(workload.image_tokens, workload.prompt_tokens), *model.modulations()):
-        if _is_target(workload, layer.name):  # the input, with its mask of dropout, and the output of A
-            most += workload.batch * rows * (layer.width_in * (item + 1) + workload.lora_rank * item)
+        if walk.is_target(layer.name):
+            most += saved_by_adapter(walk, layer.name, rows=rows, width_in=layer.width_in, width_out=layer.width_out)
     if (
         workload.offload and precision is Precision.NO_CHANGE
     ):  # the saved weights of one block are counted with the base
@@ -325,7 +323,8 @@ def _denoising_bytes(model: Transformer, workload: Workload) -> int:
     item = ITEM_BYTES[workload.dtype]
     rows = 2 * (workload.image_tokens + workload.prompt_tokens)
     rank = _slot_rank(model, workload)
-    slot = sum(rank * (layer.width_in + layer.width_out) for layer in model.targets())
+    held = {*model.targets(), *(layer for layer in model.linears() if _is_target(workload, layer.name))}
+    slot = sum(rank * (layer.width_in + layer.width_out) for layer in held)
     blocks = {"double_blocks": model.double_blocks, "single_blocks": model.single_blocks}
     modulations = min(
         MODULATION_CACHE_BYTES, _VALIDATION_STEPS * item * modulation_numbers(**blocks, width=model.width)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longcat.adapter.lora import lora_targets
 from longcat.adapter.lycoris import LycorisLayer, lycoris_layer, pairs, scaled_by
+from longcat.adapter.modules import linear_modules
 from longcat.errors import ConfigError
 from trainer.config.simpletuner.lycoris import LayerOptions, LycorisConfig
 
@@ -91,7 +91,7 @@ def lycoris_layers(transformer: nn.Module) -> list[tuple[str, LycorisLinear]]:
 def selected_layers(transformer: nn.Module, config: LycorisConfig) -> dict[str, LayerOptions]:
     """Return the layers that a configuration changes. Raises ``ConfigError`` if there are none."""
     selected = {}
-    for name in lora_targets(transformer):
+    for name in linear_modules(transformer):
         if (options := config.options_of(name)) is not None:
             selected[name] = options
     if not selected:
@@ -119,5 +119,5 @@ def inject_lycoris(transformer: nn.Module, config: LycorisConfig) -> None:
 
 def slot_rank(transformer: nn.Module, config: LycorisConfig) -> int:
     """Return the rank of the slot that an adapter of this configuration needs."""
-    widths = lora_targets(transformer)
+    widths = linear_modules(transformer)
     return max(options.slot_rank(*widths[name]) for name, options in selected_layers(transformer, config).items())

@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from longcat.adapter.export import WRITERS
 from longcat.adapter.foreign.reading import read_foreign
 from longcat.adapter.lora import LoraWeights, describe_lora, load_lora, lora_targets, save_lora
 from longcat.adapter.lycoris import LohaLayer, LokrLayer, pairs
+from longcat.adapter.modules import linear_modules
 from longcat.adapter.verification import changes_nothing, check_lora
 from longcat.errors import AdapterError
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.sampling import denoise
 from longcat.sampling.forward import Forward
-from tests.longcat.adapter.test_dora import random_dora, served_velocity, velocity
+from tests.longcat.adapter.test_dora import random_dora, velocity
 from tests.longcat.sampling.test_denoise import encode
+from tests.longcat.sampling.test_layers_beside_blocks import served_velocity
 from tests.longcat.sampling.test_slots import draw, filled_slots, random_lora
 
 TOLERANCE = 1e-5
@@ -32,6 +34,8 @@ PRESET: dict[str, Any] = {
     "target_module": ["LongCatImageTransformerBlock", "LongCatImageSingleTransformerBlock"],
     "target_name": [], "module_algo_map": {}, "name_algo_map": {}, "exclude_name": [r".*norm"],
 }  # fmt: skip
+WHOLE = ["LongCatImageTransformer2DModel"]
+"""Also modulations, embedders and the output layer."""
 KINDS: Mapping[str, dict[str, Any]] = {
     "lokr whole": {"algo": "lokr", "linear_dim": 10000, "linear_alpha": 1, "factor": 4},
     "lokr full_matrix": {"algo": "lokr", "linear_dim": 4, "linear_alpha": 2, "factor": 16, "full_matrix": True},
@@ -44,14 +48,24 @@ KINDS: Mapping[str, dict[str, Any]] = {
         "algo": "lokr", "linear_dim": 10000, "linear_alpha": 1, "factor": 16,
         "module_algo_map": {"FeedForward": {"algo": "loha", "dim": 3, "alpha": 6}},
     },
+    "lokr everywhere": {"algo": "lokr", "linear_dim": 4, "linear_alpha": 2, "factor": 8, "target_module": WHOLE},
+    "loha everywhere": {"algo": "loha", "linear_dim": 4, "linear_alpha": 2, "target_module": WHOLE},
 }  # fmt: skip
+
+DIFFERING = ("lokr whole", "lokr low rank", "loha", "mixed", "lokr everywhere", "loha everywhere")
+"""Kinds whose slots hold other matrices."""
 
 
 def create(
-    transformer: nn.Module, *, module_algo_map: Mapping[str, Any] | None = None, **config: Any
+    transformer: nn.Module,
+    *,
+    module_algo_map: Mapping[str, Any] | None = None,
+    target_module: Sequence[str] | None = None,
+    **config: Any,
 ) -> LycorisNetwork:
     """A network of the real package on a transformer, as SimpleTuner makes it: the preset is the class's own."""
-    LycorisNetwork.apply_preset({**PRESET, "module_algo_map": dict(module_algo_map or {})})
+    preset = PRESET if target_module is None else {**PRESET, "target_module": target_module, "exclude_name": []}
+    LycorisNetwork.apply_preset({**preset, "module_algo_map": dict(module_algo_map or {})})
     network = create_lycoris(transformer, 1.0, **config)
     network.apply_to()
     return network
@@ -69,12 +83,14 @@ def randomized(network: LycorisNetwork, seed: int) -> LycorisNetwork:
     return network
 
 
-@pytest.fixture(params=KINDS)
-def written(model: Components, tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, Tensor]:
+@pytest.fixture(params=KINDS, scope="module")
+def written(
+    model: Components, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[Path, Tensor]:
     """A file of the real package, and the velocity of the model with it."""
     transformer = copy.deepcopy(model.transformer)
     network = randomized(create(transformer, **KINDS[request.param]), seed=1)
-    file = tmp_path / "lycoris.safetensors"
+    file = tmp_path_factory.mktemp("lycoris") / "lycoris.safetensors"
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, file)
     return file, velocity(transformer, encode(model, "一个红苹果"))
 
@@ -85,21 +101,21 @@ def random_lycoris(model: Components, kind: str, *, seed: int) -> LoraWeights:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "lycoris.safetensors")
         save_file({key: value.contiguous() for key, value in network.state_dict().items()}, file)
-        return read_foreign(file, lora_targets(model.transformer)).weights
+        return read_foreign(file, linear_modules(model.transformer)).weights
 
 
 def test_served_velocities_are_those_of_the_package(model: Components, written: tuple[Path, Tensor]) -> None:
     file, expected = written
-    foreign = read_foreign(file, lora_targets(model.transformer))
+    foreign = read_foreign(file, linear_modules(model.transformer))
     assert (foreign.origin, foreign.has_alpha, foreign.warnings) == ("lycoris", True, ())
     slots = filled_slots(model, [foreign.weights], rank=foreign.weights.rank)
-    plain = served_velocity(model, slots, ())
+    plain = served_velocity(model, slots)
     assert (expected - plain).abs().max() > 0.1  # the adapter matters
-    torch.testing.assert_close(served_velocity(model, slots, ((0, 1.0),)), expected, rtol=TOLERANCE, atol=TOLERANCE)
+    torch.testing.assert_close(served_velocity(model, slots, (0, 1.0)), expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_a_version_keeps_every_number(model: Components, written: tuple[Path, Tensor], tmp_path: Path) -> None:
-    weights = read_foreign(written[0], lora_targets(model.transformer)).weights
+    weights = read_foreign(written[0], linear_modules(model.transformer)).weights
     save_lora(weights, tmp_path / "a.safetensors")
     again = load_lora(tmp_path / "a.safetensors")
     assert describe_lora(again) == describe_lora(weights)
@@ -117,21 +133,17 @@ def test_a_picture_is_bitwise_the_same_alone_and_in_a_batch_of_all_kinds(flavour
     model = load(flavour, device="cpu", dtype=dtype)
     adapters = [
         random_lora(lora_targets(model.transformer), seed=1, only=("",)),
-        *(random_lycoris(model, kind, seed=seed) for seed, kind in enumerate(KINDS)),
+        *(random_lycoris(model, kind, seed=seed) for seed, kind in enumerate(DIFFERING)),
         random_dora(model, seed=2, rank=4, only=("",)),
     ]
     slots, forward = filled_slots(model, adapters, rank=64), Forward(model.transformer, model.device)
-    uses = [((slot, 1.0),) for slot in range(len(adapters))] + [((1, 0.7), (7, -0.5)), ((7, 0.5), (9, 1.0)), ()]
+    uses = [((slot, 1.0),) for slot in range(len(adapters))] + [((1, 0.7), (3, -0.5)), ((4, 0.5), (7, 1.0)), ()]
     together = draw(model, forward, slots, *uses, size=(64, 64), steps=(2,))
     for i, use in enumerate(uses):
-        rest = [() for _ in range(i)]  # picture i again, from the same seed, with neighbours that use none
-        alone = draw(model, forward, slots, *rest, use, size=(64, 64), steps=(2,))[i]
-        assert torch.equal(together[i].latents_1NC, alone.latents_1NC), i
         single = denoise.start(
             model, forward, embeds_1LJ=encode(model, "一只猫"), negative_embeds_1LJ=encode(model, ""), height_px=64,
-            width_px=64, steps=2, guidance_scale=2.0, cfg_renorm=True, seed=i,
+            width_px=64, steps=2, guidance_scale=2.0, cfg_renorm=True, seed=i, adapters=use, slots=slots,
         )  # fmt: skip
-        single.adapters = use
         while not single.is_done:
             denoise.advance(forward, [single], slots)
         assert torch.equal(together[i].latents_1NC, single.latents_1NC), i
@@ -141,13 +153,13 @@ def test_a_slot_keeps_nothing_of_the_adapter_before(model: Components) -> None:
     lora = random_lora(lora_targets(model.transformer), seed=1)
     others = [random_lycoris(model, kind, seed=1) for kind in ("lokr whole", "loha")]
     slots = filled_slots(model, [lora], rank=64)
-    alone = served_velocity(model, slots, ((0, 1.0),))
+    alone = served_velocity(model, slots, (0, 1.0))
     for weights in others:
         slots.load(0, weights)
-        expected = served_velocity(model, filled_slots(model, [weights], rank=64), ((0, 1.0),))
-        assert torch.equal(served_velocity(model, slots, ((0, 1.0),)), expected)
+        expected = served_velocity(model, filled_slots(model, [weights], rank=64), (0, 1.0))
+        assert torch.equal(served_velocity(model, slots, (0, 1.0)), expected)
     slots.load(0, lora)
-    assert torch.equal(served_velocity(model, slots, ((0, 1.0),)), alone)
+    assert torch.equal(served_velocity(model, slots, (0, 1.0)), alone)
 
 
 def test_a_slot_needs_no_more_memory_for_any_kind(model: Components) -> None:
@@ -239,7 +251,7 @@ def test_fused_attention_is_split_by_rows(model: Components, prefix: str, tmp_pa
         save_file(
             {f"{name}.{key}": tensor for key, tensor in tensors.items()} | {f"{name}.alpha": torch.tensor(2.0)}, file
         )
-        weights = read_foreign(file, lora_targets(model.transformer)).weights
+        weights = read_foreign(file, linear_modules(model.transformer)).weights
         parts = [weights.layers[f"transformer_blocks.0.attn.{part}"].delta() for part in ("to_q", "to_k", "to_v")]
         whole = (
             LohaLayer(*loha.values(), scale=0.5)
@@ -251,13 +263,13 @@ def test_fused_attention_is_split_by_rows(model: Components, prefix: str, tmp_pa
     lokr["lokr_w1"], lokr["lokr_w2_a"] = torch.randn(4, 4), torch.randn(192, 2)
     save_file({f"{name}.{key}": tensor for key, tensor in lokr.items()} | {f"{name}.alpha": torch.tensor(2.0)}, file)
     with pytest.raises(AdapterError, match="does not split"):
-        read_foreign(file, lora_targets(model.transformer))
+        read_foreign(file, linear_modules(model.transformer))
 
 
 def test_an_untrained_adapter_is_said_to_change_nothing(model: Components, tmp_path: Path) -> None:
     network = create(copy.deepcopy(model.transformer), **KINDS["loha"])
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, tmp_path / "a.safetensors")
-    foreign = read_foreign(tmp_path / "a.safetensors", lora_targets(model.transformer))
+    foreign = read_foreign(tmp_path / "a.safetensors", linear_modules(model.transformer))
     assert changes_nothing(foreign.weights)
     assert [warning.code for warning in foreign.warnings] == ["adapter_changes_nothing"]
 
@@ -269,7 +281,7 @@ def test_a_file_as_simpletuner_writes_it(model: Components, tmp_path: Path) -> N
     tensors = {f"{name}.lokr_w1": w1, f"{name}.lokr_w2": w2, f"{name}.alpha": torch.tensor(1e4).bfloat16()}
     config = '{"algo": "lokr", "factor": 4, "apply_preset": {"target_module": ["Attention", "FeedForward"]}}'
     save_file(tensors, tmp_path / "a.safetensors", metadata={"lycoris_config": config})
-    foreign = read_foreign(tmp_path / "a.safetensors", lora_targets(model.transformer))
+    foreign = read_foreign(tmp_path / "a.safetensors", linear_modules(model.transformer))
     layer = foreign.weights.layers["transformer_blocks.0.ff.net.0.proj"]
     assert (foreign.origin, foreign.has_alpha, layer.kind) == ("lycoris", True, "lokr")
     torch.testing.assert_close(layer.delta(), torch.kron(w1.float(), w2.float()))
@@ -279,10 +291,10 @@ def test_a_file_as_simpletuner_writes_it(model: Components, tmp_path: Path) -> N
 def test_an_export_is_read_back_and_by_the_package(
     model: Components, written: tuple[Path, Tensor], format_: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    weights = read_foreign(written[0], lora_targets(model.transformer)).weights
+    weights = read_foreign(written[0], linear_modules(model.transformer)).weights
     out = tmp_path / "out.safetensors"
     WRITERS[format_](weights, out)
-    again = read_foreign(out, lora_targets(model.transformer)).weights
+    again = read_foreign(out, linear_modules(model.transformer)).weights
     for name, layer in weights.layers.items():
         assert torch.equal(again.layers[name].delta(), layer.delta()), name
     if format_ == "lycoris" and "unbalanced" not in request.node.name:  # whose files the package itself cannot read
@@ -300,7 +312,7 @@ def test_an_export_is_read_back_and_by_the_package(
 
 
 def test_a_version_file_is_imported_as_it_was(model: Components, written: tuple[Path, Tensor], tmp_path: Path) -> None:
-    weights = read_foreign(written[0], lora_targets(model.transformer)).weights
+    weights = read_foreign(written[0], linear_modules(model.transformer)).weights
     save_lora(weights, tmp_path / "a.safetensors")
-    again = read_foreign(tmp_path / "a.safetensors", lora_targets(model.transformer)).weights
+    again = read_foreign(tmp_path / "a.safetensors", linear_modules(model.transformer)).weights
     assert all(torch.equal(again.layers[name].delta(), layer.delta()) for name, layer in weights.layers.items())

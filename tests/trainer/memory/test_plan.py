@@ -14,7 +14,7 @@ from longcat.model.shape import image_tokens
 from longcat.sampling import latents
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
-from trainer.config.simpletuner.lycoris import LycorisConfig
+from trainer.config.simpletuner.lycoris import LycorisConfig, Preset
 from trainer.loop.optimizer import OptimizerSettings, make_optimizer
 from trainer.loop.step import Batch, loss_of
 from trainer.memory.alternatives import alternatives, choose
@@ -27,6 +27,7 @@ TOLERANCE = 0.15
 
 PRESET = {"target_module": ["LongCatImageAttention", "FeedForward"]}
 LOKR = LycorisConfig.model_validate({"algo": "lokr", "linear_dim": 10000, "factor": 4, "apply_preset": PRESET})
+WHOLE_LOKR = LOKR.model_copy(update={"apply_preset": Preset(target_module=("LongCatImageTransformer2DModel",))})
 LOHA = LycorisConfig.model_validate({"algo": "loha", "linear_dim": 4, "apply_preset": PRESET})
 
 
@@ -53,6 +54,7 @@ def workload(flavour: Flavour, **changes: object) -> Workload:
         {"use_dora": True, "batch": 2},
         {"lycoris": LOKR, "batch": 2},
         {"lycoris": LOKR.model_copy(update={"linear_dim": 4}), "dtype": "bfloat16"},
+        {"lycoris": WHOLE_LOKR},
         {"lycoris": LOHA},
         {"lycoris": LOHA, "dtype": "bfloat16", "batch": 2},
     ],
@@ -73,7 +75,7 @@ def test_with_every_block_checkpointed_one_block_comes_on_top(model: Components,
     assert kept + 0.8 * whole / blocks < planned < kept + 1.8 * whole / blocks  # blocks differ in size
 
 
-@pytest.mark.parametrize("lycoris", [LOKR, LOHA])
+@pytest.mark.parametrize("lycoris", [LOKR, WHOLE_LOKR, LOHA])
 def test_the_matrices_of_lycoris_take_the_planned_bytes(
     model: Components, flavour: Flavour, lycoris: LycorisConfig
 ) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from longcat.adapter.foreign.reading import read_foreign
 from longcat.adapter.lora import LoraWeights, load_lora, lora_targets, save_lora
+from longcat.adapter.modules import linear_modules
 from longcat.errors import AdapterError, ConfigError
 from longcat.model.loading import Components
 from tests.longcat.adapter.test_dora import velocity
@@ -25,7 +26,7 @@ from trainer.model.lycoris import slot_rank
 
 BLOCKS = ["LongCatImageTransformerBlock", "LongCatImageSingleTransformerBlock"]
 CONFIGS: dict[str, dict[str, Any]] = {
-    # SimpleTuner's own example for this family: the whole transformer, of which its blocks' linear layers are changed.
+    # SimpleTuner's own example for this family: the whole transformer, with its modulations and embedders.
     "simpletuner": {
         "bypass_mode": True, "algo": "lokr", "multiplier": 1.0, "full_matrix": True, "linear_dim": 10000, "linear_alpha": 1,
         "factor": 16, "apply_preset": {
@@ -85,11 +86,10 @@ def package(transformer: nn.Module, config: dict[str, Any]) -> LycorisNetwork:
     return network
 
 
-def of_blocks(network: LycorisNetwork, transformer: nn.Module) -> dict[str, nn.Module]:
-    """Its modules around layers that an adapter may change here, by our names."""
-    made = {lora.lora_name: lora for lora in network.loras}
-    names = {name: "lycoris_" + name.replace(".", "_") for name in lora_targets(transformer)}
-    return {name: made[other] for name, other in names.items() if other in made}
+def by_layer(network: LycorisNetwork, transformer: nn.Module) -> dict[str, nn.Module]:
+    """Its modules by the names of the layers that they are around."""
+    names = {"lycoris_" + name.replace(".", "_"): name for name in linear_modules(transformer)}
+    return {names[lora.lora_name]: lora for lora in network.loras}
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_layers_and_sizes_are_those_of_the_package(
 ) -> None:
     parameters = inject(transformer, settings(CONFIGS[name]))
     reference = copy.deepcopy(model.transformer)
-    expected = of_blocks(package(reference, CONFIGS[name]), reference)
+    expected = by_layer(package(reference, CONFIGS[name]), reference)
     weights = weights_of(transformer)
     assert weights.layers.keys() == expected.keys()
     for module, layer in weights.layers.items():
@@ -118,20 +118,15 @@ def test_layers_and_sizes_are_those_of_the_package(
     assert weights.rank == slot_rank(model.transformer, lycoris)
 
 
-@pytest.mark.parametrize("name", ["low rank", "both low", "loha", "mixed"])
+@pytest.mark.parametrize("name", ["simpletuner", "low rank", "both low", "loha", "mixed"])
 def test_steps_and_their_export_are_those_of_the_package(
     model: Components, transformer: LongCatImageTransformer2DModel, name: str, tmp_path: Path
 ) -> None:
     inject(transformer, settings(CONFIGS[name]))
     reference = copy.deepcopy(model.transformer).requires_grad_(False)
     network = package(reference, CONFIGS[name])
-    theirs = of_blocks(network, reference)
-    assert len(theirs) == len(network.loras) or name != "both low"
-    with torch.no_grad():  # the package's modules around modulations, which are fixed here, stay at zero
-        for lora in network.loras:
-            if lora not in theirs.values():
-                for parameter in lora.parameters():
-                    parameter.zero_()
+    theirs = by_layer(network, reference)
+    with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         for module, layer in adapter_layers(transformer):
             for end, factor in layer.factors.items():
