@@ -16,6 +16,7 @@ from longcat.options import command_options, configure, options_of
 from longcat.storage.disk import disk_full, is_disk_full
 from longcat.validation import validated
 from service.config import AdapterConfig, ModelConfig
+from service.flavour_choice import settled
 from service.wire.events import ResultEvent, StepEvent
 from service.wire.limits import Limits
 from service.wire.picture import read_recipe
@@ -91,7 +92,7 @@ def generate(
     elif prompt is not None:
         choices = tuple(_adapter_choice(use) for use in uses)
         fields = {"prompt": prompt, "output_format": _format_of(output), "adapters": choices, **given}
-        config = configure(ModelConfig, chosen)
+        config = settled(configure(ModelConfig, chosen))
         flavour = resolve(config.flavour, revision=config.revision)
         request = _resolve(validated(GenerateRequest, fields), flavour, has_adapters=source is not None)
     else:
@@ -150,7 +151,7 @@ def _from_recipe(
                 flavour=made_by.flavour,
             )
         chosen |= {"flavour": made_by.flavour, "revision": made_by.revision}
-    config = configure(ModelConfig, chosen)
+    config = settled(configure(ModelConfig, chosen))
     flavour = resolve(config.flavour, revision=config.revision)
     if flavour.hash != made_by.hash:
         raise RecipeError(

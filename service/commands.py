@@ -11,6 +11,7 @@ from longcat.model.flavour import resolve
 from longcat.options import command_options, configure
 from longcat.storage.opening import open_storage
 from service.config import ServiceConfig
+from service.flavour_choice import settled
 from service.run_folder import METRICS_VARIABLE, run_folder
 
 
@@ -35,5 +36,6 @@ def _run(config: ServiceConfig) -> int:
         )  # reject a wrong URI before loading
     from service.process.server import GenerateAPI, Server  # after ``run_folder`` has set PROMETHEUS_MULTIPROC_DIR
 
+    config = config.model_copy(update={"model": settled(config.model)})
     flavour = resolve(config.model.flavour, revision=config.model.revision)
     return Server(GenerateAPI(config, flavour, config.limits(flavour.settings))).serve()

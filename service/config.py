@@ -20,6 +20,7 @@ from longcat.storage.address import parse_address
 from longcat.validation import ProblemValueError
 from service.http.edge.settings import HttpConfig
 from service.wire.limits import Limits
+from service.wire.messages import WireProblem
 from service.wire.schema import MAX_ADAPTERS
 from service.wire.webhook_host import WebhookHost
 
@@ -33,7 +34,10 @@ class ModelConfig(Configuration):
     """The model, and how it is loaded."""
 
     flavour: str = "embedded"
-    """Model: final, dev, embedded, a directory, or a hub id."""
+    """Model: final, dev, embedded, a directory, a hub id, or auto: final where a CUDA GPU has the memory and the weights are
+    here or can be downloaded, else embedded; the reason is logged."""
+    flavour_reason: Annotated[WireProblem | None, Flag(is_option=False)] = None
+    """Reason of auto's choice; None where the flavour was given."""
     revision: str | None = None
     """The hub's branch, tag or commit; by default its main branch."""
     precision: str = "no_change"

@@ -36,9 +36,10 @@ class StudioConfig(Configuration):
     """Service that generates."""
     service_admin_key: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
     """Admin key of that service, for requests that change adapters."""
-    flavour: str = "embedded"
-    """Model of the studio's own service: embedded, final, dev, a directory or a hub id. Its other options can be given as
-    LITHOGRAPH_SERVE_… in the environment."""
+    flavour: str = "auto"
+    """Model of the studio's own service: embedded, final, dev, a directory, a hub id, or auto: final where a CUDA GPU has
+    the memory and the weights are here or can be downloaded, else embedded; the reason is logged and shown. Its other
+    options can be given as LITHOGRAPH_SERVE_… in the environment."""
     adapters: Annotated[str | None, Flag(metavar="URI", default="a directory below --home")] = None
     """Storage of adapters, as the service reads it: file:///directory or s3://bucket/prefix."""
     adapters_endpoint_url: Annotated[str | None, Flag(metavar="URL")] = None

@@ -6,14 +6,15 @@ from typing import Any, Literal, TypedDict
 from httpx_sse import ServerSentEvent
 
 from lithograph.client.errors import CutOffError, JobOutcomeError, ServiceError
+from longcat.errors import Problem
 from service.wire.events import PreviewEvent, ResultEvent, StepEvent
 from service.wire.job import JobReport, JobStatus
 from service.wire.messages import AdapterReport, AdapterStatus
-from service.wire.schema import ErrorBody
+from service.wire.schema import ErrorBody, ProblemBody
 
 __all__ = [
     "AdapterReport", "AdapterStatus", "ClientEvent", "JobReport", "Options", "PreviewEvent", "ResultEvent", "StepEvent",
-    "body_of", "check_end", "event_of", "result_of",
+    "body_of", "check_end", "event_of", "flavour_reason", "result_of",
 ]  # fmt: skip
 
 ClientEvent = StepEvent | PreviewEvent | ResultEvent
@@ -37,6 +38,12 @@ class Options(TypedDict, total=False):
     """Names, or names and scales: ``["ink"]``, ``{"ink@3": 0.8}``."""
     output_format: Literal["png", "jpeg", "webp"]
     timeout_seconds: float
+
+
+def flavour_reason(info: Mapping[str, Any]) -> Problem | None:
+    """Return the reason for which a service chose its model, from ``GET /v1/info``; None where its operator chose."""
+    reason = info["model"].get("reason")
+    return None if reason is None else ProblemBody.model_validate(reason).as_problem()
 
 
 def body_of(prompt: str, options: Options, **delivery: object) -> dict[str, Any]:

@@ -27,7 +27,7 @@ HUB_IDS = {"final": "meituan-longcat/LongCat-Image", "dev": "meituan-longcat/Lon
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 SETTINGS_FILE = "lithograph.json"
 
-_ALL_FILES = ["model_index.json", SETTINGS_FILE, *(f"{part}/*" for part in (*COMPONENTS, "text_processor"))]
+ALL_FILES = ["model_index.json", SETTINGS_FILE, *(f"{part}/*" for part in (*COMPONENTS, "text_processor"))]
 _CONFIGURATIONS = ["model_index.json", SETTINGS_FILE, *(f"{part}/*.json" for part in COMPONENTS)]
 _RETRYABLE = {408, 429, 500, 502, 503, 504}
 """HTTP statuses after which a later attempt may succeed."""
@@ -103,7 +103,7 @@ def resolve(name: str, *, revision: str | None = None) -> Flavour:
     tag or commit of the hub. Raises ``FlavourError`` if there is no such model or files are missing,
     ``HubError`` if the hub cannot be reached.
     """
-    folder = _folder(name, revision, _ALL_FILES)
+    folder = _folder(name, revision, ALL_FILES)
     if name == "embedded" or folder == Path(name):
         return _local(name if name == "embedded" else folder.resolve().name, folder)
     return replace(_local(name, folder), revision=folder.name)

@@ -20,7 +20,7 @@ from longcat.errors import AdapterError, Problem
 from longcat.validation import ProblemValueError
 from studio.connection.service_connection import ConnectionState
 from studio.context import StudioContext, studio_of
-from studio.web.errors import PageNotFoundError
+from studio.web.errors import FormError, PageNotFoundError
 from studio.web.forms import read_form
 from studio.web.pages import render
 
@@ -28,6 +28,8 @@ router = APIRouter()
 
 Version = Annotated[int, Path(ge=1, le=999_999_999)]
 """A version in an address, as long as one can be in a reference (``ink@3``)."""
+AUTO = "auto"
+_RESOLVABLE = ("final", "dev", "embedded")
 _MOST_WORDS = 200
 _CURVE_PX = (320, 80)
 _PROOFS = 24
@@ -215,9 +217,16 @@ async def _look_again(studio: StudioContext, name: str) -> None:
 def _flavour(studio: StudioContext) -> str:
     """Return the flavour that an import is for: the served one, if its name can be resolved here."""
     info = studio.service.info
-    if studio.service.is_own or info is None or info["model"]["flavour"] not in ("final", "dev", "embedded"):
+    if studio.service.is_own and studio.config.flavour != AUTO:
         return studio.config.flavour
-    return str(info["model"]["flavour"])
+    if info is not None and info["model"]["flavour"] in _RESOLVABLE:
+        return str(info["model"]["flavour"])
+    if studio.config.flavour != AUTO:
+        return studio.config.flavour
+    raise FormError(
+        "model_of_import_unknown", "not known which model the adapter is for: the service has not told its own yet",
+        remedy="try again when the model is loaded, or start the studio with --flavour", field="file",
+    )  # fmt: skip
 
 
 def _curve(losses: Sequence[float]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lithograph.client.client import AsyncClient
 from lithograph.client.errors import ServiceError
-from lithograph.client.protocol import AdapterReport
+from lithograph.client.protocol import AdapterReport, flavour_reason
 from longcat.errors import Problem
 
 log = logging.getLogger("lithograph.studio")
@@ -43,6 +43,11 @@ class ServiceConnection:
         self.client = AsyncClient(url, admin_key=admin_key)
         self._probe = AsyncClient(url, timeout_seconds=_PATIENCE_SECONDS, retries=0)
         self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def flavour_reason(self) -> Problem | None:
+        """Reason for which the service has chosen its model itself; None where its operator has."""
+        return None if self.info is None else flavour_reason(self.info)
 
     async def start(self) -> None:
         """Start polling."""

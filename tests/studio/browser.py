@@ -37,6 +37,7 @@ class RunningStudio:
             self._process = subprocess.Popen(
                 [
                     sys.executable, "-m", "lithograph", "server", "--port", str(self.port), "--home", str(self.home),
+                    "--flavour", "embedded",
                     *self._arguments,
                 ],
                 stdout=stream, stderr=stream, start_new_session=True,

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from service.http.admission import AdmissionDependency
 from service.observability import metrics
+from service.wire.schema import ProblemBody
 from service.wire.state import ServicePhase
 
 VERSION = version("lithograph")
@@ -59,9 +60,16 @@ async def info(admission: AdmissionDependency) -> dict[str, Any]:
     flavour, limits, config = admission.flavour, admission.limits, admission.config
     settings, adapters = flavour.settings, config.adapters
     state = admission.state
+    reason = None if config.model.flavour_reason is None else ProblemBody.of(config.model.flavour_reason).model_dump()
     return {
         "status": STALLED if admission.stall() else state.phase,
-        "model": {"flavour": flavour.name, "revision": flavour.revision, "hash": flavour.hash, **state.model},
+        "model": {
+            "flavour": flavour.name,
+            "revision": flavour.revision,
+            "hash": flavour.hash,
+            "reason": reason,
+            **state.model,
+        },
         "limits": {
             "max_pixels": limits.max_pixels,
             "max_steps": limits.max_steps,

@@ -55,3 +55,16 @@ def test_the_service_of_a_studio_that_is_killed_ends(studio: RunningStudio) -> N
     family = [main, *main.children(recursive=True)]
     studio.stop(signal.SIGKILL)
     assert not psutil.wait_procs(family, timeout=SECONDS)[1]
+
+
+def test_a_studio_that_chooses_its_model_says_why_in_both_languages(tmp_path: Path) -> None:
+    with running_studio(tmp_path / "home", "--flavour", "auto") as studio:
+        service(studio)
+        deadline = time.monotonic() + START_SECONDS
+        for language, reason in (("en", "there is no CUDA GPU"), ("zh", "没有 CUDA GPU")):
+            page = ""
+            while reason not in page:
+                assert time.monotonic() < deadline, page
+                page = httpx.get(f"{studio.url}/generate", headers={"Accept-Language": language}).text
+                time.sleep(0.2)
+        assert "flavour auto is embedded" in (studio.home / "logs" / "service.log").read_text(encoding="utf-8")
