@@ -16,6 +16,7 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 from longcat.errors import DataError, Problem, UserError
 from studio.context import studio_of
 from studio.datasets.captions import read_captions, write_captions
+from studio.datasets.cards import card_of
 from studio.datasets.datasets import Dataset, ScanProgress, ScanTerms, Strategy
 from studio.datasets.uploads import Received, add, create
 from studio.training_services import TrainingServices
@@ -40,22 +41,11 @@ _USUAL = {"embedded": "128", "final": "1024", "dev": "1024"}
 """Resolutions that the models were trained at."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """A dataset in the list."""
-
-    dataset: Dataset
-    pictures: int
-    """Right in the folder, whether they can be used or not."""
-    first: tuple[str, ...]
-    """Some of them."""
-
-
 @router.get("")
 def list_page(request: Request) -> Response:
     """All of them, and forms for another."""
     training = studio_of(request).training
-    cards = [_card(dataset) for dataset in training.datasets.list()]
+    cards = [card_of(dataset) for dataset in training.datasets.list()]
     return render(request, "datasets.html", cards=cards, roots=training.datasets.roots, url=_url)
 
 
@@ -223,14 +213,6 @@ def _left_out(training: TrainingServices, dataset: Dataset, dropped: Dropped) ->
         except DataError:  # its reason says so already
             is_picture = False
     return LeftOut(key=dropped.key, problem=dropped.problem, is_picture=is_picture, caption=caption)
-
-
-def _card(dataset: Dataset) -> Card:
-    pictures = sorted(entry.name for entry in dataset.folder.iterdir() if entry.suffix.lower() in ENDINGS)
-    if not pictures:
-        nested = dataset.folder.glob("*/*")
-        pictures = sorted(str(e.relative_to(dataset.folder)) for e in nested if e.suffix.lower() in ENDINGS)
-    return Card(dataset=dataset, pictures=len(pictures), first=tuple(pictures[:4]))
 
 
 def _files(form: FormData) -> list[tuple[str, BinaryIO]]:

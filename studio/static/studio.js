@@ -52,7 +52,7 @@ document.addEventListener("htmx:afterSwap", (event) => {
     }
   }
   if (first) {
-    first.closest("details")?.setAttribute("open", "");
+    for (let fold = first.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
     first.focus();
   }
 });

@@ -21,9 +21,10 @@ from trainer.config.simpletuner.options import our_name, split_foreign
 Kind = Literal["text", "number", "integer", "switch", "choice", "lines", "json"]
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
+    "pictures": ("instance_data_dir", "adapter_name", "trigger_words"),
     "basic": (
-        "model_family", "model_flavour", "adapter_name", "instance_data_dir", "caption_strategy", "resolution",
-        "lora_rank", "learning_rate", "train_batch_size", "max_train_steps", "validation_prompts",
+        "model_family", "model_flavour", "caption_strategy", "resolution", "lora_rank", "learning_rate",
+        "train_batch_size", "max_train_steps", "validation_prompts",
     ),
     "memory": (
         "base_model_precision", "text_encoder_1_precision", "mixed_precision", "gradient_checkpointing",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
@@ -11,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from longcat.errors import ConfigError, HubError, Problem, UserError
 from studio.context import studio_of
+from studio.datasets.cards import card_of
 from studio.training.boundary import Boundary
 from studio.training.form import (
     GROUPS,
@@ -24,46 +26,38 @@ from studio.training.form import (
     read_file,
     read_form,
 )
+from studio.training.goals import GOALS, MODELS, goal_options, starting_options
 from studio.training.option_names import option_names
 from studio.training_services import TrainingServices
 from studio.web.errors import ConfigFileError, PageNotFoundError
 from studio.web.forms import text_of
 from studio.web.language import Language
 from studio.web.pages import is_fragment, render
+from trainer.config.options import TrainConfig
 from trainer.memory.forecast import Forecast
 
 router = APIRouter(prefix="/train")
 
-_BY_FLAVOUR: Mapping[str, Mapping[str, Any]] = {
-    "embedded": {
-        "model_flavour": "embedded", "resolution": 128, "train_batch_size": 4, "max_train_steps": 400,
-        "learning_rate": 2e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 20, "lora_targets": "all-linear",
-        "lora_dropout": 0, "validation_steps": 100, "checkpointing_steps": 100, "validation_max_drift": 0.5,
-    },
-    "final": {
-        "model_flavour": "final", "base_model_precision": "int8-quanto", "text_encoder_1_precision": "int8-quanto",
-        "gradient_checkpointing": True, "max_train_steps": 2000, "lr_warmup_steps": 50, "validation_steps": 250,
-        "checkpointing_steps": 250,
-    },
-}  # fmt: skip
-"""Where a form starts, by flavour: what suits it. ``dev`` starts as ``final`` does."""
-_GPU_GIB = (12, 16, 24, 48, 80)
+_GPUS: Mapping[int, str] = {12: "RTX 4070", 16: "RTX 4080", 24: "RTX 4090", 48: "L40S", 80: "H100"}
+"""GPUs to plan for, by their GiB, each with a card that has as much."""
 _MOST_FILE_BYTES = 2**20
 
 
 @router.get("")
-def form_page(request: Request, flavour: str = "", dataset: str = "", job: str = "") -> Response:
-    """The form: as a flavour suits, for a dataset, or as an earlier job had it."""
+def form_page(request: Request, flavour: str = "", goal: str = "", dataset: str = "", job: str = "") -> Response:
+    """The form: as a flavour and a goal suit, for a dataset, or as an earlier job had it."""
     training = studio_of(request).training
+    aim = next((known for known in GOALS if known == goal), "style")
     if job:
         options = dict(read_file(as_file(training.jobs.config(job))).options)
     else:
-        start = flavour if flavour in (*_BY_FLAVOUR, "dev") else "embedded"
-        options = dict(_BY_FLAVOUR["final" if start == "dev" else start]) | {"model_flavour": start}
+        options = starting_options(flavour if flavour in MODELS else _served(request), aim)
     if dataset:
         found = training.datasets.open(dataset)
         options |= {"instance_data_dir": str(found.folder), "adapter_name": _adapter_name(found.name)}
-    return _page(request, read_form(as_typed(options)), decided=bool(flavour or dataset or job))
+    return _page(
+        request, read_form(as_typed(options)), decided=bool(flavour or goal or dataset or job), goal="" if job else aim
+    )
 
 
 @router.post("/check")
@@ -158,6 +152,7 @@ def _page(
     decided: bool = True,
     imported: bool = False,
     wanted: bool = False,
+    goal: str = "",
     status: int = 200,
 ) -> Response:
     """Show the form; ``decided`` if its values are not to be replaced by those that the browser has kept."""
@@ -174,7 +169,14 @@ def _page(
         mistakes=_by_field(language, reading.problems),
         names=option_names(language.code),
         places=training.jobs.place_names,
-        gpus=_GPU_GIB,
+        gpus=_GPUS,
+        cards=[card_of(dataset) for dataset in training.datasets.list()],
+        adapter_name=_adapter_name,
+        url=_url,
+        goal=goal,
+        goals=GOALS,
+        goal_values={flavour: {goal: _typed(goal_options(flavour, goal)) for goal in GOALS} for flavour in MODELS},
+        starting_values=_starting_values(),
         decided=decided,
         imported=imported,
         wanted=wanted,
@@ -197,7 +199,7 @@ def _checked(request: Request, form: FormData, reading: Reading, status: int) ->
         gib = text_of(form, "plan_for")
         try:
             devices = studio_of(request).training.devices
-            forecast = devices.plan(reading.config, gpu_gib=int(gib) if gib in map(str, _GPU_GIB) else None)
+            forecast = devices.plan(reading.config, gpu_gib=int(gib) if gib in map(str, _GPUS) else None)
         except (UserError, HubError) as error:
             problems = error.problems
     return render(
@@ -209,6 +211,7 @@ def _checked(request: Request, form: FormData, reading: Reading, status: int) ->
         mistakes=_by_field(language, reading.problems),
         fields=fields(),
         **(_figures(forecast) if forecast else {}),
+        decided=_decided(reading.config, forecast) if reading.config and forecast else None,
     )
 
 
@@ -238,6 +241,17 @@ def _figures(forecast: Forecast) -> dict[str, Any]:
     }
 
 
+def _decided(config: TrainConfig, forecast: Forecast) -> Mapping[str, Any] | None:
+    """Return the settings that stand for ``auto`` on the device that is planned for; None if no option is auto."""
+    load = forecast.plan.workload
+    settings = {
+        "precision": str(load.precision) if config.base_model_precision == "auto" else None,
+        "text_encoder": str(load.text_encoder_precision) if config.text_encoder_1_precision == "auto" else None,
+        "every": (load.checkpointing or 0) if config.gradient_checkpointing == "auto" else None,
+    }
+    return None if all(value is None for value in settings.values()) else settings
+
+
 def _ready(reading: Reading) -> Reading:
     """Return the reading, with the problems of a training without data or a name to publish under."""
     if reading.config is None:
@@ -258,6 +272,29 @@ def _ready(reading: Reading) -> Reading:
             )
         )  # fmt: skip
     return reading.with_problems(missing) if missing else reading
+
+
+def _served(request: Request) -> str:
+    """Return the flavour that the service generates with, if it can be trained on; else the embedded one."""
+    info = studio_of(request).service.info
+    flavour = "" if info is None else info["model"]["flavour"]
+    return flavour if flavour in MODELS else "embedded"
+
+
+def _starting_values() -> Mapping[str, Mapping[str, str]]:
+    """Return by flavour the values of all options that suit some flavour, so that one takes back what another has set."""
+    starts = {flavour: starting_options(flavour) for flavour in MODELS}
+    names = {name for options in starts.values() for name in options}
+    return {flavour: {name: as_typed(options)[name] for name in sorted(names)} for flavour, options in starts.items()}
+
+
+def _typed(options: Mapping[str, Any]) -> Mapping[str, str]:
+    values = as_typed(options)
+    return {name: values[name] for name in options}
+
+
+def _url(route: str, /, **query: Any) -> str:
+    return f"{route}?{urlencode(query)}"
 
 
 def _read(form: FormData) -> Reading:

@@ -90,6 +90,7 @@ def start_training(page: Page, say: Language) -> None:
     page.get_by_role("link", name=say("datasets.train")).click()
     verdict = page.locator(".plan-verdict")
     verdict.wait_for()
+    page.locator("#all-options > summary").click()
     rank = page.locator("#option-lora_rank")
     rank.fill("0")
     rank.press("Tab")

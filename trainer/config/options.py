@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -48,6 +49,15 @@ class TrainConfig(TrainFields):
     @classmethod
     def _sizes(cls, given: Any) -> Any:
         return parse_sizes(given)
+
+    @field_validator("trigger_words", mode="before")
+    @classmethod
+    def _words(cls, given: Any) -> Any:
+        """Read ``ink, 水墨`` or a list."""
+        words = re.split("[,，、]", given) if isinstance(given, str) else [] if given is None else given
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+            return words
+        return tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
 
     @field_validator("report_to", mode="before")
     @classmethod
@@ -96,6 +106,14 @@ class TrainConfig(TrainFields):
                     code="datasets_given_twice", template="data_backend_config gives datasets too",
                     remedy_template="leave out one of the two",
                     field="instance_data_dir", value=self.instance_data_dir,
+                )
+            )  # fmt: skip
+        if self.trigger_words and self.data_backend_config:
+            raise ProblemValueError(
+                Problem(
+                    code="trigger_words_beside_datasets", template="data_backend_config gives the datasets",
+                    remedy_template="give trigger_words to each of its datasets instead",
+                    field="trigger_words", value=", ".join(self.trigger_words),
                 )
             )  # fmt: skip
         if problem := next(mask_problems(self.data_backend_config), None):
@@ -262,6 +280,7 @@ class TrainConfig(TrainFields):
                 "id": "pictures",
                 "instance_data_dir": self.instance_data_dir,
                 "caption_strategy": self.caption_strategy,
+                "trigger_words": self.trigger_words,
                 "alpha_colour": self.background_colour,
             }
         )
