@@ -58,10 +58,12 @@ _LABELS = {
 """Where a name says less than people want to read."""
 
 
-_HELP = {"trigger_words": "Put before each caption in training if it lacks them; the caption files stay as they are. The adapter records them: "
-                          "on Generate, a click adds them to the prompt. Separate several by commas.",
-         "publish_to": "Adapter storage: file:///directory or s3://bucket/prefix; empty is the studio's own, whose service "
-                       "serves it at once."}  # fmt: skip
+_HELP = {
+    "trigger_words": "Put before each caption in training if it lacks them; the caption files stay as they are. The adapter "
+                     "records them: on Generate, a click adds them to the prompt. Separate several by commas.",
+    "publish_to": "Adapter storage: file:///directory or s3://bucket/prefix; empty is the studio's own, whose service "
+                  "serves it at once.",
+}  # fmt: skip
 """Where the studio does something else than the command line."""
 
 

@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from tests.conftest import START_SECONDS, free_port
 
+AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text(encoding="utf-8")
 PATIENCE_MS = 240_000
 """For whatever a page waits for: trainings, and other load on the machine."""
 
@@ -96,8 +97,9 @@ def visit(
     complaints: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
-        # What was refused on purpose is said by its status.
-        if message.type == "error" and not re.search(r"a status of 4|Status Error Code 4", message.text):
+        # What was refused on purpose is said by its status; a request that a later one replaces is aborted.
+        harmless = r"a status of 4|Status Error Code 4|htmx:sendAbort|htmx:afterRequest"
+        if message.type == "error" and not re.search(harmless, message.text):
             complaints.append(message.text)
 
     context = browser.new_context(
@@ -113,3 +115,15 @@ def visit(
     yield page
     context.close()
     assert may_fail or not complaints, complaints
+
+
+def check_accessibility(page: Page, what: str) -> None:
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    serious = [
+        f"{violation['id']}: {node['html']} {node['failureSummary']}"
+        for violation in found["violations"]
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+    ]
+    assert not serious, f"{what}: {serious}"

@@ -19,10 +19,9 @@ from studio.web.language import load_languages
 from studio.web.navigation import NAVIGATION
 from tests.longcat.adapter.test_foreign import PREFIXED, layers_of
 from tests.longcat.sampling.test_slots import random_lora
-from tests.studio.browser import PATIENCE_MS, RunningStudio, chromium, running_studio, visit
+from tests.studio.browser import PATIENCE_MS, RunningStudio, check_accessibility, chromium, running_studio, visit
 
 LANGUAGES = load_languages()
-AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text(encoding="utf-8")
 PATHS = [page.path for page in NAVIGATION]
 expect.set_options(timeout=PATIENCE_MS)
 
@@ -241,18 +240,6 @@ def test_nobody_is_shut_out(studio: RunningStudio, browser: Browser, language: s
         page.locator(".tile-picture").first.click()
         page.get_by_role("dialog").wait_for()
         check_accessibility(page, "the viewer")
-
-
-def check_accessibility(page: Page, what: str) -> None:
-    page.evaluate(AXE)
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    serious = [
-        f"{violation['id']}: {node['html']} {node['failureSummary']}"
-        for violation in found["violations"]
-        if violation["impact"] in ("serious", "critical")
-        for node in violation["nodes"]
-    ]
-    assert not serious, f"{what}: {serious}"
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])

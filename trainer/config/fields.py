@@ -86,8 +86,8 @@ class TrainFields(BaseModel):
     instance_data_dir: PathText | None = None
     """A single directory, or s3://bucket/prefix, of pictures with captions, instead of data_backend_config."""
     trigger_words: tuple[str, ...] = ()
-    """Words for instance_data_dir that are put before each caption in training if it lacks them; the caption files stay as they
-    are. The adapter's manifest names them. A list, or words separated by commas."""
+    """Words that are put before each caption of instance_data_dir in training if it lacks them; the caption files stay as
+    they are. The adapter's manifest names them. A list, or words separated by commas."""
     caption_strategy: str = "textfile"
     """Source of the captions of instance_data_dir, as in data_backend_config."""
     resolution: tuple[str | float, ...] = (1024.0,)
