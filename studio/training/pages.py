@@ -26,7 +26,7 @@ from studio.training.form import (
     read_file,
     read_form,
 )
-from studio.training.goals import GOALS, MODELS, goal_options, starting_options
+from studio.training.goals import GOALS, MODELS, Goal, goal_options, starting_options
 from studio.training.option_names import option_names
 from studio.training_services import TrainingServices
 from studio.web.errors import ConfigFileError, PageNotFoundError
@@ -47,7 +47,7 @@ _MOST_FILE_BYTES = 2**20
 def form_page(request: Request, flavour: str = "", goal: str = "", dataset: str = "", job: str = "") -> Response:
     """The form: as a flavour and a goal suit, for a dataset, or as an earlier job had it."""
     training = studio_of(request).training
-    aim = next((known for known in GOALS if known == goal), "style")
+    aim: Goal = next((known for known in GOALS if known == goal), "style")
     if job:
         options = dict(read_file(as_file(training.jobs.config(job))).options)
     else:
