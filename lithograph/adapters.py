@@ -20,7 +20,8 @@ from longcat.adapter import artifact as adapter
 from longcat.adapter.artifact import fetch
 from longcat.adapter.publishing import remove_adapter, remove_version, set_latest
 from longcat.adapter.reference import Reference, parse_name, parse_new_name, parse_reference
-from longcat.errors import LithographError, Problem, StorageMissingError, UserError, reason_of
+from longcat.errors import LithographError, StorageMissingError, UserError
+from longcat.problem import Problem, reason_of
 from longcat.storage.disk import disk_full, is_disk_full
 from longcat.storage.interface import Storage
 from longcat.storage.opening import open_storage

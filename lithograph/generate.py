@@ -9,10 +9,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from longcat.errors import RecipeError, UserError, reason_of
+from longcat.errors import RecipeError, UserError
 from longcat.model.flavour import HUB_IDS, Flavour, resolve
 from longcat.model.tokenizer import load_tokenizer, plain_ids
 from longcat.options import command_options, configure, options_of
+from longcat.problem import reason_of
 from longcat.storage.disk import disk_full, is_disk_full
 from longcat.validation import validated
 from service.config import AdapterConfig, ModelConfig

@@ -16,8 +16,9 @@ from lithograph.kubernetes.job_settings import JobSettings
 from lithograph.kubernetes.job_status import ClusterJob
 from lithograph.kubernetes.training_job import TrainingJob
 from lithograph.terminal import echo_table, fail
-from longcat.errors import JobError, LithographError, Problem
+from longcat.errors import JobError, LithographError
 from longcat.options import build, command_options
+from longcat.problem import Problem
 from longcat.validation import names_of, unknown_field
 from trainer.config.assignments import parse_assignments
 from trainer.config.file import load_config

@@ -17,7 +17,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from longcat.errors import ConfigError, Problem
+from longcat.errors import ConfigError
+from longcat.problem import Problem
 from longcat.validation import ProblemValueError, problems_of
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

@@ -8,7 +8,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from longcat.errors import Problem, UserError, show
+from longcat.errors import UserError
+from longcat.problem import Problem, show
 
 _TEMPLATES: Mapping[str, tuple[str, str]] = {
     "missing": ("missing", "add it"),

@@ -11,11 +11,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from longcat.adapter.reference import parse_reference
-from longcat.errors import ConfigError, LithographError, Problem
+from longcat.errors import ConfigError, LithographError
 from longcat.logs import LogFormat
 from longcat.model.flavour import ModelSettings
 from longcat.model.precision import Offload, parse_precision
 from longcat.options import Configuration, Directories, Flag
+from longcat.problem import Problem
 from longcat.storage.address import parse_address
 from longcat.validation import ProblemValueError
 from service.http.edge.settings import HttpConfig

@@ -6,12 +6,12 @@ No torch: the GPU is looked at in a child process.
 import logging
 from collections.abc import Callable, Iterator
 
-from longcat.errors import Problem
 from longcat.model.devices import DeviceFacts, probe_devices
 from longcat.model.flavour import structure
 from longcat.model.memory.weights import Transformer, read_autoencoder, read_text_encoder, read_transformer
 from longcat.model.precision import Offload, Precision, parse_precision
 from longcat.model.weights import Weights, WeightsState, find_weights
+from longcat.problem import Problem
 from service.config import ModelConfig
 
 AUTO = "auto"

@@ -11,9 +11,10 @@ from typing import Any
 import click
 import uvicorn
 
-from longcat.errors import ConfigError, reason_of
+from longcat.errors import ConfigError
 from longcat.logs import set_up_logging
 from longcat.options import command_options, configure
+from longcat.problem import reason_of
 from longcat.storage.opening import open_storage
 from service.http.edge.server import uvicorn_arguments
 from service.http.edge.settings import HttpConfig

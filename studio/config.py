@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from longcat.errors import Problem, StorageError
+from longcat.errors import StorageError
 from longcat.options import Configuration, Directories, Flag
+from longcat.problem import Problem
 from longcat.storage.address import parse_address
 from longcat.validation import ProblemValueError
 from studio.jobs.cluster_settings import ClusterSettings, read_cluster_settings

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from longcat.errors import ConfigError, LithographError, Problem, PromptTooLongError, UserError, show
+from longcat.errors import ConfigError, LithographError, PromptTooLongError, UserError
+from longcat.problem import Problem, show
 from longcat.validation import _TEMPLATES
 from tests import ROOT
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from enum import IntEnum
 
-from longcat.errors import LithographError, Problem
+from longcat.errors import LithographError
+from longcat.problem import Problem
 from longcat.storage.disk import disk_full, is_disk_full, path_of
 
 

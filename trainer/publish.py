@@ -17,9 +17,10 @@ from longcat.adapter.manifest import Draft, Manifest, Training
 from longcat.adapter.publishing import publish, set_latest
 from longcat.adapter.reference import parse_new_name
 from longcat.checksum import file_sha256
-from longcat.errors import AdapterError, ConfigError, Problem, StorageError
+from longcat.errors import AdapterError, ConfigError, StorageError
 from longcat.logs import log_event
 from longcat.model.flavour import Flavour
+from longcat.problem import Problem
 from longcat.storage.atomic import write_atomically
 from longcat.storage.disk import writing
 from longcat.storage.interface import Storage

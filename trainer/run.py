@@ -12,10 +12,11 @@ from functools import partial
 import torch
 from diffusers import LongCatImageTransformer2DModel
 
-from longcat.errors import ConfigError, DataError, Problem
+from longcat.errors import ConfigError, DataError
 from longcat.logs import log_event
 from longcat.model.flavour import describe
 from longcat.model.loading import load_scheduler_config, load_vae
+from longcat.problem import Problem
 from trainer.config.options import TrainConfig
 from trainer.config.settings import public_options, select
 from trainer.data.inventory import Inventory

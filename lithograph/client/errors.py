@@ -14,7 +14,8 @@ from typing import Self
 import httpx
 from pydantic import ValidationError
 
-from longcat.errors import LithographError, Problem, UserError
+from longcat.errors import LithographError, UserError
+from longcat.problem import Problem
 from service.wire.schema import ErrorBody, ErrorDetail, ProblemBody
 
 _BUSY = frozenset({429, 503})

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict
 from httpx_sse import ServerSentEvent
 
 from lithograph.client.errors import CutOffError, JobOutcomeError, ServiceError
-from longcat.errors import Problem
+from longcat.problem import Problem
 from service.wire.events import PreviewEvent, ResultEvent, StepEvent
 from service.wire.job import JobReport, JobStatus
 from service.wire.messages import AdapterReport, AdapterStatus

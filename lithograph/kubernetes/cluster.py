@@ -14,7 +14,8 @@ from kubernetes import client
 
 from lithograph.kubernetes.job_status import ClusterJob, JobState, container_state, job_status
 from lithograph.kubernetes.training_job import CONTAINER, LABELS, TrainingJob
-from longcat.errors import ClusterError, JobNameTakenError, Problem, UnknownJobError
+from longcat.errors import ClusterError, JobNameTakenError, UnknownJobError
+from longcat.problem import Problem
 
 _SELECTOR = ",".join(f"{key}={value}" for key, value in LABELS.items())
 _TIMEOUT_SECONDS = (5, 30)

@@ -12,7 +12,8 @@ from kubernetes.config import (
 )
 
 from lithograph.kubernetes.cluster import Cluster
-from longcat.errors import ClusterError, reason_of
+from longcat.errors import ClusterError
+from longcat.problem import reason_of
 
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _DEFAULT_FILE = Path("~/.kube/config")

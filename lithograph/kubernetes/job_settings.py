@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from longcat.errors import Problem
 from longcat.options import Configuration, Flag
+from longcat.problem import Problem
 from longcat.validation import ProblemValueError
 
 

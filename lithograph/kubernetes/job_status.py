@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from lithograph.kubernetes.training_job import CONTAINER, QUEUE_LABEL
-from longcat.errors import Problem
+from longcat.problem import Problem
 from trainer.outcome import MEANINGS, Outcome
 
 _EXITS: Mapping[int, Problem] = {int(outcome): meaning for outcome, meaning in MEANINGS.items()} | {

@@ -18,12 +18,8 @@ from pydantic import ValidationError
 from longcat.adapter.manifest import Manifest, WeightsIdentity
 from longcat.adapter.reference import NAME, VERSION, Reference
 from longcat.checksum import file_sha256
-from longcat.errors import (
-    AdapterError,
-    StorageMissingError,
-    UnknownAdapterError,
-    show,
-)
+from longcat.errors import AdapterError, StorageMissingError, UnknownAdapterError
+from longcat.problem import show
 from longcat.storage.interface import Blob, Storage
 from longcat.validation import problems_of
 

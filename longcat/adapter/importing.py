@@ -9,8 +9,9 @@ from longcat.adapter.lora import draft_of, publish_lora
 from longcat.adapter.manifest import Manifest
 from longcat.adapter.publishing import set_latest
 from longcat.adapter.reference import parse_new_name
-from longcat.errors import AdapterError, Problem, StorageMissingError
+from longcat.errors import AdapterError, StorageMissingError
 from longcat.model.flavour import Flavour
+from longcat.problem import Problem
 from longcat.storage.interface import Storage
 
 

@@ -26,8 +26,9 @@ from longcat.adapter.lycoris import LYCORIS_KEYS, LycorisLayer, lycoris_layer, s
 from longcat.adapter.manifest import ALPHA_RANGE, BaseIdentity, Draft, Manifest, is_alpha
 from longcat.adapter.modules import is_blocks_own, is_norm, linear_modules
 from longcat.adapter.publishing import publish
-from longcat.errors import AdapterError, show
+from longcat.errors import AdapterError
 from longcat.model.flavour import Flavour
+from longcat.problem import show
 from longcat.storage.interface import Storage
 
 METADATA = "lora_adapter_metadata"

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from longcat.errors import Problem
 from longcat.model.shape import POSITION_POLICY
+from longcat.problem import Problem
 from longcat.validation import ProblemValueError
 
 ALPHA_RANGE = (1e-6, 1e6)

@@ -13,7 +13,8 @@ from longcat.adapter.lora import Layer, LoraLayer, LoraWeights, describe_lora, l
 from longcat.adapter.lycoris import LohaLayer
 from longcat.adapter.manifest import Manifest
 from longcat.adapter.modules import is_norm
-from longcat.errors import AdapterError, show
+from longcat.errors import AdapterError
+from longcat.problem import show
 
 
 def load_version(path: Path, manifest: Manifest) -> LoraWeights:

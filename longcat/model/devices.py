@@ -6,7 +6,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from longcat.errors import DeviceError, reason_of
+from longcat.errors import DeviceError
+from longcat.problem import reason_of
 
 _CODE = "from longcat.model.devices import print_devices; print_devices({index})"
 

@@ -17,7 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longcat.checksum import file_sha256
-from longcat.errors import FlavourError, HubError, Problem
+from longcat.errors import FlavourError, HubError
+from longcat.problem import Problem
 from longcat.validation import problems_of
 
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "embedded"

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
 
-from longcat.errors import PrecisionError, Problem
+from longcat.errors import PrecisionError
+from longcat.problem import Problem
 
 
 class Precision(StrEnum):

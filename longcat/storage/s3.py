@@ -14,7 +14,8 @@ from botocore.config import Config
 from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
-from longcat.errors import StorageConflictError, StorageError, StorageMissingError, show
+from longcat.errors import StorageConflictError, StorageError, StorageMissingError
+from longcat.problem import show
 from longcat.storage.address import S3Address
 from longcat.storage.deadlines import Deadlines
 from longcat.storage.disk import needing_room

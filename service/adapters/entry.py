@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass, field
 
 from longcat.adapter.manifest import Manifest
-from longcat.errors import AdapterError, Problem
+from longcat.errors import AdapterError
 from longcat.logs import log_event
+from longcat.problem import Problem
 from service.adapters.listing import Mark
 from service.adapters.refusal import Refusal
 from service.observability import metrics

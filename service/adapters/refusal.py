@@ -4,7 +4,8 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
-from longcat.errors import AdapterError, DiskFullError, Problem, StorageError, StorageMissingError, show
+from longcat.errors import AdapterError, DiskFullError, StorageError, StorageMissingError
+from longcat.problem import Problem, show
 from longcat.storage.interface import Storage
 
 log = logging.getLogger("lithograph")

@@ -10,9 +10,10 @@ from fastapi import Depends, Request
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from longcat.errors import AdapterError, DeadlineError, LithographError, show
+from longcat.errors import AdapterError, DeadlineError, LithographError
 from longcat.logs import log_event
 from longcat.model.flavour import Flavour
+from longcat.problem import show
 from longcat.sampling.prompt import Tokenize
 from service.config import ServiceConfig
 from service.http.error_responses import error_body, error_shape_of

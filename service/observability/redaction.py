@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from longcat.errors import LithographError, Problem, UserError
+from longcat.errors import LithographError, UserError
+from longcat.problem import Problem
 from longcat.validation import CODES, UNKNOWN_FIELD_CODES
 
 _HIDDEN = "…"

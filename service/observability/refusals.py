@@ -3,8 +3,9 @@
 import logging
 from typing import Any
 
-from longcat.errors import LithographError, shorten
+from longcat.errors import LithographError
 from longcat.logs import log_event
+from longcat.problem import shorten
 from service.observability.redaction import without_text
 
 log = logging.getLogger("lithograph")

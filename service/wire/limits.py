@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from longcat.adapter.reference import parse_reference
-from longcat.errors import AdapterError, Problem, PromptTooLongError, UserError
+from longcat.errors import AdapterError, PromptTooLongError, UserError
 from longcat.model.flavour import ModelSettings
 from longcat.model.shape import GRID_PX
+from longcat.problem import Problem
 from longcat.sampling.prompt import Tokenize, tokenize_prompt
 from service.wire.schema import LARGEST_SEED, GenerateRequest, ResolvedRequest
 from service.wire.webhook_host import WebhookHost, may_call

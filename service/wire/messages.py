@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 from service.wire.events import Event
 from service.wire.schema import ResolvedRequest
 

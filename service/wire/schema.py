@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticKnownError
 
-from longcat.errors import LithographError, Problem, show
+from longcat.errors import LithographError
 from longcat.model.shape import GRID_PX
+from longcat.problem import Problem, show
 from longcat.validation import ProblemValueError
 
 SMALLEST_PX = GRID_PX

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 from longcat.validation import ProblemValueError
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -10,7 +10,8 @@ from longcat.adapter.artifact import fetch
 from longcat.adapter.manifest import Manifest
 from longcat.adapter.publishing import remove_adapter, remove_version, set_latest
 from longcat.adapter.reference import Reference, parse_reference
-from longcat.errors import AdapterError, Problem, StorageError, StorageMissingError, UnknownAdapterError
+from longcat.errors import AdapterError, StorageError, StorageMissingError, UnknownAdapterError
+from longcat.problem import Problem
 from longcat.storage.atomic import write_atomically
 from longcat.storage.opening import open_storage
 from studio.web.errors import PictureNotFoundError

@@ -16,7 +16,8 @@ from starlette.responses import FileResponse, Response
 from lithograph.client.errors import ServiceError
 from lithograph.client.protocol import AdapterStatus
 from longcat.adapter.reference import parse_reference
-from longcat.errors import AdapterError, Problem
+from longcat.errors import AdapterError
+from longcat.problem import Problem
 from longcat.validation import ProblemValueError
 from studio.connection.service_connection import ConnectionState
 from studio.context import StudioContext, studio_of

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from longcat.errors import Problem
 from longcat.parent import PARENT_OPTION
+from longcat.problem import Problem
 from longcat.process_identity import is_process, started_after_boot
 from longcat.storage.atomic import write_atomically
 from studio.config import StudioConfig

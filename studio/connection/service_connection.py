@@ -9,7 +9,7 @@ from typing import Any
 from lithograph.client.client import AsyncClient
 from lithograph.client.errors import ServiceError
 from lithograph.client.protocol import AdapterReport, flavour_reason
-from longcat.errors import Problem
+from longcat.problem import Problem
 
 log = logging.getLogger("lithograph.studio")
 

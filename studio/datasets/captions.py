@@ -3,7 +3,8 @@
 import unicodedata
 from pathlib import Path
 
-from longcat.errors import DataError, reason_of
+from longcat.errors import DataError
+from longcat.problem import reason_of
 from longcat.storage.atomic import write_atomically
 from trainer.data.captions.encoding import decode_text
 

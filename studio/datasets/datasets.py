@@ -17,9 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from longcat.errors import ConfigError, DataError, Problem, UserError, reason_of
+from longcat.errors import ConfigError, DataError, UserError
 from longcat.model.flavour import describe
 from longcat.model.shape import GRID_PX
+from longcat.problem import Problem, reason_of
 from trainer.config.dataset_options import DatasetConfig, parse_sizes
 from trainer.config.options import TrainConfig
 from trainer.data.inventory import Inventory

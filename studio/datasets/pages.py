@@ -13,7 +13,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 
-from longcat.errors import DataError, Problem, UserError
+from longcat.errors import DataError, UserError
+from longcat.problem import Problem
 from studio.context import studio_of
 from studio.datasets.captions import read_captions, write_captions
 from studio.datasets.cards import card_of

@@ -4,7 +4,8 @@ import hashlib
 import io
 from pathlib import Path
 
-from longcat.errors import DataError, reason_of
+from longcat.errors import DataError
+from longcat.problem import reason_of
 from longcat.storage.atomic import write_atomically
 from trainer.data.pictures import MAX_PIXELS, decode
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
-from longcat.errors import DataError, Problem, reason_of
+from longcat.errors import DataError
+from longcat.problem import Problem, reason_of
 from longcat.storage.disk import writing
 from trainer.data.captions.encoding import decode_text
 from trainer.data.captions.reader import CAPTION_ENDINGS

@@ -15,7 +15,8 @@ from lithograph.kubernetes.cluster import Cluster
 from lithograph.kubernetes.connection import connect
 from lithograph.kubernetes.job_status import JobState
 from lithograph.kubernetes.training_job import TrainingJob
-from longcat.errors import ClusterError, JobNameTakenError, Problem, UnknownJobError
+from longcat.errors import ClusterError, JobNameTakenError, UnknownJobError
+from longcat.problem import Problem
 from longcat.storage.atomic import write_atomically
 from studio.jobs.cluster_settings import ClusterSettings
 from studio.jobs.executor import Executor, ExecutorStatus, run_in, steps_in, tail

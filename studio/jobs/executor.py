@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import psutil
 from typing_extensions import override
 
-from longcat.errors import ConfigError, DataError, Problem, StorageError, reason_of
+from longcat.errors import ConfigError, DataError, StorageError
 from longcat.parent import PARENT_OPTION
+from longcat.problem import Problem, reason_of
 from longcat.process_identity import is_process, started_after_boot
 from studio.jobs.record import CONFIG_FILE, EXIT_FILE, LOG_FILE, OUTPUT, JobRecord, Process
 from studio.training.boundary import Boundary

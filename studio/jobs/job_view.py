@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 from studio.jobs.executor import ExecutorStatus
 from studio.jobs.record import JobRecord, State
 from trainer.record.run_file import RunRecord

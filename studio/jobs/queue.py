@@ -21,11 +21,11 @@ from longcat.errors import (
     DataError,
     JobError,
     LithographError,
-    Problem,
     StorageError,
     UnknownJobError,
 )
 from longcat.logs import log_event
+from longcat.problem import Problem
 from longcat.storage.atomic import write_atomically
 from longcat.storage.disk import writing
 from studio.jobs.executor import Executor, ExecutorStatus

@@ -17,7 +17,8 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from longcat.errors import DataError, Problem, reason_of
+from longcat.errors import DataError
+from longcat.problem import Problem, reason_of
 from longcat.storage.atomic import write_atomically
 from longcat.validation import problems_of
 from trainer.record.run_file import StoredProblem

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 from trainer.record.report_card import BANDS, EvaluationRecord, NearestRecord, ReportCard
 from trainer.record.report_text import findings_of, shown_validation
 from trainer.record.run_file import RunRecord, ValidationRecord

@@ -10,8 +10,9 @@ from enum import Enum, auto
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from longcat.errors import ConfigError, DataError, Problem
+from longcat.errors import ConfigError, DataError
 from longcat.model.flavour import HUB_IDS
+from longcat.problem import Problem
 from longcat.storage.address import FileAddress, parse_address
 from studio.datasets.datasets import Datasets
 from trainer.config.dataset_options import DatasetConfig

@@ -11,7 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from longcat.errors import ConfigError, Problem
+from longcat.errors import ConfigError
+from longcat.problem import Problem
 from longcat.validation import names_of
 from trainer.config.file import make_config
 from trainer.config.json_text import parse_json

@@ -10,7 +10,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from longcat.errors import ConfigError, HubError, Problem, UserError
+from longcat.errors import ConfigError, HubError, UserError
+from longcat.problem import Problem
 from studio.context import studio_of
 from studio.datasets.cards import card_of
 from studio.training.boundary import Boundary

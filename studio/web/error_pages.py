@@ -14,16 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from lithograph.client.errors import RequestError, ServiceError
-from longcat.errors import (
-    ClusterError,
-    DiskFullError,
-    HubError,
-    LithographError,
-    Problem,
-    StorageError,
-    UserError,
-    show,
-)
+from longcat.errors import ClusterError, DiskFullError, HubError, LithographError, StorageError, UserError
+from longcat.problem import Problem, show
 from longcat.storage.disk import disk_full, is_disk_full, path_of
 from longcat.validation import problems_in
 from studio.web.errors import (

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from longcat.errors import Problem, show
+from longcat.problem import Problem, show
 
 LANGUAGES: Mapping[str, str] = {"en": "English", "zh": "中文"}
 COOKIE = "language"

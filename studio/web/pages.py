@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 from studio.web.language import LANGUAGES, Language, language_of, load_languages
 from studio.web.navigation import NAVIGATION
 from studio.web.static_files import asset_url

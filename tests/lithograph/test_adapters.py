@@ -17,8 +17,9 @@ from longcat.adapter.artifact import fetch
 from longcat.adapter.lora import load_lora, lora_targets
 from longcat.adapter.publishing import remove_adapter, remove_version
 from longcat.adapter.verification import check_lora
-from longcat.errors import AdapterError, LithographError, Problem, UnknownAdapterError, UserError
+from longcat.errors import AdapterError, LithographError, UnknownAdapterError, UserError
 from longcat.model.loading import Components
+from longcat.problem import Problem
 from longcat.storage.interface import Storage
 from tests.conftest import run_lithograph
 from tests.longcat.adapter.test_foreign import PREFIXED, layers_of

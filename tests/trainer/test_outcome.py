@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from longcat.errors import ConfigError, DataError, LithographError, Problem, StorageError
+from longcat.errors import ConfigError, DataError, LithographError, StorageError
+from longcat.problem import Problem
 from trainer.outcome import MEANINGS, OUTCOMES, Outcome, outcome_of, problems_of
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 from trainer.config.fields import TrainFields
 
 _NEED_HELD_OUT = ("publish_checkpoint", "early_stopping_patience", "publish_min_improvement", "publish_max_overfit")

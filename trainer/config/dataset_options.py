@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from longcat.errors import Problem, StorageError
+from longcat.errors import StorageError
+from longcat.problem import Problem
 from longcat.storage.address import S3Address, parse_address
 from longcat.validation import ProblemValueError
 

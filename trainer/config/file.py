@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from longcat.errors import ConfigError, Problem, reason_of
+from longcat.errors import ConfigError
+from longcat.problem import Problem, reason_of
 from longcat.validation import problems_of
 from trainer.config.json_text import parse_json
 from trainer.config.options import TrainConfig

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 from trainer.config.dataset_options import DatasetConfig
 
 _CONDITIONING = "conditioning"

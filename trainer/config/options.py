@@ -17,10 +17,11 @@ from pydantic import (
 )
 
 from longcat.adapter.reference import parse_new_name, parse_reference
-from longcat.errors import AdapterError, LithographError, PrecisionError, Problem, StorageError
+from longcat.errors import AdapterError, LithographError, PrecisionError, StorageError
 from longcat.model.flavour import HUB_IDS
 from longcat.model.precision import Precision, parse_precision
 from longcat.model.shape import GRID_PX, TOKEN_PX
+from longcat.problem import Problem
 from longcat.storage.address import parse_address
 from longcat.validation import ProblemValueError, problems_of
 from trainer.config.card_options import card_problems

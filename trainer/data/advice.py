@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 from trainer.data.buckets import Bucket
 from trainer.data.inventory import languages_of
 from trainer.data.sample import Sample

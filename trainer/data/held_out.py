@@ -4,7 +4,8 @@ import hashlib
 from collections import defaultdict
 from dataclasses import replace
 
-from longcat.errors import DataError, Problem
+from longcat.errors import DataError
+from longcat.problem import Problem
 from trainer.data.captions.language import detect_language
 from trainer.data.inventory import Inventory
 from trainer.data.sample import Sample

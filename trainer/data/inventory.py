@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 from longcat.storage.interface import Entry
 from trainer.config.dataset_options import DatasetConfig
 from trainer.data.buckets import Bucket

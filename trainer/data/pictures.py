@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from longcat.errors import DataError, Problem
+from longcat.errors import DataError
 from longcat.model.shape import LATENT_PX
+from longcat.problem import Problem
 from trainer.data.sources import open_source
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from longcat.errors import DataError, Problem
+from longcat.errors import DataError
+from longcat.problem import Problem
 from longcat.storage.atomic import write_atomically
 from trainer.data.captions.shares import count_kinds
 from trainer.data.inventory import Inventory

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 
-from longcat.errors import DataError, Problem, StorageError, StorageMissingError, reason_of
+from longcat.errors import DataError, StorageError, StorageMissingError
+from longcat.problem import Problem, reason_of
 from longcat.storage.interface import Entry, Storage
 from trainer.config.dataset_options import DatasetConfig
 

@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from longcat.errors import DataError, StorageError, show
+from longcat.errors import DataError, StorageError
+from longcat.problem import show
 from longcat.storage.atomic import write_atomically
 
 _UNUSED_DAYS = 30

@@ -17,13 +17,14 @@ from PIL import Image
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from longcat.errors import ConfigError, Problem, PromptTooLongError
+from longcat.errors import ConfigError, PromptTooLongError
 from longcat.model.flavour import Flavour
 from longcat.model.loading import load_text_encoder, load_vae
 from longcat.model.precision import Precision
 from longcat.model.quantize import quantize_base
 from longcat.model.shape import POSITION_POLICY
 from longcat.model.tokenizer import load_tokenizer, plain_ids
+from longcat.problem import Problem
 from longcat.sampling import latents
 from longcat.sampling.prompt import tokenize_prompt
 from longcat.sampling.text_encoder import encode_prompt

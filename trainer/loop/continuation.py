@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from longcat.errors import ConfigError, Problem, show
+from longcat.errors import ConfigError
+from longcat.problem import Problem, show
 from trainer.config.options import TrainConfig
 
 _FIXED = (

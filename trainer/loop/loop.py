@@ -19,7 +19,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from longcat.adapter.lora import LoraWeights
-from longcat.errors import ConfigError, Problem
+from longcat.errors import ConfigError
+from longcat.problem import Problem
 from trainer.loop.checkpoint import Origin, find_checkpoint, save_checkpoint
 from trainer.loop.distributed import ProcessGroup
 from trainer.loop.interruption import Interruption

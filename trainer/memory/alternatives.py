@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from longcat.errors import ConfigError, Problem
+from longcat.errors import ConfigError
 from longcat.model.memory.device import readable, usable_bytes
 from longcat.model.precision import Precision
+from longcat.problem import Problem
 from trainer.memory.plan import Plan, Workload, plan
 
 _PRECISIONS = (Precision.NO_CHANGE, Precision.INT8_TORCHAO, Precision.INT8_QUANTO, Precision.INT4_QUANTO)

@@ -11,8 +11,9 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, push_to_gateway, start_http_server
 
-from longcat.errors import ConfigError, reason_of
+from longcat.errors import ConfigError
 from longcat.logs import log_event
+from longcat.problem import reason_of
 from trainer.record.run_file import Phase, State
 
 JOB = "lithograph-trainer"

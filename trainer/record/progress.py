@@ -17,8 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from longcat.errors import DataError, Problem
+from longcat.errors import DataError
 from longcat.logs import log_event
+from longcat.problem import Problem
 from trainer.outcome import problems_of
 from trainer.record.averages import Averages, StepReport
 from trainer.record.bar import Bar, open_bar

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 
 BANDS = 4
 _OVERFIT = 0.02

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 from trainer.record.report_card import BANDS, EvaluationRecord, NearestRecord, ReportCard, findings, percent
 from trainer.record.run_file import RunRecord, ValidationRecord
 

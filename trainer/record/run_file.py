@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 
-from longcat.errors import DataError, Problem
+from longcat.errors import DataError
 from longcat.logs import log_event
+from longcat.problem import Problem
 from longcat.storage.atomic import write_atomically
 from longcat.storage.disk import not_written
 from trainer.record.report_card import NearestRecord, ReportCard

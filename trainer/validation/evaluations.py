@@ -7,7 +7,7 @@ from typing import Any
 from diffusers import LongCatImageTransformer2DModel
 
 from longcat.adapter.lora import LoraWeights
-from longcat.errors import Problem
+from longcat.problem import Problem
 from trainer.model.lora import load_weights
 from trainer.record.progress import RunProgress
 from trainer.record.report_card import EvaluationRecord, ReportCard, StrengthRecord

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from longcat.errors import Problem, PublicationGatedError
+from longcat.errors import PublicationGatedError
+from longcat.problem import Problem
 from trainer.record.report_card import NearestRecord, ReportCard, percent
 
 

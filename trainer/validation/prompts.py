@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from longcat.errors import Problem
 from longcat.model.precision import Precision
+from longcat.problem import Problem
 from trainer.config.dataset_options import width_and_height
 from trainer.config.file import read_prompts
 from trainer.data.captions.language import detect_language

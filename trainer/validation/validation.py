@@ -14,7 +14,8 @@ import torch
 from diffusers import AutoencoderKL, LongCatImageTransformer2DModel
 
 from longcat.adapter.lora import LoraWeights
-from longcat.errors import EngineError, Problem
+from longcat.errors import EngineError
+from longcat.problem import Problem
 from longcat.sampling import denoise
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots, SlotUse

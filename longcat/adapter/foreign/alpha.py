@@ -17,7 +17,8 @@ from torch import Tensor
 from longcat.adapter.foreign.peft_config import PeftConfig
 from longcat.adapter.lora import alpha_in
 from longcat.adapter.manifest import is_alpha
-from longcat.errors import AdapterError, Problem, show
+from longcat.errors import AdapterError
+from longcat.problem import Problem, show
 
 _ALPHAS = frozenset({"alpha", "lora_alpha", "network_alpha"})
 _RANKS = frozenset({"r", "rank", "dim", "lora_r", "lora_rank", "lora_dim", "network_rank", "network_dim"})

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from longcat.adapter.foreign.patterns import Patterns
 from longcat.adapter.lora import METADATA
 from longcat.adapter.manifest import Alpha, Rank
-from longcat.errors import AdapterError, show
+from longcat.errors import AdapterError
+from longcat.problem import show
 from longcat.validation import problems_of
 
 _FILE = "adapter_config.json"

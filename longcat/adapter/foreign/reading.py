@@ -24,8 +24,9 @@ from longcat.adapter.lora import Layer, LoraLayer, LoraWeights, alpha_in, read_f
 from longcat.adapter.lycoris import LYCORIS_KEYS, LohaLayer, LokrLayer, LycorisLayer, lycoris_layer, scaled_by
 from longcat.adapter.modules import Modules, adaptable_modules
 from longcat.adapter.verification import changes_nothing, check_layer, check_lora
-from longcat.errors import AdapterError, FlavourError, Problem
+from longcat.errors import AdapterError, FlavourError
 from longcat.model.flavour import Flavour
+from longcat.problem import Problem
 
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")

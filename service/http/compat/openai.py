@@ -12,7 +12,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from longcat.adapter.reference import parse_reference
-from longcat.errors import AdapterError, LithographError, UnknownAdapterError, show
+from longcat.errors import AdapterError, LithographError, UnknownAdapterError
+from longcat.problem import show
 from service.http.adapters import AdapterCommands, AdapterCommandsDependency
 from service.http.admission import Admission, AdmissionDependency
 from service.http.compat.errors import ERRORS, OpenAIRoute, UnknownModelError, openai_error

@@ -12,7 +12,8 @@
     └── ConnectionLimitError          there are too many connections
 """
 
-from longcat.errors import UserError, show
+from longcat.errors import UserError
+from longcat.problem import show
 from service.wire.errors import UnavailableError
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from longcat.errors import Problem
 from longcat.options import Configuration, Flag
+from longcat.problem import Problem
 from longcat.validation import ProblemValueError
 
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9._~\[\]:-]+")

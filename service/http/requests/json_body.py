@@ -10,7 +10,8 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
-from longcat.errors import UserError, show
+from longcat.errors import UserError
+from longcat.problem import show
 from longcat.validation import problems_of
 from service.http.requests.threads import run_in_thread
 

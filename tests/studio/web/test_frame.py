@@ -12,7 +12,8 @@ import jinja2
 import pytest
 from starlette.testclient import TestClient
 
-from longcat.errors import Problem, UserError
+from longcat.errors import UserError
+from longcat.problem import Problem
 from studio.app import create_app
 from studio.config import StudioConfig
 from studio.web.language import LANGUAGES, load_languages

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from longcat.errors import ConfigError, Problem
+from longcat.errors import ConfigError
+from longcat.problem import Problem
 from tests import ROOT
 from trainer.config.assignments import parse_assignments
 from trainer.config.file import load_config

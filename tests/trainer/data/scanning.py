@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from longcat.errors import DataError, Problem
+from longcat.errors import DataError
+from longcat.problem import Problem
 from trainer.config.dataset_options import DatasetConfig
 from trainer.data.inventory import Inventory
 from trainer.data.scan import scan

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from longcat.errors import DataError, Problem
+from longcat.errors import DataError
+from longcat.problem import Problem
 from trainer.config.dataset_options import DatasetConfig
 from trainer.data.buckets import Bucket, Crop
 from trainer.data.captions.compose import (

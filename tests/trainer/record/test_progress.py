@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from longcat.errors import EngineError, Problem
+from longcat.errors import EngineError
+from longcat.problem import Problem
 from tests.terminal import shown_on_a_terminal
 from trainer.record.progress import RunProgress, StepReport
 from trainer.record.run_file import CacheRecord, read_metrics, read_run

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from longcat.errors import DataError, Problem, StorageError
+from longcat.errors import DataError, StorageError
+from longcat.problem import Problem
 from trainer.record.run_file import (
     METRICS_FILE,
     RUN_FILE,

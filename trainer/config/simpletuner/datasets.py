@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 from longcat.validation import names_of, unknown_field
 from trainer.config.dataset_options import DatasetConfig
 from trainer.config.simpletuner.options import CACHES, DELETION, SAME, SPEED, SWITCHED_OFF, grouped, is_off

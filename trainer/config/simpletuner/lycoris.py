@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 from longcat.validation import ProblemValueError
 
 Shape = tuple[int, int]

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 from longcat.validation import names_of, unknown_field
 from trainer.config.options import TrainConfig
 

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from longcat.errors import DataError, Problem
+from longcat.errors import DataError
+from longcat.problem import Problem
 from longcat.storage.atomic import write_atomically
 from trainer.data.captioning.text import Tongue, checked_caption, instruction
 from trainer.data.captions.reader import CAPTION_ENDINGS

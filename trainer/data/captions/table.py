@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from longcat.errors import DataError, Problem
+from longcat.errors import DataError
+from longcat.problem import Problem
 from trainer.config.dataset_options import DatasetConfig
 from trainer.data.captions.shares import Caption
 from trainer.data.sources import Listing, same_name

@@ -7,7 +7,7 @@ from typing import Any
 
 import PIL
 
-from longcat.errors import Problem
+from longcat.problem import Problem
 from longcat.storage.atomic import write_atomically
 from longcat.storage.interface import Entry
 from trainer.data.pictures import PictureFacts

@@ -1,6 +1,7 @@
 """The problems of pictures and captions beyond a dataset's limits, and of data that has nothing else. No torch."""
 
-from longcat.errors import DataError, Problem
+from longcat.errors import DataError
+from longcat.problem import Problem
 from trainer.data.buckets import measure
 from trainer.data.inventory import Inventory
 from trainer.data.pictures import ENDINGS

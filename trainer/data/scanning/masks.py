@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from longcat.errors import DataError, Problem
+from longcat.errors import DataError
+from longcat.problem import Problem
 from longcat.storage.interface import Entry
 from trainer.config.dataset_options import DatasetConfig
 from trainer.data.advice import some
