@@ -42,8 +42,8 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
     """Seconds of a forward without and with adapters."""
     import torch
 
-    from longcat.adapter.lora import LoraLayer, LoraWeights, lora_targets
-    from longcat.adapter.modules import linear_modules
+    from longcat.adapter.modules import linear_modules, lora_targets
+    from longcat.adapter.weights.lora import LoraLayer, LoraWeights
     from longcat.model.flavour import resolve
     from longcat.model.loading import load
     from longcat.sampling import latents

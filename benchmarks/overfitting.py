@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from longcat.adapter.lora import load_lora
+from longcat.adapter.weights.file import load_lora
 from longcat.logs import silence_import_noise
 from longcat.model.loading import load_scheduler_config, load_transformer
 from trainer.config.options import TrainConfig

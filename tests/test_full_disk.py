@@ -14,7 +14,8 @@ import torch
 from fastapi import UploadFile
 from PIL import Image
 
-from longcat.adapter.lora import LoraWeights, lora_targets
+from longcat.adapter.modules import lora_targets
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import DiskFullError, StorageError
 from longcat.model.loading import Components
 from longcat.storage.atomic import write_atomically

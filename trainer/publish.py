@@ -12,10 +12,12 @@ from typing import Any
 from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from longcat.adapter.artifact import list_versions, read_manifest
-from longcat.adapter.lora import LoraWeights, draft_of, save_lora
 from longcat.adapter.manifest import Draft, Manifest, Training
 from longcat.adapter.publishing import publish, set_latest
 from longcat.adapter.reference import parse_new_name
+from longcat.adapter.weights.draft import draft_of
+from longcat.adapter.weights.file import save_lora
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.checksum import file_sha256
 from longcat.errors import AdapterError, ConfigError, StorageError
 from longcat.logs import log_event

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longcat.adapter.foreign.module_names import HALVES_SWAPPED, comfyui_name
-from longcat.adapter.lora import LoraLayer, LoraWeights, as_file, save_lora, vector_end
+from longcat.adapter.weights.file import as_file, save_lora, vector_end
+from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.errors import AdapterError
 from longcat.model.shape import MLP_RATIO
 

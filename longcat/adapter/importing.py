@@ -5,10 +5,10 @@ from pathlib import Path
 
 from longcat.adapter.artifact import latest_version
 from longcat.adapter.foreign.reading import flavour_targets, read_foreign
-from longcat.adapter.lora import draft_of, publish_lora
 from longcat.adapter.manifest import Manifest
 from longcat.adapter.publishing import set_latest
 from longcat.adapter.reference import parse_new_name
+from longcat.adapter.weights.draft import draft_of, publish_lora
 from longcat.errors import AdapterError, StorageMissingError
 from longcat.model.flavour import Flavour
 from longcat.problem import Problem

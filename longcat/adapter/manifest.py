@@ -90,7 +90,7 @@ class Draft(_Part):
     kind: Annotated[str, Field(pattern=r"^(lokr|loha|lora)(\+(lokr|loha|lora))*$")] = "lora"
     """lora, lokr or loha; several kinds in one adapter are joined by "+"."""
     use_dora: bool = False
-    """True if the layers also have magnitudes (``longcat.adapter.dora``)."""
+    """True if the layers also have magnitudes (``longcat.adapter.weights.dora``)."""
     target_modules: tuple[str, ...]
     tensors: Annotated[int, Field(ge=2)]
     trigger_words: tuple[str, ...] = ()

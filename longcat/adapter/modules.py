@@ -34,6 +34,11 @@ def linear_modules(transformer: nn.Module) -> dict[str, tuple[int, int]]:
     }
 
 
+def lora_targets(transformer: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return the blocks' own linear layers, which most adapters change, with their (in, out) widths."""
+    return {name: widths for name, widths in linear_modules(transformer).items() if is_blocks_own(name)}
+
+
 def norm_modules(transformer: nn.Module) -> dict[str, tuple[int]]:
     """Return the norms of heads with their width. Other norms of this transformer have no weights."""
     return {

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longcat.adapter.lora import Layer, LoraLayer, LoraWeights, describe_lora, load_lora, served, vector_end
-from longcat.adapter.lycoris import LohaLayer
 from longcat.adapter.manifest import Manifest
 from longcat.adapter.modules import is_norm
+from longcat.adapter.weights.draft import describe_lora
+from longcat.adapter.weights.file import load_lora, vector_end
+from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights, served
+from longcat.adapter.weights.lycoris import LohaLayer
 from longcat.errors import AdapterError
 from longcat.problem import show
 

@@ -4,7 +4,7 @@ They compute the same as the blocks of diffusers 0.42's ``LongCatImageTransforme
 bitwise independent of other rows: prompt and image rows of the attention's output are copied apart (with diffusers' view,
 linear layers round differently), and sums that would be split by the number of rows are computed one row at a time.
 
-Updates of LoKr and LoHa are computed from their factors, whose meaning is in ``longcat.adapter.lycoris``.
+Updates of LoKr and LoHa are computed from their factors, whose meaning is in ``longcat.adapter.weights.lycoris``.
 
 Shapes: R rows, N image tokens, L prompt rows, T = L + N, D the inner width, r rank.
 """
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
-from longcat.adapter.lycoris import pairs
+from longcat.adapter.weights.lycoris import pairs
 from longcat.model.shape import DOUBLE_BLOCK_MODULATIONS, FLOAT16_MAX, SINGLE_BLOCK_MODULATIONS
 
 Rope = Tensor
@@ -32,8 +32,8 @@ class Update(NamedTuple):
     kind: str
     """lora, lokr or loha."""
     matrices: tuple[Tensor, ...]
-    """The layer's matrices as ``longcat.adapter.lora.served`` has them, with the rows in front: a LoRA's are (rows, in, r)
-    and (rows, r, out)."""
+    """The layer's matrices as ``longcat.adapter.weights.lora.served`` has them, with the rows in front: a LoRA's are
+    (rows, in, r) and (rows, r, out)."""
     rescaling: tuple[Tensor, Tensor] | None = None
     """With DoRA, a gain and a shift, each (rows, 1, out) in float32, applied to the sum of the layer and this update."""
 

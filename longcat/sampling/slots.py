@@ -9,8 +9,8 @@ The buffers of layers beside the blocks' own (``longcat.adapter.modules``) are a
 ``conditioning`` selects the updates of those that depend on the time or the prompt alone.
 
 A slot whose adapter uses DoRA also keeps vectors for each layer, computed at loading, that give the norms of its rows at
-any scale (``longcat.adapter.dora``). Of several adapters of an image, each rescales the result of those before it, as in
-PEFT.
+any scale (``longcat.adapter.weights.dora``). Of several adapters of an image, each rescales the result of those before it,
+as in PEFT.
 """
 
 import itertools
@@ -23,8 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from longcat.adapter.dora import RowNorms, plain_weight, row_norms
-from longcat.adapter.lora import Layer, LoraLayer, LoraWeights, served
 from longcat.adapter.manifest import Manifest
 from longcat.adapter.modules import (
     IMAGE_EMBEDDER,
@@ -36,6 +34,8 @@ from longcat.adapter.modules import (
     linear_modules,
 )
 from longcat.adapter.verification import check_lora, check_rank
+from longcat.adapter.weights.dora import RowNorms, plain_weight, row_norms
+from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights, served
 from longcat.errors import AdapterError
 from longcat.sampling.blocks import BESIDE_BLOCKS, Update, Updates
 from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates

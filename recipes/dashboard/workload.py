@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 
 from longcat.adapter.foreign.reading import flavour_targets, read_foreign
-from longcat.adapter.lora import draft_of, publish_lora
 from longcat.adapter.publishing import set_latest
+from longcat.adapter.weights.draft import draft_of, publish_lora
 from longcat.model.flavour import Flavour
 from longcat.storage.interface import Storage
 from recipes.dashboard.prometheus import wait_for

@@ -14,9 +14,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from longcat.adapter.lora import LoraWeights, parse_lora
 from longcat.adapter.manifest import Manifest
 from longcat.adapter.verification import check_manifest
+from longcat.adapter.weights.file import parse_lora
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import AdapterError
 from longcat.storage.interface import Storage
 from service.adapters.downloads import Downloads

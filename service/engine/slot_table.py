@@ -7,8 +7,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from longcat.adapter.lora import LoraWeights
 from longcat.adapter.manifest import Manifest
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.sampling.slots import AdapterSlots
 
 

@@ -3,7 +3,8 @@
 import torch
 from safetensors.torch import save
 
-from longcat.adapter.lora import LoraLayer, LoraWeights, as_file
+from longcat.adapter.weights.file import as_file
+from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 
 MODULE = "transformer_blocks.0.attn.to_q"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from longcat.adapter.lora import draft_of, publish_lora
 from longcat.adapter.publishing import set_latest
+from longcat.adapter.weights.draft import draft_of, publish_lora
 from longcat.model.flavour import resolve
 from longcat.storage.opening import open_storage
 from tests.conftest import RunningServer, serve

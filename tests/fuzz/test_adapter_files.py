@@ -11,11 +11,12 @@ from safetensors.torch import save
 
 from longcat.adapter import artifact
 from longcat.adapter.foreign.reading import flavour_targets, read_foreign
-from longcat.adapter.lora import METADATA, as_file, draft_of, load_lora, publish_lora
 from longcat.adapter.manifest import Manifest
 from longcat.adapter.publishing import set_latest
 from longcat.adapter.reference import Reference, parse_reference
 from longcat.adapter.verification import check_lora
+from longcat.adapter.weights.draft import draft_of, publish_lora
+from longcat.adapter.weights.file import METADATA, as_file, load_lora
 from longcat.errors import LithographError
 from longcat.model.flavour import Flavour
 from longcat.storage.opening import open_storage

@@ -17,8 +17,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from hypothesis import strategies as st
 
-from longcat.adapter.lora import draft_of, publish_lora
 from longcat.adapter.publishing import set_latest
+from longcat.adapter.weights.draft import draft_of, publish_lora
 from longcat.model.flavour import Flavour
 from longcat.storage.opening import open_storage
 from studio.app import create_app

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from lithograph.__main__ import cli
 from longcat.adapter import artifact as adapter
 from longcat.adapter.artifact import fetch
-from longcat.adapter.lora import load_lora, lora_targets
+from longcat.adapter.modules import lora_targets
 from longcat.adapter.publishing import remove_adapter, remove_version
 from longcat.adapter.verification import check_lora
+from longcat.adapter.weights.file import load_lora
 from longcat.errors import AdapterError, LithographError, UnknownAdapterError, UserError
 from longcat.model.loading import Components
 from longcat.problem import Problem

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from longcat.adapter.lora import LoraLayer, LoraWeights, lora_targets
+from longcat.adapter.modules import lora_targets
+from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.model.precision import Offload, Precision

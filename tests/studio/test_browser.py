@@ -10,8 +10,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from safetensors.torch import save_file
 
-from longcat.adapter.lora import draft_of, lora_targets, publish_lora
+from longcat.adapter.modules import lora_targets
 from longcat.adapter.publishing import set_latest
+from longcat.adapter.weights.draft import draft_of, publish_lora
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components
 from longcat.storage.opening import open_storage

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from longcat.adapter.artifact import read_manifest
-from longcat.adapter.lora import load_lora
 from longcat.adapter.verification import load_version
+from longcat.adapter.weights.file import load_lora
 from longcat.storage.opening import open_storage
 from tests.trainer.trainings import checkpoint, train
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longcat.adapter.artifact import read_manifest
-from longcat.adapter.lora import load_lora
+from longcat.adapter.weights.file import load_lora
 from longcat.storage.opening import open_storage
 from tests.conftest import run_lithograph
 from tests.trainer.trainings import STATEFUL, train, train_in_two

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from longcat.adapter.lora import LoraWeights, load_lora, save_lora
+from longcat.adapter.weights.file import load_lora, save_lora
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.checksum import file_sha256
 from longcat.errors import ConfigError, StorageError
 from longcat.logs import log_event

@@ -18,7 +18,7 @@ from diffusers import LongCatImageTransformer2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from longcat.adapter.lora import LoraWeights
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import ConfigError
 from longcat.problem import Problem
 from trainer.loop.checkpoint import Origin, find_checkpoint, save_checkpoint

@@ -2,7 +2,7 @@
 
 PEFT computes DoRA's norms from a matrix of the weight's size, in every forward and in the type of computation, which loses
 digits that the service has. ``Magnitude`` replaces PEFT's module: it computes the same norms from vectors
-(``longcat.adapter.dora``), as the service does.
+(``longcat.adapter.weights.dora``), as the service does.
 """
 
 import re
@@ -18,10 +18,11 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer as PeftLayer
 from torch import Tensor, nn
 
-from longcat.adapter.dora import RowNorms, plain_weight, row_norms
-from longcat.adapter.lora import Layer, LoraLayer, LoraWeights, load_lora
 from longcat.adapter.modules import is_blocks_own, linear_modules
 from longcat.adapter.verification import check_lora
+from longcat.adapter.weights.dora import RowNorms, plain_weight, row_norms
+from longcat.adapter.weights.file import load_lora
+from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights
 from longcat.errors import AdapterError, ConfigError
 from trainer.config.simpletuner.lycoris import LycorisConfig
 from trainer.loop.randomness import derive

@@ -1,7 +1,7 @@
 """LoKr and LoHa in training: modules around the frozen linear layers, computed from their factors.
 
 The matrices are those of ``lycoris-lora``, with its initial values. The update is never a matrix of the layer's size, which
-``lycoris-lora`` makes in every forward: see ``longcat.adapter.lycoris``.
+``lycoris-lora`` makes in every forward: see ``longcat.adapter.weights.lycoris``.
 """
 
 import math
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longcat.adapter.lycoris import LycorisLayer, lycoris_layer, pairs, scaled_by
 from longcat.adapter.modules import linear_modules
+from longcat.adapter.weights.lycoris import LycorisLayer, lycoris_layer, pairs, scaled_by
 from longcat.errors import ConfigError
 from trainer.config.simpletuner.lycoris import LayerOptions, LycorisConfig
 

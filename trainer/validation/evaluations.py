@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusers import LongCatImageTransformer2DModel
 
-from longcat.adapter.lora import LoraWeights
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.problem import Problem
 from trainer.model.lora import load_weights
 from trainer.record.progress import RunProgress

@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from longcat.adapter.artifact import fetch, find
-from longcat.adapter.lora import LoraWeights, load_lora
 from longcat.adapter.modules import adaptable_modules
 from longcat.adapter.reference import parse_reference
 from longcat.adapter.verification import check_lora, load_version
+from longcat.adapter.weights.file import load_lora
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import ConfigError
 from longcat.model.loading import load_scheduler_config, load_transformer, load_vae
 from longcat.model.quantize import quantize_base

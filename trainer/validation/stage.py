@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffusers import LongCatImageTransformer2DModel
 
-from longcat.adapter.lora import LoraWeights
+from longcat.adapter.weights.lora import LoraWeights
 from trainer.loop.distributed import ProcessGroup
 from trainer.loop.interruption import InterruptedTraining, Interruption
 from trainer.record.progress import RunProgress

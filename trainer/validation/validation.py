@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, LongCatImageTransformer2DModel
 
-from longcat.adapter.lora import LoraWeights
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import EngineError
 from longcat.problem import Problem
 from longcat.sampling import denoise

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from longcat.adapter.foreign.peft_config import PeftConfig
-from longcat.adapter.lora import alpha_in
 from longcat.adapter.manifest import is_alpha
+from longcat.adapter.weights.file import alpha_in
 from longcat.errors import AdapterError
 from longcat.problem import Problem, show
 

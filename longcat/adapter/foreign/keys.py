@@ -12,7 +12,7 @@ The formats, and the sources that they were read in:
   and ``diffusion_model.`` or ``lora_unet_`` before Black Forest Labs' names, whose attention is fused. It reads alpha from
   ``.alpha`` tensors alone.
 - LyCORIS: ``lycoris_`` and a name with underscores, also with the prefixes of the others; the tensors of LoKr and LoHa
-  are in ``longcat.adapter.lycoris``. SimpleTuner and kohya's scripts save what LyCORIS gives them.
+  are in ``longcat.adapter.weights.lycoris``. SimpleTuner and kohya's scripts save what LyCORIS gives them.
 - kohya: ``lora_unet_`` and a name with underscores, ``lora_down``, ``lora_up`` and ``.alpha`` (sd-scripts
   ``networks/lora_flux.py``).
 """

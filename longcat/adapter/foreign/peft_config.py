@@ -15,8 +15,8 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longcat.adapter.foreign.patterns import Patterns
-from longcat.adapter.lora import METADATA
 from longcat.adapter.manifest import Alpha, Rank
+from longcat.adapter.weights.file import METADATA
 from longcat.errors import AdapterError
 from longcat.problem import show
 from longcat.validation import problems_of
@@ -44,7 +44,7 @@ class PeftConfig(BaseModel):
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank)."""
     use_dora: bool = False
-    """Layers have magnitudes (``longcat.adapter.dora``)."""
+    """Layers have magnitudes (``longcat.adapter.weights.dora``)."""
 
     def rank_of(self, module: str) -> int | None:
         """Return a module's rank, if the configuration gives one."""

@@ -4,26 +4,26 @@
 """
 
 import difflib
-import itertools
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from diffusers import LongCatImageTransformer2DModel
 from torch import Tensor
-from torch.nn.functional import pad
 
 from longcat.adapter.foreign.alpha import Alphas
+from longcat.adapter.foreign.fused import split_layer
 from longcat.adapter.foreign.keys import Source, parse_keys, reject_other_kinds
-from longcat.adapter.foreign.module_names import HALVES_SWAPPED, module_names
+from longcat.adapter.foreign.module_names import module_names
 from longcat.adapter.foreign.peft_config import PeftConfig
+from longcat.adapter.foreign.unification import unify
 from longcat.adapter.foreign.vectors import Targets, scaled, split_vector, take_vectors
-from longcat.adapter.lora import Layer, LoraLayer, LoraWeights, alpha_in, read_file
-from longcat.adapter.lycoris import LYCORIS_KEYS, LohaLayer, LokrLayer, LycorisLayer, lycoris_layer, scaled_by
 from longcat.adapter.modules import Modules, adaptable_modules
 from longcat.adapter.verification import changes_nothing, check_layer, check_lora
+from longcat.adapter.weights.file import alpha_in, read_file
+from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights
+from longcat.adapter.weights.lycoris import LYCORIS_KEYS, LokrLayer, lycoris_layer
 from longcat.errors import AdapterError, FlavourError
 from longcat.model.flavour import Flavour
 from longcat.problem import Problem
@@ -67,7 +67,7 @@ def read_foreign(path: Path, targets: Targets, *, max_rank: int = 128) -> Foreig
         layers: dict[str, tuple[Layer, float]] = {}
         for name, layer in read.items():
             alpha = _alpha(name, layer, sources[name].get("alpha"), alphas)
-            for module, part in _split(name, layer, parts[name], targets).items():
+            for module, part in split_layer(name, layer, parts[name], targets).items():
                 if module in layers:
                     raise AdapterError(
                         "adapter_module_twice",
@@ -80,7 +80,7 @@ def read_foreign(path: Path, targets: Targets, *, max_rank: int = 128) -> Foreig
                 layers[module] = (part, alpha)
             if (bias := sources[name].get("bias")) is not None:
                 vectors |= split_vector(name, scaled(bias, alpha / layer.dim), parts[name], targets)
-        weights = replace(_unify(layers), vectors={name: _at_least_16_bit(vectors[name]) for name in sorted(vectors)})
+        weights = replace(unify(layers), vectors={name: _at_least_16_bit(vectors[name]) for name in sorted(vectors)})
         check_lora(weights, targets, max_rank=max_rank)
     except AdapterError as error:
         raise error.within(field="file", value=str(file)) from error
@@ -256,106 +256,6 @@ def _layer(name: str, source: Source) -> Layer:
         _at_least_16_bit(source["up"]),
         None if magnitude is None else _at_least_16_bit(magnitude),
     )
-
-
-def _split(name: str, layer: Layer, modules: tuple[str, ...], targets: Targets) -> dict[str, Layer]:
-    """Split a fused layer into its modules: rows of B, all with the same A. Exact."""
-    if len(modules) == 1:
-        return {modules[0]: _halves_swapped(name, layer) if name in HALVES_SWAPPED else layer}
-    widths = [targets[module][1] for module in modules]
-    if not isinstance(layer, LoraLayer):
-        return _split_lycoris(name, layer, modules, widths)
-    if layer.up.shape[0] != sum(widths):
-        raise AdapterError(
-            "adapter_fused_rows",
-            "{module} has a B of shape {shape}; this model needs {rows} rows",
-            remedy="import it for the model that it was made for",
-            module=name,
-            shape=str(tuple(layer.up.shape)),
-            rows=sum(widths),
-        )
-    ups = torch.split(layer.up, widths)
-    magnitudes = [None] * len(widths) if layer.magnitude is None else torch.split(layer.magnitude, widths)
-    return {
-        module: LoraLayer(layer.down, up, magnitude)
-        for module, up, magnitude in zip(modules, ups, magnitudes, strict=True)
-    }
-
-
-def _split_lycoris(name: str, layer: LycorisLayer, modules: tuple[str, ...], widths: Sequence[int]) -> dict[str, Layer]:
-    """Split the output rows of a fused LoKr or LoHa."""
-    parts: dict[str, Layer] = {}
-    for module, end, width in zip(modules, itertools.accumulate(widths), widths, strict=True):
-        part = layer.rows(end - width, width) if layer.shape[0] == sum(widths) else None
-        if part is None:
-            raise _unsplit(name, layer, widths)
-        parts[module] = part
-    return parts
-
-
-def _halves_swapped(name: str, layer: Layer) -> Layer:
-    """Exchange the halves of the output rows."""
-
-    def swapped(rows: Tensor) -> Tensor:
-        return torch.cat([*rows.chunk(2)][::-1])
-
-    if isinstance(layer, LoraLayer):
-        magnitude = None if layer.magnitude is None else swapped(layer.magnitude)
-        return replace(layer, up=swapped(layer.up), magnitude=magnitude)
-    if isinstance(layer, LohaLayer):
-        return replace(layer, w1_a=swapped(layer.w1_a), w2_a=swapped(layer.w2_a))
-    if layer.w1[0].shape[0] % 2:
-        half = layer.shape[0] // 2
-        raise _unsplit(name, layer, [half, half])
-    return replace(layer, w1=(swapped(layer.w1[0]), *layer.w1[1:]))
-
-
-def _unsplit(name: str, layer: LycorisLayer, widths: Sequence[int]) -> AdapterError:
-    return AdapterError(
-        "adapter_fused_product",
-        "changes {module} by a {kind} of shape {shape}, which does not split into the rows {rows} of its modules",
-        remedy="train it on the modules one by one, or with a factor that divides them",
-        module=name,
-        kind=layer.kind,
-        shape=str(layer.shape),
-        rows=", ".join(map(str, widths)),
-    )
-
-
-def _unify(layers: Mapping[str, tuple[Layer, float]]) -> LoraWeights:
-    """Bring LoRA layers to one rank, the largest, and one alpha; those of LoKr and LoHa keep a scale each."""
-    loras = {module: (layer, alpha) for module, (layer, alpha) in layers.items() if isinstance(layer, LoraLayer)}
-    others = {
-        module: scaled_by(layer, alpha) for module, (layer, alpha) in layers.items() if not isinstance(layer, LoraLayer)
-    }
-    if not loras:
-        return LoraWeights(alpha=float(max(layer.rank for layer in others.values())), layers=others)
-    unified = _unify_loras(loras)
-    return LoraWeights(alpha=unified.alpha, layers={**unified.layers, **others})
-
-
-def _unify_loras(layers: Mapping[str, tuple[LoraLayer, float]]) -> LoraWeights:
-    """Bring layers to one rank, the largest, and one alpha, that of the commonest scale."""
-    rank = max(layer.rank for layer, _ in layers.values())
-    scales = {module: alpha / layer.rank for module, (layer, alpha) in layers.items()}
-    scale = Counter(scales.values()).most_common(1)[0][0]
-    # An alpha from the file is preferred to a computed one, which may be rounded.
-    same = (alpha for module, (layer, alpha) in layers.items() if layer.rank == rank and scales[module] == scale)
-    unified = {}
-    for module, (layer, _) in layers.items():
-        up = layer.up if scales[module] == scale else _times(layer.up, scales[module] / scale)
-        missing = rank - layer.rank
-        # pad always copies: parts of a fused layer share memory, which safetensors does not write.
-        magnitude = None if layer.magnitude is None else layer.magnitude.clone()
-        unified[module] = LoraLayer(pad(layer.down, (0, 0, 0, missing)), pad(up, (0, missing)), magnitude)
-    return LoraWeights(alpha=next(same, scale * rank), layers=unified)
-
-
-def _times(tensor: Tensor, factor: float) -> Tensor:
-    """Multiply, in the tensor's own type if that is exact, else at least in float32."""
-    product = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * factor
-    narrow = product.to(tensor.dtype)
-    return narrow if torch.equal(narrow.to(product.dtype), product) else product
 
 
 def _at_least_16_bit(tensor: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class Transformer:
         return [sum(layer.stored(precision, item_bytes) for layer in block) for block in self.blocks]
 
     def targets(self) -> list[Linear]:
-        """Return the blocks' own linear layers, as ``longcat.adapter.lora.lora_targets`` does."""
+        """Return the blocks' own linear layers, as ``longcat.adapter.modules.lora_targets`` does."""
         return [layer for block in self.blocks for layer in block if ".norm" not in layer.name]
 
 

@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 
 from longcat.adapter import artifact as adapter
 from longcat.adapter.artifact import fetch
-from longcat.adapter.lora import LoraLayer, LoraWeights, load_lora, lora_targets, save_lora
 from longcat.adapter.manifest import BaseIdentity, Draft
+from longcat.adapter.modules import lora_targets
 from longcat.adapter.publishing import publish, set_latest
 from longcat.adapter.reference import Reference, parse_new_name, parse_reference
 from longcat.adapter.verification import check_lora
+from longcat.adapter.weights.file import load_lora, save_lora
+from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.errors import AdapterError, StorageConflictError, StorageError, StorageMissingError
 from longcat.model.flavour import EMBEDDED_FOLDER, HUB_IDS, Flavour
 from longcat.model.loading import Components, load

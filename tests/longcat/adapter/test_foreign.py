@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from longcat.adapter.export import WRITERS, write_comfyui
 from longcat.adapter.foreign.module_names import module_names
 from longcat.adapter.foreign.reading import Foreign, flavour_targets, read_foreign
-from longcat.adapter.lora import LoraWeights, load_lora, lora_targets, save_lora
-from longcat.adapter.modules import adaptable_modules, linear_modules
+from longcat.adapter.modules import adaptable_modules, linear_modules, lora_targets
+from longcat.adapter.weights.file import load_lora, save_lora
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import FlavourError
 from longcat.model.loading import Components
 from tests.longcat.adapter.test_artifact import some_lora

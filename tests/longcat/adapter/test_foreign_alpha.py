@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longcat.adapter.foreign.reading import Foreign, read_foreign
-from longcat.adapter.lora import lora_targets
+from longcat.adapter.modules import lora_targets
 from longcat.errors import AdapterError
 from longcat.model.loading import Components
 from tests.longcat.adapter.test_foreign import PLAIN, PREFIXED, Q, layers_of

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lithograph.adapters import adapters
-from longcat.adapter.lora import LoraWeights, lora_targets
+from longcat.adapter.modules import lora_targets
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.model.loading import Components
 from longcat.storage.interface import Storage
 from longcat.storage.opening import open_storage

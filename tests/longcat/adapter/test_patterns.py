@@ -8,7 +8,7 @@ from peft.utils.other import get_pattern_key
 
 from longcat.adapter.foreign.patterns import Patterns
 from longcat.adapter.foreign.reading import read_foreign
-from longcat.adapter.lora import lora_targets
+from longcat.adapter.modules import lora_targets
 from longcat.errors import AdapterError
 from longcat.model.loading import Components
 from tests.longcat.adapter.test_foreign import PREFIXED, layers_of, rewrite

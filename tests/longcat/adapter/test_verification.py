@@ -11,10 +11,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from longcat.adapter import artifact
-from longcat.adapter.lora import LoraLayer, LoraWeights, draft_of, load_lora, lora_targets, save_lora
 from longcat.adapter.manifest import Draft, Manifest
+from longcat.adapter.modules import lora_targets
 from longcat.adapter.publishing import publish
 from longcat.adapter.verification import check_lora, load_version
+from longcat.adapter.weights.draft import draft_of
+from longcat.adapter.weights.file import load_lora, save_lora
+from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.errors import AdapterError
 from longcat.model.loading import Components
 from longcat.storage.files import FileStorage

@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from longcat.adapter.dora import plain_weight
-from longcat.adapter.lora import LoraLayer, LoraWeights, load_lora, lora_targets, save_lora
-from longcat.adapter.modules import is_blocks_own, linear_modules
+from longcat.adapter.modules import is_blocks_own, linear_modules, lora_targets
+from longcat.adapter.weights.dora import plain_weight
+from longcat.adapter.weights.file import load_lora, save_lora
+from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.sampling.conditioning import UNCHANGED
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots, SlotUse
-from tests.longcat.adapter.test_dora import NOISE, velocity
+from tests.longcat.adapter.weights.test_dora import NOISE, velocity
 from tests.longcat.sampling.test_denoise import encode
 from tests.longcat.sampling.test_slots import ATTENTION, draw, filled_slots, random_lora
 

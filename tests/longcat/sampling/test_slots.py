@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from longcat.adapter.lora import LoraLayer, LoraWeights, lora_targets, save_lora
+from longcat.adapter.modules import lora_targets
+from longcat.adapter.weights.file import save_lora
+from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.model.precision import Precision

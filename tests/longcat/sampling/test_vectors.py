@@ -12,15 +12,17 @@ from torch import Tensor
 
 from longcat.adapter.export import WRITERS, write_comfyui
 from longcat.adapter.foreign.reading import read_foreign
-from longcat.adapter.lora import LoraWeights, describe_lora, load_lora, lora_targets, save_lora
-from longcat.adapter.modules import Modules, adaptable_modules
+from longcat.adapter.modules import Modules, adaptable_modules, lora_targets
+from longcat.adapter.weights.draft import describe_lora
+from longcat.adapter.weights.file import load_lora, save_lora
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import AdapterError
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots
-from tests.longcat.adapter.test_dora import velocity
 from tests.longcat.adapter.test_foreign import layers_of, trained
+from tests.longcat.adapter.weights.test_dora import velocity
 from tests.longcat.sampling.test_denoise import encode
 from tests.longcat.sampling.test_layers_beside_blocks import PROMPT, beside, served_velocity
 from tests.longcat.sampling.test_slots import SlotUse, draw, filled_slots, random_lora

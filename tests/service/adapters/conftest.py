@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from longcat.adapter.lora import LoraWeights, draft_of, lora_targets, save_lora
 from longcat.adapter.manifest import BaseIdentity, Manifest
+from longcat.adapter.modules import lora_targets
 from longcat.adapter.publishing import publish, set_latest
+from longcat.adapter.weights.draft import draft_of
+from longcat.adapter.weights.file import save_lora
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.model.loading import Components
 from longcat.sampling.slots import AdapterSlots
 from longcat.storage.interface import Storage

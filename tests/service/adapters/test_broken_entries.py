@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from longcat.adapter.lora import LoraWeights
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import AdapterError, StorageError, UnknownAdapterError
 from longcat.model.loading import Components
 from longcat.storage.files import FileStorage

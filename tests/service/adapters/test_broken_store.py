@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.traffic.object_store import Fault, ObjectStore, serving
-from longcat.adapter.lora import LoraWeights
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import AdapterError, StorageError
 from longcat.model.loading import Components
 from longcat.storage import s3

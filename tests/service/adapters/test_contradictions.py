@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from longcat.adapter.lora import LoraWeights
 from longcat.adapter.publishing import set_latest
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import AdapterError
 from longcat.model.loading import Components
 from longcat.storage.interface import Storage

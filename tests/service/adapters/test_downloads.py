@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from longcat.adapter.lora import LoraWeights
 from longcat.adapter.manifest import Manifest
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.model.loading import Components
 from longcat.storage.files import FileStorage
 from service.adapters.downloads import Downloads

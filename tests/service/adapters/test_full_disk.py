@@ -7,7 +7,7 @@ import httpx
 import psutil
 import pytest
 
-from longcat.adapter.lora import LoraWeights
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.model.loading import Components
 from longcat.storage.opening import open_storage
 from tests.conftest import fill, serve

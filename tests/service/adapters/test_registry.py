@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from longcat.adapter.lora import LoraLayer, LoraWeights
 from longcat.adapter.publishing import remove_adapter, set_latest
+from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.errors import AdapterError, StorageError, UnknownAdapterError, UserError
 from longcat.model.loading import Components
 from longcat.storage.interface import Storage

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longcat.adapter.artifact import list_versions
-from longcat.adapter.lora import LoraWeights
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import AdapterError
 from longcat.model.loading import Components
 from longcat.storage.files import FileStorage

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longcat.adapter.lora import LoraWeights, lora_targets
 from longcat.adapter.manifest import BaseIdentity, Manifest, WeightsIdentity
+from longcat.adapter.modules import lora_targets
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import DeadlineError, EngineError, LithographError, UnknownAdapterError
 from longcat.model.loading import Components
 from longcat.sampling import denoise

@@ -14,7 +14,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from longcat.adapter.lora import lora_targets, save_lora
+from longcat.adapter.modules import lora_targets
+from longcat.adapter.weights.file import save_lora
 from longcat.model.loading import Components
 from longcat.storage.interface import Storage
 from longcat.storage.opening import open_storage

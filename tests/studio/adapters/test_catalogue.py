@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from longcat.adapter.lora import draft_of, save_lora
 from longcat.adapter.publishing import publish, set_latest
+from longcat.adapter.weights.draft import draft_of
+from longcat.adapter.weights.file import save_lora
 from longcat.model.loading import Components
 from longcat.storage.files import FileStorage
 from studio.adapters.catalogue import AdapterCatalogue

@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
 from longcat.adapter import artifact as adapter
-from longcat.adapter.lora import draft_of, load_lora, lora_targets, publish_lora, save_lora
 from longcat.adapter.manifest import Training
+from longcat.adapter.modules import lora_targets
 from longcat.adapter.publishing import publish, set_latest
+from longcat.adapter.weights.draft import draft_of, publish_lora
+from longcat.adapter.weights.file import load_lora, save_lora
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components
 from longcat.storage.interface import Storage

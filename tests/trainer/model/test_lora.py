@@ -5,12 +5,13 @@ import pytest
 import torch
 from diffusers import LongCatImageTransformer2DModel
 
-from longcat.adapter.lora import LoraWeights, save_lora
 from longcat.adapter.modules import linear_modules
+from longcat.adapter.weights.file import save_lora
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import AdapterError, ConfigError
 from longcat.model.loading import Components
 from longcat.sampling.latents import image_ids, text_ids
-from tests.longcat.adapter.test_dora import NOISE, velocity
+from tests.longcat.adapter.weights.test_dora import NOISE, velocity
 from tests.longcat.sampling.test_denoise import encode
 from tests.longcat.sampling.test_layers_beside_blocks import PROMPT, served_velocity
 from tests.longcat.sampling.test_slots import filled_slots

@@ -11,11 +11,12 @@ from lycoris import LycorisNetwork, create_lycoris
 from torch import nn
 
 from longcat.adapter.foreign.reading import read_foreign
-from longcat.adapter.lora import LoraWeights, load_lora, lora_targets, save_lora
-from longcat.adapter.modules import linear_modules
+from longcat.adapter.modules import linear_modules, lora_targets
+from longcat.adapter.weights.file import load_lora, save_lora
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import AdapterError, ConfigError
 from longcat.model.loading import Components
-from tests.longcat.adapter.test_dora import velocity
+from tests.longcat.adapter.weights.test_dora import velocity
 from tests.longcat.sampling.test_denoise import encode
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select

@@ -265,7 +265,7 @@ class LayerOptions(BaseModel):
         return {name: (rows, columns)}
 
     def slot_rank(self, width_in: int, width_out: int) -> int:
-        """Return the rank of the slot that the layer needs, as ``longcat.adapter.lycoris`` counts it."""
+        """Return the rank of the slot that the layer needs, as ``longcat.adapter.weights.lycoris`` counts it."""
         shapes = self.shapes(width_in, width_out)
         numbers = sum(rows * columns for rows, columns in shapes.values())
         if self.algo == "lokr":

@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 from longcat.adapter.export import WRITERS
 from longcat.adapter.foreign.reading import read_foreign
-from longcat.adapter.lora import LoraWeights, describe_lora, load_lora, lora_targets, save_lora
-from longcat.adapter.lycoris import LohaLayer, LokrLayer, pairs
-from longcat.adapter.modules import linear_modules
+from longcat.adapter.modules import linear_modules, lora_targets
 from longcat.adapter.verification import changes_nothing, check_lora
+from longcat.adapter.weights.draft import describe_lora
+from longcat.adapter.weights.file import load_lora, save_lora
+from longcat.adapter.weights.lora import LoraWeights
+from longcat.adapter.weights.lycoris import LohaLayer, LokrLayer, pairs
 from longcat.errors import AdapterError
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.sampling import denoise
 from longcat.sampling.forward import Forward
-from tests.longcat.adapter.test_dora import random_dora, velocity
+from tests.longcat.adapter.weights.test_dora import random_dora, velocity
 from tests.longcat.sampling.test_denoise import encode
 from tests.longcat.sampling.test_layers_beside_blocks import served_velocity
 from tests.longcat.sampling.test_slots import draw, filled_slots, random_lora

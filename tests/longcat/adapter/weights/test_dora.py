@@ -10,10 +10,13 @@ from diffusers import LongCatImageTransformer2DModel
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from longcat.adapter.dora import plain_weight
 from longcat.adapter.export import write_comfyui
 from longcat.adapter.foreign.reading import read_foreign
-from longcat.adapter.lora import LoraLayer, LoraWeights, draft_of, load_lora, lora_targets, save_lora
+from longcat.adapter.modules import lora_targets
+from longcat.adapter.weights.dora import plain_weight
+from longcat.adapter.weights.draft import draft_of
+from longcat.adapter.weights.file import load_lora, save_lora
+from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.errors import AdapterError, ConfigError
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load

@@ -1,102 +1,33 @@
-"""LoRA weights in memory and in a file.
+"""The file of an adapter's weights.
 
 A file holds ``transformer.<module>.lora_A.weight`` (rank, in), ``transformer.<module>.lora_B.weight`` (out, rank) and, with
 DoRA, ``transformer.<module>.lora_magnitude_vector`` (out,), as diffusers names them. Its header holds the configuration
 under diffusers' key ``lora_adapter_metadata``: without it, alpha would be lost and the scale silently 1. Layers of LoKr and
-LoHa (``longcat.adapter.lycoris``) have the tensors of ``lycoris-lora`` under the same prefix, each with its alpha. Files are
-safetensors; nothing is unpickled.
+LoHa (``longcat.adapter.weights.lycoris``) have the tensors of ``lycoris-lora`` under the same prefix, each with its alpha.
+Files are safetensors; nothing is unpickled.
 
 Errors are about the adapter itself and name no input; callers add theirs (``LithographError.within``).
 """
 
 import json
 import math
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
-from longcat.adapter.lycoris import LYCORIS_KEYS, LycorisLayer, lycoris_layer, scaled_by
-from longcat.adapter.manifest import ALPHA_RANGE, BaseIdentity, Draft, Manifest, is_alpha
-from longcat.adapter.modules import is_blocks_own, is_norm, linear_modules
-from longcat.adapter.publishing import publish
+from longcat.adapter.manifest import ALPHA_RANGE, is_alpha
+from longcat.adapter.modules import is_norm
+from longcat.adapter.weights.lora import MAGNITUDE, Layer, LoraLayer, LoraWeights
+from longcat.adapter.weights.lycoris import LYCORIS_KEYS, lycoris_layer, scaled_by
 from longcat.errors import AdapterError
-from longcat.model.flavour import Flavour
 from longcat.problem import show
-from longcat.storage.interface import Storage
 
 METADATA = "lora_adapter_metadata"
 """Key of an adapter's configuration in a file's header, as diffusers names it."""
 _PREFIX = "transformer."
-_MAGNITUDE = "lora_magnitude_vector"
-
-
-@dataclass(frozen=True)
-class LoraLayer:
-    """The update of one module: ``up @ down`` times alpha / rank."""
-
-    down: Tensor
-    """A, (rank, in)."""
-    up: Tensor
-    """B, (out, rank)."""
-    magnitude: Tensor | None = None
-    """With DoRA, (out,): the norms of the adapted weight's rows (``longcat.adapter.dora``)."""
-
-    kind: ClassVar[str] = "lora"
-
-    @property
-    def rank(self) -> int:
-        """Rank of the update: rows of A."""
-        return self.down.shape[0]
-
-    @property
-    def dim(self) -> int:
-        """The r of alpha / r."""
-        return self.rank
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors by the ends of their keys."""
-        magnitude = {} if self.magnitude is None else {_MAGNITUDE: self.magnitude}
-        return {"lora_A.weight": self.down, "lora_B.weight": self.up, **magnitude}
-
-    def delta(self) -> Tensor:
-        """Return the update without its scale, (out, in) in float32."""
-        return self.up.float() @ self.down.float()
-
-
-Layer = LoraLayer | LycorisLayer
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraWeights:
-    """The weights of an adapter: alpha, and a layer for each module that it changes."""
-
-    alpha: float
-    """The alpha of the LoRA layers; those of LoKr and LoHa have a scale of their own."""
-    layers: Mapping[str, Layer]
-    vectors: Mapping[str, Tensor] = field(default_factory=dict)
-    """Changes of vectors by their module: of a linear layer's bias (out,), or of the weight of a heads' norm (width,)."""
-
-    @property
-    def kind(self) -> str:
-        """lora, lokr or loha; several are joined by "+"."""
-        return "+".join(sorted({layer.kind for layer in self.layers.values()}))
-
-    @property
-    def rank(self) -> int:
-        """Rank of the slot that the adapter needs: the largest of its layers."""
-        return max(layer.rank for layer in self.layers.values())
-
-    @property
-    def uses_dora(self) -> bool:
-        """True if layers have magnitudes."""
-        return any(layer.magnitude is not None for layer in self.layers.values())
 
 
 def save_lora(weights: LoraWeights, path: Path) -> None:
@@ -128,32 +59,6 @@ def as_file(weights: LoraWeights) -> tuple[dict[str, Tensor], dict[str, str]]:
         config["use_dora"] = True
     metadata = {"format": "pt", METADATA: json.dumps({f"{_PREFIX}{key}": value for key, value in config.items()})}
     return tensors, metadata
-
-
-def draft_of(weights: LoraWeights, base: Flavour, *, origin: str, **fields: Any) -> Draft:
-    """Describe weights on their base model for a manifest. ``fields``: further fields of ``Draft``."""
-    identity = BaseIdentity(flavour=base.name, revision=base.revision, hash=base.hash)
-    return Draft(base=identity, origin=origin, **describe_lora(weights), **fields)
-
-
-def describe_lora(weights: LoraWeights) -> dict[str, Any]:
-    """Return the fields of a manifest that follow from the weights."""
-    return {
-        "rank": weights.rank,
-        "alpha": weights.alpha,
-        "kind": weights.kind,
-        "use_dora": weights.uses_dora,
-        "target_modules": tuple(sorted(weights.layers.keys() | weights.vectors.keys())),
-        "tensors": sum(len(layer.tensors()) for layer in weights.layers.values()) + len(weights.vectors),
-    }
-
-
-def publish_lora(storage: Storage, name: str, draft: Draft, weights: LoraWeights) -> Manifest:
-    """Publish weights as a new version (``longcat.adapter.publishing.publish``)."""
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch, "adapter.safetensors")
-        save_lora(weights, file)
-        return publish(storage, name, draft, file)
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -276,7 +181,7 @@ def alpha_in(module: str, tensor: Tensor) -> float:
 def _layers(path: Path, tensors: dict[str, Tensor]) -> dict[str, Layer]:
     """Pair the tensors of a file by module. Raises ``AdapterError`` for a tensor that is no part of a pair."""
     layers = _lycoris_layers(tensors)
-    magnitudes = {name: tensors.pop(name) for name in [*tensors] if name.endswith(f".{_MAGNITUDE}")}
+    magnitudes = {name: tensors.pop(name) for name in [*tensors] if name.endswith(f".{MAGNITUDE}")}
     for name in tensors:
         module, _, kind = name.removeprefix(_PREFIX).rpartition(".lora_")
         if not name.startswith(_PREFIX) or kind not in ("A.weight", "B.weight"):
@@ -307,7 +212,7 @@ def _layers(path: Path, tensors: dict[str, Tensor]) -> dict[str, Layer]:
                 other=other,
             )
         if kind == "A.weight":
-            magnitude = magnitudes.pop(f"{_PREFIX}{module}.{_MAGNITUDE}", None)
+            magnitude = magnitudes.pop(f"{_PREFIX}{module}.{MAGNITUDE}", None)
             layers[module] = LoraLayer(tensors[name], tensors[other], magnitude)
     if not layers:
         raise AdapterError(
@@ -322,22 +227,3 @@ def _layers(path: Path, tensors: dict[str, Tensor]) -> dict[str, Layer]:
             key=next(iter(magnitudes)),
         )
     return layers
-
-
-def lora_targets(transformer: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return the blocks' own linear layers, which most adapters change, with their (in, out) widths.
-
-    Those beside them are in ``longcat.adapter.modules``.
-    """
-    return {name: widths for name, widths in linear_modules(transformer).items() if is_blocks_own(name)}
-
-
-def served(layer: Layer, alpha: float) -> tuple[Tensor, ...]:
-    """Return the matrices that a slot holds, the last one scaled. A LoRA's are A^T (in, r) and B^T (r, out).
-
-    ``alpha``: of the adapter's LoRA layers.
-    """
-    if not isinstance(layer, LoraLayer):
-        return layer.served()
-    scale = alpha / layer.rank
-    return layer.down.T, layer.up.T if scale == 1 else layer.up.T.float() * scale
