@@ -33,7 +33,7 @@ from trainer.encode.cache import Cache
 from trainer.encode.preparation import captions_of, encode_captions, encode_pictures, prompt_rows
 from trainer.loop.step import Batches, BatchSettings
 from trainer.model.base import prepare_model
-from trainer.run import train
+from trainer.run.pipeline import train
 
 FLAG, FLAGS = "a flag of two colours", 4
 """Caption and number of the pictures that are learned."""

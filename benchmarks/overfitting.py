@@ -36,7 +36,7 @@ from trainer.model.base import prepare_model
 from trainer.model.lora import LoraSettings, inject, load_weights
 from trainer.record.report_card import ReportCard
 from trainer.record.run_file import read_run
-from trainer.run import train
+from trainer.run.pipeline import train
 from trainer.validation.held_out_loss import HeldOutLoss
 from trainer.validation.nearest import NearestPictures
 from trainer.validation.probes import probes_of

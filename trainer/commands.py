@@ -66,7 +66,7 @@ def train(path: Path | None, log_format: str, options: tuple[str, ...]) -> None:
 
 def _train(path: Path | None, options: list[str]) -> int:
     config = read_config(path, options)
-    from trainer.run import train as run
+    from trainer.run.pipeline import train as run
 
     return int(run(config, show_bar=sys.stderr.isatty()))
 

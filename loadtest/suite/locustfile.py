@@ -10,16 +10,13 @@ serves its own web page.
 # locust comes first: it makes sockets cooperative before anything else has a hold of them.
 from locust import User, constant, events, task  # isort: skip
 
-import http.client
 import json
-import struct
 import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import gevent
 import numpy as np
@@ -29,10 +26,10 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
 from loadtest.suite import sample
+from loadtest.suite.exchange import JSON_HEADERS, TIMEOUT_SECONDS, Request, WrongReplyError, connect, server_sent
 from loadtest.suite.mix import LoadRequest, load_requests
-from loadtest.suite.sample import Measurement, ScenarioOutcome
+from loadtest.suite.sample import Measurement
 
-_TIMEOUT_SECONDS = 600.0
 _MOST_PATIENCE_SECONDS = 2.0
 """Longest wait for a Retry-After: a load test is short."""
 _KEPT_PICTURES = 4
@@ -42,7 +39,6 @@ _PIECES = 20
 _PIECE_PAUSE_SECONDS = 0.05
 _SIP_BYTES = 1024
 _SIP_PAUSE_SECONDS = 0.02
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @events.init_command_line_parser.add_listener
@@ -66,35 +62,6 @@ def _share_orders(environment: Environment, **_: Any) -> None:
 def _options(environment: Environment) -> Namespace:
     assert isinstance(environment.parsed_options, Namespace)
     return environment.parsed_options
-
-
-class WrongReplyError(Exception):
-    """A reply that does not match the request."""
-
-
-class Request:
-    """One request under way and its results so far."""
-
-    def __init__(self, load_request: LoadRequest) -> None:
-        self.load_request = load_request
-        self.outcome: ScenarioOutcome = "failed"
-        self.status = 0
-        self.first_event_seconds: float | None = None
-        self.content = b""
-
-    def check(self, content_type: str | None, applied: str | None) -> None:
-        """Check that the reply is a PNG of the size, generated with the adapter. Raises ``WrongReplyError``."""
-        load_request = self.load_request
-        if self.status != 200:
-            raise WrongReplyError(f"{self.status}: {self.content[:300].decode(errors='replace')}")
-        if content_type != "image/png" or not self.content.startswith(_SIGNATURE):
-            raise WrongReplyError(f"no PNG but {content_type}, {len(self.content)} bytes")
-        size = struct.unpack(">II", self.content[16:24])
-        if size != (load_request.width_px, load_request.height_px):
-            raise WrongReplyError(f"a picture of {size[0]} x {size[1]} px")
-        if load_request.adapter is not None and not (applied or "").startswith(f"{load_request.adapter}@"):
-            raise WrongReplyError(f"adapters applied: {applied}")
-        self.outcome = "picture"
 
 
 class _ImageUser(User):
@@ -130,7 +97,7 @@ class _ImageUser(User):
         """Request a picture and wait for it. After a 429, wait for its Retry-After before the next request."""
         patience_seconds = 0.0
         with self.asking() as request:
-            reply = self.session.post(self.url, json=request.load_request.body(), timeout=_TIMEOUT_SECONDS)
+            reply = self.session.post(self.url, json=request.load_request.body(), timeout=TIMEOUT_SECONDS)
             request.status, request.content = reply.status_code, reply.content
             if reply.status_code == 429:
                 patience_seconds = min(float(reply.headers["Retry-After"]), _MOST_PATIENCE_SECONDS)
@@ -217,11 +184,11 @@ class StreamingUser(_ImageUser):
         with self.asking() as request:
             begin, seen = time.perf_counter(), []
             body = request.load_request.body() | {"stream": True, "previews": True}
-            reply = self.session.post(self.url, json=body, stream=True, timeout=_TIMEOUT_SECONDS)
+            reply = self.session.post(self.url, json=body, stream=True, timeout=TIMEOUT_SECONDS)
             request.status = reply.status_code
             if reply.status_code != 200:
                 raise WrongReplyError(f"{reply.status_code}: {reply.text[:300]}")
-            for name, data in _server_sent(reply):
+            for name, data in server_sent(reply):
                 if request.first_event_seconds is None:
                     request.first_event_seconds = time.perf_counter() - begin
                 seen.append((name, data.get("step")))
@@ -241,8 +208,8 @@ class CancellingUser(_ImageUser):
     def leave_waiting(self) -> None:
         """Close the connection without reading."""
         with self.asking() as request:
-            connection = _connect(self.url)
-            connection.request("POST", "/generate", json.dumps(request.load_request.body()), _JSON)
+            connection = connect(self.url)
+            connection.request("POST", "/generate", json.dumps(request.load_request.body()), JSON_HEADERS)
             gevent.sleep(float(self.random.uniform(0.01, 0.2)))
             connection.close()
             request.outcome = "left"
@@ -252,9 +219,9 @@ class CancellingUser(_ImageUser):
         """Close the connection after the first step."""
         with self.asking() as request:
             body = request.load_request.body() | {"stream": True}
-            with self.session.post(self.url, json=body, stream=True, timeout=_TIMEOUT_SECONDS) as reply:
+            with self.session.post(self.url, json=body, stream=True, timeout=TIMEOUT_SECONDS) as reply:
                 request.status = reply.status_code
-                next(_server_sent(reply))
+                next(server_sent(reply))
             request.outcome = "left"
 
 
@@ -269,7 +236,7 @@ class SlowUser(_ImageUser):
         """Request one picture over the slow connection."""
         with self.asking() as request:
             body = json.dumps(request.load_request.body()).encode()
-            connection = _connect(self.url)
+            connection = connect(self.url)
             connection.putrequest("POST", "/generate")
             connection.putheader("Content-Type", "application/json")
             connection.putheader("Content-Length", str(len(body)))
@@ -284,24 +251,3 @@ class SlowUser(_ImageUser):
                 gevent.sleep(_SIP_PAUSE_SECONDS)
             connection.close()
             request.check(reply.getheader("Content-Type"), reply.getheader("X-Adapters"))
-
-
-_JSON = {"Content-Type": "application/json"}
-
-
-def _connect(url: str) -> http.client.HTTPConnection:
-    address = urlsplit(url)
-    assert address.hostname is not None
-    return http.client.HTTPConnection(address.hostname, address.port, timeout=_TIMEOUT_SECONDS)
-
-
-def _server_sent(reply: requests.Response) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the events of a stream. Raises ``WrongReplyError`` for an error event."""
-    name = ""
-    for line in reply.iter_lines(chunk_size=1, decode_unicode=True):
-        if line.startswith("event:"):
-            name = line.removeprefix("event:").strip()
-        elif line.startswith("data:"):
-            if name == "error":
-                raise WrongReplyError(line)
-            yield name, json.loads(line.removeprefix("data:"))

@@ -10,7 +10,7 @@ import pytest
 from tests.trainer.trainings import SMALL, write_pictures
 from trainer.commands import read_config
 from trainer.outcome import Outcome
-from trainer.run import train
+from trainer.run.pipeline import train
 
 pytestmark = pytest.mark.simulated_gpu
 

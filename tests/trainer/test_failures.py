@@ -87,7 +87,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(pictures: Pat
 
 
 def test_out_of_memory_has_its_own_exit_code(pictures: Path, tmp_path: Path) -> None:
-    program = "import resource, runpy, sys; import trainer.run; " \
+    program = "import resource, runpy, sys; import trainer.run.pipeline; " \
               "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize(); " \
               "resource.setrlimit(resource.RLIMIT_AS, (used + 2**30,) * 2); " \
               "sys.argv[0] = 'lithograph'; runpy.run_module('lithograph', run_name='__main__')"  # fmt: skip

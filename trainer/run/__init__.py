@@ -1,0 +1,1 @@
+"""One training from its configuration to a published adapter."""

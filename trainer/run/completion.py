@@ -1,0 +1,43 @@
+"""Runs that an earlier attempt finished."""
+
+from contextlib import suppress
+
+from longcat.errors import DataError
+from longcat.problem import Problem
+from trainer.config.options import TrainConfig
+from trainer.config.settings import select
+from trainer.loop.continuation import nothing_left, stopped_before
+from trainer.publish import PublishSettings
+from trainer.record.run_file import read_run
+from trainer.run.preparation import Prepared
+
+
+def nothing_to_do(prepared: Prepared) -> Problem | None:
+    """Return the note of a run that has made all its steps before and published; None for one that has work to do.
+
+    A run that was killed after its last step still validates and publishes.
+    """
+    config, step, steps = prepared.config, prepared.resumed_step, prepared.steps
+    stopped_early = 0 < step < steps and _has_stopped_early(config, step)
+    if step == 0 or (step < steps and not stopped_early) or (step <= steps and not _is_published(config)):
+        return None
+    return stopped_before(step=step) if stopped_early else nothing_left(step=step, steps=steps)
+
+
+def _has_stopped_early(config: TrainConfig, step: int) -> bool:
+    """Return whether the run's evaluations up to a checkpoint end it, with the patience that is configured now."""
+    with suppress(DataError):  # no record, or a damaged one
+        card = read_run(config.output_dir).report
+        return (
+            card is not None
+            and card.at(step) is not None
+            and card.until(step, config.early_stopping_patience).is_stopped
+        )
+    return False
+
+
+def _is_published(config: TrainConfig) -> bool:
+    """Return whether an earlier attempt finished, and published where this one would."""
+    with suppress(DataError):  # no record, or a damaged one
+        return read_run(config.output_dir).state == "finished" and select(config, PublishSettings).is_done()
+    return False

@@ -1,0 +1,200 @@
+"""The stages of a training, set up from its prepared inputs: encoding, validation, model, evaluations, loop."""
+
+import gc
+from dataclasses import dataclass
+
+import torch
+from diffusers import LongCatImageTransformer2DModel
+
+from longcat.model.loading import load_scheduler_config, load_vae
+from trainer.config.settings import select
+from trainer.encode.cache import Cache
+from trainer.encode.preparation import captions_of, dark_masks, encode_captions, encode_masks, encode_pictures
+from trainer.loop.checkpoint import Origin
+from trainer.loop.continuation import recorded_options
+from trainer.loop.distributed import ProcessGroup
+from trainer.loop.interruption import Interruption
+from trainer.loop.loop import Loop, LoopSettings, TrainableModel
+from trainer.loop.optimizer import OptimizerSettings
+from trainer.loop.step import Batches, BatchSettings
+from trainer.model.base import load_base
+from trainer.model.checkpointing import checkpoint_blocks
+from trainer.model.lora import LoraSettings, inject
+from trainer.model.lycoris import slot_rank
+from trainer.model.offload import PlacementSettings, place
+from trainer.record.progress import RunProgress
+from trainer.run.preparation import Prepared
+from trainer.validation.evaluations import Evaluations, EvaluationSettings
+from trainer.validation.held_out_loss import HeldOutLoss
+from trainer.validation.nearest import NearestPictures
+from trainer.validation.prompts import (
+    language_warning,
+    texts_of,
+)
+from trainer.validation.stage import ValidationStage
+from trainer.validation.validation import OnStep, Validation, ValidationSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """The parts of a run that every stage shares."""
+
+    process_group: ProcessGroup
+    interruption: Interruption
+    progress: RunProgress
+
+
+def encode(prepared: Prepared, context: RunContext) -> Cache:
+    """Cache the embeddings of all prompts and captions and the latents of all pictures, a share in each process."""
+    config, inventory, encoders = prepared.config, prepared.inventory, prepared.encoders
+    process_group, progress = context.process_group, context.progress
+    for warning in (*inventory.warnings, language_warning(prepared.prompts)):
+        if warning is not None:
+            progress.warn(warning)
+    progress.dataset(
+        pictures=len(inventory.samples),
+        dropped=len(inventory.dropped),
+        steps_per_epoch=prepared.sampler.batches_per_epoch / config.gradient_accumulation_steps,
+    )
+    progress.phase("caching")
+
+    def on_done(kind: str, done: int, total: int, hits: int) -> None:
+        context.interruption.check()
+        progress.cache(kind, done, total, hits)
+
+    cache = Cache(config.cache_folder)
+    # Validation prompts come first: one that is too long is then reported at once, not after hours.
+    probes = prepared.probes
+    captions = (*captions_of(inventory.samples), *(probe.caption for probe in probes))
+    texts = list(dict.fromkeys([*texts_of(prepared.prompts), *captions]))
+    share, shares = process_group.rank, process_group.size
+    encode_captions(encoders, cache, texts, on_done, share=share, shares=shares)
+    pictures = (*inventory.samples, *{encoders.latent_key(probe.sample): probe.sample for probe in probes}.values())
+    encode_pictures(encoders, cache, pictures, on_done, share=share, shares=shares)
+    encode_masks(encoders, cache, pictures, on_done, share=share, shares=shares)
+    gc.collect()  # frees the encoders' memory before the transformer is loaded
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if process_group.is_rank_0:
+        cache.prune()
+    process_group.barrier()
+    if process_group.is_rank_0 and (warning := dark_masks(encoders, cache, inventory.samples)) is not None:
+        progress.warn(warning)
+    return cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """The parts of a training, ready to run."""
+
+    transformer: LongCatImageTransformer2DModel
+    """With LoRA layers in it."""
+    validation: ValidationStage
+    evaluations: Evaluations
+    loop: Loop
+
+
+def set_up(prepared: Prepared, cache: Cache, context: RunContext) -> TrainingRun:
+    """Load the base and set up everything that the loop needs, from the configured checkpoint on."""
+    context.progress.phase("preparing")
+    transformer = load_base(prepared.config, prepared.encoders)
+    validation = make_validation(prepared, cache, transformer, context)  # before LoRA layers change the modules' names
+    model = make_trainable(prepared, transformer, context.process_group)
+    evaluations = make_evaluations(prepared, cache, model, context)
+    loop = make_loop(prepared, cache, model, evaluations, context)
+    return TrainingRun(transformer=transformer, validation=validation, evaluations=evaluations, loop=loop)
+
+
+def make_validation(
+    prepared: Prepared, cache: Cache, transformer: LongCatImageTransformer2DModel, context: RunContext
+) -> ValidationStage:
+    """Set up validation with the base as it is, without LoRA layers."""
+    config, encoders = prepared.config, prepared.encoders
+
+    def make(on_step: OnStep) -> Validation:
+        return Validation(
+            select(config, ValidationSettings),
+            transformer,
+            encoders,
+            cache,
+            prepared.prompts,
+            scheduler_config=load_scheduler_config(encoders.flavour),
+            load_vae=lambda: load_vae(encoders.flavour, encoders.dtype).to(encoders.device),
+            on_step=on_step,
+            rank=slot_rank(transformer, lycoris) if (lycoris := config.lycoris_config) else config.lora_rank,
+            training=NearestPictures(prepared.inventory.samples, encoders, cache),
+        )
+
+    return ValidationStage(
+        make if prepared.prompts else None,
+        transformer,
+        context.process_group,
+        context.interruption,
+        context.progress,
+        output_dir=config.output_dir,
+    )
+
+
+def make_trainable(
+    prepared: Prepared, transformer: LongCatImageTransformer2DModel, process_group: ProcessGroup
+) -> TrainableModel:
+    """Inject LoRA layers, then move the transformer to its device or devices."""
+    config = prepared.config
+    parameters = inject(transformer, select(config, LoraSettings))
+    place(transformer, select(config, PlacementSettings), process_group.device)
+    if config.fsdp_enable:
+        process_group.shard(transformer, parameters)
+    if config.gradient_checkpointing:
+        checkpoint_blocks(transformer, every=config.gradient_checkpointing_interval)
+    return TrainableModel(transformer=transformer, parameters=parameters, dtype=prepared.encoders.dtype)
+
+
+def make_evaluations(prepared: Prepared, cache: Cache, model: TrainableModel, context: RunContext) -> Evaluations:
+    """Set up the evaluations on held-out pictures; without such pictures there are none."""
+    encoders, held_out = prepared.encoders, None
+    if prepared.probes:
+        held_out = HeldOutLoss(
+            prepared.probes,
+            encoders,
+            cache,
+            model.transformer,
+            context.process_group,
+            scheduler_config=load_scheduler_config(encoders.flavour),
+        )
+    return Evaluations(
+        select(prepared.config, EvaluationSettings),
+        held_out,
+        context.progress,
+        steps=prepared.steps,
+        processes=context.process_group.size,
+    )
+
+
+def make_loop(
+    prepared: Prepared, cache: Cache, model: TrainableModel, evaluations: Evaluations, context: RunContext
+) -> Loop:
+    """Make the loop, resumed from the configured checkpoint."""
+    config, inventory, encoders = prepared.config, prepared.inventory, prepared.encoders
+    batches = Batches(
+        select(config, BatchSettings), inventory.samples, encoders, cache, load_scheduler_config(encoders.flavour)
+    )
+    loop = Loop(
+        select(config, LoopSettings),
+        select(config, OptimizerSettings),
+        model,
+        batches,
+        prepared.sampler,
+        context.process_group,
+        evaluations,
+        steps=prepared.steps,
+        origin=Origin(
+            options=recorded_options(config, processes=context.process_group.size),
+            base_hash=encoders.flavour.hash,
+            dataset_hash=inventory.hash,
+        ),
+    )
+    for change in prepared.changes:
+        context.progress.warn(change)
+    loop.resume(context.progress)
+    context.progress.resumed(loop.step)
+    return loop
