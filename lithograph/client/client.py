@@ -10,7 +10,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -57,7 +57,9 @@ class Client:
         body = body_of(prompt, options, response_format="json")
         return ResultEvent.model_validate_json(self._request("POST", "/generate", json=body).content)
 
-    def stream(self, prompt: str, *, previews: bool = False, **options: Unpack[Options]) -> Iterator[ClientEvent]:
+    def stream(
+        self, prompt: str, *, previews: bool = False, **options: Unpack[Options]
+    ) -> Generator[ClientEvent, None, None]:
         """Generate images and yield an event after every step; the last is the result. Closing the generator cancels."""
         body = body_of(prompt, options, stream=True, previews=previews)
         with self._reachable(), self._http.stream("POST", "/generate", json=body) as reply:

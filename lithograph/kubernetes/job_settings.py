@@ -41,7 +41,7 @@ _Name = Annotated[_ObjectName | None, Flag(metavar="NAME")]
 class JobSettings(Configuration):
     """The resources of a Job in the cluster, whatever it trains. A wrong field raises ``ConfigError``."""
 
-    image: Annotated[str, _form(r"\S+", "name:tag"), Field(default_factory=default_image)]
+    image: Annotated[str, _form(r"\S+", "name:tag")] = Field(default_factory=default_image)
     """Image of the trainer."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """GPUs of a pod: its nvidia.com/gpu."""

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.trainer.test_training import train_in_two
-from tests.trainer.trainings import begin, checkpoint, train, wait_for
+from tests.trainer.trainings import begin, checkpoint, train, train_in_two, wait_for
 from trainer.data.scan import REPORT_FILE
 from trainer.record.run_file import read_metrics
 

@@ -31,7 +31,7 @@ from tests.longcat.adapter.comfyui_keys import comfyui_keys
 from tests.longcat.adapter.test_foreign import trained, updates
 from tests.longcat.sampling.test_denoise import PIXEL_TOLERANCE, encode
 from tests.longcat.sampling.test_slots import random_lora
-from tests.service.adapters.test_registry import put
+from tests.service.adapters.conftest import put
 
 PROMPT = "一只猫，蓝色背景"
 STEPS, GUIDANCE, SEED, SIZE_PX = 6, 3.0, 11, 128

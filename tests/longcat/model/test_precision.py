@@ -6,7 +6,7 @@ from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load, parse_device, parse_dtype
 from longcat.model.precision import Offload, Precision, parse_precision
 from longcat.model.quantize import check_precision, quantize_base
-from longcat.sampling import denoise
+from longcat.sampling import denoise, latents
 from tests.longcat.sampling.test_denoise import begin, encode, finish
 
 QUANTIZED = [precision for precision in Precision if precision is not Precision.NO_CHANGE]
@@ -26,8 +26,8 @@ def velocity(model: Components, hidden: torch.Tensor) -> torch.Tensor:
         hidden_states=hidden,
         encoder_hidden_states=encode(model, "a red apple"),
         timestep=torch.tensor([0.5], dtype=model.dtype),
-        txt_ids=denoise.latents.text_ids(32),
-        img_ids=denoise.latents.image_ids(height_px=128, width_px=128, max_tokens=32),
+        txt_ids=latents.text_ids(32),
+        img_ids=latents.image_ids(height_px=128, width_px=128, max_tokens=32),
         return_dict=False,
     )[0]
 

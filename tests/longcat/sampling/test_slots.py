@@ -13,7 +13,7 @@ from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.model.precision import Precision
-from longcat.sampling import denoise
+from longcat.sampling import denoise, latents
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots, SlotUse
 from tests.longcat.sampling.test_denoise import encode
@@ -108,8 +108,8 @@ def test_an_adapter_changes_velocities_as_peft_does(model: Components, tmp_path:
             hidden_states=hidden,
             encoder_hidden_states=embeds,
             timestep=time[None],
-            txt_ids=denoise.latents.text_ids(32),
-            img_ids=denoise.latents.image_ids(height_px=128, width_px=128, max_tokens=32),
+            txt_ids=latents.text_ids(32),
+            img_ids=latents.image_ids(height_px=128, width_px=128, max_tokens=32),
             return_dict=False,
         )[0]
     rope = forward.rope(height_px=128, width_px=128, prompt_rows=32)

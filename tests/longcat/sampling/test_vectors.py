@@ -20,12 +20,12 @@ from longcat.errors import AdapterError
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.sampling.forward import Forward
-from longcat.sampling.slots import AdapterSlots
+from longcat.sampling.slots import AdapterSlots, SlotUse
 from tests.longcat.adapter.test_foreign import layers_of, trained
 from tests.longcat.adapter.weights.test_dora import velocity
 from tests.longcat.sampling.test_denoise import encode
 from tests.longcat.sampling.test_layers_beside_blocks import PROMPT, beside, served_velocity
-from tests.longcat.sampling.test_slots import SlotUse, draw, filled_slots, random_lora
+from tests.longcat.sampling.test_slots import draw, filled_slots, random_lora
 
 
 def with_vectors(model: Components, *, seed: int, rank: int = 4) -> LoraWeights:

@@ -27,6 +27,7 @@ from studio.config import StudioConfig
 from tests.conftest import RunningServer, serve
 from tests.longcat.adapter.test_foreign import PREFIXED, layers_of
 from tests.longcat.sampling.test_slots import random_lora
+from tests.studio.context import studio_of
 from tests.studio.generate.test_pages import FORM, HERE, HTMX, drawn, picture_of, wait_for
 
 
@@ -153,7 +154,7 @@ def test_trying_one_puts_it_into_the_form_and_a_picture_is_compared_with_none(
     assert [(use.name, use.scale) for use in applied] == [("wash@1", 1.5)]
     reply = visitor.post(f"/gallery/{picture}/compare", headers=HTMX)
     assert reply.headers["hx-redirect"] == f"/gallery/{picture}/compare"
-    gallery = visitor.app.state.studio.gallery
+    gallery = studio_of(visitor).gallery
     wait_for(lambda: gallery.counterpart(picture) is not None)
     without = gallery.counterpart(picture)
     assert without.recipe == picture_of(visitor, picture).recipe.without_adapters()

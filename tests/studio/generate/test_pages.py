@@ -17,6 +17,7 @@ from studio.generate.gallery import Gallery, GalleryPicture, new_id
 from studio.generate.limits import GenerationLimits
 from studio.generate.recipe import PictureRecipe, ScaledAdapter
 from tests.conftest import RunningServer
+from tests.studio.context import studio_of
 
 HERE = "http://127.0.0.1:8001"
 HTMX = {"HX-Request": "true"}
@@ -59,8 +60,7 @@ def pictures(visitor: TestClient) -> list[str]:
 
 
 def picture_of(studio: TestClient, picture_id: str) -> GalleryPicture:
-    gallery: Gallery = studio.app.state.studio.gallery
-    return gallery.get(picture_id)
+    return studio_of(studio).gallery.get(picture_id)
 
 
 def test_a_form_becomes_pictures_that_remember_their_recipe(visitor: TestClient) -> None:
@@ -138,7 +138,7 @@ def test_what_the_service_refuses_is_said_in_the_stream(visitor: TestClient) -> 
     reply = visitor.post("/generate", data=FORM | {"prompt": "word " * 200}, headers=HTMX)
     generation = re.findall(r'id="drawing-(\w+)"', reply.text)[0]
     wait_for(lambda: generation not in visitor.get("/generate").text)
-    generations = visitor.app.state.studio.generations
+    generations = studio_of(visitor).generations
     error = generations.get(generation).error
     assert isinstance(error, RequestError)
     assert "at most 32" in str(error)

@@ -26,6 +26,7 @@ from studio.jobs.record import State
 from tests.conftest import free_port, run_lithograph
 from tests.lithograph.kubernetes.test_job import kubeconfig
 from tests.studio.boundaries import boundary
+from tests.studio.context import studio_of
 from trainer.config.options import TrainConfig
 from trainer.record.run_file import MetricsLine, RunRecord, write_run
 
@@ -255,7 +256,7 @@ def page(api: Api, settings: ClusterSettings, tmp_path: Path) -> Iterator[TestCl
 
 
 def submitted(visitor: TestClient, tmp_path: Path) -> tuple[JobQueue, str]:
-    jobs: JobQueue = visitor.app.state.studio.training.jobs
+    jobs = studio_of(visitor).training.jobs
     identity = jobs.submit(config(tmp_path), name="cats", place="kubernetes").id
     jobs.tick()
     return jobs, identity

@@ -14,12 +14,12 @@ from starlette.testclient import TestClient
 
 from studio.app import create_app
 from studio.config import StudioConfig
-from studio.context import StudioContext
 from studio.jobs.record import State
 from studio.training.form import SET_BY_STUDIO, as_file, as_typed, fields, read_file, read_form
 from studio.training.option_names import option_names
 from studio.training_services import TrainingServices
 from tests import ROOT
+from tests.studio.context import studio_of
 from trainer.config.options import TrainConfig
 
 HERE = "http://127.0.0.1:8001"
@@ -43,8 +43,7 @@ def visitor(tmp_path: Path) -> Iterator[TestClient]:
 
 
 def workshop_of(visitor: TestClient) -> TrainingServices:
-    studio: StudioContext = visitor.app.state.studio
-    return studio.training
+    return studio_of(visitor).training
 
 
 def upload(visitor: TestClient, name: str = "cats", **headers: str) -> httpx.Response:

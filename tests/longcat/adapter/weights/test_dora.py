@@ -22,7 +22,7 @@ from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.model.precision import Precision
 from longcat.model.quantize import quantize_base
-from longcat.sampling import denoise
+from longcat.sampling import latents
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots, SlotUse
 from tests.longcat.sampling.test_denoise import encode
@@ -50,8 +50,8 @@ def velocity(model: nn.Module, embeds: Tensor, *, grad: bool = False) -> Tensor:
     with torch.set_grad_enabled(grad):
         return model(
             hidden_states=NOISE,
-            encoder_hidden_states=embeds, timestep=torch.tensor([0.4]), txt_ids=denoise.latents.text_ids(32),
-            img_ids=denoise.latents.image_ids(height_px=128, width_px=128, max_tokens=32), return_dict=False,
+            encoder_hidden_states=embeds, timestep=torch.tensor([0.4]), txt_ids=latents.text_ids(32),
+            img_ids=latents.image_ids(height_px=128, width_px=128, max_tokens=32), return_dict=False,
         )[0]  # fmt: skip
 
 
@@ -280,8 +280,8 @@ def _velocity_in_training(model: Components, embeds: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         predicted = model.transformer(
             hidden_states=NOISE.to(model.dtype), encoder_hidden_states=embeds,
-            timestep=torch.tensor([0.4], dtype=model.dtype), txt_ids=denoise.latents.text_ids(32),
-            img_ids=denoise.latents.image_ids(height_px=128, width_px=128, max_tokens=32), return_dict=False,
+            timestep=torch.tensor([0.4], dtype=model.dtype), txt_ids=latents.text_ids(32),
+            img_ids=latents.image_ids(height_px=128, width_px=128, max_tokens=32), return_dict=False,
         )[0]  # fmt: skip
     return predicted.float()
 
@@ -291,7 +291,7 @@ def _loss(transformer: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
     predicted = transformer(
         hidden_states=torch.randn(2, 64, 64, generator=generator).to(dtype),
         encoder_hidden_states=torch.randn(2, 32, 256, generator=generator).to(dtype),
-        timestep=torch.tensor([0.5, 0.2], dtype=dtype), txt_ids=denoise.latents.text_ids(32),
-        img_ids=denoise.latents.image_ids(height_px=128, width_px=128, max_tokens=32), return_dict=False,
+        timestep=torch.tensor([0.5, 0.2], dtype=dtype), txt_ids=latents.text_ids(32),
+        img_ids=latents.image_ids(height_px=128, width_px=128, max_tokens=32), return_dict=False,
     )[0]  # fmt: skip
     return predicted.float().square().mean()

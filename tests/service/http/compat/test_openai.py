@@ -21,7 +21,7 @@ from longcat.storage.opening import open_storage
 from service.wire.picture import Recipe
 from tests.conftest import RunningServer, serve
 from tests.longcat.sampling.test_slots import random_lora
-from tests.service.adapters.test_registry import put
+from tests.service.adapters.conftest import put
 from tests.service.http.test_http import metric
 
 APPLE = {"prompt": "a red apple", "seed": 1, "steps": 3}
