@@ -59,7 +59,8 @@ CHECKS: Mapping[str, Callable[[], object]] = {
     "diffusers: LongCatImageSingleTransformerBlock.__class__": last_block,
     "peft: Linear.__class__": peft_linear,
     "optimum-quanto: quanto::unpack": lambda: torch.ops.quanto.unpack.default,
-    "optimum-quanto: WeightQBitsTensor.weight_qbits_tensor": lambda: quanto.WeightQBitsTensor.weight_qbits_tensor,
+    "optimum-quanto: WeightQBitsTensor.create": lambda: quanto.WeightQBitsTensor.create,
+    "optimum-quanto: WeightQBytesTensor.create": lambda: quanto.WeightQBytesTensor.create,
     "torch: DistributedDataParallel._set_params_and_buffers_to_ignore_for_model": (
         lambda: DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
     ),

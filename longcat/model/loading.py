@@ -58,10 +58,8 @@ def load(
     """
     target = parse_device(device)
     compute = parse_dtype(dtype, target)
-    check_precision(precision, device=target, dtype=compute, offload=offload)
-    check_precision(
-        text_encoder_precision, device=target, dtype=compute, offload=offload, field="text_encoder_precision"
-    )
+    check_precision(precision, device=target)
+    check_precision(text_encoder_precision, device=target, field="text_encoder_precision")
     if offload is not Offload.NONE and target.type == "cpu":
         raise DeviceError(
             "offload_on_cpu",

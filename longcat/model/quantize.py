@@ -21,35 +21,8 @@ _KEPT_ANYWHERE = {"lm_head", "visual"}
 _FP8_MATMUL_CAPABILITY = (8, 9)
 
 
-def check_precision(
-    precision: Precision, *, device: torch.device, dtype: torch.dtype, offload: Offload, field: str = "precision"
-) -> None:
-    """Raise ``PrecisionError``, before anything is loaded, for what would fail or be silently wrong on this device."""
-    if precision is Precision.INT4_QUANTO and dtype is not torch.bfloat16:
-        raise PrecisionError(
-            "precision_needs_bfloat16",
-            "computes in bfloat16 only, not in {dtype}",
-            remedy="use --dtype bfloat16",
-            field=field,
-            value=precision.value,
-            dtype=str(dtype).removeprefix("torch."),
-        )
-    if precision is Precision.INT4_QUANTO and offload is not Offload.NONE:
-        raise PrecisionError(
-            "precision_not_offloadable",
-            "is packed for one device and cannot be offloaded",
-            remedy="use int8-torchao, or --offload none",
-            field=field,
-            value=precision.value,
-        )
-    if precision is Precision.FP8_QUANTO and device.type == "cuda":
-        raise PrecisionError(
-            "precision_compiles_cuda",
-            "compiles CUDA code when it is loaded",
-            remedy="use fp8-torchao",
-            field=field,
-            value=precision.value,
-        )
+def check_precision(precision: Precision, *, device: torch.device, field: str = "precision") -> None:
+    """Raise ``PrecisionError``, before anything is loaded, for what would fail on this device."""
     if precision in (Precision.FP8_QUANTO, Precision.FP8_TORCHAO) and device.type == "mps":
         raise PrecisionError(
             "precision_no_fp8_on_mps",
@@ -101,6 +74,7 @@ def _is_quantized(name: str) -> bool:
 def _quantize_quanto(model: nn.Module, name: str, precision: Precision) -> None:
     from optimum import quanto
 
+    _keep_quanto_plain()
     kind = {
         Precision.INT8_QUANTO: quanto.qint8,
         Precision.INT4_QUANTO: quanto.qint4,
@@ -109,10 +83,6 @@ def _quantize_quanto(model: nn.Module, name: str, precision: Precision) -> None:
     quanto.quantize(model, weights=kind, include=[name])
     layer: Any = model.get_submodule(name)
     quanto.freeze(layer)
-    if precision is Precision.INT4_QUANTO and layer.weight.device.type == "cpu":
-        _unpack_int4_without_compiler()
-        # The plain form: the packed one is eight times as slow in a CPU's backward pass.
-        layer.weight = nn.Parameter(layer.weight.weight_qbits_tensor(), requires_grad=False)
 
 
 def _quantize_torchao(model: nn.Module, name: str, precision: Precision, *, training: bool) -> None:
@@ -139,24 +109,33 @@ def _multiplies_in_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FP8_MATMUL_CAPABILITY
 
 
-_int4_library: Any = None
+_quanto_library: Any = None
 
 
-def _unpack_int4_without_compiler() -> None:
-    """Replace quanto's C++ operator ``unpack`` by plain torch, which is as fast.
+def _keep_quanto_plain() -> None:
+    """Keep quanto's weights in their plain form, and compute ``unpack`` in torch: no compiler is needed, on any device.
 
-    quanto's own compiles for minutes on first use and needs ninja and g++ (see ``longcat.model.seams``). A byte holds two
-    4-bit values; all low halves come first (optimum-quanto ``tensor/packed.py``).
+    quanto packs weights anew for the kernels of each device, whenever they move to it. Its own kernels (``unpack``, Marlin)
+    are compiled at their first use, which takes minutes, ninja, g++ and, on a GPU, CUDA's toolkit; torch's (TinyGemm) are
+    made for a few rows, while a picture has thousands, take bfloat16 only, and in a backward pass are unpacked each time:
+    eight times as slow on a CPU. See ``longcat.model.seams``.
     """
-    global _int4_library
-    if _int4_library is not None:
+    from optimum.quanto import WeightQBitsTensor, WeightQBytesTensor
+
+    global _quanto_library
+    if _quanto_library is not None:
         return
 
-    def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
-        mask = 2**bits - 1
-        return torch.cat([(packed >> shift) & mask for shift in range(0, 8, bits)])
-
-    _int4_library = torch.library.Library("quanto", "IMPL")
+    WeightQBitsTensor.create = staticmethod(WeightQBitsTensor)
+    WeightQBytesTensor.create = staticmethod(WeightQBytesTensor)
+    _quanto_library = torch.library.Library("quanto", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Warning only once for all operators", category=UserWarning)
-        _int4_library.impl("unpack", unpack, "CPU", allow_override=True)
+        for key in ("CPU", "CUDA", "MPS"):
+            _quanto_library.impl("unpack", _unpack, key, allow_override=True)
+
+
+def _unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return the values of bytes that hold several: all low ones come first (optimum-quanto ``tensor/packed.py``)."""
+    mask = 2**bits - 1
+    return torch.cat([(packed >> shift) & mask for shift in range(0, 8, bits)])

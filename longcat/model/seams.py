@@ -25,11 +25,13 @@ SEAMS: Mapping[str, str] = MappingProxyType(
             "injected, PEFT has no hook for a layer's forward"
         ),
         "optimum-quanto: quanto::unpack": (
-            "longcat.model.quantize overrides this operator on a CPU: quanto's own compiles C++ for minutes on first use"
+            "longcat.model.quantize overrides this operator: quanto's own compiles C++ or CUDA for minutes on first use"
         ),
-        "optimum-quanto: WeightQBitsTensor.weight_qbits_tensor": (
-            "longcat.model.quantize keeps int4 weights in this plain form on a CPU: the packed one is eight times as slow"
+        "optimum-quanto: WeightQBitsTensor.create": (
+            "longcat.model.quantize replaces it, so that weights keep their plain form on every device: packed ones need a "
+            "compiler, or are eight times as slow in a backward pass"
         ),
+        "optimum-quanto: WeightQBytesTensor.create": "likewise",
         "torch: DistributedDataParallel._set_params_and_buffers_to_ignore_for_model": (
             "trainer.loop.distributed keeps frozen weights out of the broadcast at the start: quantized ones cannot be sent"
         ),

@@ -7,9 +7,11 @@ from tests.simulated_gpu.device import build
 
 
 def main() -> None:
-    """Become pytest, with the device's library loaded before torch's."""
+    """Become pytest, with the device's library loaded before torch's, and without compilers, as in a container image."""
     command = [sys.executable, "-m", "pytest", "-m", "simulated_gpu", "tests/simulated_gpu", *sys.argv[1:]]
-    os.execve(sys.executable, command, os.environ | {"LD_PRELOAD": str(build())})
+    changed = {"LD_PRELOAD": str(build()), "PATH": "", "CC": "", "CXX": ""}
+    environment = {name: value for name, value in os.environ.items() if name not in ("CUDA_HOME", "CUDA_PATH")}
+    os.execve(sys.executable, command, environment | changed)
 
 
 if __name__ == "__main__":

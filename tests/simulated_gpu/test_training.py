@@ -54,12 +54,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "quantized": {"base_model_precision": "int8-torchao", "lora_dropout": 0.1, "use_ema": True},
+    "int8-torchao, EMA": {"base_model_precision": "int8-torchao", "use_ema": True},
     "every second block": RECOMPUTED | {"gradient_checkpointing_interval": 2},
     "offloaded, every second block": RECOMPUTED | OFFLOADED | {"gradient_checkpointing_interval": 2},
-    "offloaded and quantized": OFFLOADED | {"base_model_precision": "int8-quanto", "use_dora": True},
-    "offloaded leaves": RECOMPUTED | OFFLOADED | LEAVES,
+    "offloaded int8-quanto, DoRA": OFFLOADED | {"base_model_precision": "int8-quanto", "use_dora": True},
+    "offloaded leaves": RECOMPUTED | OFFLOADED | LEAVES | {"optimizer": "prodigy", "learning_rate": 1},
     "offloaded leaves, DoRA": OFFLOADED | LEAVES | {"use_dora": True},
+    "int4-quanto, 8-bit optimizer": {"base_model_precision": "int4-quanto", "optimizer": "adamw8bit", "lora_rank": 64},
+    "offloaded int4-quanto, DoRA": OFFLOADED | RECOMPUTED | {"base_model_precision": "int4-quanto", "use_dora": True},
+    "fp8-quanto, schedule-free": {"base_model_precision": "fp8-quanto", "optimizer": "adamw-schedulefree"},
+    "fp8-torchao, offloaded leaves": OFFLOADED | LEAVES | {"base_model_precision": "fp8-torchao"},
 }
 
 

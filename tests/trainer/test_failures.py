@@ -30,7 +30,6 @@ def test_what_fails_before_training_is_recorded(
     ("changes", "code", "parts"),
     [
         ({"lora_rnk": 3}, 78, ["lora_rnk", "lora_rank"]),
-        ({"base_model_precision": "int4-quanto"}, 78, ["int4-quanto", "bfloat16"]),
         ({"enable_group_offload": "true"}, 78, ["enable_group_offload", "CPU"]),
         ({"lora_targets": '["attn.to_z"]'}, 78, ["lora_targets", "attn.to_z", "attn.to_q"]),
         ({"device": "cuda"}, 78, ["cuda", "cpu"]),

@@ -137,8 +137,8 @@ class TrainFields(BaseModel):
     lr_end: Annotated[float, Field(ge=0)] = 1e-7
     """Final learning rate of a schedule that decays."""
     optimizer: Literal["adamw", "adamw8bit", "adamw-schedulefree", "prodigy"] = "adamw"
-    """adamw (also named adamw_bf16 and torch-adamw: the adapter is float32), adamw8bit (a quarter of the memory),
-    adamw-schedulefree, or prodigy."""
+    """adamw (also named adamw_bf16 and torch-adamw: the adapter is float32), adamw8bit (a quarter of the memory; on a
+    GPU, faster with a C compiler), adamw-schedulefree, or prodigy."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the gradient's running mean."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from trainer.loop.adamw8bit import make_adamw8bit
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
@@ -41,10 +43,7 @@ def make_optimizer(parameters: Sequence[nn.Parameter], settings: OptimizerSettin
         "eps": settings.adam_epsilon,
     }
     if settings.optimizer == "adamw8bit":
-        from torchao.optim import AdamW8bit
-
-        adamw8bit: Optimizer = AdamW8bit(parameters, **shared)
-        return adamw8bit
+        return make_adamw8bit(parameters, **shared)
     if settings.optimizer == "adamw-schedulefree":
         from schedulefree import AdamWScheduleFree
 

@@ -110,13 +110,7 @@ def _candidates(workload: Workload) -> Iterator[Workload]:
 
 def _is_supported(precision: Precision, workload: Workload) -> bool:
     """Return True for a precision that the device supports, as ``longcat.model.quantize.check_precision`` with torch."""
-    if precision is Precision.INT4_QUANTO and workload.dtype != "bfloat16":
-        return False
-    if precision is Precision.FP8_QUANTO and workload.device.startswith("cuda"):
-        return False
-    if precision in (Precision.FP8_QUANTO, Precision.FP8_TORCHAO) and workload.device.startswith("mps"):
-        return False
-    return not (precision is Precision.INT4_QUANTO and workload.offload)
+    return not (precision in (Precision.FP8_QUANTO, Precision.FP8_TORCHAO) and workload.device.startswith("mps"))
 
 
 def _or_no_change(precision: Precision | Literal["auto"]) -> Precision:

@@ -20,14 +20,14 @@ from trainer.model.lycoris import lycoris_layers
 
 def check_machine(config: TrainConfig, device: torch.device) -> None:
     """Check that this machine supports the settings, before anything is downloaded or loaded. Raises ``UserError``."""
-    dtype = compute_dtype(config, device)
+    compute_dtype(config, device)
     for field, name in (
         ("base_model_precision", config.base_model_precision),
         ("text_encoder_1_precision", config.text_encoder_1_precision),
     ):
         if name != "auto":
             try:
-                check_precision(Precision(name), device=device, dtype=dtype, offload=_offload(config))
+                check_precision(Precision(name), device=device)
             except UserError as error:
                 raise error.within(field=field, value=name) from error
     if config.enable_group_offload and device.type == "cpu":

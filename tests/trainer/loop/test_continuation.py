@@ -83,7 +83,6 @@ def steps(parameter: nn.Parameter, optimizer: Any, schedule: Any, count: int) ->
     return rates
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, which adamw8bit runs in
 @pytest.mark.parametrize(
     ("name", "scheduler"),
     [
@@ -114,7 +113,6 @@ def test_an_optimizer_goes_on_with_the_rate_of_its_new_options(name: str, schedu
 
 
 def machine(options: OptimizerSettings, parameter: nn.Parameter | None = None) -> tuple[nn.Parameter, Any, Any]:
-    torch.manual_seed(0)  # the 8-bit optimizer rounds at random
     parameter = nn.Parameter(torch.zeros(4)) if parameter is None else parameter
     optimizer = make_optimizer([parameter], options)
     return parameter, optimizer, make_schedule(optimizer, options, steps=8)
