@@ -49,7 +49,7 @@ def main(precision: str, steps: int) -> None:
     seconds = []
     for step in range(steps):
         begin = time.perf_counter()
-        loss = loss_of(transformer, noise(step), dtype=torch.bfloat16)
+        loss = loss_of(transformer, noise(step))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -132,7 +132,7 @@ def measure(case: PlanCase, flavour: Flavour) -> int:
     optimizer = make_optimizer(parameters, select(case.config, OptimizerSettings))
 
     def step() -> None:
-        loss = loss_of(transformer, noise(case, flavour, dtype), dtype=dtype)
+        loss = loss_of(transformer, noise(case, flavour, dtype))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         optimizer.step()
@@ -152,8 +152,8 @@ def measure_prior(case: PlanCase, flavour: Flavour) -> int:
     quantize_base(transformer, Precision(case.precision), device=torch.device("cpu"), training=True)
     inject(transformer, select(case.config, LoraSettings))
     batch = replace(noise(case, flavour, dtype), is_prior=True)
-    with_prior(transformer, batch, dtype=dtype)
-    return highest(lambda: with_prior(transformer, batch, dtype=dtype))
+    with_prior(transformer, batch)
+    return highest(lambda: with_prior(transformer, batch))
 
 
 def highest(run: Callable[[], object]) -> int:

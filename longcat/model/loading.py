@@ -178,9 +178,14 @@ def _unknown_device(name: str) -> DeviceError:
     )
 
 
+def compilers(device: torch.device) -> tuple[str, ...]:
+    """Return the programs of which ``torch.compile`` needs one."""
+    return ("g++", "clang++", "c++") if device.type == "cpu" else ("gcc", "clang", "cc")
+
+
 def check_compiler(device: torch.device) -> None:
     """Raise ``DeviceError`` if ``torch.compile`` would find no compiler, before anything is loaded."""
-    names = ("g++", "clang++", "c++") if device.type == "cpu" else ("gcc", "clang", "cc")
+    names = compilers(device)
     if not any(map(shutil.which, names)):
         raise DeviceError(
             "compiler_missing",

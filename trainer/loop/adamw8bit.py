@@ -4,6 +4,7 @@ A compiled step is one kernel a parameter instead of tens, which matters on a GP
 """
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from torchao.optim import AdamW8bit
 
 from longcat.logs import log_event
+from longcat.model.loading import compilers
 
 _log = logging.getLogger("lithograph.trainer")
 
@@ -42,6 +44,9 @@ def _failure(like: nn.Parameter, **options: Any) -> str | None:
 
     A step cannot be tried on the parameters themselves: one that fails has counted itself in their state.
     """
+    names = compilers(like.device)
+    if not any(map(shutil.which, names)):
+        return f"none of {', '.join(names)} is installed"
     trial = nn.Parameter(torch.zeros_like(like))
     trial.grad = torch.zeros_like(like)
     try:

@@ -213,9 +213,9 @@ class Loop:
             first = process_group.rank * batch_size
             indices = self._sampler.batch(number)[first : first + batch_size]
             batch = self._batches.batch(number, indices, first=first)
-            batch = with_prior(self._model.transformer, batch, dtype=self._model.dtype)
+            batch = with_prior(self._model.transformer, batch)
             with process_group.accumulating(self._replicated, last=micro == count - 1):
-                loss = loss_of(self._replicated, batch, dtype=self._model.dtype) / count
+                loss = loss_of(self._replicated, batch) / count
                 loss.backward()
             total += loss.detach()
         process_group.average_gradients(self._model.parameters)

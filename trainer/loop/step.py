@@ -11,7 +11,6 @@ Shapes: B batch, N image tokens, C = 64, L prompt rows, J the text encoder's wid
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -145,42 +144,40 @@ def mask_weights(mask_HW: Tensor) -> Tensor:
     return latents.pack((mask_HW.float() / 255).expand(1, LATENT_CHANNELS, -1, -1))
 
 
-def loss_of(transformer: nn.Module, batch: Batch, *, dtype: torch.dtype) -> Tensor:
+def loss_of(transformer: nn.Module, batch: Batch) -> Tensor:
     """Return the batch's loss, 0-dim in float32.
 
     It is a mean over all latents, masked ones included: a picture counts by the share of it that its mask shows, as in
     SimpleTuner.
     """
     torch.manual_seed(batch.seed)
-    predicted = _predict(transformer, batch, dtype)
+    predicted = _predict(transformer, batch)
     if batch.weights_BNC is None:
         return F.mse_loss(predicted, batch.target_BNC)
     return (F.mse_loss(predicted, batch.target_BNC, reduction="none") * batch.weights_BNC).mean()
 
 
 @torch.no_grad()
-def with_prior(transformer: LongCatImageTransformer2DModel, batch: Batch, *, dtype: torch.dtype) -> Batch:
+def with_prior(transformer: LongCatImageTransformer2DModel, batch: Batch) -> Batch:
     """Return a batch of regularisation pictures with the base's own prediction as its target; another as it is."""
     if not batch.is_prior:
         return batch
     with without_adapter(transformer):
-        return replace(batch, target_BNC=_predict(transformer, batch, dtype))
+        return replace(batch, target_BNC=_predict(transformer, batch))
 
 
-def _predict(transformer: nn.Module, batch: Batch, dtype: torch.dtype) -> Tensor:
-    """Return the predicted velocity, (B, N, C) in float32."""
-    with _autocast(batch.noisy_BNC.device, dtype):
-        predicted: Tensor = transformer(
-            hidden_states=batch.noisy_BNC,
-            timestep=batch.sigma_B,
-            encoder_hidden_states=batch.embeds_BLJ,
-            txt_ids=batch.text_ids_L3,
-            img_ids=batch.image_ids_N3,
-            return_dict=False,
-        )[0]
+def _predict(transformer: nn.Module, batch: Batch) -> Tensor:
+    """Return the predicted velocity, (B, N, C) in float32.
+
+    The base computes in its own type, to which the adapter's layers cast their float32 parameters. Under torch's autocast,
+    layer norms on a GPU would give float32, and a torchao base then computes and keeps everything in float32.
+    """
+    predicted: Tensor = transformer(
+        hidden_states=batch.noisy_BNC,
+        timestep=batch.sigma_B,
+        encoder_hidden_states=batch.embeds_BLJ,
+        txt_ids=batch.text_ids_L3,
+        img_ids=batch.image_ids_N3,
+        return_dict=False,
+    )[0]
     return predicted.float()
-
-
-def _autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Compute in the base's type; the adapter's parameters are float32."""
-    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)

@@ -9,9 +9,8 @@ by itself), and on how weights are stored:
 - torchao saves the dequantized weight: without checkpointing, the whole base again, at full precision;
 - an offloaded base does too: a block that has been brought to the device stays there until the backward pass.
 
-A tensor's size is rows (batch times tokens) times width times bytes an element. CUDA differs from a CPU in that autocast
-normalizes in float32 there, and the mask of PEFT's dropout takes a byte instead of four (torch, ``autocast_mode.h``,
-``Dropout.cpp``).
+A tensor's size is rows (batch times tokens) times width times bytes an element. CUDA differs from a CPU in that the mask of PEFT's
+dropout takes a byte, and a layer norm's mean and deviation are float32 (torch, ``Dropout.cpp``, ``layer_norm_kernel.cu``).
 """
 
 from collections.abc import Callable
@@ -53,11 +52,6 @@ class Walk:
     uses_dora: bool = False
     lycoris_of: Callable[[str], LayerOptions] | None = None
     """Returns the options of a target's LoKr or LoHa; None for LoRA."""
-
-    @property
-    def autocasts(self) -> bool:
-        """True if the float32 adapter computes in a smaller type."""
-        return self.item_bytes < _FLOAT32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,36 +149,29 @@ class _Tape:
             self.others += x.rows * x.width
 
     def _dora(self, x: _Value, width: int) -> None:
-        """Count PEFT's layer: B(A(dropout(x in float32))), A and B in float32 or, under autocast, in copies that it keeps.
+        """Count ``trainer.model.lora.Magnitude`` after PEFT's dropout: the mask, its result, the base's without the bias.
 
-        ``trainer.model.lora.Magnitude`` follows: it keeps the tensors that its gains multiply, and with dropout the base
-        layer a second time.
+        A and the scaled B are copies in the compute type. With dropout, the base layer computes a second time.
         """
         walk = self.walk
         if walk.dropout and x.grad:
-            self.others += x.rows * x.width * (1 if walk.is_cuda else _FLOAT32)
-        if walk.autocasts:
-            self.others += x.rows * x.width * walk.item_bytes + walk.rank * (x.width + width) * walk.item_bytes
-        elif walk.dropout or (x.whole and walk.batch > 1):  # views of several rows are copied to be contiguous
-            self.others += x.size
+            self.others += x.rows * x.width * (1 if walk.is_cuda else walk.item_bytes)
+        if walk.dropout or (x.whole and walk.batch > 1):  # views of several rows are copied to be contiguous
+            self.others += x.rows * x.width * walk.item_bytes
         else:
             self.keep(x)
-        self.others += 2 * x.rows * width * walk.item_bytes
-        if walk.dropout and x.grad and walk.frozen_saves != "nothing":
-            rows = x.rows if walk.frozen_saves == "input" else width
-            self.others += rows * x.width * walk.item_bytes
+        self.others += (x.rows + walk.rank) * width * walk.item_bytes
+        if walk.item_bytes < _FLOAT32:
+            self.others += x.width * walk.rank * walk.item_bytes
+        if walk.dropout and x.grad and walk.frozen_saves == "weight":
+            self.others += width * x.width * walk.item_bytes
 
     def layer_norm(self, x: _Value) -> _Value:
-        """Count input, mean and deviation, in float32 under CUDA's autocast."""
-        walk = self.walk
-        item = _FLOAT32 if walk.is_cuda else walk.item_bytes
+        """Count input, mean and deviation."""
         if x.grad:
-            if item == x.item_bytes:
-                self.keep(x)
-            else:
-                self.others += x.rows * x.width * item
-            self.others += 2 * x.rows * item
-        return _Value(x.rows, x.width, item, x.grad)
+            self.keep(x)
+            self.others += 2 * x.rows * (_FLOAT32 if self.walk.is_cuda else self.walk.item_bytes)
+        return _Value(x.rows, x.width, x.item_bytes, x.grad)
 
     def head_norm(self, x: _Value) -> _Value:
         """Count norm and rotation of each head: the input, and one root a head."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import LongCatImageTransformer2DModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer as PeftLayer
@@ -52,7 +53,10 @@ class LoraSettings:
 
 
 class Magnitude(nn.Module):
-    """The DoRA of one layer, with the signature of PEFT's ``DoraLinearLayer``, which it replaces."""
+    """The DoRA of one layer, with the signature of PEFT's ``DoraLinearLayer``, which it replaces.
+
+    It computes in its input's type; parameters and norms are float32.
+    """
 
     base_norms: Tensor
     """||W||^2 of the frozen weight, (out,) in float32."""
@@ -77,12 +81,14 @@ class Magnitude(nn.Module):
         **_: object,
     ) -> Tensor:
         """Return the update of the layer's result. ``base_result`` is None after dropout: it is computed from ``x`` then."""
+        dtype = x.dtype
         gain = self.weight / self._norms(base_layer, lora_A, lora_B).at(scaling)
         if base_result is None:
             base_result = base_layer(x)
         bias: Tensor = base_layer.bias
-        updated: Tensor = (gain - 1) * (base_result - bias) + gain * lora_B(lora_A(x)) * scaling
-        return updated
+        up = (gain * scaling)[:, None] * lora_B.weight
+        low_rank = F.linear(F.linear(x, lora_A.weight.to(dtype)), up.to(dtype))
+        return (gain - 1).to(dtype) * (base_result - bias) + low_rank
 
     @torch.no_grad()
     def _norms(self, base_layer: Any, lora_A: Any, lora_B: Any) -> RowNorms:
@@ -91,8 +97,7 @@ class Magnitude(nn.Module):
         up: Tensor = lora_B.weight
         # Every layer of this transformer has a bias; an offloaded one is on the device after the call.
         projected = base_layer(down.to(base_layer.bias.dtype)) - base_layer.bias
-        with torch.autocast(down.device.type, enabled=False):
-            return row_norms(self.base_norms, projected.float().T, down.float(), up.float())
+        return row_norms(self.base_norms, projected.float().T, down.float(), up.float())
 
 
 def target_modules(transformer: nn.Module, targets: str | Sequence[str]) -> list[str]:
@@ -148,6 +153,7 @@ def _inject_lora(transformer: LongCatImageTransformer2DModel, settings: LoraSett
     if settings.use_dora:
         for _, layer in lora_layers(transformer):
             layer.lora_magnitude_vector[ADAPTER] = Magnitude(layer)
+            layer.cast_input_dtype_enabled = False  # the magnitude casts the adapter to the base's type instead
 
 
 def _start_from(transformer: nn.Module, settings: LoraSettings, path: Path) -> None:

@@ -75,7 +75,7 @@ class HeldOutLoss:
         with at_strength(self._transformer, strength):
             for start in range(0, len(chosen), group.size):
                 place = start + group.rank
-                loss = loss_of(self._transformer, self._batch(chosen[place % len(chosen)]), dtype=self._encoders.dtype)
+                loss = loss_of(self._transformer, self._batch(chosen[place % len(chosen)]))
                 if place < len(chosen):
                     found[place] = loss
         self._transformer.train(was_training)

@@ -72,7 +72,7 @@ def test_the_loss_counts_what_the_mask_shows(folder: Path, model: Components) ->
 
     handle = model.transformer.register_forward_hook(keep)
     try:
-        loss = loss_of(model.transformer, batch, dtype=torch.float32)
+        loss = loss_of(model.transformer, batch)
     finally:
         handle.remove()
     loss.backward()

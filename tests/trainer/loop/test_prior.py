@@ -52,11 +52,11 @@ def test_the_target_is_the_prediction_of_the_base_alone(model: Components, optio
         for parameter in parameters:
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
     checkpoint_blocks(transformer, every=1)
-    made = with_prior(transformer, given, dtype=torch.float32)
+    made = with_prior(transformer, given)
     torch.testing.assert_close(made.target_BNC, expected, rtol=1e-5, atol=1e-5)
     assert not made.target_BNC.requires_grad
     assert transformer.training
-    loss = loss_of(transformer, made, dtype=torch.float32)
+    loss = loss_of(transformer, made)
     loss.backward()
     assert loss > 1e-4  # the adapter is on again, and its change is what the loss counts
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in parameters)
@@ -64,11 +64,11 @@ def test_the_target_is_the_prediction_of_the_base_alone(model: Components, optio
 
 def test_an_adapter_that_changes_nothing_has_no_loss(model: Components) -> None:
     transformer, _ = adapted(model)
-    made = with_prior(transformer, batch(transformer), dtype=torch.float32)
-    assert loss_of(transformer, made, dtype=torch.float32) < 1e-10
+    made = with_prior(transformer, batch(transformer))
+    assert loss_of(transformer, made) < 1e-10
 
 
 def test_other_batches_keep_their_target(model: Components) -> None:
     transformer, _ = adapted(model)
     given = batch(transformer, is_prior=False)
-    assert with_prior(transformer, given, dtype=torch.float32) is given
+    assert with_prior(transformer, given) is given

@@ -175,5 +175,5 @@ def kept_bytes(model: Components, load: Workload) -> int:
         image_ids_N3=latents.image_ids(height_px=load.height_px, width_px=load.width_px, max_tokens=32),
     )  # fmt: skip
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss_of(transformer, batch, dtype=dtype)
+        loss_of(transformer, batch)
     return sum(storage.nbytes() for storage in kept.values())

@@ -277,12 +277,11 @@ def _with_pefts_own(transformer: LongCatImageTransformer2DModel) -> None:
 
 
 def _velocity_in_training(model: Components, embeds: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        predicted = model.transformer(
-            hidden_states=NOISE.to(model.dtype), encoder_hidden_states=embeds,
-            timestep=torch.tensor([0.4], dtype=model.dtype), txt_ids=latents.text_ids(32),
-            img_ids=latents.image_ids(height_px=128, width_px=128, max_tokens=32), return_dict=False,
-        )[0]  # fmt: skip
+    predicted = model.transformer(
+        hidden_states=NOISE.to(model.dtype), encoder_hidden_states=embeds,
+        timestep=torch.tensor([0.4], dtype=model.dtype), txt_ids=latents.text_ids(32),
+        img_ids=latents.image_ids(height_px=128, width_px=128, max_tokens=32), return_dict=False,
+    )[0]  # fmt: skip
     return predicted.float()
 
 
