@@ -9,8 +9,9 @@ by itself), and on how weights are stored:
 - torchao saves the dequantized weight: without checkpointing, the whole base again, at full precision;
 - an offloaded base does too: a block that has been brought to the device stays there until the backward pass.
 
-A tensor's size is rows (batch times tokens) times width times bytes an element. CUDA differs from a CPU in that the mask of PEFT's
-dropout takes a byte, and a layer norm's mean and deviation are float32 (torch, ``Dropout.cpp``, ``layer_norm_kernel.cu``).
+A tensor's size is rows (batch times tokens) times width times bytes an element. CUDA differs from a CPU in that the mask of
+PEFT's dropout takes a byte, and a layer norm's mean and deviation are float32 (torch, ``Dropout.cpp``,
+``layer_norm_kernel.cu``).
 """
 
 from collections.abc import Callable
