@@ -1,1 +1,1 @@
-"""The studio: a web page for people who do not want a terminal. It talks to the service over HTTP; no torch."""
+"""The studio: a web interface to the service and to training. It calls the service over HTTP; no torch."""

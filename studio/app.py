@@ -1,4 +1,4 @@
-"""The studio's pages, put together."""
+"""The studio's web application."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -36,7 +36,7 @@ _PAGES = (preferences, generate_pages, dataset_pages, train_pages, job_pages, ad
 
 
 def create_app(config: StudioConfig) -> FastAPI:
-    """The app; its own service, if it has one, runs as long as it does."""
+    """Return the app; its own service, if it has one, runs as long as the app."""
     service: OwnService | ServiceConnection = (
         OwnService(config)
         if config.service_url is None

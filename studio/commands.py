@@ -29,7 +29,7 @@ _SHUTDOWN_SECONDS = 2
 @click.command()
 @command_options(StudioConfig)
 def server(**options: Any) -> None:
-    """Serve the studio, a web page, on port 8001: draw, train, look after adapters."""
+    """Serve the studio, a web interface, on port 8001: generate, train, manage adapters."""
     set_up_logging()
     config = configure(StudioConfig, options)
     open_storage(config.adapters_uri, endpoint_url=config.adapters_endpoint_url)  # reject a wrong URI at once
@@ -46,7 +46,7 @@ def server(**options: Any) -> None:
 
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
-    """Create the directory and keep other studios out of it. Raises ``ConfigError``."""
+    """Create the directory and lock it against other studios. Raises ``ConfigError``."""
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         stream = (home / "lock").open("a")

@@ -1,4 +1,4 @@
-"""The configuration of the studio, from which ``longcat.options`` makes options, environment variables and reference."""
+"""The configuration of the studio. ``longcat.options`` derives options, environment variables and reference from it."""
 
 import ipaddress
 from dataclasses import replace
@@ -16,7 +16,7 @@ from longcat.validation import ProblemValueError
 from studio.jobs.cluster_settings import ClusterSettings, read_cluster_settings
 
 _SHORTEST_TOKEN = 16
-"""Characters: too many to be guessed over a network."""
+"""Characters of the shortest token that cannot be guessed over a network."""
 
 _Count = Annotated[int, Field(ge=1)]
 
@@ -29,12 +29,12 @@ class StudioConfig(Configuration):
     port: Annotated[int, Field(ge=1, le=65535)] = 8001
     """Port to listen on; 8001, as SimpleTuner's web page."""
     token: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
-    """Token that browsers log in with and programs send as a bearer token; without one, everyone who reaches
+    """Token that browsers log in with and programs send as a bearer token; without a token, everyone who reaches
     the port may do everything."""
     home: Annotated[Path, Field(validate_default=True), Flag(metavar="DIRECTORY")] = Path("~/.local/share/lithograph")
-    """Directory of everything that the studio keeps: images, datasets, jobs, adapters."""
+    """Directory of everything that the studio stores: images, datasets, jobs, adapters."""
     service_url: Annotated[str | None, Flag(metavar="URL", default="one of its own")] = None
-    """Service that generates."""
+    """URL of the inference service."""
     service_admin_key: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
     """Admin key of that service, for requests that change adapters."""
     flavour: str = "auto"
@@ -48,19 +48,19 @@ class StudioConfig(Configuration):
     data_roots: Annotated[
         Directories, Flag(name="data-root", metavar="DIRECTORY", default="your home, on loopback")
     ] = ()
-    """Directory below which datasets may be picked, beside those that were uploaded. Repeatable."""
+    """Directory below which datasets may be chosen, in addition to uploaded ones. Repeatable."""
     destinations: Annotated[
         tuple[str, ...], Flag(name="allow-destination", metavar="URI", default="all of S3 and HTTP, on loopback")
     ] = ()
     """Address that trainings may read from, publish to or report to, beside the studio's own adapters: s3://bucket/prefix,
     file:///directory or http(s)://host:port, and what is below it. Repeatable."""
     parallel_jobs: _Count = 1
-    """Trainings at once on this machine; the others wait."""
+    """Trainings that run at once on this machine; further ones are queued."""
     stop_jobs: bool = False
     """Stop trainings on this machine, with a checkpoint, when the studio stops, and resume them when it starts: for
     containers, which would kill them. By default they outlive the studio."""
     cluster: Annotated[ClusterSettings | None, Flag(metavar="FILE|JSON")] = None
-    """Kubernetes cluster as another place for trainings, and what they request of it: a file, or JSON such as {} or
+    """Kubernetes cluster that can run trainings, and the resources they request: a file, or JSON such as {} or
     {"gpus": 1, …}."""
     max_upload_mib: _Count = 512
     """Largest upload: a dataset's images, or an adapter."""
@@ -138,7 +138,7 @@ class StudioConfig(Configuration):
 
     @property
     def is_local(self) -> bool:
-        """True if only this machine can reach the studio."""
+        """Return True if only this machine can reach the studio."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -146,15 +146,15 @@ class StudioConfig(Configuration):
 
     @property
     def picked_from(self) -> tuple[Path, ...]:
-        """Directories below which datasets may be picked; on one's own machine, one's own files unless others are given."""
+        """Return the directories of selectable datasets; on loopback, the user's home by default."""
         return self.data_roots or ((Path.home(),) if self.is_local else ())
 
     @property
     def reachable(self) -> tuple[str, ...] | None:
-        """Addresses that trainings may use; None for all of S3 and HTTP, on one's own machine unless some are given."""
+        """Return the addresses that trainings may use; None, the default on loopback, for all."""
         return None if self.is_local and not self.destinations else self.destinations
 
     @property
     def adapters_uri(self) -> str:
-        """Storage of adapters: ``file:///directory`` or ``s3://bucket/prefix``."""
+        """Return the URI of the adapter storage: ``file:///directory`` or ``s3://bucket/prefix``."""
         return self.adapters or (self.home / "adapters").as_uri()

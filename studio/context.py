@@ -1,4 +1,4 @@
-"""Context that the pages share: configuration, the service, and all that the studio stores."""
+"""The context that all pages share: configuration, the service, and everything that the studio stores."""
 
 from dataclasses import dataclass
 
@@ -29,6 +29,6 @@ class StudioContext:
 
 
 def studio_of(request: Request) -> StudioContext:
-    """The one that answers a request."""
+    """Return the studio that handles a request."""
     studio: StudioContext = request.app.state.studio
     return studio

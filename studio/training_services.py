@@ -1,4 +1,4 @@
-"""Services behind the training pages: datasets, jobs and their executors, the memory plan. No torch."""
+"""The services behind the training pages: datasets, jobs with their executors, the memory plan. No torch."""
 
 from studio.config import StudioConfig
 from studio.datasets.datasets import Datasets, Scans
@@ -6,16 +6,16 @@ from studio.datasets.thumbnails import Thumbnails
 from studio.datasets.uploads import UploadLimits
 from studio.jobs.executor import Executor, LocalExecutor
 from studio.jobs.queue import JobQueue
-from studio.jobs.record import PlaceName
+from studio.jobs.record import ExecutorName
 from studio.training.boundary import Boundary
 from studio.training.devices import LocalDevices
 
 _UNPACKED = 8
-"""Times as large as it comes, an upload may be unpacked; pictures hardly shrink in a zip."""
+"""Largest ratio of an upload's unpacked size to its size; pictures hardly shrink in a zip."""
 
 
 class TrainingServices:
-    """All of it, below one home."""
+    """All training services, below one home directory."""
 
     def __init__(self, config: StudioConfig) -> None:
         cache = config.home / "cache"
@@ -26,23 +26,23 @@ class TrainingServices:
         self.devices = LocalDevices()
         own = (config.adapters_uri, *filter(None, [config.adapters_endpoint_url]))
         self.boundary = Boundary(datasets=self.datasets, own=own, destinations=config.reachable)
-        places: dict[PlaceName, Executor] = {
+        executors: dict[ExecutorName, Executor] = {
             "local": LocalExecutor(cache=cache / "training", adapters=config.adapters_uri, boundary=self.boundary)
         }
         if config.cluster is not None:
             from studio.jobs.cluster_executor import ClusterExecutor  # its client takes a second to import
 
-            places["kubernetes"] = ClusterExecutor(config.cluster)
+            executors["kubernetes"] = ClusterExecutor(config.cluster)
         self._stop_jobs = config.stop_jobs
-        self.jobs = JobQueue(config.home / "jobs", places, parallel=config.parallel_jobs)
+        self.jobs = JobQueue(config.home / "jobs", executors, parallel=config.parallel_jobs)
 
     def start(self) -> None:
-        """Look after the queue."""
+        """Start running the queue."""
         self.devices.start()
         self.jobs.start()
 
     def close(self) -> None:
-        """Stop; trainings go on, or are suspended."""
+        """Stop the queue; trainings continue, or are suspended."""
         self.jobs.close()
         if self._stop_jobs:
             self.jobs.suspend()

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 import playwright.sync_api
 import pytest
 
+from studio.jobs.executor import LocalExecutor
+
 _STARTERS = (subprocess, multiprocessing, playwright.sync_api.sync_playwright)
 _OURS = ("tests.", "recipes.", "loadtest.")
 """Packages whose functions are followed."""
-_STARTING_NAMES = {"LocalPlace", "_dynamo"}
-"""What starts other programs inside the product and torch: the studio's trainings, and the compiler."""
+_STARTING_NAMES = {LocalExecutor.__name__, "_dynamo"}
+"""Names that start other programs inside the product and torch: the studio's trainings, and the compiler."""
 
 
 def is_fast(item: pytest.Item) -> bool:

@@ -85,7 +85,7 @@ def gallery(folder: Path, _: Components) -> None:
     now = datetime.now(UTC)
     picture = GalleryPicture(
         id=new_id(now), created=now, recipe=PictureRecipe(prompt="a cat"), flavour="embedded", model_hash="0", seconds=1,
-        drawn_prompt="",
+        effective_prompt="",
     )  # fmt: skip
     Gallery(folder / "gallery").add(noise(), picture)
 

@@ -1,4 +1,4 @@
-"""The adapters in storage: names, versions, and how each came about."""
+"""The adapters in storage: their names, versions and origins."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -20,26 +20,26 @@ from studio.web.validation_scene import scene_of
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogueEntry:
-    """One adapter: what its name means, and every version."""
+    """One adapter: its latest version, and all versions."""
 
     name: str
     latest: int | None
-    """None if nothing was made the latest."""
+    """None if no version is the latest."""
     versions: tuple[Manifest, ...]
-    """That can be read, newest first."""
+    """Readable versions, newest first."""
     broken: Mapping[int, Problem]
     """Versions whose manifest cannot be read, and why."""
     latest_problem: Problem | None = None
-    """Why it is not known which version is the latest."""
+    """The problem that keeps the latest version from being known."""
 
     @property
     def shown(self) -> Manifest | None:
-        """The version that stands for all: the latest, else the newest."""
+        """Return the version that represents the adapter: the latest, else the newest."""
         chosen = [manifest for manifest in self.versions if manifest.version == self.latest]
         return next(iter(chosen or self.versions), None)
 
     def before(self, version: int) -> int | None:
-        """The version to roll back to."""
+        """Return the version to roll back to."""
         return next((manifest.version for manifest in self.versions if manifest.version < version), None)
 
 
@@ -53,7 +53,7 @@ class ValidationImage:
 
 
 class AdapterCatalogue:
-    """Adapter storage, with copies of what was looked at: a version never changes."""
+    """Adapter storage, with a cache of what was read: a version never changes."""
 
     def __init__(self, uri: str, *, endpoint_url: str | None, cache: Path) -> None:
         self._storage = open_storage(uri, endpoint_url=endpoint_url)
@@ -61,41 +61,41 @@ class AdapterCatalogue:
 
     @property
     def uri(self) -> str:
-        """URI of the storage."""
+        """Return the URI of the storage."""
         return self._storage.uri
 
     def all(self) -> list[CatalogueEntry]:
-        """Every adapter, by name. Raises ``StorageError`` if storage cannot be reached."""
+        """Return every adapter, by name. Raises ``StorageError`` if storage cannot be reached."""
         versions = defaultdict(list)
         for name, version in adapter.list_versions(self._storage):
             versions[name].append(version)
         return [self._entry(name, versions[name]) for name in sorted(versions)]
 
     def get(self, name: str) -> CatalogueEntry:
-        """One adapter. Raises ``UnknownAdapterError`` if there is none."""
+        """Return one adapter. Raises ``UnknownAdapterError`` if there is none."""
         _check(name)
         if not (versions := [version for _, version in adapter.list_versions(self._storage, name)]):
             raise _unknown(name)
         return self._entry(name, versions)
 
     def manifest(self, name: str, version: int) -> Manifest:
-        """One version. Raises ``AdapterError``."""
+        """Return the manifest of one version. Raises ``AdapterError``."""
         _check(name)
         return adapter.find(self._storage, Reference(name=name, version=version))
 
     def weights(self, manifest: Manifest) -> Path:
-        """Its file, every byte checked."""
+        """Return the path of its weights, after checking their hash."""
         return fetch(self._storage, manifest, self._cache / "weights")
 
     def validation_images(self, manifest: Manifest) -> list[ValidationImage]:
-        """Its validation pictures, with what each shows."""
+        """Return the validation pictures of a version, with their prompts."""
         return [
             ValidationImage(key=key, prompt=str(scene_of(self.validation_image(manifest, key)).get("prompt", "")))
             for key in manifest.validation_images
         ]
 
     def validation_image(self, manifest: Manifest, key: str) -> Path:
-        """One validation picture. Raises ``PictureNotFoundError`` if the manifest names none of that key."""
+        """Return one validation picture. Raises ``PictureNotFoundError`` if the manifest has no such key."""
         if key not in manifest.validation_images:
             raise PictureNotFoundError
         path = self._cache / "proofs" / manifest.weights.sha256 / f"{manifest.version}-{Path(key).name}"
@@ -106,12 +106,12 @@ class AdapterCatalogue:
         return path
 
     def make_latest(self, name: str, version: int) -> None:
-        """Let the name mean this version."""
+        """Make this version the latest."""
         self.manifest(name, version)
         set_latest(self._storage, name, version)
 
     def remove(self, name: str, version: int | None) -> None:
-        """Remove one version, or all, for good."""
+        """Delete one version, or all, permanently."""
         _check(name)
         if version is None:
             remove_adapter(self._storage, name)
@@ -130,7 +130,7 @@ class AdapterCatalogue:
         for number in sorted(numbers, reverse=True):
             try:
                 versions.append(adapter.read_manifest(self._storage, name, number))
-            except (AdapterError, StorageError) as error:  # this version's alone: the listing has just been read
+            except (AdapterError, StorageError) as error:  # only this version's error: the listing has just been read
                 broken[number] = error.problems[0]
         return CatalogueEntry(
             name=name, latest=latest, versions=tuple(versions), broken=broken, latest_problem=latest_problem

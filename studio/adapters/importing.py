@@ -1,4 +1,4 @@
-"""Publishing uploaded LoRA files of other programs, by ``lithograph adapters import`` in a process that imports torch."""
+"""Import of LoRA files uploaded in a browser, by ``lithograph adapters import`` in a process that imports torch."""
 
 import asyncio
 import dataclasses
@@ -32,7 +32,7 @@ _STORAGE_ERRORS: Mapping[str, type[StorageError]] = {
     StorageError.code: StorageError,
     **{kind.code: kind for kind in StorageError.__subclasses__()},
 }
-"""Errors of an import that are not the file's, by their code."""
+"""Codes of import errors that are about storage, not about the file."""
 
 
 class Importer:
@@ -69,7 +69,7 @@ class Importer:
 
         try:
             reply: dict[str, Any] = json.loads(output)
-        except ValueError as error:  # it was killed, or failed for an unforeseen reason
+        except ValueError as error:  # it was killed, or failed unexpectedly
             reason = rename(log.strip().rpartition("\n")[2])
             raise ImportRefusedError(
                 "import_failed", "the import ended with exit code {exit_code}: {reason}",
@@ -82,7 +82,7 @@ class Importer:
 
 
 def _renamed(problem: Problem, rename: Callable[[str], str]) -> Problem:
-    """Return the problem with paths of the upload as the browser named them."""
+    """Return the problem with the uploaded files' own names in place of paths."""
 
     def value(given: object) -> object:
         if isinstance(given, Problem):
@@ -151,7 +151,7 @@ async def _run(command: Sequence[str]) -> tuple[int, str, str]:
         raise ImportTimeoutError(
             "import_timeout", "the import took more than {seconds} s and was stopped", seconds=_TIMEOUT_SECONDS
         ) from error
-    finally:  # also when the request is cancelled: the program must not outlive it
+    finally:  # also if the request is cancelled: the program must not outlive it
         if process.returncode is None:
             process.kill()
             await process.wait()

@@ -1,4 +1,4 @@
-"""Adapters: what there is, where each came from, which version its name means; others' files in, ours out."""
+"""The Adapters pages: versions and their origins, the latest version, import and export."""
 
 import asyncio
 import hashlib
@@ -35,16 +35,16 @@ _MOST_WORDS = 200
 _CURVE_PX = (320, 80)
 _PROOFS = 24
 _KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
-"""A version never changes; its address carries its number."""
+"""Headers of a version's files, which never change; the URL carries the version."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogueFragment:
-    """The list as it is shown."""
+    """The rendered list."""
 
     text: Markup
     digest: str
-    """Of the text."""
+    """Hash of the text."""
 
 
 def _adapter_name(text: str) -> str:
@@ -69,13 +69,13 @@ class _ImportForm(BaseModel):
 
     name: Annotated[str, AfterValidator(_adapter_name)]
     trigger_words: Annotated[str, Field(max_length=_MOST_WORDS)] = ""
-    """Separated by commas."""
+    """Trigger words, separated by commas."""
     file: list[UploadFile]
 
 
 @router.get("/adapters")
 async def adapters_page(request: Request) -> Response:
-    """All of them."""
+    """Show all adapters."""
     studio = studio_of(request)
     return render(
         request, "adapters/page.html", catalogue=await _catalogue(request), max_mib=studio.config.max_upload_mib
@@ -93,20 +93,20 @@ async def adapters_list(request: Request, seen: str = "") -> Response:
 
 @router.post("/adapters")
 async def import_adapter(request: Request) -> Response:
-    """Publish another program's file."""
+    """Import another program's file."""
     studio = studio_of(request)
     async with request.form(max_files=2, max_fields=8) as form:
         files = [file for file in form.getlist("file") if isinstance(file, UploadFile) and file.filename]
         fields = read_form(_ImportForm, form, **({"file": files} if files else {}))
         words = [word.strip() for word in fields.trigger_words.split(",") if word.strip()]
         published = await studio.importer.publish(files, fields.name, words, flavour=_flavour(studio))
-    await _look_again(studio, fields.name)
+    await _refresh_service(studio, fields.name)
     return render(request, "adapters/imported.html", published=published, catalogue=await _catalogue(request))
 
 
 @router.get("/adapters/{name}/{version}")
 async def version_page(request: Request, name: str, version: Version) -> Response:
-    """One version: its lineage, its losses and its pictures."""
+    """Show one version: its lineage, losses and validation pictures."""
     studio = studio_of(request)
     entry = await asyncio.to_thread(studio.catalogue.get, name)
     manifest = await asyncio.to_thread(studio.catalogue.manifest, name, version)
@@ -127,7 +127,7 @@ async def version_page(request: Request, name: str, version: Version) -> Respons
 
 @router.get("/adapters/{name}/{version}/file")
 async def version_file(request: Request, name: str, version: Version) -> Response:
-    """The weights, as diffusers and other programs read them."""
+    """Send the weights in the format that diffusers and other programs read."""
     studio = studio_of(request)
     manifest = await asyncio.to_thread(studio.catalogue.manifest, name, version)
     path = await asyncio.to_thread(studio.catalogue.weights, manifest)
@@ -136,7 +136,7 @@ async def version_file(request: Request, name: str, version: Version) -> Respons
 
 @router.get("/adapters/{name}/{version}/pictures/{key:path}")
 async def version_picture(request: Request, name: str, version: Version, key: str) -> Response:
-    """A validation picture."""
+    """Send a validation picture."""
     studio = studio_of(request)
     manifest = await asyncio.to_thread(studio.catalogue.manifest, name, version)
     return FileResponse(
@@ -146,16 +146,16 @@ async def version_picture(request: Request, name: str, version: Version, key: st
 
 @router.post("/adapters/{name}/{version}/latest")
 async def make_latest(request: Request, name: str, version: Version) -> Response:
-    """Let the name mean this version: back, or forward again."""
+    """Make this version the latest: a rollback, or its reversal."""
     studio = studio_of(request)
     await asyncio.to_thread(studio.catalogue.make_latest, name, version)
-    await _look_again(studio, name)
+    await _refresh_service(studio, name)
     return render(request, "adapters/list.html", catalogue=await _catalogue(request))
 
 
 @router.post("/adapters/{name}/{action}")
 async def pin(request: Request, name: str, action: str) -> Response:
-    """Keep an adapter's newest version ready in a slot of the service, or no longer."""
+    """Pin or unpin an adapter: a pinned one keeps its newest version loaded in a slot of the service."""
     studio = studio_of(request)
     client = studio.service.client
     match action:
@@ -170,20 +170,20 @@ async def pin(request: Request, name: str, action: str) -> Response:
 
 @router.delete("/adapters/{name}/{version}")
 async def remove_version(request: Request, name: str, version: Version) -> Response:
-    """Remove one version for good."""
+    """Delete one version permanently."""
     return await _remove(request, name, version)
 
 
 @router.delete("/adapters/{name}")
 async def remove_adapter(request: Request, name: str) -> Response:
-    """Remove an adapter, all its versions, for good."""
+    """Delete an adapter with all its versions permanently."""
     return await _remove(request, name, None)
 
 
 async def _remove(request: Request, name: str, version: int | None) -> Response:
     studio = studio_of(request)
     await asyncio.to_thread(studio.catalogue.remove, name, version)
-    await _look_again(studio, name)
+    await _refresh_service(studio, name)
     return render(request, "adapters/list.html", catalogue=await _catalogue(request))
 
 
@@ -206,8 +206,8 @@ async def _served(studio: StudioContext) -> Mapping[str, AdapterStatus]:
         return {}
 
 
-async def _look_again(studio: StudioContext, name: str) -> None:
-    """Have the service see a change now and not in a few seconds; where it does not answer it will see it later."""
+async def _refresh_service(studio: StudioContext, name: str) -> None:
+    """Make the service read storage now instead of at its next poll. Ignored if the service does not answer."""
     if studio.service.state is ConnectionState.READY:
         try:
             await studio.service.client.load_adapter(name)
@@ -216,7 +216,7 @@ async def _look_again(studio: StudioContext, name: str) -> None:
 
 
 def _flavour(studio: StudioContext) -> str:
-    """Return the flavour that an import is for: the served one, if its name can be resolved here."""
+    """Return the flavour of an import: the served one, if its name can be resolved here."""
     info = studio.service.info
     if studio.service.is_own and studio.config.flavour != AUTO:
         return studio.config.flavour
@@ -231,7 +231,7 @@ def _flavour(studio: StudioContext) -> str:
 
 
 def _curve(losses: Sequence[float]) -> str:
-    """Losses as the points of a line, in a box of ``_CURVE_PX``."""
+    """Return losses as the points of a polyline in a box of ``_CURVE_PX``."""
     if len(losses) < 2:
         return ""
     width, height = _CURVE_PX

@@ -1,1 +1,1 @@
-"""The connection to the service that generates, and a service of the studio's own."""
+"""The connection to the inference service, and the studio's own service process."""

@@ -1,4 +1,4 @@
-"""A service of the studio's own: ``lithograph serve`` as a child process, started again when it ends."""
+"""The studio's own service: ``lithograph serve`` as a child process, restarted when it ends."""
 
 import asyncio
 import contextlib
@@ -22,10 +22,10 @@ log = logging.getLogger("lithograph.studio")
 
 _GRACE_SECONDS = 5
 _PATIENCE_SECONDS = 20
-"""From SIGTERM to SIGKILL: more than it takes to drain."""
+"""Time from SIGTERM to SIGKILL; longer than draining takes."""
 _LONGEST_PAUSE_SECONDS = 30.0
 _LONG_LIFE_SECONDS = 60.0
-"""Lifetime after which a process counts as healthy, so that the next is started at once."""
+"""Lifetime after which a process counts as healthy; its successor then starts without delay."""
 
 
 class OwnService:
@@ -41,7 +41,7 @@ class OwnService:
         self.connection = ServiceConnection(f"http://127.0.0.1:{self._port}", is_own=True)
 
     async def start(self) -> None:
-        """Start the process, and start another whenever it ends."""
+        """Start the process, and restart it whenever it ends."""
         await asyncio.to_thread(self._end_orphan)
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         self._supervision = asyncio.create_task(self._supervise())
@@ -108,7 +108,7 @@ class OwnService:
             write_atomically(self._record, f"{pid} {started_after_boot(pid)}\n".encode(), durable=False)
 
     def _end_orphan(self) -> None:
-        """Kill the service of a studio that was killed itself; the service would otherwise hold its memory for ever."""
+        """Kill the service left by a studio that was killed; it would hold its memory forever."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             pid, started = self._record.read_text(encoding="utf-8").split()
             if is_process(int(pid), float(started)):

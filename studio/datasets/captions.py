@@ -1,4 +1,4 @@
-"""A picture's captions, in the text file beside it: read as the trainer reads them, written whole. No torch."""
+"""Captions in the text file beside a picture: read as the trainer reads them, written atomically. No torch."""
 
 import unicodedata
 from pathlib import Path
@@ -13,7 +13,7 @@ _MOST_BYTES = 2**20
 
 
 def caption_file(picture: Path) -> Path:
-    """The text file of a picture, there or not: the name's, also in other case or Unicode form, or ``NAME.png.txt``."""
+    """Return a picture's caption file, existing or not: ``NAME.txt`` in any case or Unicode form, or ``NAME.png.txt``."""
     by_name = {_same(entry.name): entry for entry in sorted(picture.parent.iterdir())}
     names = [
         name for ending in (".txt", ".caption") for name in (picture.with_suffix(ending).name, picture.name + ending)
@@ -22,7 +22,7 @@ def caption_file(picture: Path) -> Path:
 
 
 def read_captions(picture: Path) -> str:
-    """All of them, one a line; empty if there are none. Raises ``DataError`` if the file is no text."""
+    """Return the captions, one a line; empty if there are none. Raises ``DataError`` if the file is not text."""
     path = caption_file(picture)
     try:
         if path.stat().st_size > _MOST_BYTES:
@@ -41,7 +41,7 @@ def read_captions(picture: Path) -> str:
 
 
 def write_captions(picture: Path, text: str) -> None:
-    """Replace them. Raises ``DataError`` for a text that no caption can be, ``StorageError`` if the disk refuses."""
+    """Replace the captions. Raises ``DataError`` for an invalid text, ``StorageError`` if it cannot be written."""
     lines = [line.strip() for line in text.replace("\0", "").splitlines()]
     text = "\n".join(line for line in lines if line)
     if len(text) > MOST_CHARACTERS:

@@ -1,6 +1,6 @@
-"""Datasets as the studio sees them: folders of pictures, uploaded ones and those that the operator lets it see. No torch.
+"""Datasets of the studio: folders of pictures, uploaded or below the operator's data roots. No torch.
 
-What is in one, and what a training would drop, is what the trainer's own scan says.
+The trainer's own scan determines the contents of a dataset and the pictures that a training would drop.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from trainer.data.scanning.dataset_scan import ScanOptions
 Strategy = Literal["textfile", "filename", "csv", "json", "jsonl"]
 _NAME = re.compile(r"\w[\w .-]{0,63}")
 _WAIT_SECONDS = 2.0
-"""A scan that takes longer is asked for again."""
+"""Longest wait for a scan's result; after it the page polls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,11 @@ class Dataset:
     """A folder of pictures."""
 
     name: str
-    """Of the folder."""
+    """Name of the folder."""
     folder: Path
-    """Absolute, without links."""
+    """Absolute path, with links resolved."""
     is_uploaded: bool
-    """Whether it is the studio's own, to be added to and deleted."""
+    """True for a dataset of the studio itself, which can be extended and deleted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +51,15 @@ class ScanTerms:
     """Options of a training that decide which pictures it can use."""
 
     flavour: str = "embedded"
-    """Of which the captions are to be short enough; only a model that is on this machine anyway can tell."""
+    """Flavour whose token limit captions are checked against, if its tokenizer is on this machine."""
     resolution: str = "128"
-    """As in a configuration."""
+    """The training option of the same name."""
     caption_strategy: Strategy = "textfile"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanProgress:
-    """A scan under way."""
+    """Progress of a running scan."""
 
     done: int
     total: int
@@ -74,16 +74,16 @@ class Datasets:
         self.roots = tuple(root.expanduser().resolve() for root in roots)
 
     def list(self) -> list[Dataset]:
-        """Uploaded ones, then the roots and the folders right below them that have pictures, by name."""
+        """Return uploaded datasets, then the roots and their direct subfolders that have pictures, by name."""
         others = [folder for root in self.roots for folder in (root, *_visible(root)) if _has_pictures(folder)]
         found = []
         for folder in (*_visible(self.uploads), *others):
-            with suppress(DataError):  # a link that leads elsewhere is not for us to see
+            with suppress(DataError):  # a link out of the allowed roots
                 found.append(self.open(str(folder)))
         return found
 
     def open(self, path: str) -> Dataset:
-        """The folder of that path. Raises ``DataError`` if it is not there or not below an allowed root."""
+        """Return the dataset at a path. Raises ``DataError`` if it does not exist or is not below an allowed root."""
         folder = self.allowed(Path(path))
         if not folder.is_dir():
             raise DataError(
@@ -93,7 +93,7 @@ class Datasets:
         return Dataset(name=folder.name, folder=folder, is_uploaded=folder.parent == self.uploads)
 
     def file(self, dataset: Dataset, key: str) -> Path:
-        """A file of a dataset. Raises ``DataError`` if it is not there, or a link leads out of the allowed roots."""
+        """Return a file's path. Raises ``DataError`` if it does not exist, or a link leads out of the allowed roots."""
         path = self.allowed(dataset.folder / key)
         if not path.is_file():
             raise DataError(
@@ -103,7 +103,7 @@ class Datasets:
         return path
 
     def free_name(self, requested: str) -> str:
-        """A name that an uploaded dataset can have, from what was typed. Raises ``DataError`` if it is taken or empty."""
+        """Turn a typed text into a valid name of an uploaded dataset. Raises ``DataError`` if it is taken or empty."""
         name = re.sub(r"[^\w .-]", "", unicodedata.normalize("NFC", requested)).strip(" .-_")[:64].strip()
         if not _NAME.fullmatch(name):
             raise DataError(
@@ -118,7 +118,7 @@ class Datasets:
         return name
 
     def delete(self, dataset: Dataset) -> None:
-        """Remove an uploaded dataset for good. Raises ``DataError`` for one that is not the studio's."""
+        """Delete an uploaded dataset permanently. Raises ``DataError`` for any other dataset."""
         if not dataset.is_uploaded:
             raise DataError(
                 "dataset_not_uploaded", "the dataset was not uploaded here",
@@ -133,22 +133,22 @@ class Datasets:
         """Resolve a path, ``~`` included. Raises ``DataError`` if it is not below an allowed root."""
         try:
             found = path.expanduser().resolve()
-        except (OSError, RuntimeError, ValueError) as error:  # no such user, a loop of links, a zero byte
+        except (OSError, RuntimeError, ValueError) as error:  # no such user, a loop of links, a null byte
             raise DataError(
                 "dataset_path_unresolvable", "cannot be followed: {reason}",
                 field="path", value=str(path), reason=reason_of(error),
             ) from error  # fmt: skip
         if not any(found.is_relative_to(root) for root in (self.uploads, *self.roots)):
-            places = ", ".join(map(str, (self.uploads, *self.roots)))
+            allowed = ", ".join(map(str, (self.uploads, *self.roots)))
             raise DataError(
                 "dataset_path_not_allowed", "not below {folders}", remedy="start the studio with --data-root to allow more",
-                field="path", value=str(path), folders=places,
+                field="path", value=str(path), folders=allowed,
             )  # fmt: skip
         return found
 
 
 class Scans:
-    """Looks through datasets in a thread, one after the other; what was learnt of pictures is kept from scan to scan."""
+    """Scans of datasets in one background thread. Facts about pictures are cached from scan to scan."""
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
@@ -157,7 +157,7 @@ class Scans:
         self._running: dict[tuple[Path, ScanTerms], tuple[Future[Inventory], list[int]]] = {}
 
     def close(self) -> None:
-        """Wait for none that is still to come."""
+        """Cancel the queued scans."""
         self._pool.shutdown(cancel_futures=True)
 
     def ask(
@@ -181,7 +181,7 @@ class Scans:
         return inventory
 
     def problems(self, config: TrainConfig) -> tuple[Problem, ...]:
-        """Return why a training's data cannot be used; nothing if they can, or if that takes long to find out."""
+        """Return the problems of a training's data; empty if there are none, or if the scan takes long."""
         if any(data.type != "local" for data in config.datasets):
             return ()
         future = self._pool.submit(scan, config.datasets, scan_options(config, None))
@@ -215,7 +215,7 @@ class Scans:
 
 
 def dataset_config(dataset: Dataset, terms: ScanTerms) -> DatasetConfig:
-    """The dataset as a training is told of it."""
+    """Return the dataset's entry in a training configuration."""
     name = re.sub(r"[^\w .-]", "", dataset.name).lstrip(" .-") or "pictures"
     return DatasetConfig(id=name, instance_data_dir=str(dataset.folder), caption_strategy=terms.caption_strategy)
 
@@ -233,7 +233,7 @@ def _sizes(resolution: str) -> tuple[str | float, ...]:
 def _visible(folder: Path) -> list[Path]:
     try:
         return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError:  # not for us to see: there is nothing to offer
+    except OSError:  # not readable: offer none of its folders
         return []
 
 

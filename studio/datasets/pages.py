@@ -1,4 +1,4 @@
-"""The Datasets pages: what there is, what is in it and what a training would drop, uploads, captions in place."""
+"""The Datasets pages: the list, contents and dropped pictures of a dataset, uploads, caption editing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,12 +39,12 @@ _REFRESH_SECONDS = 10.0
 _STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 _FLAVOURS = ("embedded", "final", "dev")
 _USUAL = {"embedded": "128", "final": "1024", "dev": "1024"}
-"""Resolutions that the models were trained at."""
+"""Resolutions at which the models were trained."""
 
 
 @router.get("")
 def list_page(request: Request) -> Response:
-    """All of them, and forms for another."""
+    """Show all datasets, and the forms that add one."""
     training = studio_of(request).training
     cards = [card_of(dataset) for dataset in training.datasets.list()]
     return render(request, "datasets.html", cards=cards, roots=training.datasets.roots, url=_url)
@@ -52,7 +52,7 @@ def list_page(request: Request) -> Response:
 
 @router.post("")
 async def upload(request: Request) -> Response:
-    """Make a dataset of uploaded files."""
+    """Create a dataset from uploaded files."""
     training = studio_of(request).training
     async with request.form(max_files=training.limits.files, max_fields=_FORM_FIELDS) as form:
         with _problems_beside("name"):
@@ -100,7 +100,7 @@ def view(
 ) -> Response:
     """Show the contents of a dataset. A long scan is shown in progress, and the page polls for its result.
 
-    ``refresh``: for a page that shows them already; nothing if the scan takes long.
+    ``refresh``: the page shows the contents already; the reply is empty if the scan takes long.
     """
     training = studio_of(request).training
     dataset = training.datasets.open(path)
@@ -147,7 +147,7 @@ async def save_caption(request: Request) -> Response:
 
 @router.get("/thumbnail")
 def thumbnail(request: Request, path: str, key: str, large: bool = False) -> Response:
-    """A picture of a dataset, small."""
+    """Send a thumbnail of a picture."""
     training = studio_of(request).training
     try:
         picture = training.datasets.file(training.datasets.open(path), key)
@@ -157,7 +157,7 @@ def thumbnail(request: Request, path: str, key: str, large: bool = False) -> Res
         raise PageNotFoundError
     try:
         content = training.thumbnails.of(picture, side_px=_LARGE_PX) if large else training.thumbnails.of(picture)
-    except DataError:  # why not is said beside it
+    except DataError:  # the page shows the problem beside it
         return FileResponse(STATIC_FOLDER / "no-picture.svg")
     headers = {"Cache-Control": f"private, max-age={_PICTURE_SECONDS}"}
     return Response(content, media_type="image/webp", headers=headers)
@@ -170,24 +170,24 @@ class LeftOut:
     key: str
     problem: Problem
     is_picture: bool
-    """Whether there is something to show, and perhaps a caption to write."""
+    """True if the file can be shown as a picture, and perhaps captioned."""
     caption: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A scan, as a page shows it."""
+    """The result of a scan, for one page of pictures."""
 
     inventory: Inventory
     buckets: tuple[tuple[str, int, float], ...]
-    """Size, pictures, and their number as a share of the largest bucket's."""
+    """Size, number of pictures, and that number as a share of the largest bucket's."""
     captions: int
     samples: tuple[Sample, ...]
-    """Of this page."""
+    """Samples on this page."""
     left_out: tuple[LeftOut, ...]
     pages: int
     is_editable: bool
-    """Whether captions are text files beside the pictures."""
+    """True if captions are text files beside the pictures."""
 
 
 def _report(training: TrainingServices, dataset: Dataset, terms: ScanTerms, found: Inventory, page: int) -> Report:
@@ -211,7 +211,7 @@ def _left_out(training: TrainingServices, dataset: Dataset, dropped: Dropped) ->
     if is_picture:
         try:
             caption = read_captions(training.datasets.file(dataset, dropped.key))
-        except DataError:  # its reason says so already
+        except DataError:  # its reason names the file already
             is_picture = False
     return LeftOut(key=dropped.key, problem=dropped.problem, is_picture=is_picture, caption=caption)
 
@@ -222,7 +222,7 @@ def _files(form: FormData) -> list[tuple[str, BinaryIO]]:
 
 
 def _uploaded(request: Request, folder: str, received: Received) -> Response:
-    """Off to the dataset; if something was refused, that is said first."""
+    """Redirect to the dataset; if files were rejected, show their problems first."""
     if not received.refused:
         return _go(request, _url("/datasets/view", path=folder))
     return render(request, "upload_result.html", received=received, name=Path(folder).name, folder=folder, url=_url)

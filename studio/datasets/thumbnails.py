@@ -1,4 +1,4 @@
-"""Small copies of pictures, made once and kept. No torch."""
+"""A cache of thumbnails. No torch."""
 
 import hashlib
 import io
@@ -14,13 +14,13 @@ _QUALITY = 80
 
 
 class Thumbnails:
-    """Thumbnails in a folder, by path, time and size of what they show."""
+    """Thumbnails in a folder, by the original's path, time and size."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def of(self, picture: Path, *, side_px: int = SIDE_PX) -> bytes:
-        """A WebP of at most that many px a side, the right way up. Raises ``DataError`` for what is no picture."""
+        """Return a WebP of at most so many px a side, upright. Raises ``DataError`` if the file is not a picture."""
         try:
             status = picture.stat()
             mark = f"{picture}\0{status.st_ino}\0{status.st_mtime_ns}\0{status.st_size}\0{side_px}"

@@ -1,6 +1,7 @@
-"""Pictures and captions from a browser to a dataset: checked, named safely, seen only once all are there. No torch.
+"""Uploads of pictures and captions into a dataset: verified, safely named, published as a whole. No torch.
 
-Files come from anywhere: zips within limits, no path leads out of the dataset, every picture is decoded before it is kept.
+Files are untrusted: zips have limits against decompression bombs, no path leads out of the dataset, and every picture
+is decoded before it is stored.
 """
 
 import io
@@ -29,7 +30,7 @@ from trainer.data.pictures import ENDINGS, inspect
 _MOST_NAME_BYTES = 200
 _DEEPEST = 8
 _JUNK = re.compile(r"(^|/)(\.(?!\.?/)|__MACOSX/|Thumbs\.db\Z|desktop\.ini\Z)", re.IGNORECASE)
-"""What systems leave in archives without being asked."""
+"""Files that operating systems add to archives."""
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*\\]')
 _CHUNK_BYTES = 1 << 20
 _ENCRYPTED = 0x1
@@ -37,7 +38,7 @@ _ZIP_ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError, ValueError, OverflowError,
     struct.error, MemoryError,
 )  # fmt: skip
-"""Exceptions of ``zipfile`` for archives that are damaged: also for names that are not UTF-8 (a ``ValueError``), and for a
+"""Exceptions of ``zipfile`` for damaged archives: also for names that are not UTF-8 (a ``ValueError``), and for a
 dictionary of LZMA larger than the memory."""
 
 
@@ -46,12 +47,12 @@ class UploadLimits:
     """Size limits of one upload."""
 
     files: int = 10_000
-    """Zips count as what is in them."""
+    """Number of files; a zip counts by its members."""
     total_bytes: int = 4 * 2**30
-    """Unpacked."""
+    """Total size after unpacking."""
     file_bytes: int = 256 * 2**20
     pixels: int = 100_000_000
-    """Of a picture; one that claims more is taken for a decompression bomb."""
+    """Pixels of a picture; a picture whose header claims more is treated as a decompression bomb."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Received:
     pictures: int
     captions: int
     refused: tuple[tuple[str, Problem], ...]
-    """Names and problems."""
+    """Rejected files: names and problems."""
 
 
 class _TooMuchError(DataError):
@@ -70,16 +71,16 @@ class _TooMuchError(DataError):
 
 @dataclass(kw_only=True)
 class _Draft:
-    """A directory that is being filled, unseen."""
+    """A hidden directory that is being filled."""
 
     folder: Path
     limits: UploadLimits
     dataset: Path | None = None
     """The dataset that the files will be added to; None for a new one."""
     taken: set[str] = field(default_factory=set)
-    """Keys that are there, in one case and Unicode form: what two systems would take for one file is one."""
+    """Existing keys in one case and Unicode form, so that names which some file system treats as equal collide."""
     folders: set[str] = field(default_factory=set)
-    """Folders of those keys, likewise."""
+    """Folders of those keys, in the same form."""
     refused: list[tuple[str, Problem]] = field(default_factory=list)
     pictures: int = 0
     captions: int = 0
@@ -88,7 +89,7 @@ class _Draft:
 
 
 def create(folder: Path, files: Iterable[tuple[str, BinaryIO]], limits: UploadLimits) -> Received:
-    """Make a dataset of files and zips. Raises ``DataError`` if none can be used or there are too many."""
+    """Create a dataset from files and zips. Raises ``DataError`` if no file is usable, or over a limit."""
     with _staged(folder.parent, limits) as draft:
         _fill(draft, files)
         with writing(folder, field="dataset"):
@@ -97,7 +98,7 @@ def create(folder: Path, files: Iterable[tuple[str, BinaryIO]], limits: UploadLi
 
 
 def add(folder: Path, files: Iterable[tuple[str, BinaryIO]], limits: UploadLimits) -> Received:
-    """Add to a dataset; a file of the same name takes the place of the one before. Raises as ``create``."""
+    """Add files to a dataset; a file of the same name replaces the existing one. Raises as ``create``."""
     with _staged(folder.parent, limits) as draft:
         draft.dataset = folder
         _fill(draft, files)
@@ -110,7 +111,7 @@ def add(folder: Path, files: Iterable[tuple[str, BinaryIO]], limits: UploadLimit
 
 
 def safe_key(name: str) -> str:
-    """A file's name as its key in a dataset. Raises ``DataError`` for one that leads out of it, or says nothing."""
+    """Return a file's key in a dataset. Raises ``DataError`` for path traversal or an unusable name."""
     if name.startswith(("/", "\\")) or re.match(r"^[A-Za-z]:[\\/]", name):
         raise DataError("upload_path_absolute", "has an absolute path", remedy="give names within the upload")
     parts = [part for part in unicodedata.normalize("NFC", name.replace("\\", "/")).split("/") if part not in ("", ".")]
@@ -129,7 +130,7 @@ def safe_key(name: str) -> str:
 
 @contextmanager
 def _staged(parent: Path, limits: UploadLimits) -> Iterator[_Draft]:
-    """Make a draft beside the datasets; remove it in the end, unless it was renamed to one."""
+    """Create a draft beside the datasets; delete it at the end unless it was renamed to a dataset."""
     draft = _Draft(folder=parent / f".upload-{secrets.token_hex(6)}", limits=limits)
     with writing(parent, field="dataset"):
         draft.folder.mkdir(parents=True)
@@ -184,7 +185,7 @@ def _take_member(draft: _Draft, archive: zipfile.ZipFile, info: zipfile.ZipInfo,
         try:
             with archive.open(info) as member:
                 _take(draft, key, member)
-        except _ZIP_ERRORS as error:  # the other members may be whole
+        except _ZIP_ERRORS as error:  # other members may be intact
             draft.refused.append((info.filename, _damaged(error)))
 
 
@@ -193,13 +194,13 @@ def _damaged(error: BaseException) -> Problem:
 
 
 def _common_folder(names: list[str]) -> int:
-    """Characters of the one folder that everything is packed in, if it is."""
+    """Return the length of the single top-level folder's prefix; 0 without one."""
     first = names[0].partition("/")[0] + "/" if names else ""
     return len(first) if len(first) > 1 and all(name.startswith(first) for name in names) else 0
 
 
 def _take(draft: _Draft, name: str, stream: IO[bytes]) -> None:
-    """Keep one file, or record why not. Raises ``DataError`` once the upload as a whole is too much."""
+    """Store one file, or record its problem. Raises ``DataError`` once the upload as a whole is over a limit."""
     limits = draft.limits
     draft.files += 1
     if draft.files > limits.files:
@@ -220,7 +221,7 @@ def _take(draft: _Draft, name: str, stream: IO[bytes]) -> None:
                 raise DataError.of([problem])
         else:
             decode_text(content)
-        same, folders = _check_place(draft, key)
+        same, folders = _check_collisions(draft, key)
     except _TooMuchError:
         raise
     except DataError as error:
@@ -236,8 +237,8 @@ def _take(draft: _Draft, name: str, stream: IO[bytes]) -> None:
         target.write_bytes(content)
 
 
-def _check_place(draft: _Draft, key: str) -> tuple[str, list[str]]:
-    """Return a key and its folders in the form in which they are compared. Raises ``DataError`` if they are in the way."""
+def _check_collisions(draft: _Draft, key: str) -> tuple[str, list[str]]:
+    """Return a key and its folders in the form for comparison. Raises ``DataError`` if they collide."""
     path = PurePosixPath(key)
     same, *folders = [str(part).casefold() for part in (path, *path.parents)][:-1]
     if same in draft.taken:
@@ -253,7 +254,7 @@ def _check_place(draft: _Draft, key: str) -> tuple[str, list[str]]:
 
 
 def _read(draft: _Draft, stream: IO[bytes]) -> bytes:
-    """Return all of it, counted as it comes: the sizes that an archive gives may be wrong."""
+    """Return the content, counted while unpacking: the sizes in an archive's headers may be wrong."""
     limits, content = draft.limits, io.BytesIO()
     for chunk in _chunks(stream):
         draft.bytes += len(chunk)

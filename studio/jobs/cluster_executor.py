@@ -1,7 +1,7 @@
-"""A Kubernetes cluster as a place for jobs: each is a Kubernetes Job of the same name. No torch.
+"""An executor that runs each job as a Kubernetes Job of the same name. No torch.
 
-How far one is, is read from its ``run.json`` where the volume with the trainings can be seen from here, else from the log of
-its pod. What a cluster said last is kept for a moment, so that pages and the queue do not ask it again and again.
+Progress is read from ``run.json`` where the volume with the trainings is mounted here, else from the log of the pod. Replies
+of the cluster are cached for a few seconds, because pages and the queue request them often.
 """
 
 import json
@@ -37,11 +37,11 @@ class ClusterExecutor(Executor):
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings = settings
         self._cluster: Cluster | None = None
-        self._looks: dict[str, tuple[float, ExecutorStatus | ClusterError]] = {}
+        self._statuses: dict[str, tuple[float, ExecutorStatus | ClusterError]] = {}
         self._logs: dict[str, tuple[float, str]] = {}
 
     def options(self, config: TrainConfig, folder: Path) -> dict[str, Any]:
-        """Paths as the pod has them. Raises ``ConfigError`` or ``JobError`` for what it has not."""
+        """Return the options with paths inside the pod. Raises ``ConfigError`` or ``JobError`` if a pod cannot have them."""
         options = config.model_dump(mode="json", exclude_defaults=True)
         if config.instance_data_dir is not None:
             options["instance_data_dir"] = self._in_the_pod(config.instance_data_dir)
@@ -49,41 +49,41 @@ class ClusterExecutor(Executor):
             if "instance_data_dir" in dataset:
                 dataset["instance_data_dir"] = self._in_the_pod(dataset["instance_data_dir"])
         options.setdefault("publish_to", _ADAPTERS)
-        self._asked(folder.name, TrainConfig.model_validate(options))
+        self._training_job(folder.name, TrainConfig.model_validate(options))
         return options
 
     def start(self, job: JobRecord, folder: Path) -> JobRecord:
-        """Submit it. While a Job of an earlier try is being removed, nothing happens: the next call tries again."""
+        """Submit the job. While the Job of an earlier attempt is being deleted, do nothing: the next call retries."""
         config, _ = load_config(folder / CONFIG_FILE, {})
         (folder / EXIT_FILE).unlink(missing_ok=True)
-        self._looks.pop(job.id, None)
+        self._statuses.pop(job.id, None)
         cluster = self._connected()
         try:
-            status = cluster.submit(self._asked(job.id, config))
+            status = cluster.submit(self._training_job(job.id, config))
         except JobNameTakenError:
             cluster.cancel(job.id)
             return job
         return job.model_copy(update={"remote": f"{status.namespace}/{status.name}", "tries": job.tries + 1})
 
-    def look(self, job: JobRecord, folder: Path) -> ExecutorStatus:
+    def status(self, job: JobRecord, folder: Path) -> ExecutorStatus:
         """Return a job's status. A final status is stored, because clusters delete finished Jobs."""
         if (noted := _noted(folder)) is not None:
             return noted
-        until, kept = self._looks.get(job.id, (0.0, ExecutorStatus(is_alive=True)))
+        until, kept = self._statuses.get(job.id, (0.0, ExecutorStatus(is_alive=True)))
         if time.monotonic() >= until:
             kept = self._ask(job, folder)
-            self._looks[job.id] = (time.monotonic() + _KEPT_SECONDS, kept)
+            self._statuses[job.id] = (time.monotonic() + _KEPT_SECONDS, kept)
         if isinstance(kept, ClusterError):
             raise kept
         return kept
 
     def stop(self, job: JobRecord, folder: Path, *, at_once: bool) -> None:
-        """Delete the Job: its pod saves a checkpoint first, unless ``at_once``."""
+        """Delete the Job; its pod saves a checkpoint first, unless ``at_once``."""
         self._save_log(job, folder)
-        self._looks.pop(job.id, None)
+        self._statuses.pop(job.id, None)
         try:
             self._connected().cancel(job.id, at_once=at_once)
-        except UnknownJobError:  # gone already
+        except UnknownJobError:  # deleted already
             return
 
     def log_tail(self, job: JobRecord, folder: Path, lines: int) -> str:
@@ -93,24 +93,24 @@ class ClusterExecutor(Executor):
 
     @override
     def output(self, job: JobRecord, folder: Path) -> Path | None:
-        """On the volume, if that is seen from here."""
+        """Return the output directory on the volume, if it is mounted here."""
         found = self._settings.training_dir / job.id if self._settings.training_dir else None
         return found if found is not None and found.is_dir() else None
 
     def run(self, job: JobRecord, folder: Path) -> RunRecord | None:
-        """From ``run.json``, or from the log."""
+        """Return the run record from ``run.json``, or else from the log."""
         output = self.output(job, folder)
         return run_in(output) if output else record_of_log(self.log_tail(job, folder, _LOG_LINES), job)
 
     def metrics(self, job: JobRecord, folder: Path, after_step: int) -> list[MetricsLine]:
-        """From ``metrics.jsonl``, or from the log."""
+        """Return the steps from ``metrics.jsonl``, or else from the log."""
         output = self.output(job, folder)
         if output is not None:
             return steps_in(output, after_step)
         return metrics_of_log(self.log_tail(job, folder, _LOG_LINES), after_step)
 
     def forget(self, job: JobRecord, folder: Path) -> None:
-        """Remove the Job; what is on volumes stays."""
+        """Delete the Job; data on volumes stays."""
         if job.remote is not None:
             self.stop(job, folder, at_once=True)
 
@@ -124,21 +124,21 @@ class ClusterExecutor(Executor):
         if not status.state.is_over:
             return ExecutorStatus(is_alive=True, is_waiting=status.state is JobState.QUEUED, reason=status.message)
         code = 0 if status.state is JobState.SUCCEEDED else status.exit_code or 1
-        look = ExecutorStatus(is_alive=False, exit_code=code, reason=status.message)
+        final = ExecutorStatus(is_alive=False, exit_code=code, reason=status.message)
         self._logs.pop(job.id, None)
         self._save_log(job, folder)
         reason = None if status.message is None else status.message.to_json()
         write_atomically(folder / EXIT_FILE, json.dumps({"exit_code": code, "reason": reason}).encode())
-        return look
+        return final
 
     def _save_log(self, job: JobRecord, folder: Path) -> None:
-        """Ask for the log, unless that was a moment ago or it is complete."""
+        """Fetch the log, unless the stored copy is recent or complete."""
         until, _ = self._logs.get(job.id, (0.0, ""))
         if job.remote is None or time.monotonic() < until or (folder / EXIT_FILE).exists():
             return
         try:
             text = "\n".join(self._connected().logs(job.id, tail=_LOG_LINES))
-        except (ClusterError, UnknownJobError):  # what was kept is the best there is
+        except (ClusterError, UnknownJobError):  # the stored copy is the best available
             text = ""
         self._logs[job.id] = (time.monotonic() + _KEPT_SECONDS, text)
         if text:
@@ -152,7 +152,7 @@ class ClusterExecutor(Executor):
             )
         return self._cluster
 
-    def _asked(self, name: str, config: TrainConfig) -> TrainingJob:
+    def _training_job(self, name: str, config: TrainConfig) -> TrainingJob:
         return TrainingJob(name=name, config=config, settings=self._settings)
 
     def _in_the_pod(self, path: str) -> str:

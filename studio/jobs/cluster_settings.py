@@ -1,4 +1,4 @@
-"""The Kubernetes cluster that the studio trains on: JSON that it is started with. No torch, and no client of it."""
+"""Settings of the Kubernetes cluster that the studio trains on, given as JSON at start. No torch, no cluster client."""
 
 import json
 from pathlib import Path
@@ -16,17 +16,17 @@ class ClusterSettings(JobSettings):
     """Address of a cluster, and the settings of every Job there."""
 
     kubeconfig: str | None = None
-    """None: as a pod of the cluster, or ``~/.kube/config``."""
+    """None uses the pod's service account, or ``~/.kube/config``."""
     context: str | None = None
     namespace: str | None = None
     data_dir: Path | None = None
-    """Where the volume of ``data_claim`` is seen from here: datasets below it become paths below /data."""
+    """Local mount point of the volume of ``data_claim``: datasets below it become paths below /data."""
     training_dir: Path | None = None
-    """Where the volume of ``training_claim`` is seen from here, for live curves and validation pictures."""
+    """Local mount point of the volume of ``training_claim``, for live curves and validation pictures."""
 
 
 def read_cluster_settings(given: str) -> ClusterSettings:
-    """Read a file, or the JSON object itself, as fits into an environment variable. Raises ``ConfigError``."""
+    """Parse a file, or the JSON object itself, as in an environment variable. Raises ``ConfigError``."""
     if not given.lstrip().startswith("{"):
         return _settings(read_json(Path(given), option="cluster"))
     try:

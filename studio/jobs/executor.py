@@ -1,7 +1,7 @@
-"""Executors of trainings: this machine, here; a cluster in ``studio.jobs.cluster_executor``. No torch.
+"""The interface of an executor of trainings, and the one of this machine. No torch.
 
-A process is started in a session of its own, and so outlives the studio. A shell above it writes its exit code to a file,
-which a studio that is started later reads.
+A training runs in a session of its own, and so outlives the studio. A shell above it writes its exit code to a file, which a
+studio that is started later reads.
 """
 
 import os
@@ -31,7 +31,7 @@ _SHELL = f"""trap : TERM INT HUP
 "$1" -P -m lithograph {PARENT_OPTION} $$ train --log-format text --config "$2"
 printf %s $? > "$0.part" && mv "$0.part" "$0"
 """
-"""Waits for the trainer, also when the whole group gets a signal, and notes its exit code; the trainer stops without it."""
+"""Waits for the trainer, also while the group receives a signal, and records its exit code; the trainer stops without it."""
 _TAIL_BYTES = 256 * 2**10
 
 
@@ -41,63 +41,63 @@ class ExecutorStatus:
 
     is_alive: bool
     is_waiting: bool = False
-    """Alive, but the place has not begun with it."""
+    """Alive, but not started yet by the executor, such as a pending pod."""
     exit_code: int | None = None
-    """Once it is over; None if nobody noted it: it was killed."""
+    """Exit code once it is over; None if none was recorded, because it was killed."""
     reason: Problem | None = None
-    """The executor's own reason: why a pod waits, what killed it."""
+    """The executor's own problem, such as the reason for which a pod is pending or was killed."""
 
 
 class Executor(Protocol):
     """An executor of jobs. Methods raise ``StorageError`` or ``UserError`` if it cannot be reached or denies the request."""
 
     def options(self, config: TrainConfig, folder: Path) -> dict[str, Any]:
-        """``config.json`` of a job in that directory, as it has to be for this place."""
+        """Return the ``config.json`` of a job in that directory, adapted to this executor."""
 
     def start(self, job: JobRecord, folder: Path) -> JobRecord:
-        """Start a try; the record with where it runs."""
+        """Start an attempt; return the record with its process or Job."""
 
-    def look(self, job: JobRecord, folder: Path) -> ExecutorStatus:
+    def status(self, job: JobRecord, folder: Path) -> ExecutorStatus:
         """Return the status of a started job."""
 
     def stop(self, job: JobRecord, folder: Path, *, at_once: bool) -> None:
-        """Tell it to save and stop; ``at_once`` does not wait for that."""
+        """Request a checkpoint and a stop; ``at_once`` kills the job instead."""
 
     def log_tail(self, job: JobRecord, folder: Path, lines: int) -> str:
-        """The end of what it printed."""
+        """Return the last lines of its log."""
 
     def output(self, job: JobRecord, folder: Path) -> Path | None:
-        """The trainer's output_dir as seen from here; None if it cannot be seen."""
+        """Return the trainer's output_dir on this machine; None if it is not mounted."""
 
     def run(self, job: JobRecord, folder: Path) -> RunRecord | None:
         """Return the run record of the trainer; None before it exists."""
 
     def metrics(self, job: JobRecord, folder: Path, after_step: int) -> list[MetricsLine]:
-        """The steps beyond one."""
+        """Return the metrics after a step."""
 
     def forget(self, job: JobRecord, folder: Path) -> None:
-        """Remove what it left outside the job's directory."""
+        """Delete its leftovers outside the job's directory."""
 
 
 class LocalExecutor(Executor):
     """The machine that the studio runs on."""
 
     def __init__(self, *, cache: Path, adapters: str, boundary: Boundary) -> None:
-        """``cache``: for latents and embeddings of all trainings. ``adapters``: where they publish by default."""
+        """``cache``: directory of latents and embeddings of all trainings. ``adapters``: default URI to publish to."""
         self._cache, self._adapters, self._boundary = cache, adapters, boundary
         self._children: dict[int, subprocess.Popen[bytes]] = {}
-        """Started by this studio: they have to be waited for, or they stay as zombies."""
+        """Processes of this studio, which must be waited for or they remain as zombies."""
 
     def options(self, config: TrainConfig, folder: Path) -> dict[str, Any]:
-        """Absolute paths, a shared cache, resumable, published. What is at its default is left out."""
-        said = config.model_dump(mode="json", exclude_defaults=True)
+        """Return options with absolute paths, the shared cache, resuming and publishing; defaults are left out."""
+        options = config.model_dump(mode="json", exclude_defaults=True)
         for name in ("instance_data_dir", "init_lora", "user_prompt_library"):
-            if name in said:
-                said[name] = _absolute(said[name])
-        for dataset in said.get("data_backend_config", ()):
+            if name in options:
+                options[name] = _absolute(options[name])
+        for dataset in options.get("data_backend_config", ()):
             if "instance_data_dir" in dataset:
                 dataset["instance_data_dir"] = _absolute(dataset["instance_data_dir"])
-        return said | {
+        return options | {
             "output_dir": str(folder / OUTPUT),
             "cache_dir": str(self._cache),
             "resume_from_checkpoint": "latest",
@@ -124,13 +124,13 @@ class LocalExecutor(Executor):
         return job.model_copy(update={"process": process, "tries": job.tries + 1})
 
     def _check(self, folder: Path) -> None:
-        """Check what the job may read and call once more: links may have changed since it was submitted."""
+        """Check the job against the boundary once more: links may have changed since it was submitted."""
         config, _ = load_config(folder / CONFIG_FILE, {})
         if problems := self._boundary.problems(config, here=True):
             raise ConfigError.of(problems)
 
-    def look(self, job: JobRecord, folder: Path) -> ExecutorStatus:
-        """Alive, or how it ended."""
+    def status(self, job: JobRecord, folder: Path) -> ExecutorStatus:
+        """Return whether it is alive, or its exit code."""
         self._reap()
         if job.process is not None and _is_alive(job.process):
             return ExecutorStatus(is_alive=True)
@@ -141,33 +141,33 @@ class LocalExecutor(Executor):
 
     @override
     def stop(self, job: JobRecord, folder: Path, *, at_once: bool) -> None:
-        """SIGTERM to the session, or SIGKILL."""
+        """Send SIGTERM to the session, or SIGKILL."""
         if job.process is not None and (_is_alive(job.process) or _outlives_shell(job.process, folder)):
             with suppress(ProcessLookupError):
                 os.killpg(job.process.pid, signal.SIGKILL if at_once else signal.SIGTERM)
 
     @override
     def log_tail(self, job: JobRecord, folder: Path, lines: int) -> str:
-        """From the log file."""
+        """Return the last lines of the log file."""
         return tail(folder / LOG_FILE, lines)
 
     @override
     def output(self, job: JobRecord, folder: Path) -> Path | None:
-        """In the job's directory."""
+        """Return the output directory below the job's."""
         return folder / OUTPUT
 
     @override
     def run(self, job: JobRecord, folder: Path) -> RunRecord | None:
-        """From ``run.json``."""
+        """Return the run record from ``run.json``."""
         return run_in(folder / OUTPUT)
 
     @override
     def metrics(self, job: JobRecord, folder: Path, after_step: int) -> list[MetricsLine]:
-        """From ``metrics.jsonl``."""
+        """Return the steps from ``metrics.jsonl``."""
         return steps_in(folder / OUTPUT, after_step)
 
     def forget(self, job: JobRecord, folder: Path) -> None:
-        """Nothing is elsewhere."""
+        """Do nothing: all files are in the job's directory."""
 
     def _reap(self) -> None:
         for pid, child in list(self._children.items()):
@@ -176,7 +176,7 @@ class LocalExecutor(Executor):
 
 
 def run_in(output: Path) -> RunRecord | None:
-    """The run of an output_dir; None if it has not begun, or its file is of another version."""
+    """Return the run of an output_dir; None before it has begun, or if another version wrote the file."""
     try:
         return read_run(output)
     except DataError:
@@ -184,7 +184,7 @@ def run_in(output: Path) -> RunRecord | None:
 
 
 def steps_in(output: Path, after_step: int) -> list[MetricsLine]:
-    """Its steps beyond one; a damaged line, as a power cut leaves, is where they end."""
+    """Return the metrics after a step, up to a line damaged by a power cut."""
     return list(_before_damage(read_metrics(output, after_step)))
 
 
@@ -194,7 +194,7 @@ def _before_damage(lines: Iterator[MetricsLine]) -> Iterator[MetricsLine]:
 
 
 def tail(path: Path, lines: int) -> str:
-    """The last lines of a file; empty if there is none."""
+    """Return the last lines of a file; empty if it does not exist."""
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
@@ -217,7 +217,7 @@ def _is_alive(process: Process) -> bool:
 
 
 def _outlives_shell(shell: Process, folder: Path) -> bool:
-    """Return True while a trainer whose shell was killed saves, for a minute at most: no other may start meanwhile."""
+    """Return True while a trainer whose shell was killed still saves, at most a minute: no other may start meanwhile."""
     config = str(folder / CONFIG_FILE)
     for found in psutil.process_iter(["cmdline"]):
         with suppress(ProcessLookupError, PermissionError):

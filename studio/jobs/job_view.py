@@ -1,4 +1,4 @@
-"""A job as it stands: its record, and what its executor and its trainer report. No torch."""
+"""The view of a job: its record, with the reports of its executor and its trainer. No torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,31 +9,31 @@ from studio.jobs.record import JobRecord, State
 from trainer.record.run_file import RunRecord
 
 PREEMPTED = 75
-"""The trainer's exit code when it was told to stop and has saved."""
+"""The trainer's exit code after it saved a checkpoint and stopped on request."""
 _TERMINATED = {143, 130, -15, -2}
-"""Told to stop before it had anything to save."""
+"""Exit codes of a stop before there was anything to save."""
 _KILLED = {137, -9}
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobView:
-    """A job as it stands."""
+    """The current state of a job."""
 
     job: JobRecord
     folder: Path
     state: State
     exit_code: int | None
-    """Of the last try, once it is over."""
+    """Exit code of the last attempt, once it is over."""
     reason: Problem | None
-    """What its place says beside it, or why it could not be started."""
+    """The executor's problem, or the problem for which it could not be started."""
     output: Path | None
-    """The trainer's output_dir, if it can be seen from here."""
+    """The trainer's output_dir, if it is on this machine."""
     run: RunRecord | None
-    """What the trainer says of itself."""
+    """The trainer's own record of the run."""
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """The problems that ended it: the trainer's, else the executor's. None where it finished, or was stopped here."""
+        """Return the problems that ended it: the trainer's, else the executor's. Empty if it finished or was stopped."""
         if self.state not in (State.FAILED, State.KILLED, State.STOPPED):
             return ()
         if self.run is not None and self.run.state == "failed" and self.run.problems:
@@ -46,23 +46,23 @@ class JobView:
         return self.run.step / self.run.total_steps if self.run is not None and self.run.total_steps else 0.0
 
 
-def state_of(job: JobRecord, look: ExecutorStatus) -> State:
-    """Return the state of a job whose executor reports this."""
+def state_of(job: JobRecord, status: ExecutorStatus) -> State:
+    """Return the state of a job whose executor reports this status."""
     if job.refused is not None:
         return State.FAILED
     if not job.has_begun:
-        return State.QUEUED if job.wanted == "run" else State.STOPPED
-    if look.is_alive:
-        if job.wanted == "stop":
+        return State.QUEUED if job.desired == "run" else State.STOPPED
+    if status.is_alive:
+        if job.desired == "stop":
             return State.STOPPING
-        return State.QUEUED if look.is_waiting else State.RUNNING
-    match look.exit_code:
+        return State.QUEUED if status.is_waiting else State.RUNNING
+    match status.exit_code:
         case 0:
             return State.FINISHED
         case int(code) if code == PREEMPTED or code in _TERMINATED:
             return State.STOPPED
         case None:
-            return State.STOPPED if job.wanted == "stop" else State.KILLED
+            return State.STOPPED if job.desired == "stop" else State.KILLED
         case int(code) if code in _KILLED:
-            return State.STOPPED if job.wanted == "stop" else State.KILLED
+            return State.STOPPED if job.desired == "stop" else State.KILLED
     return State.FAILED

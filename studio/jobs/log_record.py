@@ -1,4 +1,4 @@
-"""Run records read from a training's log, where its ``run.json`` cannot be read: a JSON object a line. No torch."""
+"""Run records parsed from a training's log of JSON lines, for a ``run.json`` that is out of reach. No torch."""
 
 import json
 from collections.abc import Iterator
@@ -16,35 +16,35 @@ _FIGURES = (
 
 
 def record_of_log(text: str, job: JobRecord) -> RunRecord | None:
-    """The run as far as its log tells; None before it has begun."""
-    said: dict[str, Any] = {}
+    """Return the run as far as its log goes; None before it has begun."""
+    fields: dict[str, Any] = {}
     for event, values in _events(text):
         match event:
             case "started":
-                said = {"run_id": values.get("run_id", job.id), "total_steps": values.get("total_steps", 0)}
+                fields = {"run_id": values.get("run_id", job.id), "total_steps": values.get("total_steps", 0)}
             case "phase":
-                said["phase"] = values.get("name")
+                fields["phase"] = values.get("name")
             case "step":
-                said |= {name: values[name] for name in (*_FIGURES, "total_steps") if name in values}
+                fields |= {name: values[name] for name in (*_FIGURES, "total_steps") if name in values}
             case "resumed":
-                said |= {"start_step": values.get("step"), "step": values.get("step")}
+                fields |= {"start_step": values.get("step"), "step": values.get("step")}
             case "published":
-                said["published"] = values.get("adapter")
+                fields["published"] = values.get("adapter")
             case "finished" | "preempted" | "failed":
-                said |= {"state": event, "message": values.get("message"), "exit_code": values.get("exit_code")}
-                said["problems"] = values.get("problems", ())
+                fields |= {"state": event, "message": values.get("message"), "exit_code": values.get("exit_code")}
+                fields["problems"] = values.get("problems", ())
     now = datetime.now(UTC)
-    known = {"run_id": job.id, "total_steps": 0, "pid": 0, "hostname": job.place, "code_version": "", "config": {}}
-    if not said:
+    known = {"run_id": job.id, "total_steps": 0, "pid": 0, "hostname": job.executor, "code_version": "", "config": {}}
+    if not fields:
         return None
     try:
-        return RunRecord.model_validate({**known, "started": job.queued, "updated": now, **said})
-    except ValidationError:  # another version's log: the text is there to read
+        return RunRecord.model_validate({**known, "started": job.queued, "updated": now, **fields})
+    except ValidationError:  # another version's log: its text can still be read
         return None
 
 
 def metrics_of_log(text: str, after_step: int) -> list[MetricsLine]:
-    """The steps that were logged: one every half minute or so."""
+    """Return the logged steps after one; the trainer logs a step about every half minute."""
     lines: dict[int, MetricsLine] = {}
     for event, values in _events(text):
         if event == "step":
@@ -62,8 +62,8 @@ _COLUMNS = tuple(name for name in MetricsLine.model_fields if name != "time")
 def _events(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for line in text.splitlines():
         try:
-            said = json.loads(line)
-        except (ValueError, RecursionError):  # cut short, or of a library
+            event = json.loads(line)
+        except (ValueError, RecursionError):  # cut off, or printed by a library
             continue
-        if isinstance(said, dict) and isinstance(said.get("event"), str):
-            yield said["event"], said
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            yield event["event"], event

@@ -1,4 +1,4 @@
-"""The Jobs pages: what waits, runs and is over; one training as it goes; stopping it and going on."""
+"""The Jobs pages: the list of trainings, the progress of one, and its actions."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ router = APIRouter(prefix="/jobs")
 
 _LOG_LINES = 200
 _MOST_POINTS = 1500
-"""Of a curve that is sent whole: more than a screen has columns."""
+"""Points of a curve that is sent whole: more than a screen has columns."""
 _CAUSES = (65, 69, 71, 75, 77, 78, 130, 137, 143)
-"""Exit codes that say more than that something went wrong."""
+"""Exit codes with a text of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class Row:
 
     prompt: str
     is_base: bool
-    """Whether it has nothing to do with the training, and shows what that broke."""
+    """True for a prompt unrelated to the training data, which shows damage to the base model."""
     pictures: tuple[str | None, ...]
-    """Paths below the output, a column each; None where none was drawn."""
+    """Paths below the output directory, one a column; None where a picture is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,20 +45,20 @@ class Grid:
     """Validation pictures, prompt by step."""
 
     steps: tuple[int, ...]
-    """Of the columns after the base's."""
+    """Steps of the columns after the base model's."""
     rows: tuple[Row, ...]
 
 
 @router.get("")
 def list_page(request: Request) -> Response:
-    """All jobs, the newest first."""
+    """Show all jobs, the newest first."""
     views = studio_of(request).training.jobs.list()
     return render(request, "jobs_table.html" if is_fragment(request) else "jobs.html", views=views)
 
 
 @router.get("/{identity}")
 def job_page(request: Request, identity: str) -> Response:
-    """One job."""
+    """Show one job."""
     jobs = studio_of(request).training.jobs
     view, config = _find(request, identity), jobs.config(identity)
     return render(
@@ -86,13 +86,13 @@ def figures(request: Request, identity: str, state: str) -> Response:
 
 @router.get("/{identity}/log")
 def log(request: Request, identity: str) -> Response:
-    """The end of what it printed."""
+    """Send the end of the log."""
     return render(request, "job_log.html", view=_find(request, identity), log=_log(request, identity))
 
 
 @router.get("/{identity}/grid")
 def grid(request: Request, identity: str, seen: int) -> Response:
-    """Validation pictures, if there are more than the page shows."""
+    """Send the grid of validation pictures, if there are more than the page shows."""
     view = _find(request, identity)
     if view.run is None or len(view.run.validations) == seen:
         return Response(status_code=204)
@@ -101,7 +101,7 @@ def grid(request: Request, identity: str, seen: int) -> Response:
 
 @router.get("/{identity}/report")
 def report(request: Request, identity: str, seen: str) -> Response:
-    """The report card, if it has changed since the page showed it."""
+    """Send the report card, if it has changed since the page showed it."""
     view = _find(request, identity)
     shown = report_view(view.run)
     if shown is None or shown.seen == seen:
@@ -111,7 +111,7 @@ def report(request: Request, identity: str, seen: str) -> Response:
 
 @router.get("/{identity}/metrics")
 def metrics(request: Request, identity: str, after: int = 0) -> Response:
-    """The curves beyond a step, as columns; thinned out if there are many, but for the last ones."""
+    """Send the curves after a step as columns; many points are thinned out, except the last ones."""
     view = _find(request, identity)
     lines = studio_of(request).training.jobs.metrics(identity, after)
     shown = _thinned(lines)
@@ -128,7 +128,7 @@ def metrics(request: Request, identity: str, after: int = 0) -> Response:
 
 @router.get("/{identity}/picture/{path:path}")
 def picture(request: Request, identity: str, path: str) -> Response:
-    """A validation picture."""
+    """Send a validation picture."""
     view = _find(request, identity)
     folder = (view.output / "validation").resolve() if view.output else None
     found = (view.output / path).resolve() if view.output else None
@@ -170,7 +170,7 @@ def _find(request: Request, identity: str) -> JobView:
 
 
 def _cause(view: JobView) -> str:
-    """Return the key of the texts on a job's end: a known exit code, or ``none`` if no code was recorded."""
+    """Return the key of the text on a job's end: a known exit code, or ``none`` if no code was recorded."""
     if view.exit_code is None:
         return "refused" if view.job.refused else "none"
     code = 128 - view.exit_code if view.exit_code < 0 else view.exit_code
@@ -178,7 +178,7 @@ def _cause(view: JobView) -> str:
 
 
 def _repair(view: JobView, config: Mapping[str, Any]) -> Literal["dataset", "configuration"] | None:
-    """Return what has to be changed before the job can be resumed with success; None if nothing has to."""
+    """Return the change that the job needs before it is resumed; None if it needs none."""
     match _cause(view) if view.state is State.FAILED else "none":
         case "65":
             return "dataset" if config.get("instance_data_dir") else "configuration"
@@ -203,7 +203,7 @@ def _grid(view: JobView) -> Grid | None:
         base = f"validation/base/{name}"
         drawn = (base if (view.output / base).exists() else None, *(paths.get(name) for paths in by_name))
         scenes = (scene_of(view.output / path) for path in drawn if path is not None)
-        scene = next(filter(None, scenes), {})  # of the first picture that is still there
+        scene = next(filter(None, scenes), {})  # of the first picture that still exists
         rows.append(Row(prompt=scene.get("prompt", name), is_base=bool(scene.get("is_base")), pictures=drawn))
     return Grid(steps=tuple(validation.step for validation in validations), rows=tuple(rows))
 
@@ -214,5 +214,5 @@ def _thinned(lines: Sequence[MetricsLine]) -> Sequence[MetricsLine]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no NaN; a chart has gaps."""
+    """Return None for NaN and infinity, which JSON lacks; the chart shows a gap."""
     return value if abs(value) < float("inf") else None

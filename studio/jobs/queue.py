@@ -1,6 +1,6 @@
-"""All jobs of a studio: submitted, queued, started in turn, stopped, resumed, deleted. No torch.
+"""The job queue of a studio: submit, start in turn, stop, resume, delete. No torch.
 
-What there is to know is on disk. Whoever reads the directory knows as much as the studio that wrote it.
+Its whole state is on disk, so that a restarted studio continues from the directory.
 """
 
 import json
@@ -33,8 +33,8 @@ from studio.jobs.job_view import JobView, state_of
 from studio.jobs.record import (
     CONFIG_FILE,
     JOB_FILE,
+    ExecutorName,
     JobRecord,
-    PlaceName,
     State,
     job_id,
     read_job,
@@ -46,7 +46,7 @@ from trainer.record.run_file import MetricsLine
 
 TICK_SECONDS = 1.0
 _SUSPENDED_SECONDS = 0.2
-"""Between looks at whether a training has saved."""
+"""Interval of checks while a training saves."""
 _ID = re.compile(r"[0-9a-z][0-9a-z-]{0,99}")
 _log = logging.getLogger("lithograph.studio")
 
@@ -58,33 +58,33 @@ class JobStateError(JobError):
 
 
 class JobQueue:
-    """The jobs below ``<home>/jobs``. One studio at a time may look after them."""
+    """The jobs below ``<home>/jobs``. Only one studio at a time may run the queue."""
 
-    def __init__(self, folder: Path, places: Mapping[PlaceName, Executor], *, parallel: int = 1) -> None:
-        """``parallel``: how many run at once on this machine; the others wait."""
+    def __init__(self, folder: Path, executors: Mapping[ExecutorName, Executor], *, parallel: int = 1) -> None:
+        """``parallel``: number of jobs that run at once on this machine; others are queued."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._places = dict(places)
+        self._executors = dict(executors)
         self._parallel = parallel
         self._lock = threading.RLock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._tick_until_over, name="jobs", daemon=True)
 
     def start(self) -> None:
-        """Look after the queue from now on."""
+        """Start running the queue."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop looking after it; what runs goes on."""
+        """Stop running the queue; running jobs continue."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def suspend(self) -> None:
-        """Have what runs on this machine save and stop, and queue it for the next studio. To be called when closed."""
-        running = [view for view in self.list() if view.job.place == "local" and view.state is State.RUNNING]
+        """Stop the jobs of this machine with a checkpoint and queue them for the next studio. Call it after ``close``."""
+        running = [view for view in self.list() if view.job.executor == "local" and view.state is State.RUNNING]
         for view in running:
-            self._place("local").stop(view.job, view.folder, at_once=False)
+            self._executor("local").stop(view.job, view.folder, at_once=False)
         for view in running:
             while not (now := self.get(view.job.id).state).is_over:
                 time.sleep(_SUSPENDED_SECONDS)
@@ -92,46 +92,46 @@ class JobQueue:
                 self.resume(view.job.id)
 
     @property
-    def place_names(self) -> tuple[PlaceName, ...]:
+    def executor_names(self) -> tuple[ExecutorName, ...]:
         """Return the names of the executors."""
-        return tuple(self._places)
+        return tuple(self._executors)
 
-    def submit(self, config: TrainConfig, *, name: str, place: PlaceName = "local") -> JobRecord:
-        """Queue a training. Raises ``StorageError``; ``ConfigError`` if the place is unknown or cannot run this."""
+    def submit(self, config: TrainConfig, *, name: str, executor: ExecutorName = "local") -> JobRecord:
+        """Queue a training. Raises ``StorageError``; ``ConfigError`` if the executor is unknown or cannot run it."""
         now = datetime.now(UTC)
         identity = job_id(name, now, secrets.token_hex(2))
-        job = JobRecord(id=identity, name=name, place=place, created=now, queued=now)
-        options = self._place(place).options(config, self.folder / identity)
+        job = JobRecord(id=identity, name=name, executor=executor, created=now, queued=now)
+        options = self._executor(executor).options(config, self.folder / identity)
         draft = self.folder / f".{identity}"
         with writing(self.folder, field="jobs"):
             draft.mkdir()
             write_atomically(draft / CONFIG_FILE, (json.dumps(options, ensure_ascii=False, indent=2) + "\n").encode())
             write_job(draft, job)
             draft.rename(self.folder / identity)
-        log_event(_log, "job_queued", id=identity, place=place)
+        log_event(_log, "job_queued", id=identity, executor=executor)
         return job
 
     def list(self) -> list[JobView]:
-        """All of them, the newest first."""
+        """Return all jobs, the newest first."""
         found = [
             entry.name for entry in self.folder.iterdir() if (entry / JOB_FILE).exists() and _ID.fullmatch(entry.name)
         ]
         return [self.get(identity) for identity in sorted(found, reverse=True)]
 
     def get(self, identity: str) -> JobView:
-        """One of them. Raises ``UnknownJobError`` if there is none of that id."""
+        """Return one job. Raises ``UnknownJobError``."""
         job, folder = self._read(identity)
-        look, reason = self._look(job, folder)
-        state = state_of(job, look)
+        status, reason = self._status(job, folder)
+        state = state_of(job, status)
         output = run = None
-        if (place := self._places.get(job.place)) is not None:
-            output = place.output(job, folder)
-            run = place.run(job, folder) if job.has_begun or job.tries else None
+        if (executor := self._executors.get(job.executor)) is not None:
+            output = executor.output(job, folder)
+            run = executor.run(job, folder) if job.has_begun or job.tries else None
         return JobView(
             job=job,
             folder=folder,
             state=state,
-            exit_code=look.exit_code if state.is_over else None,
+            exit_code=status.exit_code if state.is_over else None,
             reason=reason,
             output=output,
             run=run,
@@ -144,29 +144,29 @@ class JobQueue:
         return config
 
     def log_tail(self, identity: str, lines: int = 200) -> str:
-        """The end of its log."""
+        """Return the last lines of its log."""
         job, folder = self._read(identity)
-        place = self._places.get(job.place)
-        return "" if place is None else place.log_tail(job, folder, lines)
+        executor = self._executors.get(job.executor)
+        return "" if executor is None else executor.log_tail(job, folder, lines)
 
     def metrics(self, identity: str, after_step: int) -> Sequence[MetricsLine]:
-        """Its steps beyond one."""
+        """Return its metrics after a step."""
         job, folder = self._read(identity)
-        place = self._places.get(job.place)
-        return () if place is None else place.metrics(job, folder, after_step)
+        executor = self._executors.get(job.executor)
+        return () if executor is None else executor.metrics(job, folder, after_step)
 
     def stop(self, identity: str, *, at_once: bool = False) -> None:
-        """Tell it to save and stop; one that waits is not started. ``at_once``: kill it. One that is over stays as it is."""
+        """Stop a job with a checkpoint, or remove it from the queue. ``at_once``: kill it. No effect once it is over."""
         with self._lock:
             view = self.get(identity)
             if view.state.is_over:
                 return
-            write_job(view.folder, view.job.model_copy(update={"wanted": "stop"}))
+            write_job(view.folder, view.job.model_copy(update={"desired": "stop"}))
             if view.job.has_begun:
-                self._place(view.job.place).stop(view.job, view.folder, at_once=at_once)
+                self._executor(view.job.executor).stop(view.job, view.folder, at_once=at_once)
 
     def resume(self, identity: str) -> None:
-        """Queue it again: it goes on from its last checkpoint. Raises ``JobStateError``, or ``DataError`` for its record."""
+        """Queue it again, from its last checkpoint. Raises ``JobStateError``, or ``DataError`` for its record."""
         with self._lock:
             view = self.get(identity)
             if not view.state.can_resume:
@@ -174,12 +174,12 @@ class JobQueue:
                     "job_not_resumable", "the job is {state}; only one that stopped, failed or was killed can be resumed",
                     field="job", value=identity, state=view.state.word,
                 )  # fmt: skip
-            read_job(view.folder)  # one that cannot be read, as of a later version, is not replaced
-            again = {"wanted": "run", "process": None, "remote": None, "refused": None, "queued": datetime.now(UTC)}
+            read_job(view.folder)  # raises: a record of a later version is not replaced
+            again = {"desired": "run", "process": None, "remote": None, "refused": None, "queued": datetime.now(UTC)}
             write_job(view.folder, view.job.model_copy(update=again))
 
     def delete(self, identity: str) -> None:
-        """Remove it with all that it made; what it published stays. Raises ``JobStateError`` while it is not over."""
+        """Delete it with its output; published adapters stay. Raises ``JobStateError`` while it is not over."""
         with self._lock:
             view = self.get(identity)
             if not view.state.is_over:
@@ -187,19 +187,19 @@ class JobQueue:
                     "job_not_over", "the job is {state}", remedy="stop it first, and wait until it has stopped",
                     field="job", value=identity, state=view.state.word,
                 )  # fmt: skip
-            self._place(view.job.place).forget(view.job, view.folder)
+            self._executor(view.job.executor).forget(view.job, view.folder)
             gone = view.folder.with_name(f".deleted-{identity}")
             view.folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
     def tick(self) -> None:
-        """Start those that wait, as many as may run."""
+        """Start queued jobs, up to the limit."""
         with self._lock:
             views = self.list()
-            busy = sum(v.job.place == "local" and v.job.has_begun and not v.state.is_over for v in views)
+            busy = sum(v.job.executor == "local" and v.job.has_begun and not v.state.is_over for v in views)
             waiting = [v for v in views if v.state is State.QUEUED and not v.job.has_begun]
             for view in sorted(waiting, key=lambda waiting: (waiting.job.queued, waiting.job.id)):
-                if view.job.place == "local":
+                if view.job.executor == "local":
                     if busy >= self._parallel:
                         continue
                     busy += 1
@@ -208,24 +208,20 @@ class JobQueue:
     def _start(self, view: JobView) -> None:
         job = view.job
         try:
-            write_job(view.folder, self._place(job.place).start(job, view.folder))
-            log_event(_log, "job_started", id=job.id, place=job.place)
+            write_job(view.folder, self._executor(job.executor).start(job, view.folder))
+            log_event(_log, "job_started", id=job.id, executor=job.executor)
         except LithographError as error:
             log_event(_log, "job_refused", logging.WARNING, id=job.id, reason=str(error))
             write_job(view.folder, job.model_copy(update={"refused": error.problems[0]}))
 
-    def _look(self, job: JobRecord, folder: Path) -> tuple[ExecutorStatus, Problem | None]:
+    def _status(self, job: JobRecord, folder: Path) -> tuple[ExecutorStatus, Problem | None]:
         if not job.has_begun:
             return ExecutorStatus(is_alive=False), job.refused
         try:
-            look = self._place(job.place).look(job, folder)
-        except (
-            StorageError,
-            ClusterError,
-            ConfigError,
-        ) as error:  # the place cannot be asked: nothing is known to have changed
+            status = self._executor(job.executor).status(job, folder)
+        except (StorageError, ClusterError, ConfigError) as error:  # out of reach: its last known state stands
             return ExecutorStatus(is_alive=True), error.problems[0]
-        return look, look.reason
+        return status, status.reason
 
     def _read(self, identity: str) -> tuple[JobRecord, Path]:
         folder = self.folder / identity
@@ -235,20 +231,20 @@ class JobQueue:
             )
         try:
             return read_job(folder), folder
-        except DataError as error:  # it fails alone: the others are listed, and run
+        except DataError as error:  # other jobs are still listed, and run
             return unreadable_job(folder, error.problems[0]), folder
 
-    def _place(self, name: PlaceName) -> Executor:
-        if name not in self._places:
+    def _executor(self, name: ExecutorName) -> Executor:
+        if name not in self._executors:
             raise ConfigError(
                 "executor_unknown", "jobs cannot run there", remedy="give {known}",
-                field="place", value=name, known=", ".join(self._places),
+                field="executor", value=name, known=", ".join(self._executors),
             )  # fmt: skip
-        return self._places[name]
+        return self._executors[name]
 
     def _tick_until_over(self) -> None:
         while not self._over.wait(TICK_SECONDS):
             try:
                 self.tick()
-            except (LithographError, OSError) as error:  # a full disk: the queue waits, and the studio stays
+            except (LithographError, OSError) as error:  # such as a full disk: the queue retries
                 log_event(_log, "jobs_stuck", logging.ERROR, reason=str(error))

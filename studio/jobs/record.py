@@ -1,11 +1,11 @@
-"""One training that the studio was asked for: a directory with what was wanted, what runs and what it made. No torch.
+"""The directory of one training: its record, configuration, log and output. No torch.
 
 ::
 
     ID/job.json      this record, replaced as a whole
-    ID/config.json   what ``lithograph train`` is started with
-    ID/log           everything that it printed, all tries
-    ID/exit          the exit code of the last try, once it is over
+    ID/config.json   the configuration of ``lithograph train``
+    ID/log           the output of all attempts
+    ID/exit          the exit code of the last attempt, once it is over
     ID/output/       the trainer's output_dir: run.json, metrics.jsonl, checkpoints, pictures, the adapter
 """
 
@@ -24,23 +24,23 @@ from longcat.validation import problems_of
 from trainer.record.run_file import StoredProblem
 
 JOB_FILE, CONFIG_FILE, LOG_FILE, EXIT_FILE, OUTPUT = "job.json", "config.json", "log", "exit", "output"
-PlaceName = Literal["local", "kubernetes"]
+ExecutorName = Literal["local", "kubernetes"]
 
 
 class State(StrEnum):
     """State of a job."""
 
     QUEUED = "queued"
-    """Waits for a place on this machine, or for one in the cluster."""
+    """Waits for other jobs of this machine, or for room in the cluster."""
     RUNNING = "running"
     STOPPING = "stopping"
-    """Told to stop; it saves a checkpoint."""
+    """Saving a checkpoint before it stops."""
     FINISHED = "finished"
     STOPPED = "stopped"
-    """By request, or preempted: resuming goes on from its last checkpoint."""
+    """Stopped by request or preempted; resuming continues from its last checkpoint."""
     FAILED = "failed"
     KILLED = "killed"
-    """Gone without a word: out of memory, power cut, kill -9."""
+    """Ended without an exit code of its own: out of memory, power cut, kill -9."""
 
     @property
     def is_over(self) -> bool:
@@ -54,7 +54,7 @@ class State(StrEnum):
 
     @property
     def word(self) -> Problem:
-        """The state as a detail of a problem, in the reader's language."""
+        """Return the state as a detail of a problem, which has a form in every language."""
         return _WORDS[self]
 
 
@@ -71,33 +71,33 @@ _WORDS: Mapping[State, Problem] = {
 
 
 class Process(BaseModel):
-    """A process on this machine, told apart from a later one of the same number by when it started."""
+    """A process on this machine; its start time distinguishes it from a later one of the same number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pid: int
     started: float
-    """Seconds from the boot of the machine to its start: no correction of the clock changes them."""
+    """Seconds from the machine's boot to its start, which a correction of the clock does not change."""
 
 
 class JobRecord(BaseModel):
-    """``job.json``."""
+    """The content of ``job.json``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
     id: str
     name: str
-    """What people call it: the adapter's name, usually."""
-    place: PlaceName = "local"
+    """Display name, usually the adapter's."""
+    executor: ExecutorName = "local"
     created: AwareDatetime
     queued: AwareDatetime
-    """Since when it waits, or waited: who waits longest starts first."""
-    wanted: Literal["run", "stop"] = "run"
+    """Time it was queued; the job queued longest starts first."""
+    desired: Literal["run", "stop"] = "run"
     process: Process | None = None
-    """Of the last try, on this machine."""
+    """The process of the last attempt, on this machine."""
     remote: str | None = None
-    """The Kubernetes Job of the last try, as ``namespace/name``."""
+    """The Kubernetes Job of the last attempt, as ``namespace/name``."""
     refused: StoredProblem | None = None
     """The problem for which the executor did not start it."""
     tries: Annotated[int, Field(ge=0)] = 0
@@ -109,7 +109,7 @@ class JobRecord(BaseModel):
 
 
 def read_job(folder: Path) -> JobRecord:
-    """The record of a job's directory. Raises ``DataError`` if there is none that can be read."""
+    """Read the record of a job's directory. Raises ``DataError`` if it is missing or unreadable."""
     try:
         return JobRecord.model_validate_json((folder / JOB_FILE).read_bytes())
     except (OSError, ValidationError) as error:
@@ -132,6 +132,6 @@ def write_job(folder: Path, job: JobRecord) -> None:
 
 
 def job_id(name: str, now: datetime, suffix: str) -> str:
-    """Sorts by time, and can be a directory's and a Kubernetes object's name."""
+    """Return an id that sorts by time and is valid as a directory's and a Kubernetes object's name."""
     plain = "".join(char for char in name.lower() if char.isascii() and (char.isalnum() or char == "-")).strip("-")
     return "-".join(part for part in (f"{now:%Y%m%d-%H%M%S}", plain[:24].strip("-"), suffix) if part)

@@ -1,4 +1,4 @@
-"""A training's report card as its page shows it: a curve, a table, and the nearest training pictures. No torch."""
+"""The report card on a training's page: a curve, a table, and the nearest training pictures. No torch."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from trainer.record.report_text import findings_of, shown_validation
 from trainer.record.run_file import RunRecord, ValidationRecord
 
 _WIDTH, _HEIGHT, _MARGIN = 600, 160, 8
-"""Of the drawing of the curves, in its own units."""
+"""Size and margin of the chart, in SVG units."""
 _MOST_ROWS = 40
-"""Of the table; the best evaluation and the last one are always in it."""
+"""Rows of the table; the best evaluation and the last one are always among them."""
 
 Curve = Literal["all", "zh", "en", "other"]
 
@@ -23,26 +23,26 @@ class Line:
     """One line of the table."""
 
     step: int | None
-    """None for the base."""
+    """None for the base model."""
     losses: tuple[float, ...]
-    """Of all, of each language, of each band of noise levels."""
+    """Loss over all probes, of each language, of each band of noise levels."""
     is_best: bool
     is_published: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportView:
-    """What the page shows."""
+    """The values that the page shows."""
 
     findings: tuple[Problem, ...]
     card: ReportCard | None
     """None before the first evaluation."""
     lines: tuple[Line, ...]
     curves: tuple[tuple[Curve, str], ...]
-    """Name and points of each curve in a drawing of 600 by 160; empty with fewer than two evaluations."""
+    """Name and points of each curve in a chart of 600 by 160; empty with fewer than two evaluations."""
     lowest: float
     highest: float
-    """The losses at the lower and the upper edge of the drawing."""
+    """``lowest`` and ``highest`` are the losses at the lower and upper edge of the chart."""
     bands: tuple[tuple[float, float], ...]
     """Lowest and highest noise level of each band."""
     validation: ValidationRecord | None
@@ -50,7 +50,7 @@ class ReportView:
 
     @property
     def seen(self) -> str:
-        """What a later view is compared with."""
+        """Return a key of the view, which changes when the view does."""
         made = self.card.evaluations[-1].step if self.card and self.card.evaluations else 0
         return f"{made}-{self.validation.step if self.validation else 0}-{len(self.card.strengths) if self.card else 0}"
 
@@ -82,8 +82,8 @@ def _lines(card: ReportCard) -> tuple[Line, ...]:
     last = card.evaluations[-1]
     shown = [
         made
-        for place, made in enumerate(card.evaluations)
-        if place % every == 0 or made in (card.best, last) or made.step == card.published_step
+        for index, made in enumerate(card.evaluations)
+        if index % every == 0 or made in (card.best, last) or made.step == card.published_step
     ]
     return (
         Line(step=None, losses=tuple(card.figures(card.base).values()), is_best=False, is_published=False),
@@ -122,7 +122,7 @@ def _loss(card: ReportCard, made: EvaluationRecord, name: Curve) -> float:
 
 
 def _points(steps: Sequence[int], losses: Sequence[float], lowest: float, highest: float) -> str:
-    """Return the points of a polyline; a loss that is no number leaves a point out."""
+    """Return the points of a polyline, without losses that are not finite."""
     across = (_WIDTH - 2 * _MARGIN) / ((steps[-1] - steps[0]) or 1)
     down = (_HEIGHT - 2 * _MARGIN) / ((highest - lowest) or 1)
     return " ".join(

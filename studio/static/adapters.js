@@ -1,4 +1,4 @@
-// The Adapters page: says which file was chosen, and proposes a name for it.
+// The Adapters page: shows the chosen file and proposes a name for it.
 "use strict";
 
 document.addEventListener("change", (event) => {

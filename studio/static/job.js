@@ -1,4 +1,4 @@
-// The loss of a training as it goes: asked for every two seconds, from the last step that is known.
+// The loss of a running training: fetched every two seconds, from the last known step.
 "use strict";
 
 const POLL_MS = 2000;
@@ -14,7 +14,7 @@ function colour(name) {
   return resolved;
 }
 
-// Exponential, and true to the first values too: weights are divided by their sum.
+// An exponential moving average with bias correction: weights are divided by their sum.
 function smoothed(values) {
   const share = 2 / (SMOOTHED_STEPS + 1);
   let sum = 0;
@@ -73,13 +73,13 @@ async function ask() {
     const reply = await fetch(`${box.dataset.url}?after=${after}`);
     if (!reply.ok) return;
     const fresh = await reply.json();
-    // A run that was resumed goes on from its checkpoint: what came after that was cut off.
+    // A resumed run continues from its checkpoint: drop the points after it.
     const kept = columns.step.findIndex((step) => step > fresh.start_step);
     if (fresh.last_step < after && kept >= 0) for (const name of Object.keys(columns)) columns[name].length = kept;
     for (const name of Object.keys(columns)) columns[name].push(...fresh[name]);
     show();
   } catch {
-    // The studio is away for a moment; the next time will tell.
+    // The studio is out of reach; the next poll retries.
   }
 }
 
@@ -92,7 +92,7 @@ document.getElementById("log-scale").addEventListener("change", () => chart && d
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => chart && draw());
 new ResizeObserver(() => chart?.setSize({ width: box.clientWidth, height: 280 })).observe(box);
 
-// The log stays at its end, unless someone has scrolled up to read.
+// The log stays scrolled to its end, unless the user has scrolled up.
 const logBottom = (log) => log.scrollHeight - log.scrollTop - log.clientHeight < 40;
 let wasAtBottom = true;
 let scrolledTo = 0;

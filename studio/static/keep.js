@@ -1,5 +1,5 @@
-// A form with data-keep is kept by the browser over reloads, other pages, languages and themes. data-decided says what the address
-// or a file has decided this time: "all" of the form, or its "adapters".
+// The browser stores a form with data-keep across reloads, pages, languages and themes. data-decided names the part that the
+// URL or a file has set, which stored values must not replace: "all" of the form, or its "adapters".
 "use strict";
 
 const STORED = "input:not([type=hidden], [type=file]), select, textarea";
@@ -8,7 +8,7 @@ function kept(form) {
   try {
     return JSON.parse(localStorage.getItem(`form:${form.dataset.keep}`)) ?? {};
   } catch {
-    return {}; // the browser may store nothing
+    return {}; // storage may be disabled
   }
 }
 
@@ -16,7 +16,7 @@ function keep(form, values) {
   try {
     localStorage.setItem(`form:${form.dataset.keep}`, JSON.stringify(values));
   } catch {
-    // as above
+    // storage may be disabled
   }
 }
 
@@ -43,10 +43,10 @@ function restore(form, part) {
     if (control instanceof HTMLSelectElement && ![...control.options].some((option) => option.value === value)) control.add(new Option(value));
     isChanged ||= control[property] !== value;
     control[property] = value;
-    control.dispatchEvent(new Event("input", { bubbles: true })); // also of a value that the browser itself has restored
+    control.dispatchEvent(new Event("input", { bubbles: true })); // also for a value that the browser has restored
   }
   if (isChanged) form.dispatchEvent(new Event("change", { bubbles: true }));
-  keep(form, { ...values, ...valuesOf(form) }); // what is not on the page yet stays
+  keep(form, { ...values, ...valuesOf(form) }); // keep values of fields that are not on the page yet
 }
 
 function begin(form) {
@@ -55,7 +55,7 @@ function begin(form) {
     const isOpen = (key) => decided !== "all" && !/^(adapter=|scale:)/.test(key);
     keep(form, Object.fromEntries(Object.entries(kept(form)).filter(([key]) => isOpen(key))));
     delete form.dataset.decided;
-    history.replaceState(null, "", form.dataset.home); // a reload shows the form as it is by then
+    history.replaceState(null, "", form.dataset.home); // a reload shows the form with its stored values
   }
   restore(form, form);
 }

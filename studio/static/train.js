@@ -1,4 +1,4 @@
-// The Train page's three choices: a dataset, a goal and a model fill in options; folded options that are wrong are unfolded.
+// The Train page's three choices: a dataset, a goal and a model fill in options; folded options with a problem are unfolded.
 "use strict";
 
 function optionOf(name) {
@@ -42,7 +42,7 @@ document.addEventListener("change", ({ target }) => {
   fill({ instance_data_dir: target.value, ...(name.value && !suggested.includes(name.value) ? {} : { adapter_name: target.dataset.adapterName }) });
 });
 
-// A folder that is typed, or that the browser has kept, is the picked one as well.
+// A typed or restored folder selects its dataset too.
 document.addEventListener("input", ({ target }) => {
   if (target.id === "option-instance_data_dir") {
     for (const pick of document.querySelectorAll("[name=dataset]")) pick.checked = pick.value === target.value;
@@ -50,9 +50,9 @@ document.addEventListener("input", ({ target }) => {
   if (target.id === "option-model_flavour") showModel();
 });
 
-// What is wrong among the folded options is unfolded, once the plan has said so.
+// After each check, folded options with a problem are unfolded.
 document.addEventListener("htmx:afterSettle", () => {
-  for (const place of document.querySelectorAll("#all-options .problem:not([hidden])")) {
-    for (let fold = place.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+  for (const problem of document.querySelectorAll("#all-options .problem:not([hidden])")) {
+    for (let fold = problem.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
   }
 });

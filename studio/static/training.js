@@ -1,4 +1,4 @@
-// Files that were chosen and how far their upload is; a file that is read as soon as it is chosen; figures after a caption is saved.
+// Chosen files and upload progress, import on choosing a file, and the dataset's summary after a caption is saved.
 "use strict";
 
 function readable(bytes) {
@@ -8,11 +8,11 @@ function readable(bytes) {
 document.addEventListener("change", (event) => {
   const input = event.target;
   if (input.matches("[data-submit-on-change]") && input.files.length) input.form.requestSubmit();
-  const said = input.closest(".drop")?.querySelector(".chosen");
-  if (!said) return;
+  const chosen = input.closest(".drop")?.querySelector(".chosen");
+  if (!chosen) return;
   const size = readable([...input.files].reduce((sum, file) => sum + file.size, 0));
-  const words = input.files.length === 1 ? said.dataset.one : said.dataset.many;
-  said.textContent = input.files.length ? words.replace("{n}", input.files.length).replace("{size}", size) : "";
+  const words = input.files.length === 1 ? chosen.dataset.one : chosen.dataset.many;
+  chosen.textContent = input.files.length ? words.replace("{n}", input.files.length).replace("{size}", size) : "";
   const name = input.form.elements.name;
   if (name && !name.value && input.files.length === 1) name.value = input.files[0].name.replace(/\.zip$/i, "");
 });
@@ -29,7 +29,7 @@ document.addEventListener("htmx:afterRequest", (event) => {
   if (bar) bar.hidden = true;
 });
 
-// A saved caption changes the figures of its dataset and what is left out, which is shown again once nobody types there.
+// A saved caption changes the dataset's summary and its dropped pictures; both are refreshed when no caption has the focus.
 let isOutdated = false;
 
 function refreshFigures() {

@@ -1,7 +1,7 @@
-"""The boundary of a studio that others share: what a training, however it is configured, may read, write and call.
+"""The boundary of a shared studio: the paths and addresses that a training may read, write and call.
 
-It is checked on the resolved configuration, so that it does not matter through which field or file a path came, and again
-right before a training starts: a link may lead elsewhere by then. No torch.
+It is checked on the resolved configuration, whichever field or file a path came from, and again right before a training
+starts, because a link may lead elsewhere by then. No torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from trainer.config.options import TrainConfig
 
 
 class Holds(Enum):
-    """What the text of an option means."""
+    """Meaning of an option's text."""
 
     PATH = auto()
     """A path on this machine."""
@@ -29,7 +29,7 @@ class Holds(Enum):
     STORAGE = auto()
     """``file:///directory`` or ``s3://bucket/prefix``."""
     URL = auto()
-    """An HTTP address that is called."""
+    """An HTTP URL that the trainer calls."""
     MODEL = auto()
     """A model's name, its id on a hub, or its directory."""
     IN_DATASET = auto()
@@ -37,7 +37,7 @@ class Holds(Enum):
     BUCKET = auto()
     """A bucket of S3, with a prefix in another field."""
     STUDIO = auto()
-    """A path that the studio sets itself."""
+    """A path that the studio sets."""
 
 
 HOLDINGS: Mapping[type[TrainConfig | DatasetConfig], Mapping[str, Holds]] = {
@@ -61,22 +61,22 @@ HOLDINGS: Mapping[type[TrainConfig | DatasetConfig], Mapping[str, Holds]] = {
         "aws_endpoint_url": Holds.URL,
     },
 }
-"""Options that lead out of the studio. A test holds that every other text is known to lead nowhere."""
+"""Options with paths or addresses. A test requires every other text option to be listed as harmless."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Boundary:
-    """Directories and addresses that the operator allows."""
+    """The directories and addresses that the operator allows."""
 
     datasets: Datasets
-    """Decides about directories."""
+    """Datasets, whose roots are the allowed directories."""
     own: Sequence[str]
-    """Addresses of the studio itself: its adapters and their endpoint."""
+    """Addresses that the studio itself uses: its adapter storage and its endpoint."""
     destinations: Sequence[str] | None
     """Other storage and HTTP addresses; None allows all of S3 and HTTP."""
 
     def problems(self, config: TrainConfig, *, here: bool) -> tuple[Problem, ...]:
-        """Return what a training would leave the boundary by; ``here``: it runs on this machine, which paths are about."""
+        """Return a problem for each option outside the boundary; ``here``: the training runs on this machine."""
         found: list[Problem] = []
         for field, holds, value in _held(config):
             try:
@@ -121,7 +121,7 @@ class Boundary:
 
 
 def _held(config: TrainConfig) -> Iterator[tuple[str, Holds, str]]:
-    """Yield each option that leads out of the studio: its name, what it holds, its text."""
+    """Yield the name, meaning and text of each option with a path or an address."""
     yield from _held_by(config)
     for index, dataset in enumerate(config.data_backend_config):
         for name, holds, value in _held_by(dataset):
@@ -141,12 +141,12 @@ def _held_by(model: TrainConfig | DatasetConfig) -> Iterator[tuple[str, Holds, s
 
 
 def _is_path(model: str) -> bool:
-    """A name or a hub's id is none, unless a directory of that name is in the working directory."""
+    """Return True for a path; a name or hub id counts if the working directory has a directory of that name."""
     return model not in ("embedded", *HUB_IDS) and (model.startswith(("/", ".", "~")) or Path(model).exists())
 
 
 def _covers(allowed: str, value: str) -> bool:
-    """Return whether an address is the allowed one or below it: scheme, host and port are the same, the path is a prefix."""
+    """Return True for an address at or below the allowed one: same scheme, host and port, and its path as a prefix."""
     one, other = urlsplit(allowed), urlsplit(value)
     if (one.scheme, one.hostname, _port(one)) != (other.scheme, other.hostname, _port(other)):
         return False

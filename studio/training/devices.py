@@ -12,14 +12,14 @@ _WAIT_SECONDS = 60
 
 
 class LocalDevices:
-    """The machine that the studio runs on; what it has is found out in the background."""
+    """The machine that the studio runs on; a background thread probes its devices."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="machine")
         self._facts: Future[DeviceFacts] | None = None
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the probe."""
         self._facts = self._pool.submit(probe_devices)
 
     def close(self) -> None:
@@ -27,7 +27,7 @@ class LocalDevices:
         self._pool.shutdown(cancel_futures=True)
 
     def plan(self, config: TrainConfig, *, gpu_gib: int | None = None) -> Forecast:
-        """The memory plan here, or on a GPU of so much memory elsewhere. Raises ``UserError`` if it cannot be made."""
+        """Return the memory plan for this machine, or for a GPU of ``gpu_gib``. Raises ``UserError``."""
         if gpu_gib is not None:
             return forecast(config, gpu_bytes=gpu_gib * 2**30)
         if self._facts is None:

@@ -59,9 +59,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "model": ("pretrained_model_name_or_path", "revision"),
     "publishing": ("publish_to", "publish_endpoint_url"),
 }  # fmt: skip
-"""Fields as people look for them; the first group is open, the others are folded."""
+"""Fields by topic; the first group is open, the others are folded."""
 SET_BY_STUDIO = frozenset({"output_dir", "cache_dir", "resume_from_checkpoint"})
-"""Fields that a job's place decides."""
+"""Fields that the executor of a job sets."""
 SUGGESTIONS: Mapping[str, tuple[str, ...]] = {
     "model_flavour": ("final", "dev", "embedded"),
     "base_model_precision": ("no_change", "auto", "int8-quanto", "int4-quanto", "int8-torchao", "fp8-torchao", "fp8-quanto"),
@@ -69,9 +69,9 @@ SUGGESTIONS: Mapping[str, tuple[str, ...]] = {
     "caption_strategy": ("textfile", "filename", "csv", "json", "jsonl"),
     "device": ("auto", "cpu", "cuda", "mps"),
 }  # fmt: skip
-"""Of fields that are texts to the configuration, what they usually are."""
+"""Usual values of text fields."""
 CLOSED = frozenset({"model_flavour", "base_model_precision", "text_encoder_1_precision", "caption_strategy"})
-"""Those of them that can be nothing else, unless another value is there already."""
+"""Those of them that allow no other value, except one that is set already."""
 _IN_ANOTHER_FILE: Mapping[str, Problem] = {
     "data_backend_config": Problem(
         code="imported_datasets_in_another_file", template="names another file",
@@ -87,7 +87,7 @@ IN_ANOTHER_FILE = frozenset(problem.code for problem in _IN_ANOTHER_FILE.values(
 """Codes of the problems of imported options that the form does not take over."""
 _FILE_NAME = re.compile(r"""["']?(?P<name>[^\s"'{}\[\]]+\.jsonc?)["']?""")
 _ITEMS = {"validation_prompts", "validation_base_prompts"}
-"""Lists, an item a line."""
+"""Fields with a list, one item a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +97,10 @@ class Field:
     name: str
     kind: Kind
     help: str
-    """In English, as the configuration has it."""
+    """The option's help text in English."""
     choices: tuple[str, ...]
     default: str
-    """As it would be typed."""
+    """The default as typed text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,26 +108,26 @@ class Reading:
     """The result of reading a form or a file."""
 
     options: Mapping[str, Any]
-    """Options by name, without those at their default."""
+    """Options by name; options at their default are left out."""
     config: TrainConfig | None
     """None if there are problems."""
     problems: tuple[Problem, ...] = ()
     notes: tuple[Problem, ...] = field(default=())
-    """Options without effect."""
+    """Problems of options that have no effect."""
 
     def with_problems(self, problems: Iterable[Problem]) -> "Reading":
-        """Return it with these problems, which leave no configuration."""
+        """Return a reading with these problems added, and without a configuration."""
         return replace(self, config=None, problems=tuple(problems))
 
 
 @lru_cache(maxsize=1)
 def fields() -> Mapping[str, Field]:
-    """All of the form, by name."""
+    """Return the fields of the form, by name."""
     return {name: _field(name, TrainConfig.model_fields[name]) for names in GROUPS.values() for name in names}
 
 
 def read_form(values: Mapping[str, str]) -> Reading:
-    """Read the typed texts by field. A field that is empty, or at its default, is no option."""
+    """Parse the typed texts by field. A field that is empty, or at its default, sets no option."""
     options: dict[str, Any] = {}
     problems: list[Problem] = []
     for name, about in fields().items():
@@ -146,7 +146,7 @@ def read_form(values: Mapping[str, str]) -> Reading:
 
 
 def read_file(text: str) -> Reading:
-    """Read a ``config.json``, ours or SimpleTuner's, with ``//`` comments. Raises ``ConfigError`` if it is not one."""
+    """Parse a ``config.json``, ours or SimpleTuner's, with ``//`` comments. Raises ``ConfigError``."""
     parsed = parse_json(text)
     if not isinstance(parsed, dict):
         raise ConfigError(
@@ -169,7 +169,7 @@ def as_typed(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def as_file(options: Mapping[str, Any]) -> str:
-    """Return the options as a ``config.json``, with those that name the model, which other programs need."""
+    """Return the options as a ``config.json``, including the model's name, which other programs need."""
     first = {"model_type": "lora", "model_family": "longcat_image", "model_flavour": "final"}
     return json.dumps(first | dict(options), ensure_ascii=False, indent=2) + "\n"
 
@@ -187,7 +187,7 @@ def _joined(problems: Sequence[Problem], reading: Reading) -> Reading:
 
 
 def field_of(problem: Problem) -> str:
-    """Return the form's field that a problem is about; empty if it is about none of them."""
+    """Return the form's field that a problem is about; empty if there is none."""
     name = problem.field.partition(".")[0]
     return our_name(name) if name in names_of(TrainConfig) else ""
 
@@ -222,7 +222,7 @@ def _kind(name: str, annotation: Any) -> tuple[Kind, tuple[str, ...]]:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The types that a union is of, without their constraints."""
+    """Return the member types of a union, without their constraints."""
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
         return [inner for member in get_args(annotation) for inner in _members(member)]
@@ -271,5 +271,5 @@ def _parsed(about: Field, text: str) -> Any:
 
 
 def _plain(text: str) -> str:
-    """One form for texts that say the same: line ends are the browser's."""
+    """Return the text with plain line ends: browsers send CRLF."""
     return "\n".join(text.split("\n")).replace("\r", "").strip()

@@ -1,4 +1,4 @@
-"""Where the form of a training starts: options that suit a model, and those that suit a goal. No torch."""
+"""Initial values of a training's form, by model and by goal. No torch."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -12,7 +12,7 @@ _Options = Mapping[str, Any]
 _PUBLISHED: _Options = {
     "base_model_precision": "auto", "text_encoder_1_precision": "auto", "gradient_checkpointing": "auto",
 }  # fmt: skip
-"""``auto`` is the best that fits the GPU that computes; the plan shows it for the GPU that is planned for."""
+"""``auto`` resolves to the best that fits the training's GPU; the plan shows it for the planned GPU."""
 _EMBEDDED: _Options = {
     "resolution": 128, "train_batch_size": 4, "lr_scheduler": "cosine", "lora_targets": "all-linear", "lora_dropout": 0,
     "validation_max_drift": 0.5,
@@ -53,6 +53,6 @@ def goal_options(flavour: str, goal: Goal) -> _Options:
 
 
 def starting_options(flavour: str, goal: Goal = "style") -> dict[str, Any]:
-    """Return the options of a new form; every one that some model sets is in it."""
+    """Return the options of a new form."""
     model = _EMBEDDED if flavour == "embedded" else _PUBLISHED
     return {**model, **goal_options(flavour, goal), "model_flavour": flavour}

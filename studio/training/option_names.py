@@ -1,7 +1,7 @@
 """Names and help of the training's options in each language.
 
-English follows from the configuration's own names and docstrings; other languages are in ``options.LANGUAGE.json``, which a
-test holds complete.
+English comes from the configuration's names and docstrings; other languages are in ``options.LANGUAGE.json``, which a test
+checks for completeness.
 """
 
 import json
@@ -55,7 +55,7 @@ _LABELS = {
     "enable_group_offload": "Offload the base",
     "fsdp_enable": "Split the base (FSDP)",
 }
-"""Where a name says less than people want to read."""
+"""Labels of options whose name is not clear enough."""
 
 
 _HELP = {
@@ -64,12 +64,12 @@ _HELP = {
     "publish_to": "Adapter storage: file:///directory or s3://bucket/prefix; empty is the studio's own, whose service "
                   "serves it at once.",
 }  # fmt: skip
-"""Where the studio does something else than the command line."""
+"""Help of options that mean something else in the studio than on the command line."""
 
 
 @dataclass(frozen=True)
 class OptionName:
-    """One option, for people."""
+    """Label and help of one option."""
 
     label: str
     help: str
@@ -77,11 +77,11 @@ class OptionName:
 
 @lru_cache(maxsize=8)
 def option_names(code: str) -> Mapping[str, OptionName]:
-    """By option, in one language."""
+    """Return labels and help by option, in one language."""
     path = _FOLDER / f"options.{code}.json"
-    said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    texts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return {
-        name: OptionName(*said[name]) if name in said else OptionName(_label(name), _HELP.get(name, about.help))
+        name: OptionName(*texts[name]) if name in texts else OptionName(_label(name), _HELP.get(name, about.help))
         for name, about in fields().items()
     }
 

@@ -1,4 +1,4 @@
-"""The Train page: a form of the training's configuration, the memory plan beside it, files in and out, and off it goes."""
+"""The Train page: a form of the training's configuration with the memory plan, import, export and start."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -40,13 +40,13 @@ from trainer.memory.forecast import Forecast
 router = APIRouter(prefix="/train")
 
 _GPUS: Mapping[int, str] = {12: "RTX 4070", 16: "RTX 4080", 24: "RTX 4090", 48: "L40S", 80: "H100"}
-"""GPUs to plan for, by their GiB, each with a card that has as much."""
+"""GPUs to plan for, by GiB, each with an example."""
 _MOST_FILE_BYTES = 2**20
 
 
 @router.get("")
 def form_page(request: Request, flavour: str = "", goal: str = "", dataset: str = "", job: str = "") -> Response:
-    """The form: as a flavour and a goal suit, for a dataset, or as an earlier job had it."""
+    """Show the form: with the values of a flavour and a goal, for a dataset, or with an earlier job's values."""
     training = studio_of(request).training
     aim: Goal = next((known for known in GOALS if known == goal), "style")
     if job:
@@ -67,10 +67,10 @@ async def check(request: Request) -> Response:
     training = studio_of(request).training
     async with request.form() as form:
         reading = _read(form)
-        if text_of(form, "wanted"):  # it was to be started: what that lacks is still said
+        if text_of(form, "submitted"):  # a start failed: keep showing the fields that a start requires
             reading = _ready(reading)
-        # Before a model's files are read for the plan.
-        reading = await run_in_threadpool(_within, training.boundary, reading, text_of(form, "place") or "local")
+        # The boundary applies before a model's files are read for the plan.
+        reading = await run_in_threadpool(_within, training.boundary, reading, text_of(form, "executor") or "local")
         return await run_in_threadpool(_checked, request, form, reading, 200)
 
 
@@ -83,16 +83,16 @@ async def start(request: Request) -> Response:
 
 async def _start(request: Request, form: FormData) -> Response:
     training = studio_of(request).training
-    place = text_of(form, "place") or "local"
-    if place not in training.jobs.place_names:
+    executor = text_of(form, "executor") or "local"
+    if executor not in training.jobs.executor_names:
         raise PageNotFoundError
-    reading = await run_in_threadpool(_startable, training, _ready(_read(form)), place)
+    reading = await run_in_threadpool(_startable, training, _ready(_read(form)), executor)
     if (config := reading.config) is None:
         return await run_in_threadpool(_refused, request, form, reading)
     name = config.adapter_name or "training"
     try:
-        job = await run_in_threadpool(training.jobs.submit, config, name=name, place=place)
-    except UserError as error:  # paths or settings that a pod does not have
+        job = await run_in_threadpool(training.jobs.submit, config, name=name, executor=executor)
+    except UserError as error:  # paths or settings that a pod cannot have
         return await run_in_threadpool(_refused, request, form, reading.with_problems(error.problems))
     path = f"/jobs/{job.id}"
     if is_fragment(request):
@@ -100,16 +100,16 @@ async def _start(request: Request, form: FormData) -> Response:
     return RedirectResponse(path, status_code=303)
 
 
-def _within(boundary: Boundary, reading: Reading, place: str) -> Reading:
-    """Return the reading, with the problems of what leads out of the boundary."""
-    forbidden = () if reading.config is None else boundary.problems(reading.config, here=place == "local")
+def _within(boundary: Boundary, reading: Reading, executor: str) -> Reading:
+    """Return the reading, with the problems of options outside the boundary."""
+    forbidden = () if reading.config is None else boundary.problems(reading.config, here=executor == "local")
     return reading.with_problems(forbidden) if forbidden else reading
 
 
-def _startable(training: TrainingServices, reading: Reading, place: str) -> Reading:
-    """Return the reading, with the problems of what leads out of the boundary, or of data that cannot be used."""
-    reading = _within(training.boundary, reading, place)
-    if (config := reading.config) is None or place != "local":
+def _startable(training: TrainingServices, reading: Reading, executor: str) -> Reading:
+    """Return the reading, with the problems of options outside the boundary, or of unusable data."""
+    reading = _within(training.boundary, reading, executor)
+    if (config := reading.config) is None or executor != "local":
         return reading
     where = "data_backend_config" if config.data_backend_config else "instance_data_dir"
     unusable = [problem.within(field=where) for problem in training.scans.problems(config)]
@@ -118,7 +118,7 @@ def _startable(training: TrainingServices, reading: Reading, place: str) -> Read
 
 @router.post("/export")
 async def export(request: Request) -> Response:
-    """The form as a ``config.json``, right or wrong."""
+    """Send the form as a ``config.json``, valid or not."""
     async with request.form() as form:
         reading = _read(form)
     headers = {"Content-Disposition": 'attachment; filename="config.json"'}
@@ -127,7 +127,7 @@ async def export(request: Request) -> Response:
 
 @router.post("/import")
 async def import_file(request: Request) -> Response:
-    """The form as a ``config.json`` has it, SimpleTuner's too."""
+    """Show the form with the values of an uploaded ``config.json``, ours or SimpleTuner's."""
     async with request.form(max_files=1, max_fields=1) as form:
         file = form.get("file")
         content = await file.read(_MOST_FILE_BYTES + 1) if isinstance(file, UploadFile) else b""
@@ -152,11 +152,11 @@ def _page(
     *,
     decided: bool = True,
     imported: bool = False,
-    wanted: bool = False,
+    submitted: bool = False,
     goal: str = "",
     status: int = 200,
 ) -> Response:
-    """Show the form; ``decided`` if its values are not to be replaced by those that the browser has kept."""
+    """Show the form; ``decided``: the values that the browser has stored must not replace these."""
     training = studio_of(request).training
     language: Language = request.app.state.pages.language(request)
     return render(
@@ -169,7 +169,7 @@ def _page(
         reading=reading,
         mistakes=_by_field(language, reading.problems),
         names=option_names(language.code),
-        places=training.jobs.place_names,
+        executors=training.jobs.executor_names,
         gpus=_GPUS,
         cards=[card_of(dataset) for dataset in training.datasets.list()],
         adapter_name=_adapter_name,
@@ -180,7 +180,7 @@ def _page(
         starting_values=_starting_values(),
         decided=decided,
         imported=imported,
-        wanted=wanted,
+        submitted=submitted,
         changed=frozenset(reading.options),
         left_out=[p for p in reading.problems if field_of(p) not in fields() or p.code in IN_ANOTHER_FILE],
     )
@@ -189,11 +189,11 @@ def _page(
 def _refused(request: Request, form: FormData, reading: Reading) -> Response:
     if is_fragment(request):
         return _checked(request, form, reading, 422)
-    return _page(request, reading, wanted=True, status=422)
+    return _page(request, reading, submitted=True, status=422)
 
 
 def _checked(request: Request, form: FormData, reading: Reading, status: int) -> Response:
-    """The plan, and out of band what is wrong beside each field."""
+    """Send the memory plan and, out of band, the problem of each field."""
     language: Language = request.app.state.pages.language(request)
     forecast, problems = None, tuple[Problem, ...]()
     if reading.config is not None:
@@ -217,7 +217,7 @@ def _checked(request: Request, form: FormData, reading: Reading, status: int) ->
 
 
 def _figures(forecast: Forecast) -> dict[str, Any]:
-    """A plan as the page shows it; keys are of the catalogue."""
+    """Return the template's variables of a plan; names of phases and parts are keys of the locale."""
     plan = forecast.plan
     parts = {
         "base": plan.base_bytes, "adapter": plan.adapter_bytes, "gradients": plan.gradient_bytes,
@@ -313,6 +313,6 @@ def _by_field(language: Language, problems: tuple[Problem, ...]) -> dict[str, st
 
 
 def _adapter_name(name: str) -> str:
-    """A name for an adapter from a dataset's: letters, digits, ``-`` and ``_``."""
+    """Return an adapter name made from a dataset's: letters, digits and ``-``."""
     plain = "".join(char if char.isascii() and char.isalnum() else "-" for char in name.lower()).strip("-")
     return "-".join(part for part in plain.split("-") if part)[:40] or "my-style"

@@ -1,1 +1,1 @@
-"""Foundation of every page: access, guard, forms, errors, language, templates."""
+"""The foundation of every page: access, guard, forms, errors, language, templates."""

@@ -17,7 +17,7 @@ _LIFETIME_SECONDS = 30 * _DAY_SECONDS
 _DELAY_SECONDS = 1.0
 """Delay of the reply to a wrong token."""
 _MOST_DELAYED = 8
-"""Wrong tokens of one address whose replies are delayed at once; further attempts of that address are not checked."""
+"""Delayed replies to one address at once; further attempts of that address are rejected unchecked."""
 
 
 class Access:
@@ -26,12 +26,12 @@ class Access:
     def __init__(self, token: str | None) -> None:
         self._token = token
         self._delayed: Counter[str] = Counter()
-        """Attempts by client address."""
+        """Number of delayed replies by client address."""
         self._signer = None if token is None else TimestampSigner(token, salt=COOKIE, digest_method=hashlib.sha256)
 
     @property
     def is_open(self) -> bool:
-        """True if no token is required."""
+        """Return True if no token is required."""
         return self._token is None
 
     async def check(self, request: Request) -> None:
@@ -43,10 +43,10 @@ class Access:
             raise LoginRequiredError("not_logged_in", "this studio requires its token", remedy="log in first")
 
     async def accepts(self, request: Request, token: str) -> bool:
-        """Return True for the token, compared in constant time; False for another, after a delay.
+        """Return True for the right token, compared in constant time; False for a wrong one, after a delay.
 
-        Raises ``TooManyAttemptsError`` for an address that does not wait for its replies: connections in parallel would make
-        the delay worthless.
+        Raises ``TooManyAttemptsError`` for an address with too many delayed replies: parallel connections would otherwise
+        circumvent the delay.
         """
         address = request.client.host if request.client else ""
         if self._delayed[address] >= _MOST_DELAYED:
@@ -66,7 +66,7 @@ class Access:
         return False
 
     def log_in(self, reply: Response, *, secure: bool) -> None:
-        """Set a browser's cookie; ``secure`` if the request came by HTTPS."""
+        """Set the browser's login cookie; ``secure`` if the request came by HTTPS."""
         assert self._signer is not None
         cookie = self._signer.sign(COOKIE).decode("ascii")
         reply.set_cookie(COOKIE, cookie, max_age=_LIFETIME_SECONDS, httponly=True, samesite="strict", secure=secure)
@@ -75,6 +75,6 @@ class Access:
         assert self._signer is not None
         try:
             self._signer.unsign(cookie, max_age=_LIFETIME_SECONDS)
-        except BadSignature:  # SignatureExpired, too
+        except BadSignature:  # includes SignatureExpired
             return False
         return True

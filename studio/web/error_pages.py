@@ -1,4 +1,4 @@
-"""Replies to errors: a page or a toast for readers, JSON for programs. Status and headline follow from the error."""
+"""Replies to errors: a page or a toast for browsers, JSON for programs. Status and headline follow from the error."""
 
 import json
 import logging
@@ -57,9 +57,9 @@ _STATUS: Mapping[str, int] = {
     "too_many_connections": 503,
     "import_timeout": 504,
 }
-"""HTTP statuses by an error's code. Other mistakes of a user are 422, other errors of the service 502."""
+"""HTTP statuses by error code. Other user errors are 422, other errors of the service 502."""
 _OWN_HEADLINE = frozenset({"adapter_not_found", "job_not_found", "job_state"})
-"""Codes of users' mistakes whose problem is the headline itself."""
+"""Codes of user errors whose problem is the headline itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +79,17 @@ class ErrorView:
     """The headline."""
     fields: tuple[FieldMessage, ...]
     details: tuple[Problem, ...]
-    """Problems of no field of the page."""
+    """Problems that are not about a field of the page."""
 
 
 def add_error_pages(app: FastAPI) -> None:
-    """Make the app reply to errors here. Unforeseen exceptions are answered by the guard, which is outside of the app."""
+    """Register the error handlers. The guard, which wraps the app, answers unexpected exceptions."""
     for kind in (HTTPException, RequestValidationError, LithographError):
         app.add_exception_handler(kind, _reply_to_error)
 
 
 def reply_to(request: Request, exception: Exception) -> Response:
-    """Return the reply to an exception. A page without a login redirects to it."""
+    """Return the reply to an exception. A page that requires a login redirects to it."""
     language: Language = request.app.state.pages.language(request)
     error = error_of(exception)
     status = status_of(error)
@@ -100,7 +100,7 @@ def reply_to(request: Request, exception: Exception) -> Response:
         reply: Response = render(request, "error_toast.html", status=status, error=view)
         reply.headers["HX-Retarget"] = "#toasts"
         reply.headers["HX-Reswap"] = "beforeend"
-        reply.headers["HX-Reselect"] = "unset"  # of the whole reply
+        reply.headers["HX-Reselect"] = "unset"  # the whole reply has another status
         if status == _UNAUTHORIZED:
             reply.headers["HX-Redirect"] = "/login"
         return reply
@@ -111,7 +111,7 @@ def reply_to(request: Request, exception: Exception) -> Response:
 
 
 def error_outside_pages(error: LithographError, _request_id: str) -> tuple[int, bytes]:
-    """Return status and JSON of an error of a connection: without a request, its reader's language is unknown."""
+    """Return status and JSON of a connection's error, in English: without a request the language is unknown."""
     return status_of(error), json.dumps(_json_of(load_languages()[FALLBACK], error)).encode()
 
 
@@ -121,7 +121,7 @@ def _json_of(language: Language, error: LithographError) -> dict[str, Any]:
 
 
 def error_of(exception: Exception) -> LithographError:
-    """Return an exception as one of the error tree; an unforeseen one is logged."""
+    """Return an exception as an error of the tree; log an unexpected one."""
     match exception:
         case LithographError():
             return exception
@@ -204,7 +204,7 @@ def _headline(error: LithographError) -> str:
 
 
 def _of_address(error: RequestValidationError) -> LithographError:
-    """Return the error of an address whose parts have the wrong type: its path names no page, its query has wrong fields."""
+    """Return the error of a URL with invalid parts: not found for its path, wrong fields for its query."""
     parts = [{**part, "loc": part["loc"][1:]} for part in error.errors()]
     if any(part["loc"][0] == "path" for part in error.errors()):
         return PageNotFoundError()

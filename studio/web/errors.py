@@ -1,7 +1,7 @@
-"""Errors of the studio's own pages: the part of the error tree that no other package raises.
+"""Errors of the studio's pages: the part of the error tree that no other package raises.
 
-Templates are English and stand where an error is raised, as everywhere; ``locales/zh/errors`` holds the Chinese. The HTTP
-status follows from an error's code in ``studio.web.error_pages`` alone.
+English templates stand where an error is raised, as in every package; ``locales/zh/errors`` holds the Chinese ones.
+``studio.web.error_pages`` alone maps codes to HTTP statuses.
 """
 
 from longcat.errors import ConfigError, LithographError, UserError
@@ -40,13 +40,13 @@ class TooManyAttemptsError(LithographError):
 
 
 class ChangeForbiddenError(LithographError):
-    """The request is not allowed to change what it names."""
+    """The request is not allowed to change this resource."""
 
     code = "forbidden"
 
 
 class WrongHostError(LithographError):
-    """The request names a host that this studio does not answer to."""
+    """The request's Host header names another host."""
 
     code = "wrong_host"
 
@@ -64,7 +64,7 @@ class FormError(UserError):
 
 
 class ConfigFileError(ConfigError):
-    """An uploaded file is no configuration."""
+    """An uploaded file is not a valid configuration."""
 
     code = "invalid_config_file"
 
@@ -82,7 +82,7 @@ class ImportTimeoutError(LithographError):
 
 
 class HttpError(LithographError):
-    """The web framework refuses the request, as for a method that a path does not have."""
+    """The web framework rejects the request, as for an unsupported method."""
 
     code = "http_error"
     status = 400

@@ -1,4 +1,4 @@
-"""Forms as pydantic models: every wrong field is reported at once, with the problems that all configurations use."""
+"""Forms as pydantic models: all wrong fields are reported at once, with the same problems as in configurations."""
 
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ from studio.web.errors import FormError
 
 
 def text_of(form: FormData, name: str) -> str:
-    """Return a field's text, stripped; empty if the form has no such field, or a file."""
+    """Return a field's text, stripped; empty if the field is missing or a file."""
     value = form.get(name, "")
     return value.strip() if isinstance(value, str) else ""
 
@@ -19,7 +19,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def read_form(model: type[M], form: FormData, **values: object) -> M:
-    """Return the form as the model has it; an empty field is at its default. ``values`` are fields read otherwise.
+    """Validate a form; an empty field gets its default. ``values`` are fields that the caller has parsed.
 
     Raises ``FormError`` with a problem for every field that is wrong.
     """

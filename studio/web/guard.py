@@ -1,4 +1,4 @@
-"""Checks before every page: origin, host and size of requests, and the security headers of replies."""
+"""Checks of every request's origin, host and size, and the security headers of every reply."""
 
 import re
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ from studio.web.error_pages import reply_to
 from studio.web.errors import ChangeForbiddenError, TooLargeError, WrongHostError
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]*)(:[0-9]{1,5})?", re.IGNORECASE)
-"""A ``Host`` header (RFC 9110, section 7.2). It becomes a part of URLs, so that nothing else may get into them."""
+"""A valid ``Host`` header (RFC 9110, section 7.2). URLs are built from it, so nothing else may pass."""
 _HTTP = HttpConfig()
-"""The service's limits of requests as messages, by default."""
+"""The default limits of HTTP messages, as in the service."""
 _LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPEN_PATHS = ("/static/", "/login", "/preferences", "/healthz")
-"""What can be seen without having logged in."""
+"""Paths that need no login."""
 
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": (
@@ -31,7 +31,7 @@ HEADERS: Mapping[str, str] = {
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    # Not no-referrer: browsers would then send the Origin of a form as null, and it could not be checked.
+    # Not no-referrer: browsers would then send a form's Origin as null, which cannot be checked.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -40,7 +40,7 @@ HEADERS: Mapping[str, str] = {
 
 
 class Guard:
-    """ASGI middleware: checks a request from the outside in, and marks every reply."""
+    """ASGI middleware that checks every request and adds the security headers to every reply."""
 
     def __init__(self, app: ASGIApp, *, config: StudioConfig, access: Access) -> None:
         self._app = app
@@ -48,7 +48,7 @@ class Guard:
         self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -76,7 +76,7 @@ class Guard:
             if _announced_bytes(request.headers) > limit_bytes:
                 raise _too_large(limit_bytes)
             await self._app(scope, _limited(receive, limit_bytes), send_marked)
-        except Exception as error:  # any: the reader gets a page, and error_of logs what was unforeseen
+        except Exception as error:  # any: the browser gets a page, and error_of logs unexpected ones
             if is_answered:
                 raise
             reply = reply_to(request, error)
@@ -85,7 +85,7 @@ class Guard:
             await reply(scope, receive, send_marked)
 
     def _check_host(self, headers: Headers) -> None:
-        """A page of another site whose name was made to mean this machine still sends its own name (DNS rebinding)."""
+        """Reject other host names: after DNS rebinding, another site's page still sends its own name."""
         match = _HOST.fullmatch(headers.get("host", ""))
         if match is None:
             raise WrongHostError(
@@ -110,10 +110,10 @@ class Guard:
 
 
 def _check_origin(request: Request) -> None:
-    """No other site's page changes anything here (CSRF).
+    """Reject changes from other sites' pages (CSRF).
 
-    Browsers say where a request comes from, in ``Sec-Fetch-Site`` or at least in ``Origin``, and pages cannot change what
-    they say; a request with neither is no browser's. The same rules as Go's ``http.CrossOriginProtection``.
+    Browsers send a request's origin in ``Sec-Fetch-Site``, or at least in ``Origin``, and pages cannot change these
+    headers; a request with neither is not a browser's. The rules are those of Go's ``http.CrossOriginProtection``.
     """
     if request.method in _SAFE_METHODS:
         return
@@ -133,13 +133,13 @@ def _check_origin(request: Request) -> None:
 
 
 def _announced_bytes(headers: Headers) -> int:
-    """Return the length that a request gives for its body; 0 if it gives none that is a number, as in chunked bodies."""
+    """Return the request's Content-Length; 0 if it is missing or not a number, as in chunked bodies."""
     given = headers.get("content-length", "")
     return int(given) if re.fullmatch(r"[0-9]{1,18}", given) else 0
 
 
 def _limited(receive: Receive, limit_bytes: int) -> Receive:
-    """Limit a body's time, and the size of bodies that do not say how long they are."""
+    """Limit the time of a body, and the size of a body without a Content-Length."""
     left = limit_bytes
     timely = TimelyBody(receive, seconds=_HTTP.body_seconds)
 

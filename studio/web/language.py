@@ -25,21 +25,21 @@ class Language:
     code: str
     messages: Mapping[str, str]
     errors: Mapping[str, tuple[str, ...]]
-    """Templates of problem and remedy by a problem's code; empty for English, in which problems are written."""
+    """Templates of problem and remedy by code; empty for English, the language of the templates in code."""
 
     @property
     def tag(self) -> str:
-        """For ``<html lang>``."""
+        """Return the tag for ``<html lang>``."""
         return "zh-Hans" if self.code == "zh" else self.code
 
     def __call__(self, key: str, /, **values: Any) -> str:
-        """The text of a key, with ``{name}`` filled in; a key that is not there is a bug."""
+        """Return the text of a key, with ``{name}`` filled in; a missing key is a bug."""
         return self.messages[key].format_map(values)
 
     def explain(self, problem: Problem) -> str:
-        """Return a problem and its remedy in this language, without field and value; in English if it has no form.
+        """Return a problem and its remedy in this language, without field and value; in English if it has no template.
 
-        English too if the form does not fit the details: a service of another version may send others under the same code.
+        English too if the template does not fit the details: a service of another version may send others with that code.
         """
         inner = {name: self.tell(v) if isinstance(v, Problem) else v for name, v in problem.details.items()}
         filled = dataclasses.replace(problem, details=inner)
@@ -49,7 +49,7 @@ class Language:
         return filled.clause
 
     def tell(self, problem: Problem) -> str:
-        """Return a problem with its field and value before it."""
+        """Return a problem with its field and value."""
         if not problem.field:
             return self.explain(problem)
         subject = self.label(problem.field)
@@ -63,11 +63,11 @@ class Language:
         return f"{text[:1].upper()}{text[1:]}{self('error.full_stop')}"
 
     def translates(self, problem: Problem) -> bool:
-        """Return True if the problem has a form in this language."""
+        """Return True if the problem has a template in this language."""
         return self.code == FALLBACK or problem.code in self.errors
 
     def label(self, field: str) -> str:
-        """Return the name of a field in this language; a field without one is named as it is."""
+        """Return the label of a field in this language; a field without one keeps its name."""
         return self.messages.get(f"field.{field}", field)
 
     def has(self, key: str) -> bool:
@@ -76,7 +76,7 @@ class Language:
 
 
 def load_languages() -> dict[str, Language]:
-    """All catalogues, read from disk."""
+    """Read all catalogues from disk."""
     return {
         code: Language(
             code=code,
@@ -112,7 +112,7 @@ def _errors(folder: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _parse(item: str) -> tuple[float, str]:
-    """``zh-CN;q=0.8`` as 0.8 and zh."""
+    """Parse ``zh-CN;q=0.8`` into 0.8 and zh."""
     tag, _, quality = item.partition(";q=")
     try:
         return float(quality or 1), tag.strip().lower().partition("-")[0]

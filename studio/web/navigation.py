@@ -1,4 +1,4 @@
-"""The pages that the top of every page links to."""
+"""The navigation at the top of every page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class NavigationEntry:
-    """A page that can be gone to."""
+    """A page in the navigation."""
 
     path: str
     key: str
-    """Of its name, and of its icon in ``icons.svg``."""
+    """Key of its name in the locale, and of its icon in ``icons.svg``."""
 
 
 NAVIGATION: Sequence[NavigationEntry] = (

@@ -1,4 +1,4 @@
-"""Templates to pages, in the reader's language and colours."""
+"""Rendering of templates in the browser's language and theme."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ _TEMPLATES_FOLDER = Path(__file__).parent.parent / "templates"
 
 
 class Pages:
-    """All templates and all catalogues, read once."""
+    """All templates and locale catalogues, read once."""
 
     def __init__(self) -> None:
         self.languages: Mapping[str, Language] = load_languages()
@@ -44,11 +44,11 @@ class Pages:
         }
 
     def language(self, request: Request) -> Language:
-        """The reader's."""
+        """Return the language of a request."""
         return self.languages[language_of(request)]
 
     def text(self, request: Request, template: str, **context: Any) -> str:
-        """A template, filled in: a page, or a fragment that is put into one."""
+        """Render a template to text: a page, or a fragment of one."""
         language = self.language(request)
         theme = request.cookies.get(THEME_COOKIE)
         studio = request.app.state.studio
@@ -77,18 +77,18 @@ def is_fragment(request: Request) -> bool:
 
 
 def _marked(language: Language, form: Callable[[Problem], str], problem: Problem) -> Markup:
-    """Return a problem's text, marked as English where the reader's language has no form of it."""
+    """Return a problem's text, marked as English if the page's language has no template of it."""
     text = escape(form(problem))
     return text if language.translates(problem) else Markup('<span lang="en">{}</span>').format(text)
 
 
 def _moment(when: datetime) -> str:
-    """A time for ``<time datetime>``; the page's script says it in the reader's own zone."""
+    """Return a time for ``<time datetime>``; the page's script converts it to the browser's time zone."""
     return when.strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _short(number: float) -> str:
-    """Without zeros that say nothing."""
+    """Format a number without trailing zeros."""
     return f"{number:g}"
 
 
@@ -97,5 +97,5 @@ def _megabytes(size_bytes: int) -> str:
 
 
 def _gigabytes(size_bytes: int) -> str:
-    """Format bytes in the unit that device memory is sold in."""
+    """Format bytes in MiB or GiB, the units of device memory."""
     return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**29 else f"{size_bytes / 2**20:.0f} MiB"

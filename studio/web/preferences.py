@@ -23,7 +23,7 @@ _YEAR_SECONDS = 365 * 24 * 3600
 
 @router.post("/preferences")
 async def set_preferences(request: Request) -> Response:
-    """Remember a language or a theme, and show the same page again."""
+    """Store a language or a theme in a cookie, and reload the page."""
     async with request.form() as form:
         given = {cookie: text_of(form, cookie) for cookie in (LANGUAGE_COOKIE, THEME_COOKIE) if cookie in form}
     reply = RedirectResponse(_page_of(request, request.headers.get("referer", "")), status_code=303)
@@ -40,7 +40,7 @@ async def set_preferences(request: Request) -> Response:
 
 @router.get("/login")
 async def login_page(request: Request) -> Response:
-    """Ask for the token."""
+    """Show the login form."""
     return render(request, "login.html", failed=False) if not studio_of(request).access.is_open else _to("/")
 
 
@@ -80,9 +80,9 @@ def _to(path: str) -> RedirectResponse:
 
 
 def _page_of(request: Request, url: str) -> str:
-    """Return path and query of the page that a URL shows, or of the nearest above it; the front page for what is no URL.
+    """Return path and query of a URL's page, or of the nearest page above it; the front page for an invalid URL.
 
-    Never the host, so that no one is sent to another site. Forms are sent to addresses that show no page.
+    Never the host: a redirect must not lead to another site. A form's own URL shows no page.
     """
     try:
         parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""Static files: their addresses carry a hash of their content, so that browsers may keep them for ever."""
+"""Static files: their URLs carry a hash of the content, so browsers may cache them forever."""
 
 import hashlib
 from functools import lru_cache
@@ -13,7 +13,7 @@ from typing_extensions import override
 STATIC_FOLDER = Path(__file__).parent.parent / "static"
 _FOR_EVER = "public, max-age=31536000, immutable"
 _ASK_AGAIN = "no-cache"
-"""For addresses without the hash of this content: kept, but compared by its ETag before each use."""
+"""For URLs without the current hash: cached, but revalidated by ETag before each use."""
 
 
 def asset_url(name: str) -> str:
@@ -22,14 +22,14 @@ def asset_url(name: str) -> str:
 
 
 class StaticAssets(StaticFiles):
-    """The static files, which never change under the address that ``asset_url`` gives."""
+    """The static files, which never change under the URL that ``asset_url`` returns."""
 
     def __init__(self) -> None:
         super().__init__(directory=STATIC_FOLDER)
 
     @override
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """Answer with the file, and with how long it may be kept."""
+        """Return the file with its cache headers."""
         reply = await super().get_response(path, scope)
         given = parse_qs(scope["query_string"].decode("latin-1")).get("v")
         is_current = reply.status_code < 400 and given == [_digest(path)]

@@ -1,4 +1,4 @@
-"""The fields that a validation picture carries in its metadata: its prompt, and how it was made. No torch."""
+"""The metadata of a validation picture: its prompt and parameters. No torch."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ _CHUNK = "lithograph-validation"
 
 
 def scene_of(picture: Path) -> dict[str, Any]:
-    """Return the fields; empty for a picture without them, and for a file that is missing or no picture."""
+    """Return the metadata; empty for a picture without it, and for a file that is missing or not a picture."""
     try:
         with Image.open(picture) as image:
             image.load()
@@ -22,6 +22,6 @@ def scene_of(picture: Path) -> dict[str, Any]:
         TypeError,
         RecursionError,
         Image.DecompressionBombError,
-    ):  # Pillow's, json's
+    ):  # errors of Pillow and json
         return {}
     return scene if isinstance(scene, dict) else {}

@@ -64,7 +64,7 @@ class Studio:
             picture = GalleryPicture(
                 id=self.gallery_id, created=datetime.now(UTC), recipe=recipe, flavour="embedded",
                 model_hash="0" * 64, seconds=1,
-                drawn_prompt="",
+                effective_prompt="",
             )  # fmt: skip
             self.context.gallery.add(png(), picture)
         if not (self.dataset / "a.png").exists() or not (self.dataset / "a.txt").exists():
@@ -88,7 +88,7 @@ class Studio:
 
     def _submit(self) -> str:
         config = TrainConfig(instance_data_dir=str(self.dataset), adapter_name="ink", model_flavour="embedded")
-        return str(self.context.training.jobs.submit(config, name="ink", place="local").id)
+        return str(self.context.training.jobs.submit(config, name="ink", executor="local").id)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def known(studio: Studio) -> dict[str, list[str]]:
         "adapter": ["ink", "ink@1"], "scale:ink": ["1", "nan", "-2"], "language": ["zh", "en"],
         "theme": ["dark"], "caption": ["a dog"],
         "instance_data_dir": [str(studio.dataset)], "adapter_name": ["ink"], "model_flavour": ["embedded"],
-        "place": ["local"],
+        "executor": ["local"],
         "prompt": ["a cat"], "num_images": ["1"], "width": ["64"], "page": ["1"], "caption_strategy": ["csv",
         "json"], "state": ["queued"],
         "after": ["0"], "flavour": ["embedded", "dev"], "resolution": ["128", "1024x1024,64x64"], "trigger_words": ["a, b"],
@@ -225,8 +225,8 @@ def field_names(app: FastAPI) -> list[str]:
         "token",
         "language",
         "theme",
-        "place",
-        "wanted",
+        "executor",
+        "submitted",
         "plan_for",
         "trigger_words",
     }
@@ -295,7 +295,7 @@ def bodies(draw: st.DrawFn, pairs: list[tuple[str, str]]) -> tuple[bytes, bytes]
 
 def test_every_route_is_known_and_its_fields_have_values(studio: Studio) -> None:
     names = {name for _, path in routes(studio.app) for name in re.findall(r"\{(\w+)", path)}
-    assert names - known(studio).keys() <= {"drawing_id", "nothing"}
+    assert names - known(studio).keys() <= {"generation_id", "nothing"}
     assert len(routes(studio.app)) > 50
 
 
@@ -332,7 +332,7 @@ def test_no_request_to_the_studio_is_answered_with_500(studio: Studio, caplog: p
 def test_pages_are_shown_for_what_names_something(studio: Studio, caplog: pytest.LogCaptureFixture) -> None:
     values = known(studio)
     for method, path in routes(studio.app):
-        if method == "GET" and "{nothing}" not in path and "{drawing_id}" not in path:
+        if method == "GET" and "{nothing}" not in path and "{generation_id}" not in path:
             target = re.sub(r"\{(\w+)(:\w+)?\}", lambda part: quote(values[part[1]][0]), path)
             answer = studio.client.send(
                 "GET", f"{target}?path={quote(str(studio.dataset))}".encode(), [(b"host", b"localhost")], b""

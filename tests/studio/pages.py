@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FENCE = re.compile(r"^(?P<indent>[ ]*)```(?P<language>\w+)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
-_MARK = re.compile(r"<!-- (?P<kind>not run|run with|run until): (?P<said>.+?) -->\s*\Z")
+_MARK = re.compile(r"<!-- (?P<kind>not run|run with|run until): (?P<value>.+?) -->\s*\Z")
 
 
 class PageError(Exception):
@@ -50,9 +50,9 @@ def blocks(page: Path, language: str) -> list[Block]:
         if fence["language"] != language:
             continue
         mark = _MARK.search(content[: fence.start()])
-        said = {mark["kind"]: mark["said"]} if mark else {}
+        marks = {mark["kind"]: mark["value"]} if mark else {}
         text = textwrap.dedent(fence["text"])
-        replacements = dict(pair.split(" => ") for pair in said.get("run with", "").split("; ") if pair)
+        replacements = dict(pair.split(" => ") for pair in marks.get("run with", "").split("; ") if pair)
         if missing := [old for old in replacements if old not in text]:
             raise PageError(f"{page.name}: nothing to replace with {missing} in {text}")
         found.append(
@@ -60,9 +60,9 @@ def blocks(page: Path, language: str) -> list[Block]:
                 language=language,
                 text=text,
                 line=content.count("\n", 0, fence.start()) + 1,
-                not_run=said.get("not run"),
+                not_run=marks.get("not run"),
                 replacements=replacements,
-                until=said.get("run until"),
+                until=marks.get("run until"),
             )
         )
     return found

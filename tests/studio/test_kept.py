@@ -72,7 +72,7 @@ def test_the_training_form_outlives_an_import_and_a_change_of_language(
     with visit(browser, studio.url, language="en") as page:
         page.goto("/train")
         page.locator("#import-file").set_input_files(file)
-        expect(page.get_by_role("status").filter(has_text="The file was read")).to_be_visible()
+        expect(page.get_by_role("status").filter(has_text="The file was imported")).to_be_visible()
         expect(page.locator("#option-lora_rank")).to_have_value("24")
         page.locator("#option-adapter_name").fill("mine")
         page.get_by_role("button", name="中文").click()

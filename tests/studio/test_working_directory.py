@@ -47,17 +47,17 @@ def train(home: Path, pictures: Path) -> Path:
     )  # fmt: skip
     folder = home / "job"
     folder.mkdir()
-    place = LocalExecutor(
+    executor = LocalExecutor(
         cache=home / "cache", adapters=(home / "adapters").as_uri(), boundary=boundary(home, pictures)
     )
-    (folder / CONFIG_FILE).write_text(json.dumps(place.options(config, folder)), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(executor.options(config, folder)), encoding="utf-8")
     now = datetime.now(UTC)
-    job = place.start(JobRecord(id="red", name="red", created=now, queued=now), folder)
+    job = executor.start(JobRecord(id="red", name="red", created=now, queued=now), folder)
     deadline = time.monotonic() + START_SECONDS
-    while place.look(job, folder).is_alive:
+    while executor.status(job, folder).is_alive:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert place.look(job, folder).exit_code == 0, (folder / LOG_FILE).read_text(encoding="utf-8")
+    assert executor.status(job, folder).exit_code == 0, (folder / LOG_FILE).read_text(encoding="utf-8")
     return next((folder / OUTPUT).rglob("adapter.safetensors"))
 
 

@@ -60,9 +60,9 @@ def visitor(
 def trained(storage: Storage, model: Components, flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Two versions of ``wash``, with lineage and a validation picture; its second is the latest."""
     validation_image = tmp_path_factory.mktemp("proofs") / "cat.png"
-    said = PngImagePlugin.PngInfo()
-    said.add_itxt("lithograph-validation", json.dumps({"prompt": "一只猫"}))
-    Image.new("RGB", (64, 64), "white").save(validation_image, pnginfo=said)
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_itxt("lithograph-validation", json.dumps({"prompt": "一只猫"}))
+    Image.new("RGB", (64, 64), "white").save(validation_image, pnginfo=metadata)
     config = {"learning_rate": 2e-4, "lora_rank": 4}
     training = Training(
         precision="no_change", config=config, config_hash=hashlib.sha256(b"config").hexdigest(),

@@ -191,21 +191,21 @@ def test_only_allowed_folders_are_opened(datasets: Datasets, tmp_path: Path) -> 
         datasets.delete(mine)
 
 
-@pytest.mark.parametrize(("wanted", "name"), [("My cats!", "My cats"), ("  ../猫 猫 ", "猫 猫"), ("a" * 99, "a" * 64)])
-def test_a_dataset_is_called_what_a_folder_can_be(datasets: Datasets, wanted: str, name: str) -> None:
-    assert datasets.free_name(wanted) == name
+@pytest.mark.parametrize(("typed", "name"), [("My cats!", "My cats"), ("  ../猫 猫 ", "猫 猫"), ("a" * 99, "a" * 64)])
+def test_a_dataset_is_called_what_a_folder_can_be(datasets: Datasets, typed: str, name: str) -> None:
+    assert datasets.free_name(typed) == name
     (datasets.uploads / name).mkdir()
     with pytest.raises(DataError, match="has that name already"):
-        datasets.free_name(wanted)
+        datasets.free_name(typed)
 
 
 def test_a_dataset_is_deleted(datasets: Datasets) -> None:
     create(datasets.uploads / "d", files(a__png=png()), UploadLimits())
     datasets.delete(datasets.list()[0])
     assert list(datasets.uploads.iterdir()) == []
-    for wanted in ("", "..", "///", "!!"):
+    for typed in ("", "..", "///", "!!"):
         with pytest.raises(DataError, match="no letter or digit"):
-            datasets.free_name(wanted)
+            datasets.free_name(typed)
 
 
 def test_captions_are_written_beside_the_picture(tmp_path: Path) -> None:

@@ -92,10 +92,10 @@ def api(tmp_path: Path) -> Iterator[Api]:
     class Handler(BaseHTTPRequestHandler):
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, said = kept.answer(self.command, self.path, body)
-            content = said.encode() if isinstance(said, str) else json.dumps(said).encode()
+            status, reply = kept.answer(self.command, self.path, body)
+            content = reply.encode() if isinstance(reply, str) else json.dumps(reply).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "text/plain" if isinstance(said, str) else "application/json")
+            self.send_header("Content-Type", "text/plain" if isinstance(reply, str) else "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -131,8 +131,12 @@ def jobs(settings: ClusterSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def config(tmp_path: Path, **changes: Any) -> TrainConfig:
-    said = {"model_flavour": "embedded", "instance_data_dir": str(tmp_path / "data" / "cats"), "adapter_name": "cats"}
-    return TrainConfig.model_validate(said | {"resolution": 128} | changes)
+    options = {
+        "model_flavour": "embedded",
+        "instance_data_dir": str(tmp_path / "data" / "cats"),
+        "adapter_name": "cats",
+    }
+    return TrainConfig.model_validate(options | {"resolution": 128} | changes)
 
 
 def line(event: str, **fields: Any) -> str:
@@ -146,7 +150,7 @@ STEP = {
 
 
 def test_a_job_goes_to_the_cluster_and_its_curve_comes_from_its_log(jobs: JobQueue, api: Api, tmp_path: Path) -> None:
-    identity = jobs.submit(config(tmp_path), name="cats", place="kubernetes").id
+    identity = jobs.submit(config(tmp_path), name="cats", executor="kubernetes").id
     assert jobs.get(identity).state is State.QUEUED
     jobs.tick()
     assert list(api.jobs) == [identity]
@@ -182,7 +186,7 @@ def test_a_job_goes_to_the_cluster_and_its_curve_comes_from_its_log(jobs: JobQue
 
 
 def test_a_job_on_the_cluster_is_stopped_resumed_and_deleted(jobs: JobQueue, api: Api, tmp_path: Path) -> None:
-    identity = jobs.submit(config(tmp_path), name="cats", place="kubernetes").id
+    identity = jobs.submit(config(tmp_path), name="cats", executor="kubernetes").id
     jobs.tick()
     api.pod(identity, "Running", running={})
     jobs.stop(identity)
@@ -210,7 +214,7 @@ def test_a_job_on_the_cluster_is_stopped_resumed_and_deleted(jobs: JobQueue, api
 def test_whoever_follows_a_log_hears_why_there_is_none_yet(
     api: Api, settings: ClusterSettings, jobs: JobQueue, tmp_path: Path
 ) -> None:
-    identity = jobs.submit(config(tmp_path), name="cats", place="kubernetes").id
+    identity = jobs.submit(config(tmp_path), name="cats", executor="kubernetes").id
     jobs.tick()
     api.pod(identity, "Pending", waiting={"reason": "ImagePullBackOff", "message": "no such image"})
     done = run_lithograph("job", "logs", identity, "--kubeconfig", str(settings.kubeconfig), cwd=tmp_path)
@@ -306,8 +310,8 @@ def test_what_the_volume_shows_counts_over_the_log(
     api: Api, settings: ClusterSettings, jobs: JobQueue, tmp_path: Path
 ) -> None:
     volume = tmp_path / "training"
-    jobs._places["kubernetes"] = ClusterExecutor(settings.model_copy(update={"training_dir": volume}))
-    identity = jobs.submit(config(tmp_path), name="cats", place="kubernetes").id
+    jobs._executors["kubernetes"] = ClusterExecutor(settings.model_copy(update={"training_dir": volume}))
+    identity = jobs.submit(config(tmp_path), name="cats", executor="kubernetes").id
     jobs.tick()
     api.pod(identity, "Running", running={})
     (volume / identity).mkdir(parents=True)
@@ -326,22 +330,24 @@ def test_what_the_volume_shows_counts_over_the_log(
 
 def test_what_the_pod_cannot_see_is_refused_at_once(jobs: JobQueue, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="instance_data_dir"):
-        jobs.submit(config(tmp_path, instance_data_dir="/home/me/cats"), name="cats", place="kubernetes")
+        jobs.submit(config(tmp_path, instance_data_dir="/home/me/cats"), name="cats", executor="kubernetes")
     with pytest.raises(JobError, match="data_claim"):
         ClusterExecutor(ClusterSettings()).options(config(tmp_path, instance_data_dir="/data/cats"), tmp_path / "x")
     assert jobs.list() == []
 
 
 def test_a_cluster_that_is_away_changes_nothing_but_what_is_said(jobs: JobQueue, tmp_path: Path) -> None:
-    identity = jobs.submit(config(tmp_path), name="cats", place="kubernetes").id
+    identity = jobs.submit(config(tmp_path), name="cats", executor="kubernetes").id
     jobs.tick()
     kubeconfig(tmp_path, f"http://127.0.0.1:{free_port()}")
-    jobs._places["kubernetes"] = ClusterExecutor(ClusterSettings(kubeconfig=str(tmp_path / "kubeconfig")))
+    jobs._executors["kubernetes"] = ClusterExecutor(ClusterSettings(kubeconfig=str(tmp_path / "kubeconfig")))
     view = jobs.get(identity)
     assert view.state is State.RUNNING
     assert view.reason is not None
     assert "cannot be reached" in str(view.reason)
-    waiting = jobs.submit(config(tmp_path, instance_data_dir="s3://bucket/cats"), name="later", place="kubernetes").id
+    waiting = jobs.submit(
+        config(tmp_path, instance_data_dir="s3://bucket/cats"), name="later", executor="kubernetes"
+    ).id
     jobs.tick()
     view = jobs.get(waiting)
     assert (view.state, view.state.can_resume) == (State.FAILED, True)
@@ -356,7 +362,7 @@ def test_the_page_offers_the_cluster_and_says_beside_the_field_what_it_lacks(
     app = create_app(StudioConfig(home=tmp_path / "home", cluster=read_cluster_settings(str(file))))
     visitor = TestClient(app, base_url="http://127.0.0.1:8001", follow_redirects=False)
     assert "On Kubernetes" in visitor.get("/train").text
-    form = {"model_flavour": "embedded", "resolution": "128", "adapter_name": "cats", "place": "kubernetes"}
+    form = {"model_flavour": "embedded", "resolution": "128", "adapter_name": "cats", "executor": "kubernetes"}
     page = visitor.post("/train", data=form | {"instance_data_dir": "/home/me/cats"})
     assert page.status_code == 422
     assert re.search(r'id="problem-instance_data_dir">[^<]+; give', page.text), page.text

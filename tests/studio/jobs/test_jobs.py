@@ -35,11 +35,11 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def config(pictures: Path, steps: int, **changes: object) -> TrainConfig:
-    said = {
+    options = {
         "model_flavour": "embedded", "instance_data_dir": str(pictures), "resolution": 128, "max_train_steps": steps,
         "lora_rank": 2, "lora_dropout": 0, "validation_disable": True, "adapter_name": "red",
     }  # fmt: skip
-    return TrainConfig.model_validate(said | changes)
+    return TrainConfig.model_validate(options | changes)
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ def open_jobs(tmp_path: Path) -> Iterator[Callable[[], JobQueue]]:
     def open_them() -> JobQueue:
         for earlier in opened:
             earlier.close()
-        place = LocalExecutor(
+        executor = LocalExecutor(
             cache=tmp_path / "cache", adapters=(tmp_path / "adapters").as_uri(), boundary=boundary(tmp_path)
         )
-        opened.append(JobQueue(tmp_path / "jobs", {"local": place}))
+        opened.append(JobQueue(tmp_path / "jobs", {"local": executor}))
         return opened[-1]
 
     yield open_them
@@ -255,7 +255,7 @@ def test_a_job_that_cannot_be_read_or_asked_for_hides_no_other(
     record.write_bytes(record.read_bytes()[:40])
     job = read_job(jobs.get(far).folder)
     write_job(
-        jobs.get(far).folder, job.model_copy(update={"place": "kubernetes", "remote": "here/far"})
+        jobs.get(far).folder, job.model_copy(update={"executor": "kubernetes", "remote": "here/far"})
     )  # no cluster now
 
     views = {view.job.id: view for view in jobs.list()}

@@ -37,7 +37,7 @@ def run(*losses: float) -> RunRecord:
         probes=PROBES,
         base=(1.0,) * len(PROBES),
         evaluations=tuple(
-            EvaluationRecord(step=10 * (place + 1), losses=(loss,) * len(PROBES)) for place, loss in enumerate(losses)
+            EvaluationRecord(step=10 * (index + 1), losses=(loss,) * len(PROBES)) for index, loss in enumerate(losses)
         ),
         strengths=(StrengthRecord(strength=0.5, loss=0.8125),),
         published_step=20,
@@ -116,7 +116,7 @@ def test_a_report_card_is_sent_again_when_it_has_changed(visitor: TestClient) ->
 
 
 def test_a_loss_that_is_no_number_leaves_a_gap_and_many_evaluations_are_thinned_out() -> None:
-    view = report_view(run(0.9, math.nan, *(0.8 - 0.001 * place for place in range(100)), 0.9))
+    view = report_view(run(0.9, math.nan, *(0.8 - 0.001 * index for index in range(100)), 0.9))
     assert view is not None
     assert [name for name, _ in view.curves] == ["zh", "en", "all"]
     assert {len(points.split()) for _, points in view.curves} == {102}

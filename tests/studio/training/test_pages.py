@@ -117,17 +117,17 @@ def test_what_a_start_lacked_is_still_said_when_the_form_is_checked(visitor: Tes
     empty = {"model_flavour": "embedded", "resolution": "128"}
     refused = visitor.post("/train", data=empty)
     assert refused.status_code == 422
-    assert 'name="wanted"' in refused.text
+    assert 'name="submitted"' in refused.text
     lacking = "choose a dataset, or give s3://bucket/prefix"
     assert lacking in refused.text
     assert lacking not in visitor.post("/train/check", data=empty, headers=HTMX).text
-    assert lacking in visitor.post("/train/check", data=empty | {"wanted": "yes"}, headers=HTMX).text
+    assert lacking in visitor.post("/train/check", data=empty | {"submitted": "yes"}, headers=HTMX).text
 
 
 def test_what_an_imported_file_has_for_nothing_is_listed_with_it(visitor: TestClient) -> None:
     content = b'{"model_flavour": "embedded", "lora_rnak": 3, "data_backend_config": "config/backend.json"} // as it is'
     page = visitor.post("/train/import", files={"file": ("config.json", content)}).text
-    notice = page[page.index("Not taken over") : page.index("</div>", page.index("Not taken over"))]
+    notice = page[page.index("Not imported") : page.index("</div>", page.index("Not imported"))]
     assert "did you mean" in notice
     assert "config/backend.json" in notice
 
@@ -166,14 +166,14 @@ def test_a_file_goes_through_the_form_unchanged(path: str) -> None:
     given = read_file((ROOT / path).read_text(encoding="utf-8"))
     assert given.config is not None
     typed = read_form(as_typed(given.options))
-    wanted = given.config.model_copy(update={name: TrainConfig.model_fields[name].default for name in SET_BY_STUDIO})
-    assert typed.config == wanted
+    expected = given.config.model_copy(update={name: TrainConfig.model_fields[name].default for name in SET_BY_STUDIO})
+    assert typed.config == expected
     again = read_file(as_file(typed.options))
     assert again.config == typed.config
 
 
 def test_lists_and_several_datasets_go_through_the_form() -> None:
-    said = {
+    options = {
         "data_backend_config": [
             {"id": "a", "instance_data_dir": "/a", "repeats": 2, "resolution": "128x128,192x64"},
             {"id": "b", "instance_data_dir": "s3://bucket/b"},
@@ -181,7 +181,7 @@ def test_lists_and_several_datasets_go_through_the_form() -> None:
         "validation_prompts": ["one, two", "三"], "lora_targets": ["to_q", "to_k"], "flow_schedule_shift": 3,
         "gradient_checkpointing": "auto", "use_ema": True,
     }  # fmt: skip
-    given = read_file(json.dumps(said))
+    given = read_file(json.dumps(options))
     assert given.config is not None, given.problems
     assert read_form(as_typed(given.options)).config == given.config
 
