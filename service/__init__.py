@@ -1,1 +1,1 @@
-"""A request in, an image out: LongCat-Image behind LitServe."""
+"""The inference service: LongCat-Image behind LitServe."""

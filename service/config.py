@@ -1,4 +1,4 @@
-"""The configuration of the service, from which ``longcat.options`` makes options, environment variables and reference."""
+"""The configuration of the service. ``longcat.options`` derives options, environment variables and reference from it."""
 
 import base64
 import binascii
@@ -26,7 +26,7 @@ from service.wire.schema import MAX_ADAPTERS
 from service.wire.webhook_host import WebhookHost
 
 _LEAST_SECRET_BYTES = 24
-"""From the specification of Standard Webhooks."""
+"""Minimum length of a secret in the specification of Standard Webhooks."""
 
 _Count = Annotated[int, Field(ge=1)]
 
@@ -76,7 +76,7 @@ class AdapterConfig(Configuration):
     rank: Annotated[_Count, Flag(name="adapter-rank")] = 64
     """Largest rank that is served; every slot has room for it."""
     poll_seconds: Annotated[float, Field(ge=0.1), Flag(name="adapter-poll-seconds")] = 2.0
-    """Interval between listings of the storage: the longest that a new version stays unknown."""
+    """Interval between listings of the storage, and so the longest delay before a new version is found."""
     cache_mib: Annotated[_Count, Flag(name="adapter-cache-mib")] = 2048
     """Main memory for verified adapters; from there, a slot is loaded in milliseconds."""
     disk_mib: Annotated[_Count, Flag(name="adapter-disk-mib")] = 10240
@@ -195,7 +195,7 @@ class ServiceConfig(Configuration):
     grace_seconds: Annotated[float, Field(ge=0)] = 60.0
     """Time after that in which running requests may finish."""
     jobs: JobConfig = JobConfig()
-    """Requests that are answered later."""
+    """Asynchronous jobs."""
     otlp_endpoint: Annotated[str | None, Flag(metavar="URL", envvar="OTEL_EXPORTER_OTLP_ENDPOINT")] = None
     """Collector that traces are sent to by OTLP over HTTP, as in http://collector:4318; without it, none are made. The other
     OTEL_* variables apply."""
@@ -244,7 +244,7 @@ class ServiceConfig(Configuration):
 
 @contextmanager
 def _as_value_error() -> Iterator[None]:
-    """Hand a problem of ours to pydantic, which adds the field and the value."""
+    """Raise a problem of ours as a ``ValueError`` for pydantic, which adds the field and the value."""
     try:
         yield
     except LithographError as error:

@@ -1,7 +1,7 @@
 """The imports of an engine process, for the fork server alone, which runs this module before it forks one.
 
-Most of an engine's start is importing torch and what builds on it: an engine process that is forked afterwards has that
-behind it. Unlike every other module, this one does something when it is imported.
+Most of an engine's start is importing torch and the libraries on top of it; a process forked afterwards skips that.
+Importing this module has an effect, unlike importing any other.
 """
 
 import signal

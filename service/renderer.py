@@ -32,7 +32,7 @@ from service.wire.schema import ResolvedRequest
 log = logging.getLogger("lithograph")
 
 Observe = Callable[[GenerateCommand, Timeline, ResultEvent | ErrorEvent | None], None]
-"""Called once for every request that is over, with its last event: None if it was cancelled. Called from any thread."""
+"""Called once at the end of every request, with its last event, or None if it was cancelled. Called from any thread."""
 _WAIT_SECONDS = 0.05
 """The longest wait of ``render``'s loop for a worker thread."""
 
@@ -96,7 +96,7 @@ class Renderer:
         self._finish(request_id, None)
 
     def step(self, wait_seconds: float) -> None:
-        """Let the engine make a step, waiting for work if there is none."""
+        """Make one step of the engine, or wait for work."""
         begin = time.monotonic()
         if self.engine.step(wait_seconds):
             metrics.STEP_SECONDS.observe(time.monotonic() - begin)
@@ -191,7 +191,7 @@ class Renderer:
         return registry
 
     def _check_manifest(self, manifest: Manifest) -> None:
-        parse_new_name(manifest.name, base=self.identity.flavour)  # by whatever program it was published
+        parse_new_name(manifest.name, base=self.identity.flavour)  # published by any program
         self.engine.slot_table.slots.check_manifest(manifest)
 
     def _finish(self, request_id: str, last: ResultEvent | ErrorEvent | None) -> None:

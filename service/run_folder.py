@@ -1,4 +1,4 @@
-"""The directories of one run: its metrics and its downloads. Those of runs that were killed are removed.
+"""The directories of one run: its metrics and its downloads. Directories of killed runs are removed.
 
 A run holds a lock on its directories for as long as one of its main and HTTP processes lives, so that no other run removes
 them; systemd-tmpfiles heeds such locks, too. This module must not import prometheus_client, which reads the variable once.
@@ -20,12 +20,12 @@ from longcat.storage.disk import writing
 
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 LOCK_FILE = "counts.lock"
-"""Locked, in the directory of metrics, while counts move from one file to another."""
+"""Lock file in the directory of metrics, held while counts move from one file to another."""
 _PREFIX = "lithograph-run-"
 _STARTING_SECONDS = 5.0
 """Time that another server has to lock its new directory."""
 _MOST_SOCKET_BYTES = 107 if sys.platform == "linux" else 103
-"""Of the path of a socket, from ``sockaddr_un``."""
+"""Longest path of a socket in bytes, from ``sockaddr_un``."""
 _SOCKET = "/pymp-00000000/listener-00000000"
 """The path below the temporary directory of a socket between two processes, as ``multiprocessing`` names it."""
 _VALUES = re.compile(r"(counter|gauge_[a-z]+|histogram|summary)_[0-9]+\.(db|partial)")
@@ -33,7 +33,7 @@ _VALUES = re.compile(r"(counter|gauge_[a-z]+|histogram|summary)_[0-9]+\.(db|part
 
 @contextlib.contextmanager
 def run_folder(given: str | None) -> Iterator[tuple[Path, Path]]:
-    """Make the directory of this run, and yield it with that of its metrics; remove it in the end.
+    """Create the directory of this run, yield it with the directory of its metrics, and remove it at the end.
 
     ``given``, an operator's ``PROMETHEUS_MULTIPROC_DIR``, is used for metrics, and cleared of the files of earlier runs.
     Raises ``StorageError`` if there is no room, and ``ConfigError`` if another server uses that directory, or if the path of
@@ -73,7 +73,7 @@ def _check_length(parent: Path) -> None:
 
 @contextlib.contextmanager
 def _taken(metrics: Path) -> Iterator[None]:
-    """Take the operator's directory for this run alone: counts of earlier runs, or of another, would be added to ours."""
+    """Reserve the operator's directory for this run: counts of other runs would be added to its own."""
     with writing(metrics, field=METRICS_VARIABLE):
         metrics.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -106,7 +106,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the directories of runs that were killed: downloads of theirs would fill the disk, run by run."""
+    """Remove the directories of killed runs, whose downloads would fill the disk."""
     for folder in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             status = folder.lstat()

@@ -27,10 +27,10 @@ from service.observability import metrics
 
 @dataclass(frozen=True, kw_only=True)
 class Checks:
-    """What an adapter must fulfil to be served. Each raises ``AdapterError``."""
+    """The conditions for serving an adapter. Each check raises ``AdapterError``."""
 
     manifest: Callable[[Manifest], None]
-    """Before its weights are downloaded."""
+    """Checks before the weights are downloaded."""
     weights: Callable[[LoraWeights], None]
 
 
@@ -57,7 +57,7 @@ class AdapterCache:
         self._weights: OrderedDict[str, tuple[LoraWeights, int]] = OrderedDict()
         """Weights and the size of their file by SHA-256, least recently used first."""
         self._loading: dict[str, Future[LoraWeights]] = {}
-        """By SHA-256: several requests wait for one download."""
+        """Downloads under way by SHA-256, which several requests can wait for."""
 
     def check(self, manifest: Manifest) -> None:
         """Raise ``AdapterError`` if an adapter cannot be served, as far as its manifest shows."""
@@ -95,7 +95,7 @@ class AdapterCache:
             self._load(manifest, loading)
         weights = loading.result()
         try:
-            check_manifest(weights, manifest)  # of each manifest: several versions can have the same weights
+            check_manifest(weights, manifest)  # for each manifest: several versions can have the same weights
         except AdapterError as error:
             raise error.within(field="adapter", value=manifest.reference) from error
         return Adapter(manifest=manifest, weights=weights)
@@ -115,7 +115,7 @@ class AdapterCache:
                 self._checks.weights(weights)
             except AdapterError as error:
                 raise error.within(field="adapter", value=manifest.reference) from error
-        except BaseException as error:  # any: it is that of all who wait
+        except BaseException as error:  # any: every waiting request gets it
             with self._lock:
                 del self._loading[identity.sha256]
             loading.set_exception(error)

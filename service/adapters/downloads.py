@@ -19,18 +19,18 @@ _RESERVE_SHARE = 0.05
 _LARGEST_RESERVE_BYTES = 2**30
 _ATTEMPTS = 3
 _READERS = 4
-"""Files that are read into memory at a time."""
+"""Number of files read into memory at once."""
 
 
 class Downloads:
-    """The most recently used files of adapters. All methods may be called from any thread."""
+    """The most recently used adapter files. All methods may be called from any thread."""
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._in_use: Counter[Path] = Counter()
-        """Files that are being downloaded or read, which are not evicted."""
+        """Files being downloaded or read, which are not evicted."""
         self._underway: list[int] = []
         """Sizes of the downloads under way."""
         self._readers = threading.BoundedSemaphore(_READERS)
@@ -40,7 +40,7 @@ class Downloads:
         return fetched_file(manifest, self._folder).exists()
 
     def content(self, storage: Storage, manifest: Manifest) -> bytes:
-        """Return the verified bytes of a version's weights, downloaded unless they are here.
+        """Return the verified bytes of a version's weights; download them if the disk does not have them.
 
         The bytes are verified in memory: processes that share the directory may replace or evict a file at any time.
 
@@ -52,7 +52,7 @@ class Downloads:
                 if (content := self._read(path, manifest)) is not None:
                     return content
                 self._download(storage, manifest)
-        with tempfile.TemporaryDirectory(dir=self._folder) as private:  # others evict it each time
+        with tempfile.TemporaryDirectory(dir=self._folder) as private:  # other processes keep evicting it
             return fetch(storage, manifest, Path(private)).read_bytes()
 
     @contextmanager
@@ -70,9 +70,9 @@ class Downloads:
                     del self._in_use[path]
 
     def _read(self, path: Path, manifest: Manifest) -> bytes | None:
-        """Return a file's bytes; None unless they are those of the version."""
+        """Return a file's bytes; None if they do not match the version's checksum."""
         weights = manifest.weights
-        with self._readers, suppress(OSError):  # missing, evicted just now, or no file
+        with self._readers, suppress(OSError):  # missing, just evicted, or not a file
             if path.is_file() and path.stat().st_size == weights.size_bytes:
                 content = path.read_bytes()
                 if hashlib.sha256(content).hexdigest() == weights.sha256:
@@ -92,7 +92,7 @@ class Downloads:
                 self._underway.remove(size)
 
     def _make_room(self, size_bytes: int) -> None:
-        """Evict the least recently used files. Raises ``DiskFullError`` if the disk has no room without them either.
+        """Evict the least recently used files. Raises ``DiskFullError`` if the disk is too full even then.
 
         A part of the disk stays free, for metrics, logs and other programs. ``max_bytes`` is exceeded by files in use only.
         """
@@ -111,7 +111,7 @@ class Downloads:
             raise disk_full(self._folder)
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """Yield time of last use, size and path of each file. Other processes may remove some meanwhile."""
+        """Yield time of last use, size and path of each file. Other processes may delete some meanwhile."""
         for path in self._folder.glob("*.safetensors"):
             with suppress(FileNotFoundError):
                 status = path.stat()

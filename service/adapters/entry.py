@@ -28,7 +28,7 @@ class RegistryEntry:
     is_queued: bool = False
     """True while a poll's update waits for a thread, or runs."""
     mark: Mark | None = None
-    """The listing of what was last processed; None makes the next poll process the name again."""
+    """ETags of the content last processed; None makes the next poll process the name again."""
     desired: int | None = None
     """The version that ``latest`` names."""
     served: Manifest | None = None
@@ -37,7 +37,7 @@ class RegistryEntry:
     verified: str | None = None
     """SHA-256 of the last weights of this name that were verified."""
     problem: Problem | None = None
-    """Why the desired version is not served."""
+    """The problem for which the desired version is not served."""
     is_wanted: bool = False
     """True once the name was requested, required, loaded or pinned: new versions are verified before they are served."""
     unloaded: bool = False
@@ -83,7 +83,7 @@ class RegistryEntry:
             log_event(log, "adapter_served", adapter=manifest.reference, rank=manifest.rank, sha256=digest)
 
     def refuse(self, refusal: Refusal) -> None:
-        """Keep why the desired version is not served; log and count it once."""
+        """Store the problem for which the desired version is not served; log and count it once."""
         is_known = self.problem is not None and refusal.is_same_as(self.problem)
         self.problem, self.mark = refusal.problem, None
         if is_known:

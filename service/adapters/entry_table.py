@@ -38,9 +38,9 @@ class EntryTable:
             return [self._entries[name] for name in sorted(self._entries)]
 
     def discover(self, name: str, *, again: bool = False) -> RegistryEntry:
-        """Return the entry of a name, and process the name unless that is done.
+        """Return the entry of a name; process the name if that has not happened yet.
 
-        ``again``: process it even so, and serve it if it is unloaded. Raises ``UnknownAdapterError`` or ``StorageError``.
+        ``again``: process it anyway, and serve it if it is unloaded. Raises ``UnknownAdapterError`` or ``StorageError``.
         """
         with self.lock:
             entry = self._entries.setdefault(name, RegistryEntry(name=name))
@@ -62,7 +62,7 @@ class EntryTable:
         return entry
 
     def changed(self, listing: AdapterListing) -> list[RegistryEntry]:
-        """Return the entries to update, names with a problem last: they may keep a thread waiting."""
+        """Return the entries to update; names with a problem come last, because they may block a thread."""
         changed = []
         with self.lock:
             for name in sorted(listing.names):
@@ -85,7 +85,7 @@ class EntryTable:
             is_wanted = entry.is_wanted or self._prefetch
             if is_wanted:
                 self.cache.get(manifest)
-        except Exception as error:  # any: it is this name's alone
+        except Exception as error:  # any: only this name fails
             if desired is None and isinstance(error, StorageMissingError):
                 raise
             refusal = refusal_of(error, entry.name, desired, self.storage)
@@ -101,7 +101,7 @@ class EntryTable:
                 entry.serve(manifest, is_verified=is_wanted)
 
     def remove_missing(self, listing: AdapterListing) -> None:
-        """Remove the names that storage no longer has."""
+        """Remove the names that are no longer in storage."""
         with self.lock:
             for name in self._entries.keys() - listing.names:
                 entry = self._entries[name]

@@ -1,4 +1,4 @@
-"""A listing of adapter storage: what may have changed since the one before."""
+"""A listing of adapter storage, from whose ETags changes since the previous one are found."""
 
 import time
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ class AdapterListing:
 
     begun_at: float
     etags: Mapping[str, str]
-    """By key."""
+    """ETags by key."""
     names: frozenset[str]
-    """Names that have a latest version. Directories and keys that no adapter can have are left out."""
+    """Names that have a latest version. Directories and keys that are invalid for adapters are left out."""
 
     @classmethod
     def of(cls, storage: Storage) -> Self:
@@ -35,7 +35,7 @@ class AdapterListing:
         return cls(begun_at=begun_at, etags=etags, names=frozenset(filter(_is_name, names)))
 
     def mark(self, name: str, version: int | None) -> Mark:
-        """Return what must differ if the name means something else, or has other content."""
+        """Return the ETags that change whenever the name's latest version or its content changes."""
         folder = f"{name}/{version}"
         etag = self.etags.get
         return etag(name + _LATEST), etag(folder + _MANIFEST), etag(folder + _WEIGHTS)

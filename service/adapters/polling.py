@@ -1,4 +1,4 @@
-"""Polling: new, changed and removed adapters of storage, found by their ETags and processed beside one another."""
+"""Polling of storage for new, changed and removed adapters, found by their ETags and processed in parallel."""
 
 import logging
 import threading
@@ -18,7 +18,7 @@ log = logging.getLogger("lithograph")
 READERS = 16
 """Threads that read manifests: on S3, a manifest takes two round trips."""
 _POLL_SECONDS = 10.0
-"""The longest that a poll waits for its readers; those that are not done go on beside the next poll."""
+"""Longest time a poll waits for its readers; unfinished ones continue beside the next poll."""
 
 
 class StoragePoll:
@@ -38,7 +38,7 @@ class StoragePoll:
         except StorageError as error:
             self._note_reachable(False, str(error))
             return False
-        except Exception:  # any: it would end the polling thread, and no new version would ever be served
+        except Exception:  # any: it would end the polling thread
             log.exception("listing adapter storage failed")
             self._note_reachable(False, "see the log")
             return False
@@ -59,14 +59,14 @@ class StoragePoll:
                 if not is_down.is_set():
                     with entry.updating:
                         self._table.update(entry, listing)
-            except StorageMissingError as error:  # a link that leads nowhere, or removed in this moment
+            except StorageMissingError as error:  # a dangling link, or just removed
                 refusal = refusal_of(error, entry.name, None, self._table.storage)
                 with self._table.lock:
                     entry.refuse(refusal)
             except StorageError as error:
                 is_down.set()
                 self._note_reachable(False, str(error))
-            except Exception:  # any: the pool would swallow it
+            except Exception:  # any: the pool would drop it silently
                 log.exception("updating adapter %s failed", entry.name)
             finally:
                 entry.is_queued = False

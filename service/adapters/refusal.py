@@ -1,4 +1,4 @@
-"""Why a version is not served: the problem of one name, told apart from that of the whole storage."""
+"""The problem for which a version is not served, distinguished from a failure of the whole storage."""
 
 import logging
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ log = logging.getLogger("lithograph")
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """The problem of a version."""
+    """The problem for which a version is not served."""
 
     problem: Problem
     kind: Literal["unfit", "incomplete", "unreadable"]
-    """The metric's label: wrong content, missing content, or content that cannot be read."""
+    """The metric's label: wrong content, missing content, or unreadable content."""
 
     @property
     def is_retried(self) -> bool:
-        """True if the next poll tries again: wrong content stays wrong until something is written."""
+        """Return True if the next poll tries again: wrong content stays wrong until it is overwritten."""
         return self.kind != "unfit"
 
     def is_same_as(self, other: Problem) -> bool:
@@ -30,7 +30,7 @@ class Refusal:
 
 
 def refusal_of(error: Exception, name: str, version: int | None, storage: Storage) -> Refusal:
-    """Return why a version is not served. Raises ``StorageError`` if the storage as a whole cannot be read."""
+    """Return the problem of a version. Raises ``StorageError`` if the whole storage cannot be read."""
     reference = name if version is None else f"{name}@{version}"
     if isinstance(error, AdapterError):
         return Refusal(problem=error.problems[0], kind="unfit")

@@ -1,12 +1,11 @@
-"""The registry: which version of an adapter a name means now, and why another version is refused.
+"""The registry: maps each adapter name to the version it stands for now, and keeps the problems of rejected versions.
 
 A thread polls storage every few seconds: one listing has the ETags of all adapters, and the manifests of those with new
 ETags are read, many at a time. Weights are downloaded when a request first names the adapter; from then on, a new version is
 downloaded and verified whole before it is served. If a version fails, its problem is kept and the version before keeps
 serving. A name or version that is not known yet is looked up when a request names it.
 
-Every name fails alone: what cannot be read, whatever the reason, is the problem of that name, as long as storage can be
-listed.
+Every name fails alone: as long as storage can be listed, anything unreadable is a problem of its own name.
 
 All methods may be called from any thread.
 """
@@ -61,7 +60,7 @@ class Registry:
         self._poll = StoragePoll(self._table, self._versions)
         self._on_pins = on_pins
         self._pinned_digests: tuple[str, ...] = ()
-        """Of the adapters that ``on_pins`` was last called with."""
+        """Digests of the adapters that ``on_pins`` was last called with."""
 
     def load_required(self, references: Sequence[str]) -> list[str]:
         """Load these adapters, in parallel and before any other; return those that cannot be served."""
@@ -69,9 +68,9 @@ class Registry:
         def is_loaded(reference: str) -> bool:
             try:
                 self._find(reference)
-            except LithographError:  # a refused adapter is logged; the caller reports the rest
+            except LithographError:  # a rejected adapter is logged already; the caller reports the missing ones
                 return False
-            except Exception:  # any: the caller tries again, and another adapter is not to blame
+            except Exception:  # any: the caller retries, and the other adapters still load
                 log.exception("loading the required adapter %s failed", reference)
                 return False
             return True
@@ -137,7 +136,7 @@ class Registry:
                     value=name,
                     limit=self._most_pinned,
                 )
-            if (entry := self._table.get(name)) is None:  # removed in this moment
+            if (entry := self._table.get(name)) is None:  # just removed
                 raise _unknown(name, self.storage)
             entry.pinned = pinned
         self._update_pins()
@@ -209,12 +208,12 @@ class Registry:
 
     @contextlib.contextmanager
     def _version_errors(self, name: str, version: int) -> Iterator[None]:
-        """Convert the errors of one version, which are its own."""
+        """Convert errors of one version to ``AdapterError``, so that no other version fails."""
         try:
             yield
         except (AdapterError, DiskFullError):
             raise
-        except Exception as error:  # any: it is this version's alone
+        except Exception as error:  # any: only this version fails
             refusal = refusal_of(error, name, version, self.storage)
             if not isinstance(error, StorageMissingError):
                 raise AdapterError.of([refusal.problem]) from error
@@ -230,7 +229,7 @@ class Registry:
         for entry in pinned:
             try:
                 adapters.append(self._served(entry))
-            except LithographError:  # refused now, or storage is down: the next poll tries again
+            except LithographError:  # rejected, or storage is down: the next poll retries
                 continue
         self._on_pins(adapters)
         self._pinned_digests = tuple(adapter.digest for adapter in adapters)

@@ -1,4 +1,4 @@
-"""The versions that requests name, as in ``ink@3``."""
+"""Versions that requests pin, as in ``ink@3``."""
 
 import threading
 
@@ -10,14 +10,14 @@ from service.adapters.listing import AdapterListing
 
 
 class NamedVersions:
-    """Manifests of versions that requests have named, until a listing has other ETags. For use by several threads."""
+    """A cache of manifests of pinned versions, valid until a listing has other ETags. Thread-safe."""
 
     def __init__(self, storage: Storage, cache: AdapterCache) -> None:
         self._storage = storage
         self._cache = cache
         self._lock = threading.Lock()
         self._manifests: dict[tuple[str, int], tuple[str, Manifest]] = {}
-        """With their ETags."""
+        """Manifests with their ETags."""
 
     def manifest(self, name: str, version: int) -> Manifest:
         """Return a version's manifest, checked. Raises ``AdapterError`` or ``StorageError``."""
@@ -33,7 +33,7 @@ class NamedVersions:
         return known[1]
 
     def keep_unchanged(self, listing: AdapterListing) -> None:
-        """Remove the manifests that are gone or have changed."""
+        """Drop the manifests that have changed or were removed."""
         with self._lock:
             self._manifests = {
                 key: known for key, known in self._manifests.items() if known[0] == listing.manifest_etag(*key)

@@ -89,12 +89,12 @@ class Engine:
 
     @property
     def active_rows(self) -> int:
-        """The rows of all images that are being denoised."""
+        """Return the rows of all images that are being denoised."""
         return self._scheduler.rows
 
     @property
     def queued(self) -> int:
-        """The number of requests with images that are not admitted yet."""
+        """Return the number of requests with images that are not admitted yet."""
         return sum(1 for state in list(self._requests.values()) if state.pending)
 
     def warm_up(self) -> None:
@@ -169,7 +169,7 @@ class Engine:
     def _begin_or_fail(self, state: RequestState, slots: tuple[int, ...]) -> None:
         try:
             self._begin(state, slots)
-        except Exception as error:  # any, such as no memory for the latents: other requests go on
+        except Exception as error:  # any, such as no memory for the latents: other requests continue
             self.slot_table.release(state.adapters)
             self._fail(state, error)
 

@@ -19,7 +19,7 @@ class InlineExecutor(Executor):
         def run() -> None:
             try:
                 done.set_result(fn(*args, **kwargs))
-            except Exception as error:  # any: the future carries it to whoever waits, as in every executor
+            except Exception as error:  # any: the future carries it to the waiting thread, as in every executor
                 done.set_exception(error)
 
         self._inbox.put(run)

@@ -35,13 +35,13 @@ class PromptEncoder:
 
     @property
     def cache_counts(self) -> CacheCounts:
-        """Cache hits and misses since the start."""
+        """Return the cache hits and misses since the start."""
         info = self._cached_encode.cache_info()
         return CacheCounts(info.hits, info.misses)
 
     @torch.no_grad()
     def rewrite(self, prompt: str) -> str:
-        """Return the prompt as the model's own text encoder enriches it."""
+        """Return the prompt, rewritten by the model's own text encoder."""
         model = self._model
         return rewrite_prompt(
             model.text_encoder, model.tokenizer, prompt, max_tokens=self._max_tokens, device=model.device
@@ -66,4 +66,6 @@ class PromptEncoder:
                 device=model.device,
             )
 
-        return first_that_fits(encode, encode)  # the second time with the memory that torch kept for other sizes
+        return first_that_fits(
+            encode, encode
+        )  # the second attempt has the memory that torch had cached for other sizes

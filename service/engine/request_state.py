@@ -29,14 +29,14 @@ class RequestState:
     on_event: OnEvent
     timeline: Timeline
     number: int
-    """The order of arrival."""
+    """Number in the order of arrival."""
     prompt: str = ""
     """The prompt as encoded: the rewritten one with ``rewrite_prompt``."""
     embeds_1LJ: Tensor | None = None
     negative_embeds_1LJ: Tensor | None = None
     """None without guidance."""
     adapters: tuple[Adapter, ...] = ()
-    """In the order of ``request.adapters``."""
+    """Adapters in the order of ``request.adapters``."""
     pending: deque[int] = field(default_factory=deque)
     """Images that are not admitted yet."""
     pictures: dict[int, Picture] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The scheduler: which images are denoised together in the next step."""
+"""The scheduler, which picks the images that are denoised together in the next step."""
 
 from service.engine.request_state import RequestState, ScheduledImage, Size
 
@@ -18,30 +18,30 @@ class Scheduler:
         self._max_rows = max_rows
         self._default_px = default_size_px**2
         self._bounds: dict[Size, int] = {}
-        """Rows of a forward for which the device's memory was not too small, for sizes of which it was."""
+        """Row limits of sizes whose forwards have run out of device memory."""
         self._groups: dict[Size, list[ScheduledImage]] = {}
-        """In the order of their turns; none is empty."""
+        """Images by size, in the order in which sizes take turns; no group is empty."""
 
     def __bool__(self) -> bool:
         return bool(self._groups)
 
     @property
     def rows(self) -> int:
-        """The rows of all admitted images."""
+        """Return the rows of all admitted images."""
         return sum(map(rows_of, self._groups.values()))
 
     def fits(self, size: Size, rows: int) -> bool:
-        """Return True if the forwards of a size can take that many rows more."""
+        """Return True if forwards of a size have room for so many further rows."""
         limit = min(self._max_rows, self._max_rows * self._default_px // (size[0] * size[1]))
         limit = max(_MIN_ROWS, min(limit, self._bounds.get(size, limit)))
         return rows_of(self._groups.get(size, [])) + rows <= limit
 
     def bound_of(self, size: Size) -> int | None:
-        """Return the most rows of a forward for which there is memory; None if it was never too small for this size."""
+        """Return the row limit of a size; None if its forwards never ran out of memory."""
         return self._bounds.get(size)
 
     def bound(self, size: Size, rows: int) -> None:
-        """Give the forwards of a size that many rows at most, from now on: with more, memory ran out."""
+        """Limit the rows of a size's forwards from now on, because memory ran out with more."""
         self._bounds[size] = rows
 
     def add(self, image: ScheduledImage) -> None:

@@ -1,4 +1,4 @@
-"""The slot table: which adapter is loaded in which slot, how many images use it, and which one is evicted next.
+"""The slot table: the adapter loaded in each slot, the number of images that use it, and the order of eviction.
 
 The step loop alone calls it, between steps.
 """
@@ -21,7 +21,7 @@ class Adapter:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its file: the key of every cache, because names can move to other files."""
+        """Return the SHA-256 of its file: the key of every cache, because names can move to other files."""
         return self.manifest.weights.sha256
 
 
@@ -50,7 +50,7 @@ class SlotTable:
 
     @property
     def loaded(self) -> tuple[LoadedAdapter, ...]:
-        """The loaded adapters, least recently used first. May be read from any thread."""
+        """Return the loaded adapters, least recently used first. May be read from any thread."""
         return tuple(
             LoadedAdapter(reference=ref, pictures=self._uses[digest]) for digest, (_, ref) in list(self._loaded.items())
         )
@@ -75,7 +75,7 @@ class SlotTable:
         return tuple(self._loaded[adapter.digest][0] for adapter in adapters)
 
     def release(self, adapters: Sequence[Adapter]) -> None:
-        """Count one image less that uses these adapters; they stay loaded until they are evicted."""
+        """Decrement the images that use these adapters; the adapters stay loaded until they are evicted."""
         self._uses.subtract(adapter.digest for adapter in adapters)
 
     def pin(self, adapters: Collection[Adapter]) -> None:

@@ -1,4 +1,4 @@
-"""The timeline of a request: when each of its phases began and ended. Complete however the request ends. No torch.
+"""The timeline of a request: start and end of each phase, complete however the request ends. No torch.
 
 Phases: ``queue`` until its adapters are fetched and a worker is free, ``text`` while its prompts are encoded, ``queue``
 until rows and slots are free, then for each image ``denoise``, ``decode`` and ``encode`` (its file is written). Times are
@@ -38,7 +38,7 @@ class StepInterval:
     end: float
     picture: int
     step: int
-    """From 1."""
+    """Number of the step, from 1."""
     rows: int
     """Rows of the whole forward, of all requests that shared it."""
 

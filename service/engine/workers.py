@@ -80,7 +80,7 @@ class Workers:
             self._submit(self._workers, state, self._encode_prompts, on_prepared)
 
     def preview(self, image: ScheduledImage) -> None:
-        """Decode a small picture of an image as it is now, unless its last preview is still being decoded."""
+        """Decode a small preview of an unfinished image, unless its previous preview is still being decoded."""
         state = image.state
         if image.index not in state.previewing:
             state.previewing.add(image.index)
@@ -96,7 +96,7 @@ class Workers:
                 return
             try:
                 work(state, *arguments)
-            except Exception as error:  # any: the pool would swallow it, and the request would never end
+            except Exception as error:  # any: the pool would drop it silently, and the request would never end
                 failure = error
                 self._inbox.put(lambda: self._on_failure(state, failure))
 
@@ -108,7 +108,7 @@ class Workers:
         self._submit(self._workers, state, self._encode_prompts, on_prepared)
 
     def _resolve(self, index: int, reference: str) -> Adapter:
-        assert self.source is not None  # requests with adapters are refused where there is no storage
+        assert self.source is not None  # without storage, requests with adapters fail validation
         try:
             return self.source.resolve(reference)
         except LithographError as error:

@@ -1,4 +1,4 @@
-"""``/v1/adapters``: the adapters that are served, and changing them while serving."""
+"""``/v1/adapters``: list the served adapters, and change them while serving."""
 
 import asyncio
 import hmac
@@ -26,7 +26,7 @@ _ACTIONS = {a.value: a for a in (AdapterAction.LOAD, AdapterAction.PIN, AdapterA
 
 
 _LIST_SECONDS = 30.0
-"""A list needs no storage; other actions may wait for it, as long as a request may take."""
+"""Time limit of a list, which needs no storage; other actions have the time limit of requests."""
 _CHECK_SECONDS = 1.0
 
 
@@ -44,7 +44,7 @@ class AdapterCommands:
     async def send(
         self, action: AdapterAction, name: str = "", *, path: str = "", replace: bool = False, field: str = "name"
     ) -> AdapterReport:
-        """Have the engine process carry out an action, and log it if it changes anything.
+        """Send an action to the engine process; log it if it changes anything.
 
         ``field``: the name of the adapter's field in the request, for errors.
         Raises ``NotReadyError``, ``EngineStalledError``, ``DeadlineError`` or the action's error.
@@ -87,7 +87,7 @@ class AdapterCommands:
 
 
 def adapter_commands_of(request: Request, admission: AdmissionDependency) -> AdapterCommands:
-    """Return what sends a request's commands about adapters."""
+    """Return the sender of a request's commands about adapters."""
     return AdapterCommands(admission, request.state.request_id)
 
 
@@ -105,7 +105,7 @@ def check_admin_key(request: Request, admission: AdmissionDependency) -> None:
 
 
 def check_removal_allowed(admission: AdmissionDependency) -> None:
-    """Raise ``ForbiddenError`` on a server without an admin key: anybody could empty the storage."""
+    """Raise ``ForbiddenError`` on a server without an admin key: any client could empty the storage."""
     if admission.config.admin_key is None:
         raise ForbiddenError(
             "removal_requires_key",

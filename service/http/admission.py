@@ -1,4 +1,4 @@
-"""Admission: whether a request is taken now, and the log lines about it. All endpoints that generate images share it."""
+"""Admission of requests, with their log lines. All endpoints that generate images share it."""
 
 import asyncio
 import logging
@@ -31,9 +31,9 @@ from service.wire.state import ServicePhase, ServiceState
 log = logging.getLogger("lithograph")
 
 _SERVER_ERROR = 500
-"""The lowest status that is the server's fault."""
+"""The lowest status of a server error."""
 _OVERTIME_SECONDS = 1.0
-"""The engine itself ends a request at its deadline, between two steps. Beyond this, a step is not waited for."""
+"""Time beyond a request's deadline, at which the engine ends it between two steps, that a step is still waited for."""
 
 _STEPS_TO_STALL = 3
 """An engine counts as stalled no sooner than after this many of its longest recent steps."""
@@ -72,7 +72,7 @@ class Admission:
     ) -> GenerateCommand:
         """Return the command that generates a request's images; ``previews=None``: one after every step.
 
-        Raises ``UnavailableError`` if no request is taken now, or ``UserError``.
+        Raises ``UnavailableError`` if no request is admitted now, or ``UserError``.
         """
         begin: float = request.state.begin
         resolved = await self._resolve(body)
@@ -96,7 +96,7 @@ class Admission:
         if self.state.phase not in (ServicePhase.READY, ServicePhase.LINGERING):
             raise DrainingError if self.state.is_shutting_down else NotReadyError
         self.check_engine()
-        # In a thread: a long prompt takes tens of milliseconds, in which the event loop would reply to nobody else.
+        # In a thread: a long prompt takes tens of milliseconds, which would block the event loop.
         resolved = await run_in_thread(self.limits.resolve, body, self.tokenize)
         if self.exchange.is_full:
             raise BusyError(requests=self.exchange.requests).after(self.exchange.wait_seconds)

@@ -74,7 +74,7 @@ def set_up(app: FastAPI, admission: Admission, *, is_draining: Callable[[], bool
     app.add_exception_handler(LithographError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, on_http_error)
-    # From the inside out.
+    # From the innermost to the outermost.
     app.add_middleware(JsonBodies, max_bytes=config.max_body_bytes, max_seconds=config.http.body_seconds)
     app.add_middleware(CheckedHeads, config=config.http)
     app.add_middleware(ErrorReplies, reply=_reply)
@@ -115,7 +115,7 @@ def _of_framework(error: HTTPException, request: Request, config: ServiceConfig)
                 remedy="send a shorter prompt",
                 max_bytes=config.max_body_bytes,
             )
-    raise error  # no code of ours or of FastAPI's raises it: the middleware logs it
+    raise error  # a defect: the middleware logs it
 
 
 def _not_allowed(request: Request, allowed: str) -> MethodNotAllowedError:

@@ -1,4 +1,4 @@
-"""The HTTP process's side of the queues: commands to the engine process, replies from it, and how much is under way."""
+"""The HTTP process's side of the queues: commands to the engine process, replies from it, and the load."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ class Mailbox:
         self.is_over = False
 
     async def next(self) -> Reply:
-        """The next reply, once it is there."""
+        """Wait for the next reply and return it."""
         while not self.response_queue:
             self.event.clear()
             await self.event.wait()
@@ -40,7 +40,7 @@ class Mailbox:
         return reply
 
     def put(self, reply: Reply) -> None:
-        """A reply that does not come from the engine."""
+        """Add a reply that does not come from the engine."""
         self.response_queue.append((reply, None))
         self.event.set()
 
@@ -52,13 +52,13 @@ class EngineMailbox:
         self.response_queue = self
         self.event = asyncio.Event()
         self.last_heartbeat = self.last_end = 0.0
-        """Both on ``time.monotonic``'s clock."""
+        """Time of the last heartbeat, and of the last end of an engine process, on ``time.monotonic``'s clock."""
         self._step_seconds: deque[float] = deque(maxlen=_HEARTBEATS_KEPT)
         self._on_end = on_end
 
     @property
     def step_seconds(self) -> float:
-        """The longest of the last passes of the engine's loop."""
+        """Return the longest of the last passes of the engine's loop."""
         return max(self._step_seconds, default=0.0)
 
     def append(self, response: tuple[Heartbeat | None, Any]) -> None:
@@ -90,9 +90,9 @@ class Exchange:
         self._requests = multiprocessing.Value("i", 0)  # the main process waits for it to become 0 before it ends
         self._delays = multiprocessing.Value("i", 0)
         self._steps = 0
-        """Of all requests under way, times pictures."""
+        """Steps of all requests under way, times their pictures."""
         self._step_seconds = 0.0
-        """Of late, for one picture among those that share its forwards."""
+        """Recent time per step of one picture, divided by the pictures that share its forwards."""
 
     def connect(self, put: Callable[[Command], None]) -> None:
         """Set the function that sends a command to the engine process."""
@@ -100,12 +100,12 @@ class Exchange:
 
     @property
     def requests(self) -> int:
-        """Requests under way. Any process of the service may ask."""
+        """Return the number of requests under way. May be called in any process of the service."""
         return int(self._requests.value)
 
     @property
     def unfinished(self) -> int:
-        """Requests under way, and whatever else delays a shutdown. Any process of the service may ask."""
+        """Return the requests under way and everything else that delays a shutdown. May be called in any process."""
         return self.requests + int(self._delays.value)
 
     @property
@@ -154,7 +154,7 @@ class Exchange:
 
     @contextmanager
     def delay_shutdown(self) -> Iterator[None]:
-        """While this is entered, a server that is shutting down does not stop, though no request is under way."""
+        """Delay a shutdown while this context is entered, even if no request is under way."""
         with self._delays.get_lock():
             self._delays.value += 1
         try:
@@ -173,7 +173,7 @@ class Exchange:
             del self._mailboxes[command.id]
 
     def record_speed(self, result: ResultEvent, steps: int) -> None:
-        """Note how long the steps of a request took, for ``wait_seconds``."""
+        """Record the step time of a request, for ``wait_seconds``."""
         seconds = result.timings.denoise_seconds / steps
         self._step_seconds += (seconds - self._step_seconds) * (_SMOOTHING if self._step_seconds else 1)
 

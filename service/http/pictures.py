@@ -1,4 +1,4 @@
-"""Replies with pictures: as files, as JSON, or as server-sent events on the way there."""
+"""Replies with pictures: as files, as JSON, or as server-sent events."""
 
 import asyncio
 import logging
@@ -97,7 +97,7 @@ async def with_silences(events: AsyncGenerator[Event, None]) -> AsyncGenerator[E
 async def reply_with_events(
     request: Request, events: AsyncGenerator[Event, None], encode: Callable[[SentEvent], Iterable[bytes]]
 ) -> StreamingResponse:
-    """Return a reply that sends events as they come, and comments between them so that no proxy takes it for dead.
+    """Return a reply that sends events as they come, and comments between them so that no proxy closes it as idle.
 
     Wait for the first event, so that an unknown adapter has its own status; but no longer than a reply may be silent. Raises
     the error of a request that the engine has not accepted. Later, the status that a reply is counted under is that of its
@@ -131,7 +131,7 @@ async def reply_with_events(
                         yield chunk
         except ClientDisconnect:  # the middleware counts it
             pass
-        except Exception as error:  # the status line is sent already: an unforeseen error has to be an event, too
+        except Exception as error:  # the status line is sent already: an unexpected error must be an event, too
             log.exception("request %s failed", request.state.request_id)
             failure = wrapped(error)
             request.state.outcome = status_of(failure)

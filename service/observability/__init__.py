@@ -1,1 +1,1 @@
-"""Metrics, traces and the record of what happened to each request."""
+"""Metrics, traces and logs of requests."""

@@ -9,7 +9,7 @@ from service.wire.messages import GenerateCommand
 
 
 class FinishedRequests:
-    """The record of finished, failed and cancelled requests: call it once for each."""
+    """Records finished, failed and cancelled requests; called once for each."""
 
     def __init__(self, tracing: Tracing | None) -> None:
         self._tracing = tracing

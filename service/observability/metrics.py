@@ -25,7 +25,7 @@ from service.run_folder import LOCK_FILE
 
 log = logging.getLogger("lithograph")
 
-vars(values).update(MmapedDict=ValuesFile)  # its own would end the process when the disk is full
+vars(values).update(MmapedDict=ValuesFile)  # prometheus-client's own ends the process if the disk is full
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 
@@ -37,40 +37,46 @@ REQUEST_SECONDS = Histogram(
 )
 PHASE_SECONDS = Histogram(
     "lithograph_phase_seconds",
-    "What requests spent in each phase (queue, text, denoise, decode, encode), by what they came to.",
+    "Time that requests spent in each phase (queue, text, denoise, decode, encode), by outcome.",
     ["phase", "outcome"],
     buckets=_SECONDS,
 )
-IN_PROGRESS = Gauge("lithograph_requests_in_progress", "Requests queued or being drawn.", multiprocess_mode="livesum")
+IN_PROGRESS = Gauge(
+    "lithograph_requests_in_progress", "Requests queued or being generated.", multiprocess_mode="livesum"
+)
 PICTURES = Counter(
     "lithograph_pictures",
-    "Pictures drawn, by size in px and adapters; beyond the first two hundred pairs, those are (other).",
+    "Pictures generated, by size in px and adapters; pairs beyond the first two hundred are (other).",
     ["size", "adapter"],
 )
-STEPS = Counter("lithograph_steps", "Denoising steps of pictures that were drawn.")
+STEPS = Counter("lithograph_steps", "Denoising steps of generated pictures.")
 READY = Gauge(
     "lithograph_ready",
-    "1 once a warm-up picture is drawn and required adapters are loaded.",
+    "1 once a warm-up picture is generated and required adapters are loaded.",
     multiprocess_mode="livemax",
 )
 HEARTBEAT = Gauge(
     "lithograph_engine_heartbeat_timestamp_seconds",
-    "When the engine's step loop last made a step or idled; by the HTTP process's clock.",
+    "Time at which the engine's step loop last made a step or idled, by the HTTP process's clock.",
     multiprocess_mode="livemax",
 )
-LOAD_SECONDS = Gauge("lithograph_model_load_seconds", "Loading the model and warming up.", multiprocess_mode="max")
-QUEUED = Gauge("lithograph_queued_requests", "Requests that wait for room.", multiprocess_mode="livemostrecent")
+LOAD_SECONDS = Gauge(
+    "lithograph_model_load_seconds", "Time of loading the model and warming up.", multiprocess_mode="max"
+)
+QUEUED = Gauge("lithograph_queued_requests", "Requests waiting for rows or slots.", multiprocess_mode="livemostrecent")
 ACTIVE_ROWS = Gauge(
     "lithograph_active_rows",
-    "Rows being denoised; a picture has two, with guidance.",
+    "Rows being denoised; with guidance, a picture has two.",
     multiprocess_mode="livemostrecent",
 )
-STEP_SECONDS = Histogram("lithograph_step_seconds", "One forward of pictures of one size.", buckets=_SECONDS)
-JOBS = Counter("lithograph_jobs", "Asynchronous jobs that are over, by the HTTP status of their result.", ["status"])
-WEBHOOKS = Counter("lithograph_webhooks", "Webhooks that were sent, by whether they arrived in the end.", ["result"])
-REJECTED = Counter("lithograph_rejected_requests", "Requests that were not taken in, by the error's code.", ["reason"])
-CANCELLED = Counter("lithograph_cancelled_requests", "Requests whose client went away.")
-ENGINE_RESTARTS = Counter("lithograph_engine_restarts", "Times that the engine process ended and was started again.")
+STEP_SECONDS = Histogram("lithograph_step_seconds", "Time of one forward of pictures of one size.", buckets=_SECONDS)
+JOBS = Counter("lithograph_jobs", "Finished asynchronous jobs, by the HTTP status of their result.", ["status"])
+WEBHOOKS = Counter("lithograph_webhooks", "Webhooks, by whether the receiver accepted them in the end.", ["result"])
+REJECTED = Counter(
+    "lithograph_rejected_requests", "Requests rejected before the engine, by the error's code.", ["reason"]
+)
+CANCELLED = Counter("lithograph_cancelled_requests", "Requests whose client disconnected.")
+ENGINE_RESTARTS = Counter("lithograph_engine_restarts", "Restarts of the engine process.")
 DEVICE_LOSSES = Counter(
     "lithograph_device_losses", "Errors of the device after which no operation succeeds; the engine process ends."
 )
@@ -83,11 +89,11 @@ ADAPTER_REQUESTS = Counter(
     ["adapter"],
 )
 ADAPTER_LOAD_SECONDS = Histogram(
-    "lithograph_adapter_load_seconds", "Downloading, verifying and reading one version.", buckets=_SECONDS
+    "lithograph_adapter_load_seconds", "Time of downloading, verifying and reading one version.", buckets=_SECONDS
 )
 ADAPTER_REFUSALS = Counter(
     "lithograph_adapter_refusals",
-    "Versions that were not served: unfit, incomplete in storage, or unreadable.",
+    "Versions that were not served: invalid, incomplete in storage, or unreadable.",
     ["reason"],
 )
 ADAPTER_STORAGE_REACHABLE = Gauge(
@@ -98,28 +104,26 @@ ADAPTER_STORAGE_REACHABLE = Gauge(
 SLOTS = Gauge("lithograph_adapter_slots", "Slots for adapters.", multiprocess_mode="livemostrecent")
 SLOTS_USED = Gauge("lithograph_adapter_slots_used", "Slots that hold an adapter.", multiprocess_mode="livemostrecent")
 SLOT_LOADS = Counter("lithograph_adapter_slot_loads", "Adapters copied into a slot.")
-SLOT_EVICTIONS = Counter("lithograph_adapter_slot_evictions", "Adapters that made room for another in their slot.")
+SLOT_EVICTIONS = Counter("lithograph_adapter_slot_evictions", "Adapters evicted from their slot.")
 ADAPTER_CACHE = Counter(
-    "lithograph_adapter_cache", "Adapters of requests, by where they were: memory, disk or storage.", ["result"]
+    "lithograph_adapter_cache", "Adapters of requests, by the cache that had them: memory, disk or storage.", ["result"]
 )
 DEVICE_MEMORY = Gauge(
     "lithograph_device_memory_bytes",
-    "Of the device: used by tensors (of a CPU: by the engine process), reserved by torch, at the peak, and in all.",
+    "Device memory used by tensors (on a CPU: by the engine process), reserved by torch, at the peak, and in all.",
     ["kind"],
     multiprocess_mode="livemostrecent",
 )
-PROMPT_CACHE = Counter(
-    "lithograph_prompt_cache", "Prompt embeddings looked up, by whether they were there.", ["result"]
-)
+PROMPT_CACHE = Counter("lithograph_prompt_cache", "Lookups of prompt embeddings, by hit or miss.", ["result"])
 MODEL_INFO = Gauge(
     "lithograph_model_info",
-    "Always 1; its labels say what is served.",
+    "Always 1; its labels name the model and versions.",
     ["flavour", "hash", "precision", "dtype", "device", "version"],
     multiprocess_mode="max",
 )
 
 
-# From the first on: a series that began with 1 would hide its first count from rate() and increase(), and so from alerts.
+# From the start: a series that began with 1 would hide its first count from rate() and increase(), and so from alerts.
 for _counter, _values in {
     REQUESTS: ("200", "202", "400", "404", "413", "422", "429", "499", "500", "503", "504"),
     REJECTED: ("busy", "not_ready", "draining", "invalid_request", "not_json", "body_too_large"),
@@ -136,14 +140,14 @@ for _status in ("200", "504"):
 
 
 class Bounded:
-    """The first so many values of a label, or of several; later ones are ``(other)``: people can make any number."""
+    """A bound on label values: those beyond the first so many become ``(other)``, because clients can send any number."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._known: set[tuple[str, ...]] = set()
 
     def __call__(self, *values: str) -> tuple[str, ...]:
-        """The values to label with."""
+        """Return the values to use as labels."""
         if values not in self._known and len(self._known) >= self._most:
             return ("(other)",) * len(values)
         self._known.add(values)
@@ -155,7 +159,7 @@ _picture_kinds = Bounded(200)
 
 
 def count_pictures(*, number: int, steps: int, size: str, adapters: Collection[str]) -> None:
-    """Count one request that was drawn; ``adapters``: their names."""
+    """Count the pictures of one request; ``adapters``: their names."""
     PICTURES.labels(*_picture_kinds(size, "+".join(sorted(adapters)) or "(none)")).inc(number)
     STEPS.inc(number * steps)
     for name in adapters:
@@ -163,7 +167,7 @@ def count_pictures(*, number: int, steps: int, size: str, adapters: Collection[s
 
 
 def process_ended(pid: int) -> None:
-    """Remove a process's gauges, and add its counts to those of all processes that ended before."""
+    """Remove a process's gauges, and add its counts to those of processes that ended earlier."""
     folder = _WithExemplars().folder
     with _locked(folder, fcntl.LOCK_EX):
         for path in folder.glob(f"gauge_*_{pid}.db"):
@@ -172,12 +176,12 @@ def process_ended(pid: int) -> None:
             try:
                 if path.exists():
                     fold(path, path.with_stem(path.stem.replace(str(pid), _ENDED)))
-            except OSError as error:  # a full disk: the file stays, and counts as before
+            except OSError as error:  # such as a full disk: the file stays, and still counts
                 log_event(log, "metrics_delayed", logging.WARNING, path=str(path), reason=error.strerror)
 
 
 _ENDED = "0"
-"""In the place of a process's id: the counts of those that ended."""
+"""Stands for a process id in the name of the file with the counts of ended processes."""
 
 
 @contextlib.contextmanager
@@ -192,7 +196,7 @@ def _locked(folder: Path, kind: int) -> Iterator[None]:
 
 
 def observe_request(status: int, seconds: float, trace_id: str | None) -> None:
-    """Count one request that is answered; its trace becomes the exemplar of its bucket."""
+    """Count one answered request; its trace becomes the exemplar of its bucket."""
     REQUESTS.labels(str(status)).inc()
     REQUEST_SECONDS.labels(str(status)).observe(seconds)
     if trace_id is not None:
@@ -202,17 +206,17 @@ def observe_request(status: int, seconds: float, trace_id: str | None) -> None:
 
 
 _exemplars: dict[tuple[str, str], Exemplar] = {}
-"""The newest by status and bucket. prometheus-client shares none between processes; this one both makes and tells them."""
+"""The newest exemplars by status and bucket, in the HTTP process: prometheus-client shares none between processes."""
 
 
 def exposition(accept: str) -> tuple[bytes, str]:
-    """All processes' metrics, and their content type: OpenMetrics with exemplars for those who ask for it, else text."""
+    """Return all processes' metrics and the content type: OpenMetrics with exemplars if the client accepts it, else text."""
     registry = CollectorRegistry()
     collector = _WithExemplars()
     registry.register(collector)
     try:
         encode, content_type = choose_encoder(accept)
-    except (TypeError, ValueError):  # it fails at a version that is no number
+    except (TypeError, ValueError):  # it raises for a version that is not a number
         encode, content_type = choose_encoder("")
     with _locked(collector.folder, fcntl.LOCK_SH):
         return encode(registry), content_type
@@ -226,7 +230,7 @@ class _WithExemplars(MultiProcessCollector):
         self.folder = Path(self._path)
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics."""
+        """Yield all metrics."""
         for metric in super().collect():  # type: ignore[no-untyped-call]
             if metric.name == "lithograph_request_seconds":
                 metric.samples = [_exemplified(sample) for sample in metric.samples]

@@ -1,4 +1,4 @@
-"""Errors without what a client wrote: no log has a prompt, not even a refused one or one in a field that does not exist."""
+"""Redaction of errors: no log contains a prompt, not even a rejected one or one in an unknown field."""
 
 from dataclasses import replace
 
@@ -8,13 +8,13 @@ from longcat.validation import CODES, UNKNOWN_FIELD_CODES
 
 _HIDDEN = "…"
 _OWN_DETAILS = CODES | {"body_not_json", "body_in_other_encoding", "malformed_request", "request_too_slow"}
-"""Codes of problems whose details are no part of a request."""
+"""Codes of problems whose details contain nothing from the request."""
 
 
 def without_text(error: LithographError) -> str:
-    """Return an error's message without text from the request: values but numbers, names of unknown fields, details.
+    """Return an error's message without text from the request: no values except numbers, no unknown names, no details.
 
-    Errors that are not the client's are kept.
+    Errors that are not about the request stay as they are.
     """
     if not isinstance(error, UserError):
         return str(error)

@@ -1,4 +1,4 @@
-"""Log lines of requests that are answered with an error before the engine has them."""
+"""Log lines of requests that are rejected before they reach the engine."""
 
 import logging
 from typing import Any
@@ -11,7 +11,7 @@ from service.observability.redaction import without_text
 log = logging.getLogger("lithograph")
 
 _MESSAGE_CHARACTERS = 2000
-"""Of a message in the log."""
+"""Longest message in the log."""
 
 
 def log_refusal(
@@ -23,15 +23,15 @@ def log_refusal(
     with_text: bool = False,
     trace_id: str | None = None,
 ) -> None:
-    """Log the one line about a refused request.
+    """Log the one line about a rejected request.
 
-    ``status`` is that of the reply, or would be where none can be sent any more; ``endpoint`` is the path of its route.
+    ``status`` is that of the reply, even if it can no longer be sent; ``endpoint`` is the path of its route.
     """
     fields = error_fields(error, status=status, with_text=with_text)
     log_event(log, "request_refused", request_id=request_id, endpoint=endpoint, **fields, trace_id=trace_id)
 
 
 def error_fields(error: LithographError, *, status: int, with_text: bool) -> dict[str, Any]:
-    """Return the fields of a log line about an error; ``with_text``: with text from the request in its message."""
+    """Return the fields of a log line about an error; ``with_text`` keeps text from the request in its message."""
     message = shorten(str(error) if with_text else without_text(error), _MESSAGE_CHARACTERS)
     return {"status": status, "code": error.code, "message": message}

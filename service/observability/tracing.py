@@ -1,7 +1,7 @@
-"""OpenTelemetry traces, for a server that was told where to send them; without that, nothing of OpenTelemetry is imported.
+"""OpenTelemetry traces, if the server has an endpoint for them; otherwise OpenTelemetry is not imported.
 
 A request's span is made in the HTTP process, as a child of the caller's if there is a ``traceparent`` header (W3C Trace
-Context), and its context travels with the order to the engine process, whose spans are its children::
+Context), and its context travels with the command to the engine process, whose spans are its children::
 
     POST /generate
     ├── queue
@@ -12,7 +12,7 @@ Context), and its context travels with the order to the engine process, whose sp
     ├── decode         one a picture
     └── encode
 
-Those of a job go on after its request is answered.
+Spans of a job continue after its request is answered.
 """
 
 import time
@@ -31,37 +31,37 @@ if TYPE_CHECKING:
 
 _TIMEOUT_SECONDS = 5
 _UNTRACED = frozenset({"/healthz", "/readyz", "/metrics"})
-"""Asked every few seconds by machines."""
+"""Paths that probes and Prometheus poll every few seconds."""
 _ERRORS = frozenset({"failed", "timeout"})
 
 
 class RequestSpan:
-    """The span of the request that is being answered."""
+    """The span of the current request."""
 
     def __init__(self, span: "Span", carrier: Mapping[str, str]) -> None:
         self._span = span
         self.carrier = carrier
-        """What others need to make children of it: W3C's headers."""
+        """W3C headers from which other processes create child spans."""
 
     @property
     def trace_id(self) -> str:
-        """The trace that it is part of, as everybody writes it."""
+        """Return the id of its trace in hexadecimal."""
         return f"{self._span.get_span_context().trace_id:032x}"
 
     def describe(self, command: GenerateCommand) -> None:
-        """It asked for this."""
+        """Add the resolved request's parameters as attributes."""
         self._span.set_attributes(_attributes(command))
 
 
 current_request: ContextVar[RequestSpan | None] = ContextVar("current_request", default=None)
-"""Of the request that is being answered, if it is traced."""
+"""Span of the current request, if it is traced."""
 
 
 class Tracing:
-    """Makes spans and sends them, from a thread of this process. To be made after a fork."""
+    """Creates spans and sends them in a thread of this process. Create it after a fork."""
 
     def __init__(self, endpoint: str) -> None:
-        """``endpoint``: of a collector that speaks OTLP over HTTP; headers, sampling and more are as OTEL_* have them."""
+        """``endpoint``: a collector's URL for OTLP over HTTP; the OTEL_* variables set headers, sampling and more."""
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -74,12 +74,12 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("lithograph")
         self._propagator = TraceContextTextMapPropagator()
-        # Once, so that spans keep their order; a pause between the two clocks would make it too small.
+        # Computed once, so that spans keep their order; a pause between the two readings would make it too small.
         self._epoch_ns = max(time.time_ns() - time.monotonic_ns() for _ in range(5))
 
     @contextmanager
     def request(self, method: str, path: str, headers: Mapping[str, str]) -> Iterator["Span"]:
-        """The span of a request, while it is answered; ``current_request`` meanwhile, unless it is not sampled."""
+        """Open the span of a request; it is ``current_request`` meanwhile, if it is sampled."""
         from opentelemetry.trace import SpanKind, set_span_in_context
 
         attributes = {"http.request.method": method, "url.path": path}
@@ -89,7 +89,7 @@ class Tracing:
             context=context,
             kind=SpanKind.SERVER,
             attributes=attributes,
-            record_exception=False,  # their texts may have values of the request
+            record_exception=False,  # its text may contain values of the request
             set_status_on_exception=False,
         ) as span:
             carrier: dict[str, str] = {}
@@ -102,7 +102,7 @@ class Tracing:
                 current_request.reset(token)
 
     def record(self, command: GenerateCommand, timeline: Timeline, outcome: str) -> None:
-        """Record the engine's work for a finished request."""
+        """Record the spans of the engine's work for a finished request."""
         from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
         assert command.trace is not None
@@ -134,16 +134,16 @@ class Tracing:
                 span.end(self._ns(step.end))
 
     def _ns(self, monotonic_seconds: float) -> int:
-        """Since 1970."""
+        """Return nanoseconds since 1970."""
         return self._epoch_ns + round(monotonic_seconds * 1e9)
 
     def close(self) -> None:
-        """Send what waits."""
+        """Send the pending spans and stop."""
         self._provider.shutdown()
 
 
 class TracedRequests:
-    """ASGI middleware: a span for every request that is not a machine's question how we are."""
+    """ASGI middleware: a span for every request, except those of probes and Prometheus."""
 
     def __init__(self, app: "ASGIApp", endpoint: str) -> None:
         self._app = app
@@ -151,8 +151,8 @@ class TracedRequests:
         self._tracing: Tracing | None = None
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        """Answer one request; or, once, live as long as the server."""
-        if self._tracing is None:  # only now: it has a thread, and those do not survive the fork of the HTTP process
+        """Handle one request, or the server's lifespan."""
+        if self._tracing is None:  # only now: it has a thread, which would not survive the fork of the HTTP process
             self._tracing = Tracing(self._endpoint)
         if scope["type"] == "lifespan":
             try:

@@ -1,8 +1,8 @@
-"""The file in which one process keeps its values, in the format of prometheus-client's ``MmapedDict``.
+"""The file of one process's metric values, in the format of prometheus-client's ``MmapedDict``.
 
-prometheus-client maps a sparse file into memory: the first write to a page that the disk has no room for ends the process
-with SIGBUS. Here, values are kept in memory and written with ``pwrite``, into blocks that were written as zeros before. A
-full disk delays the file at most: it is written again, whole, once there is room.
+prometheus-client maps a sparse file into memory: on a full disk, the first write to a new page ends the process with
+SIGBUS. Here, values are kept in memory and written with ``pwrite`` into blocks that were allocated by writing zeros. A
+full disk only delays the file: it is rewritten as a whole once there is space.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The commands to an engine process: read by one thread, which no command may end or hold up."""
+"""The commands to an engine process, read by one thread, which no command may end or block."""
 
 import functools
 import logging
@@ -59,7 +59,7 @@ class EngineCommands:
             os._exit(1)
 
     def carry_out(self, command: Command, reply: Callable[[Reply], None]) -> None:
-        """Carry out a command. What goes wrong is its reply."""
+        """Carry out a command. An error becomes its reply."""
         try:
             match command:
                 case GenerateCommand():
@@ -70,16 +70,16 @@ class EngineCommands:
                 case AdapterCommand():  # may wait for storage, and requests must not
                     pool = self._lists if command.action is AdapterAction.LIST else self._waiting
                     pool.submit(self._manage, command, reply)
-        except Exception as error:  # any: the commands of others come after it
+        except Exception as error:  # any: other requests' commands come after it
             log.error("command %s failed", command.id, exc_info=error)
             reply(ErrorEvent(wrapped(error)))
 
     def _manage(self, command: AdapterCommand, reply: Callable[[Reply], None]) -> None:
-        if time.monotonic() > command.deadline:  # nobody waits for it any more
+        if time.monotonic() > command.deadline:  # its deadline has passed: no client waits for it
             return
         try:
             reply(self._renderer.manage(command))
-        except Exception as error:  # any: the HTTP process waits for a reply, whatever happened
+        except Exception as error:  # any: the HTTP process waits for a reply in any case
             if not isinstance(error, LithographError):
                 log.error("adapter command %s failed", command.id, exc_info=error)
             reply(ErrorEvent(wrapped(error)))

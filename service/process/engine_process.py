@@ -67,15 +67,15 @@ class EngineProcess:
         threading.Thread(
             target=self._poll_adapters, args=(renderer, starting_since), daemon=True, name="adapters"
         ).start()
-        # Only now: while the model loads, there is nothing to finish, and Python runs a handler only between two
-        # instructions of its own, which reading a large file can keep apart for long.
+        # Only now: while the model loads there is nothing to finish, and Python runs a handler only between two bytecode
+        # instructions, which reading a large file can delay for long.
         signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
             self._make_steps(renderer, functools.partial(send, 0, ENGINE))
         except SystemExit:
             if tracing is not None:
                 tracing.close()
-            os._exit(0)  # Python would take seconds to free what the kernel frees at once
+            os._exit(0)  # Python would take seconds to free memory that the kernel frees at once
 
     def _make_steps(self, renderer: "Renderer", send: Callable[[Heartbeat], None]) -> NoReturn:
         """Run the step loop, and send heartbeats. Ends the process if the device is lost."""
@@ -97,7 +97,7 @@ class EngineProcess:
                 heartbeat, longest = end, 0.0
 
     def _on_sigterm(self, *_: object) -> None:
-        """Leave the step loop if the main process is stopping the server; else, have it do so: requests may finish first."""
+        """Leave the step loop if the server is stopping; otherwise make the main process stop it, which drains first."""
         if self.state.phase is ServicePhase.STOPPING:
             sys.exit(0)
         main = multiprocessing.parent_process()
@@ -170,4 +170,4 @@ def _end_without_device(error: Exception) -> NoReturn:
     """End the process: another one can use the device again. Its requests are answered by the HTTP process."""
     metrics.DEVICE_LOSSES.inc()
     log.critical("the device fails every operation; ending the engine process", exc_info=error)
-    os._exit(1)  # Python's own end would wait for threads, and for the device
+    os._exit(1)  # a regular exit would wait for threads, and for the device

@@ -1,4 +1,4 @@
-"""The members of LitServe that are not public API and that ``service.process.server`` overrides or uses, with the reason.
+"""The non-public members of LitServe that ``service.process.server`` overrides or uses, each with its reason.
 
 LitServe promises nothing about them, so its version is pinned exactly. ``tests/service/process/test_litserve_members.py``
 fails by the member's name when a new version lacks one, and when the server uses one that is not listed here. This module

@@ -44,7 +44,7 @@ from service.wire.state import ServicePhase, ServiceState
 log = logging.getLogger("lithograph")
 
 _REPLY_SECONDS = 10
-"""Time for replies that are on their way to clients when the last request has finished."""
+"""Time for replies that are still being sent when the last request has finished."""
 
 
 class EngineLoop(LitLoop):
@@ -62,7 +62,7 @@ class EngineLoop(LitLoop):
     ) -> None:
         """LitServe's entry point, in the spawned process."""
         end_with_parent()
-        # Ctrl-C reaches the whole process group, but the main process ends this one, with SIGTERM.
+        # Ctrl-C reaches the whole process group, but this process ends at the main process's SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the fork server ignores
 
@@ -133,7 +133,7 @@ class Server(litserve.LitServer):
                 num_api_servers=1,
                 log_level="warning",
                 **uvicorn_arguments(config.http, write_error=_error_json),
-                log_config=None,  # uvicorn's own would write lines of another form
+                log_config=None,  # uvicorn's own logging writes lines of another form
                 generate_client_file=False,
             )
         except KeyboardInterrupt:  # before LitServe was up
@@ -144,7 +144,7 @@ class Server(litserve.LitServer):
         return self._supervisor.exit_code
 
     def verify_worker_status(self) -> None:
-        """LitServe would start HTTP only once the engine process is up; here HTTP answers, not ready, from the start."""
+        """Return at once: LitServe would delay HTTP until the engine process is up; here HTTP answers from the start."""
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -196,7 +196,7 @@ class Server(litserve.LitServer):
 
     @override
     def launch_single_inference_worker(self, lit_api: GenerateAPI, worker_id: int) -> Any:
-        """Start an engine process, in the context that suits its device. Takes as long as a fork server's imports."""
+        """Start an engine process in the context for its device. Takes as long as a fork server's imports."""
         config = lit_api.config
         process = engine_context(config.model.device).Process(
             target=inference_worker,
@@ -211,7 +211,7 @@ class Server(litserve.LitServer):
                 self.restart_workers,
             ),
             name="engine",
-            daemon=True,  # one that is started during a shutdown is not waited for
+            daemon=True,  # a process started during a shutdown is not waited for
         )
         process.start()
         self.inference_workers[:] = [process]
@@ -219,7 +219,7 @@ class Server(litserve.LitServer):
 
     @override
     def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[int, Any]) -> None:
-        """Have our supervisor watch the processes and start the engine process, instead of LitServe."""
+        """Start our supervisor, which replaces LitServe's and starts the engine process."""
         threads = {
             "watch": lambda: self._supervisor.watch({"HTTP": uvicorn_workers[0], "manager": self._manager_process}),
             "engine": lambda: self._supervisor.run_engine(
@@ -230,10 +230,10 @@ class Server(litserve.LitServer):
             threading.Thread(target=target, daemon=True, name=name).start()
 
     def _after_engine(self) -> None:
-        """Have the HTTP process answer the requests under way, whose engine process has ended."""
+        """Notify the HTTP process, which answers the requests of the ended engine process with an error."""
         with contextlib.suppress(OSError, EOFError):  # the manager process has ended, too
             self._transport.send((ENGINE, (None, LitAPIStatus.OK, LoopResponseType.STREAMING, 0)), consumer_id=0)
-            # The engine was waiting for a command, and the manager process still waits on its behalf: the next is lost.
+            # The engine was waiting for a command, and the manager process still waits on its behalf: the next one is lost.
             self._exchange.put(CancelCommand(id=""))
 
 
@@ -256,7 +256,7 @@ def _error_json(error: LithographError, request_id: str) -> tuple[int, bytes]:
 def _check_port_is_free(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        # As uvicorn does: connections in TIME_WAIT do not hold the port.
+        # As in uvicorn: connections in TIME_WAIT do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -19,7 +19,7 @@ log = logging.getLogger("lithograph")
 
 _MAX_RESTARTS = 3
 _RESTART_WINDOW_SECONDS = 300.0
-"""An engine process that ends more often than that would end again: the server stops, and whatever runs it decides."""
+"""An engine process that ends more often than that would end again: the server stops, and its own supervisor decides."""
 _ECHO_SECONDS = 2.0
 """A SIGTERM to all processes of a server reaches the main process several times: its children pass theirs on."""
 
@@ -31,7 +31,7 @@ class Supervisor:
         self.exit_code = 0
         self.is_stopping = False
         self.is_hurried = False
-        """True once waiting for open requests is useless: their time is up, or a process that they need has ended."""
+        """True once waiting for open requests is pointless: their time is up, or a process that they need has ended."""
         self._config = config
         self._state = state
         self._exchange = exchange
@@ -56,7 +56,7 @@ class Supervisor:
             is_echo = self._signalled is not None and time.monotonic() - self._signalled < _ECHO_SECONDS
             if is_echo and not self._may_end:
                 return
-            raise KeyboardInterrupt  # the drain is over, or somebody has asked twice
+            raise KeyboardInterrupt  # the drain is over, or the operator has asked twice
         self.is_stopping = True
         self._signalled = time.monotonic()
         threading.Thread(target=self._drain, daemon=True, name="drain").start()
@@ -84,7 +84,7 @@ class Supervisor:
         os.kill(self._main, signal.SIGTERM)
 
     def fail(self, process: str) -> None:
-        """Note that a process has ended without which the server cannot go on."""
+        """Record the end of a process that the server needs, and stop."""
         self.is_stopping = self.is_hurried = self._may_end = True
         self.exit_code = 1
         log.error("the %s process ended; stopping", process)

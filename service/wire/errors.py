@@ -21,7 +21,7 @@ class UnavailableError(LithographError):
 
     code = "unavailable"
     retry_after_seconds: int = 1
-    """When to send the request again."""
+    """Seconds after which to send the request again."""
 
     def after(self, seconds: int) -> Self:
         """Set ``retry_after_seconds``, and return the error."""

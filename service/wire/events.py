@@ -50,7 +50,7 @@ class Picture(BaseModel):
 
 @dataclass(frozen=True)
 class AcceptedEvent:
-    """The adapters of a request are there. Nothing that the client sent can make it fail now; HTTP does not send this."""
+    """The adapters of a request are available, and the request is valid. HTTP does not send this event."""
 
 
 class StepEvent(BaseModel):

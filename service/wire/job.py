@@ -26,16 +26,16 @@ class JobReport(BaseModel):
     id: str
     status: JobStatus
     created_at: datetime
-    started_at: Annotated[datetime | None, Field(description="When its first step was made.")] = None
+    started_at: Annotated[datetime | None, Field(description="Time of its first step.")] = None
     finished_at: datetime | None = None
-    expires_at: Annotated[datetime | None, Field(description="When it will be forgotten, at the latest.")] = None
-    steps_made: Annotated[int, Field(description="Of all its pictures together.")] = 0
+    expires_at: Annotated[datetime | None, Field(description="Time at which it is removed, at the latest.")] = None
+    steps_made: Annotated[int, Field(description="Steps of all its pictures together.")] = 0
     steps: int
     result_url: Annotated[
-        str | None, Field(description="Once it succeeded: answers as POST /generate would have answered.")
+        str | None, Field(description="Set on success: replies as POST /generate would have replied.")
     ] = None
-    result: Annotated[ResultEvent | None, Field(description="Once it succeeded, with response_format json.")] = None
-    error: Annotated[ErrorDetail | None, Field(description="Why it failed.")] = None
+    result: Annotated[ResultEvent | None, Field(description="Set on success, with response_format json.")] = None
+    error: Annotated[ErrorDetail | None, Field(description="The error of a failed job.")] = None
 
 
 class JobEvent(BaseModel):

@@ -35,7 +35,7 @@ class Limits:
 
     @classmethod
     def of_model(cls, settings: ModelSettings, *, has_adapters: bool = False) -> Self:
-        """Return the model's own limits and no others: for a person at their own machine."""
+        """Return the model's own limits only, for local use."""
         return cls(
             settings=settings,
             max_pixels=settings.max_pixels,
@@ -190,7 +190,7 @@ class Limits:
 
 
 def _above(limit: float, *, field: str, value: float) -> Problem:
-    """Return the problem of a number beyond what the server allows."""
+    """Return the problem of a number above the server's limit."""
     return Problem(
         code="above_server_limit",
         template="more than the {limit} that this server allows",

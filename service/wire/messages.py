@@ -21,7 +21,7 @@ class GenerateCommand:
     request: ResolvedRequest
     submitted_at: float
     deadline: float
-    """Both on ``time.monotonic``'s clock, which the processes of one machine share."""
+    """``arrival`` and ``deadline`` are on ``time.monotonic``'s clock, which the processes of one machine share."""
     stream: bool = False
     """Send an ``AcceptedEvent``."""
     progress: bool = False
@@ -65,7 +65,7 @@ class AdapterCommand:
     id: str
     action: AdapterAction
     deadline: float
-    """On ``time.monotonic``'s clock: afterwards, nobody waits for the reply, and the command is dropped."""
+    """On ``time.monotonic``'s clock. Afterwards the command is dropped, because no client waits for its reply."""
     name: str = ""
     path: str = ""
     """The file or directory to import."""
@@ -103,13 +103,13 @@ class AdapterState(StrEnum):
     """The version that a request for a name gets."""
 
     READY = "ready"
-    """The newest version."""
+    """The newest version is served."""
     OUTDATED = "outdated"
-    """The version before: the newest is refused, or incomplete in storage."""
+    """An older version is served: the newest was rejected, or is incomplete in storage."""
     REFUSED = "refused"
-    """None: no version has passed verification."""
+    """No version is served, because none has passed verification."""
     UNLOADED = "unloaded"
-    """None, until a command loads it again."""
+    """No version is served until a command loads the adapter again."""
 
 
 class AdapterStatus(BaseModel):
@@ -131,12 +131,12 @@ class AdapterStatus(BaseModel):
     """Layers of the model that the adapter changes."""
     trigger_words: tuple[str, ...]
     created: datetime | None
-    """When the served version was published."""
+    """Time at which the served version was published."""
     pinned: bool
     reason: str | None
-    """Why the desired version is not served, in English."""
+    """The problem for which the desired version is not served, in English."""
     problem: WireProblem | None = None
-    """The same, for translation."""
+    """The same problem with its code, for translation."""
     last_used_seconds_ago: float | None
     requests: int
 

@@ -1,4 +1,4 @@
-"""Request and error body: what goes over the wire. The client reads it too. No torch.
+"""The bodies of requests and errors, shared with the client. No torch.
 
 A request is checked twice: its shape by pydantic, then against the model and this server by ``Limits.resolve``, which also
 fills in defaults.
@@ -17,21 +17,21 @@ from longcat.validation import ProblemValueError
 SMALLEST_PX = GRID_PX
 LARGEST_SEED = 2**63 - 1
 LONGEST_URL = 2048
-"""Characters, as most servers have it: to split a URL takes quadratic time in its length."""
+"""Longest URL in characters, as in most servers: splitting a URL takes quadratic time in its length."""
 
 MAX_ADAPTERS = 4
-"""Most adapters of one request: each slot that it holds is one that others wait for."""
+"""Most adapters of one request: other requests wait for each slot that it holds."""
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 
 class AdapterChoice(BaseModel):
-    """A LoRA adapter, and how strongly it is applied."""
+    """A LoRA adapter and the scale at which it is applied."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     name: Annotated[str, Field(min_length=1, description="ink: its latest version; ink@3: that version.")]
-    scale: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False, description="1 is as it was trained.")] = 1.0
+    scale: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False, description="Strength; 1 is as trained.")] = 1.0
 
 
 def _not_blank(prompt: str) -> str:
@@ -49,7 +49,7 @@ def _not_too_many(adapters: object) -> object:
 
 
 class BaseRequest(BaseModel):
-    """The fields that every endpoint that generates images has. All but the prompt have defaults that fit the model."""
+    """The fields of every endpoint that generates images. All but the prompt have defaults that suit the model."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
@@ -62,7 +62,7 @@ class BaseRequest(BaseModel):
         ),
         AfterValidator(_not_blank),
     ]
-    negative_prompt: Annotated[str, Field(description="What to keep away from; needs guidance_scale over 1.")] = ""
+    negative_prompt: Annotated[str, Field(description="Content to avoid; needs guidance_scale over 1.")] = ""
     steps: Annotated[int | None, Field(ge=1, description="Denoising steps.")] = None
     guidance_scale: Annotated[
         float | None,
@@ -112,16 +112,18 @@ class GenerateRequest(BaseRequest):
     stream: Annotated[
         bool, Field(description="Reply with server-sent events: progress after every step, then the result as JSON.")
     ] = False
-    previews: Annotated[bool, Field(description="With stream: small pictures of the unfinished images, too.")] = False
+    previews: Annotated[bool, Field(description="With stream: also send small previews of the unfinished images.")] = (
+        False
+    )
     as_job: Annotated[
         bool,
-        Field(alias="async", description="Reply 202 at once, with the address of a job, which will have the pictures."),
+        Field(alias="async", description="Reply 202 at once, with the URL of a job, which will have the pictures."),
     ] = False
     webhook_url: Annotated[
         str | None,
         Field(
             max_length=LONGEST_URL,
-            description="With async: called, signed, at the end of the job; this server has to allow its host.",
+            description="With async: URL that gets a signed webhook at the job's end; this server must allow its host.",
         ),
     ] = None
     response_format: Annotated[
@@ -131,7 +133,7 @@ class GenerateRequest(BaseRequest):
 
 
 class ResolvedRequest(BaseModel):
-    """A valid request with every default filled in: it gives the same image each time. A PNG carries it."""
+    """A valid request with every default filled in, which always gives the same image. A PNG carries it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -150,7 +152,7 @@ class ResolvedRequest(BaseModel):
 
 
 class AppliedAdapter(BaseModel):
-    """An adapter as it was applied."""
+    """An applied adapter: the version and its scale."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -180,12 +182,12 @@ class Timings(BaseModel):
 
 
 class ProblemBody(BaseModel):
-    """One thing that is wrong with a request, and what to do about it."""
+    """One problem of a request, and its remedy."""
 
     model_config = ConfigDict(frozen=True)
 
-    code: Annotated[str, Field(description="Stable: translations are found by it.")]
-    field: Annotated[str, Field(description="The input that is wrong: steps, adapters.0.name, body; empty for none.")]
+    code: Annotated[str, Field(description="Stable identifier; translations use it.")]
+    field: Annotated[str, Field(description="The wrong input: steps, adapters.0.name, body; empty for none.")]
     value: Annotated[str | None, Field(description="The value given, shortened; null if there was none.")]
     problem: str
     remedy: str
@@ -202,7 +204,7 @@ class ProblemBody(BaseModel):
         )  # fmt: skip
 
     def as_problem(self) -> Problem:
-        """Return the problem again: its templates are the sentences, and a translation is filled from its details."""
+        """Return the problem with the sentences as its templates; a translation is filled from its details."""
         details = {
             n: ProblemBody(**d).as_problem() if isinstance(d, dict) and "problem" in d else d
             for n, d in self.details.items()
@@ -228,11 +230,11 @@ def _plain(detail: object) -> object:
 
 
 class ErrorDetail(BaseModel):
-    """An error: its code decides the HTTP status."""
+    """An error; its code determines the HTTP status."""
 
     code: str
     message: Annotated[str, Field(description="All problems as English sentences.")]
-    request_id: Annotated[str, Field(description="As in X-Request-Id and in the log.")] = ""
+    request_id: Annotated[str, Field(description="The same id as in X-Request-Id and in the log.")] = ""
     problems: Annotated[list[ProblemBody], Field(min_length=1)]
 
     @classmethod

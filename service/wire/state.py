@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 _MODEL_BYTES = 16384
-"""More than a flavour's path and a revision take."""
+"""Size of the shared buffer; larger than a flavour's path and a revision."""
 
 
 class ServicePhase(StrEnum):
@@ -19,11 +19,11 @@ class ServicePhase(StrEnum):
     WAITING = "waiting for adapters"
     READY = "ready"
     RESTARTING = "restarting"
-    """The engine process ended, and another is being started."""
+    """The engine process ended and is being restarted."""
     FAILED = "failed"
     """The model cannot be loaded."""
     LINGERING = "lingering"
-    """Shutting down; requests are still accepted, because clients may not know yet."""
+    """Shutting down; requests are still accepted until load balancers have noticed."""
     DRAINING = "draining"
     """Shutting down; requests under way may finish."""
     STOPPING = "stopping"
@@ -46,27 +46,27 @@ class ServiceState:
 
     @property
     def phase(self) -> ServicePhase:
-        """The phase: a shutdown's, once it has begun, else the engine's."""
+        """Return the phase: the shutdown's once it has begun, else the engine's."""
         return _PHASES[int(self._shutdown.value or self._engine.value)]
 
     @property
     def engine_phase(self) -> ServicePhase:
-        """The engine's phase, also during a shutdown."""
+        """Return the engine's phase, also during a shutdown."""
         return _PHASES[int(self._engine.value)]
 
     @property
     def engine_since(self) -> float:
-        """When the engine's phase began, on ``time.monotonic``'s clock."""
+        """Return the start of the engine's phase, on ``time.monotonic``'s clock."""
         return float(self._since.value)
 
     @property
     def is_shutting_down(self) -> bool:
-        """True from the begin of a shutdown."""
+        """Return True once a shutdown has begun."""
         return bool(self._shutdown.value)
 
     @property
     def model(self) -> Mapping[str, Any]:
-        """The loaded model's device and identity; empty until it is loaded for the first time."""
+        """Return the loaded model's device and identity; empty until it is first loaded."""
         if self.engine_phase is ServicePhase.LOADING:  # it may be half written
             return {}
         found: Mapping[str, Any] = json.loads(self._model.value or b"{}")
@@ -82,5 +82,5 @@ class ServiceState:
         self._shutdown.value = _PHASES.index(phase)
 
     def set_model(self, **properties: Any) -> None:
-        """Describe the loaded model. An engine that is started again writes the same bytes."""
+        """Store the loaded model's description. A restarted engine writes the same bytes."""
         self._model.value = json.dumps(properties, ensure_ascii=False).encode()

@@ -1,4 +1,4 @@
-"""The hosts that webhooks may be sent to: nothing else keeps a request from reaching internal addresses (SSRF)."""
+"""The hosts that webhooks may be sent to: the protection against SSRF, requests to internal addresses."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class WebhookHost:
 
 
 def may_call(text: str, hosts: Iterable[WebhookHost]) -> bool:
-    """Return whether a URL can be called and is on an allowed host; the client that calls it parses it likewise."""
+    """Return True for a valid URL on an allowed host; it is parsed as by the client that calls it."""
     try:
         url = httpx.URL(text)
         has_credentials = "@" in urlsplit(text).netloc

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape, and in vLLM's, which is OpenAI's with other names in it."""
+"""Errors in OpenAI's shape, and in vLLM's, which is OpenAI's with other values."""
 
 import dataclasses
 from typing import Annotated
@@ -12,7 +12,7 @@ from service.http.error_responses import ErrorShapedRoute, Responses, status_of
 _OPENAI_FIELDS = {"num_images": "n", "width": "size", "height": "size"}
 """Fields that have another name in OpenAI's requests."""
 _INVALID = 422
-"""Our status for a request that is wrong; OpenAI and vLLM have 400."""
+"""Our status for an invalid request; OpenAI and vLLM have 400."""
 _OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _VLLM_TYPES = {401: "AuthenticationError", 404: "NotFoundError"}
 _SERVER_ERROR = 500
@@ -34,7 +34,7 @@ class OpenAIErrorBody(BaseModel):
 
 
 class UnknownModelError(UserError):
-    """No model has that name."""
+    """The request names an unknown model."""
 
     code = "model_not_found"
 

@@ -92,14 +92,14 @@ async def _models(admission: Admission, commands: AdapterCommands) -> list[Model
 
 
 def _card(status: AdapterStatus, name: str, admission: Admission) -> ModelCard:
-    """Return the card of a version that can be drawn with."""
+    """Return the card of a version that requests can use."""
     assert status.created is not None
     created, root = int(status.created.timestamp()), f"{status.name}@{status.version}"
     return ModelCard(id=name, created=created, root=root, parent=admission.flavour.name)
 
 
 def _check_model(body: ImagesRequest, admission: Admission) -> None:
-    """Raise ``UnknownModelError`` for a name that no adapter here can have. The engine finds out whether one has it."""
+    """Raise ``UnknownModelError`` for an invalid adapter name. The engine looks up the valid ones."""
     if (model := body.adapter(admission.flavour.name)) is None:
         return
     try:

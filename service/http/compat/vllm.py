@@ -2,7 +2,7 @@
 
 Adapters are in storage here, and are served from there without a request; so three things differ:
 
-- ``lora_path`` is a place in adapter storage (its URI, its path, or ``name``, ``name@3``), which has to be that of
+- ``lora_path`` is a location in adapter storage (its URI, its path, or ``name``, ``name@3``), which must be that of
   ``lora_name``; or a LoRA file or directory below a directory that the server was started with (``--import-from``), which is
   published to storage first. Nothing is downloaded from a hub.
 - Loading an adapter that is served already succeeds: its storage is read again.
@@ -33,7 +33,7 @@ router = APIRouter(tags=["adapters"], route_class=VllmRoute, responses=JSON_ERRO
 
 _NAME = "lora_name"
 _LONGEST_PATH = 4096
-"""Linux' own limit. Each directory of a path is looked up, so longer ones would take long to refuse."""
+"""Linux' own limit. Each directory of a path is looked up, so longer paths would take long to reject."""
 
 
 class LoadAdapterRequest(BaseModel):
@@ -103,7 +103,7 @@ async def unload_lora_adapter(body: UnloadAdapterRequest, commands: AdapterComma
 
 
 def _check_place(place: Reference, reference: Reference) -> None:
-    """Raise ``VllmInputError`` unless a place in storage is that of the adapter's name."""
+    """Raise ``VllmInputError`` unless a location in storage is that of the adapter's name."""
     if place in (reference, Reference(name=reference.name, version=None)):
         return
     adapter = place.name if place.version is None else f"{place.name}@{place.version}"
@@ -181,7 +181,7 @@ def _raise_not_found(body: LoadAdapterRequest, cause: UnknownAdapterError | None
 
 
 def _place_in_storage(path: str, config: AdapterConfig) -> Reference | None:
-    """Return the adapter whose place in storage a path is, if it is one."""
+    """Return the adapter at a location in storage; None if the path is elsewhere."""
     bucket, place = _bucket_and_path(path)
     root_bucket, root = _bucket_and_path(config.uri)
     if place.is_absolute():

@@ -1,1 +1,1 @@
-"""What stands between a connection and an endpoint: limits of connections and requests, addresses, origins, request ids."""
+"""The layer between connections and endpoints: limits of connections and requests, paths, origins, request ids."""

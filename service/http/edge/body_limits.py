@@ -1,4 +1,4 @@
-"""Request bodies: their size, their deadline, and what becomes of a body that is not read."""
+"""Request bodies: their size, their deadline, and the draining of unread ones."""
 
 import asyncio
 from contextlib import suppress
@@ -12,11 +12,11 @@ from service.http.edge.protocol import LINGER_BYTES, LINGER_SECONDS
 _DRAIN_SECONDS = 30.0
 """Longest time for which a body is read and dropped after an early reply."""
 _SLOWEST_BYTES_PER_SECOND = 16 * 1024
-"""Below this, a body is too slow, after the time that every body has."""
+"""Slowest accepted rate of a body, once the time that every body has is over."""
 
 
 class JsonBodies:
-    """Has every body read as JSON, whatever its content type, as ``curl -d`` sends one; limits its size and its time."""
+    """Treats every body as JSON, whatever its content type (``curl -d`` sends another); limits its size and its time."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, max_seconds: float) -> None:
         self._app = app
@@ -37,7 +37,7 @@ class JsonBodies:
         async def receive_limited() -> Message:
             nonlocal size
             if int(declared) > self._max_bytes:  # before the client is told to continue
-                raise HTTPException(413)  # FastAPI passes on this exception alone while it reads a body
+                raise HTTPException(413)  # the only exception that FastAPI passes on while it reads a body
             try:
                 message = await timely.receive()
             except TimeoutError:
@@ -51,7 +51,7 @@ class JsonBodies:
 
 
 class TimelyBody:
-    """A body that has to arrive in a time, and at a rate beyond it. After its end there is no deadline."""
+    """A body with a deadline, which a minimum rate extends. After its end there is no deadline."""
 
     def __init__(self, receive: Receive, *, seconds: float) -> None:
         self._receive = receive
@@ -72,8 +72,8 @@ class TimelyBody:
 class LingeringClose:
     """Reads and drops the rest of a body after a reply that did not wait for it, then closes the connection.
 
-    Many clients read no reply before they have sent their request. To close a connection with unread data resets it, and the
-    reply is lost (RFC 9112, section 9.6).
+    Many clients read a reply only after they have sent the whole request. Closing a connection with unread data resets it,
+    and the reply is lost (RFC 9112, section 9.6).
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -104,7 +104,7 @@ class LingeringClose:
         async def send_noting(message: Message) -> None:
             nonlocal is_held
             if message["type"] == "http.response.start":
-                if "expect" not in headers:  # to receive would tell the client to send its body
+                if "expect" not in headers:  # receiving would tell the client to send its body
                     await drain(silence_seconds=0)
                 if not is_read:
                     message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}

@@ -1,4 +1,4 @@
-"""Connections that end with a reply."""
+"""Closing of connections after their reply, while the server drains."""
 
 from collections.abc import Callable
 

@@ -20,7 +20,7 @@ from service.wire.errors import wrapped
 log = logging.getLogger("lithograph")
 
 _CLIENT_GONE = 499
-"""The client has disconnected. No reply carries it; nginx counts such requests under this number."""
+"""Status under which requests of disconnected clients are counted, as in nginx. No reply carries it."""
 
 
 class RequestContext:
@@ -77,9 +77,9 @@ class RequestContext:
 
 
 class ErrorReplies:
-    """Replies to exceptions that the app has not handled: errors of ours from other middleware, and unforeseen ones.
+    """Replies to exceptions that the app has not handled: errors from other middleware, and unexpected ones.
 
-    It is inside of what adds headers (request ids, allowed origins), so that these replies have them, too.
+    It is inside the middleware that adds headers (request ids, allowed origins), so that these replies have them too.
     """
 
     def __init__(self, app: ASGIApp, reply: Callable[[Request, LithographError], Response]) -> None:

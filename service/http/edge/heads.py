@@ -1,4 +1,4 @@
-"""Heads of requests: the line and the headers, as a whole."""
+"""Limits of request heads: the request line with all headers."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -11,7 +11,7 @@ _LINE_OVERHEAD_BYTES = 4
 
 
 def check_head(scope: Scope, config: HttpConfig) -> None:
-    """Raise an error unless a request's head is within the limits and says how long its body is in one way alone.
+    """Raise an error unless a request's head is within the limits and gives the body's length in only one way.
 
     The server itself limits a head that is unfinished; one that arrives in a single read can be longer.
     """
@@ -21,7 +21,7 @@ def check_head(scope: Scope, config: HttpConfig) -> None:
     if size_bytes > config.max_header_bytes or len(headers) > config.max_headers:
         raise HeadersTooLargeError(max_bytes=config.max_header_bytes, max_headers=config.max_headers)
     named = Headers(scope=scope)
-    if "transfer-encoding" in named and "content-length" in named:  # request smuggling: a proxy may believe the other
+    if "transfer-encoding" in named and "content-length" in named:  # request smuggling: a proxy may use the other one
         raise MalformedRequestError("it has both a Transfer-Encoding and a Content-Length")
 
 

@@ -1,4 +1,4 @@
-"""Cross-origin requests (CORS): which pages of other sites may read replies."""
+"""Cross-origin requests (CORS): the other sites whose pages may read replies."""
 
 from collections.abc import Collection
 
@@ -13,7 +13,7 @@ _EXPOSED = (
 
 
 class AllowedOrigins(CORSMiddleware):
-    """Starlette's middleware, except that it refuses no preflight itself.
+    """Starlette's middleware, except that it rejects no preflight itself.
 
     A preflight that is not allowed is answered as any OPTIONS request, without the headers that allow it: the browser then
     keeps the reply from the page. Starlette's own reply would be another error in another shape.

@@ -27,7 +27,7 @@ class Paths:
             await self._app(scope, receive, send)
             return
         root, path = self._root_path or scope.get("root_path", ""), scope["path"]
-        if path == "*":  # OPTIONS of the server
+        if path == "*":  # OPTIONS * is about the server
             path = "/"
         elif (start := path.find("://")) >= 0 and not path.startswith("/"):
             path = "/" + path[start + 3 :].partition("/")[2]

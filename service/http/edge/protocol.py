@@ -8,7 +8,7 @@ probes included, while clients that send nothing hold the connections. This subc
 - a cap on connections; beyond it, the connection that has been without a whole request for the longest makes room;
 - a deadline for clients that read nothing of their replies;
 - a shutdown that waits for no request that has not arrived as a whole;
-- replies to what is not HTTP in the same form as all other errors, and a pause before the connection ends, so that clients
+- replies to invalid HTTP in the same form as all other errors, and a pause before the connection ends, so that clients
   that are still sending can read them.
 
 The implementation is h11: httptools, uvicorn's first choice, keeps an unfinished header of any size in memory.
@@ -100,7 +100,7 @@ class BoundedProtocol(H11Protocol):
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what h11 cannot read; called by uvicorn while it handles h11's error."""
+        """Reject a request that h11 cannot parse; uvicorn calls this method while it handles h11's error."""
         match getattr(sys.exception(), "error_status_hint", 400):
             case 431:
                 limits = self.bounds
@@ -142,7 +142,7 @@ class BoundedProtocol(H11Protocol):
 
     @property
     def _has_request(self) -> bool:
-        """Whether a request has arrived as a whole and is not answered as a whole."""
+        """Return True while a request that has arrived completely has no complete reply."""
         return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
 
     def _should_upgrade(self) -> bool:
@@ -172,7 +172,7 @@ class BoundedProtocol(H11Protocol):
     def _on_late_head(self) -> None:
         if self.conn.trailing_data[0]:
             self._refuse(SlowRequestError(seconds=self.bounds.header_seconds))
-        else:  # it was opened ahead of a request, as browsers do: there is nothing to answer
+        else:  # opened in advance, as browsers do: there is nothing to answer
             self.transport.close()
 
     def _make_room(self) -> bool:
@@ -186,7 +186,7 @@ class BoundedProtocol(H11Protocol):
         return True
 
     def _wait(self) -> None:
-        """Be the last of those that wait for a request."""
+        """Move to the end of the connections that wait for a request."""
         self._stop_waiting()
         self.waiting[self] = None
 
@@ -198,7 +198,7 @@ class BoundedProtocol(H11Protocol):
         self._is_refused = True
         self._unset_keepalive_if_required()
         if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # to the app, as if the client had gone
+            self.cycle.disconnected = True  # for the app, the client has disconnected
             self.cycle.message_event.set()
         request_id = str(uuid4())
         status, body = self.bounds.write_error(error, request_id)

@@ -1,4 +1,4 @@
-"""The arguments of uvicorn, for every server of ours."""
+"""The arguments of uvicorn, for service and studio."""
 
 import logging
 import resource

@@ -1,1 +1,1 @@
-"""Requests that are answered later, and the webhooks that announce it."""
+"""Asynchronous jobs, and the webhooks that announce their end."""

@@ -1,4 +1,4 @@
-"""Requests whose pictures are fetched later, in the memory of the HTTP process that took them, of which there is one.
+"""Asynchronous jobs, in the memory of the one HTTP process.
 
 Jobs are bounded in number, in bytes and in time, and are gone when the server ends. Unfinished ones count among the requests
 under way.
@@ -29,9 +29,9 @@ log = logging.getLogger("lithograph")
 
 UNFINISHED = frozenset({JobStatus.QUEUED, JobStatus.RUNNING})
 _LINGER_SECONDS = 5.0
-"""How long a server that shuts down waits for the client to fetch a result that has just become ready."""
+"""Time that a shutdown waits for the client to fetch a result that has just become ready."""
 _CANCELLED_STATUS = 499
-"""Counted for a job without an outcome, as for a client that disconnects."""
+"""Status under which a job without an outcome is counted, as for a disconnected client."""
 
 
 @dataclass(kw_only=True)
@@ -41,7 +41,7 @@ class ImageJob:
     command: GenerateCommand
     body: GenerateRequest
     root_path: str
-    """The prefix of the service's addresses, as the request that made the job had it."""
+    """The URL prefix of the request that created the job."""
     status: JobStatus = JobStatus.QUEUED
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     started_at: datetime | None = None
@@ -60,17 +60,17 @@ class ImageJob:
 
     @property
     def url(self) -> str:
-        """Its address on this server."""
+        """Return its URL path on this server."""
         return f"{self.root_path}/v1/jobs/{self.command.id}"
 
     @property
     def size_bytes(self) -> int:
-        """The bytes of its pictures."""
+        """Return the bytes of its pictures."""
         return sum(len(image.content) for image in self.outcome.images) if isinstance(self.outcome, ResultEvent) else 0
 
     @property
     def http_status(self) -> int:
-        """The status under which the same request without a job would be counted."""
+        """Return the status under which the same request without a job would be counted."""
         match self.outcome:
             case ResultEvent():
                 return 200
@@ -122,7 +122,7 @@ class ImageJobs:
         return job
 
     async def cancel(self, job: ImageJob) -> None:
-        """Cancel an unfinished job: no more steps are made for it. Remove a finished one with its pictures."""
+        """Cancel an unfinished job, which stops its denoising. Remove a finished one with its pictures."""
         if job.status in UNFINISHED:
             job.cancelled.set()
             await job.over.wait()
@@ -171,7 +171,7 @@ class ImageJobs:
                     pass
                 except LithographError as error:
                     job.record(ErrorEvent(error))
-                except Exception as error:  # nobody awaits this task: an unforeseen error has to become its outcome
+                except Exception as error:  # no caller awaits this task: an unexpected error must become its outcome
                     log.exception("request %s failed", job.command.id)
                     job.record(ErrorEvent(wrapped(error)))
                 shutdown_delay.enter_context(self._admission.exchange.delay_shutdown())

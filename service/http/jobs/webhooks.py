@@ -16,13 +16,13 @@ log = logging.getLogger("lithograph")
 
 _MOST_ATTEMPTS = 5
 _ATTEMPT_SECONDS = 10.0
-"""From connecting to the reply's status: a receiver is expected to reply before it acts."""
+"""Time from connecting to the reply's status: a receiver is expected to reply before it acts."""
 _TOTAL_SECONDS = 30.0
-"""For all attempts: a server that shuts down waits for them."""
+"""Time for all attempts, because a shutdown waits for them."""
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 8.0
 _GONE = 410
-"""Standard Webhooks: the receiver wants no more webhooks."""
+"""Status with which a receiver unsubscribes, by Standard Webhooks."""
 
 
 class Webhooks:
@@ -82,5 +82,5 @@ class Webhooks:
 
 
 def _reason(error: BaseException | None) -> str:
-    """Describe why no reply came; some of these exceptions have no text."""
+    """Return the reason of a missing reply; some of these exceptions have no text."""
     return str(error) or type(error).__name__

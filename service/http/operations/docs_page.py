@@ -10,7 +10,7 @@ from fastapi.staticfiles import StaticFiles
 
 
 def serve_docs(app: FastAPI) -> None:
-    """Put the page in place of FastAPI's, and lead ``/`` to it."""
+    """Replace FastAPI's page, and redirect ``/`` to it."""
     routes = app.router.routes
     routes[:] = [route for route in routes if getattr(route, "path", None) not in ("/docs", "/redoc")]
     assets = Path(fastapi_offline.__file__).parent / "static"

@@ -1,4 +1,4 @@
-"""Request bodies: JSON in UTF-8, whatever their content type says, and a reason for every body that is something else."""
+"""Request bodies: JSON in UTF-8, whatever their content type, and a reason for every other body."""
 
 import json
 import math
@@ -32,7 +32,7 @@ class NotJsonError(UserError):
 
 
 class JsonRoute(APIRoute):
-    """A route whose body is read by ``read_body``, in a thread: to report what is wrong can take long."""
+    """A route whose body ``read_body`` parses in a thread, because reporting its problems can take long."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return FastAPI's handler. It gets the model that it would make of the body, and takes it as it is."""
@@ -69,13 +69,13 @@ class _JsonRequest(Request):
 
 
 def error_of_body(request: Request) -> UserError:
-    """Return what is wrong with a body for which FastAPI raised ``RequestValidationError``; it reads no empty ones."""
+    """Return the error of a body for which FastAPI raised ``RequestValidationError``; it does not read empty ones."""
     error: UserError = getattr(request.state, "body_error", None) or not_json("it is empty")
     return error
 
 
 def read_body(model: type[BaseModel], body: bytes, content_encoding: str) -> BaseModel:
-    """Return the model that a body describes. Raises ``UserError`` with what is wrong with it."""
+    """Return the model that a body describes. Raises ``UserError`` with the body's problems."""
     value = parse_json(body, content_encoding)
     _check_encodable(value)
     try:

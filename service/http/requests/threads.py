@@ -1,4 +1,4 @@
-"""Work that the event loop must not do itself: its time grows with what a client sends."""
+"""Threads for work whose time grows with a request's size, which would block the event loop."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -7,7 +7,7 @@ import anyio
 from anyio.lowlevel import RunVar
 
 _AT_ONCE = 2
-"""Threads. More would contend for the interpreter with the event loop, which would get its turn late."""
+"""Number of threads. More would contend with the event loop for the interpreter lock."""
 
 _T = TypeVar("_T")
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("limiter")
