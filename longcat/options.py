@@ -1,4 +1,4 @@
-"""A configuration as a pydantic model, from which its command-line options, environment variables and reference are made.
+"""Configurations as pydantic models, from which command-line options, environment variables and the reference are derived.
 
 One field is one option: name, type, default, limits and help are written once, at the field. Option ``--adapter-slots`` of
 ``lithograph serve`` is ``LITHOGRAPH_SERVE_ADAPTER_SLOTS`` in the environment, which click reads: with pydantic-settings,
@@ -66,11 +66,11 @@ class Flag:
     name: str | None = None
     """Without dashes; None is the field's name."""
     metavar: str | None = None
-    """What stands for the value in the help; None is the type."""
+    """Placeholder of the value in the help; None is the type."""
     envvar: str | None = None
     """An environment variable instead of the command's own."""
     default: str | None = None
-    """What the default None means, for the help."""
+    """Meaning of the default None, for the help."""
     is_option: bool = True
     """False for a field that the command fills in itself."""
     is_secret: bool = False

@@ -1,4 +1,4 @@
-"""The identity of a process that outlives whoever started it: its number, and when it started."""
+"""The identity of a process that outlives its parent: its number and its start time."""
 
 import psutil
 
@@ -14,7 +14,7 @@ def started_after_boot(pid: int) -> float:
 
 
 def is_process(pid: int, started: float) -> bool:
-    """Return True if there is a process of this number that started then: later ones may get the same number."""
+    """Return True if the process of this number started at that time: a later one may have the same number."""
     try:
         return abs(started_after_boot(pid) - started) < _TOLERANCE_SECONDS
     except psutil.NoSuchProcess:

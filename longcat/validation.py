@@ -48,7 +48,7 @@ _TEMPLATES: Mapping[str, tuple[str, str]] = {
 
 UNKNOWN_FIELD_CODES = frozenset({"unknown_field", "unknown_field_listed"})
 CODES = _TEMPLATES.keys() | UNKNOWN_FIELD_CODES
-"""Codes of problems whose details come from the model, not from what is validated."""
+"""Codes of problems whose details come from the model, not from the validated input."""
 
 _UNION_MEMBER = re.compile(
     r"(constrained-)?(bool|bytes|dict|float|int|list|str|tuple)|(dict|function-\w+|list|literal|nullable|set|tuple)\[.*\]"
@@ -125,7 +125,7 @@ def _each_problem(errors: Iterable[Mapping[str, Any]], model: type[BaseModel]) -
 
 
 class ProblemValueError(ValueError):
-    """A validator's way to hand a problem through pydantic."""
+    """A problem that a validator passes through pydantic."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(str(problem))

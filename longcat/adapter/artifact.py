@@ -77,7 +77,7 @@ def manifest_in(stored: Blob, name: str, version: int) -> Manifest:
             remedy="publish it again",
             field="adapter",
             value=reference,
-            cause=cause if cause.field else replace(cause, value=None),  # the whole file is no value to show
+            cause=cause if cause.field else replace(cause, value=None),  # the value would be the whole file
         ) from error
     if manifest.reference != reference:
         raise AdapterError(
@@ -101,7 +101,7 @@ def find(storage: Storage, reference: Reference) -> Manifest:
 
 
 def missing_adapter(storage: Storage, reference: Reference) -> UnknownAdapterError:
-    """Return the error of a reference that names no version: it lists those that there are. Raises ``StorageError``."""
+    """Return the error of a reference to a missing version, with the existing versions. Raises ``StorageError``."""
     versions = ", ".join(str(version) for version in sorted(_versions(storage, reference.name)))
     if not versions:
         return UnknownAdapterError(

@@ -17,13 +17,13 @@ from longcat.storage.interface import Storage
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedAdapter:
-    """A version that was made of another program's file."""
+    """A version made from another program's file."""
 
     manifest: Manifest
     has_alpha: bool
     """True if the file gives alpha. If not, alpha is the rank, as in the programs that write such files."""
     warnings: tuple[Problem, ...]
-    """What was assumed, and why it may not have the expected effect."""
+    """Assumptions about the file, because of which the adapter may not have the expected effect."""
 
 
 def import_adapter(
@@ -37,9 +37,9 @@ def import_adapter(
     replace: bool = True,
     moves_latest: bool = True,
 ) -> ImportedAdapter:
-    """Publish a file, or a directory with one, as a new version of ``name``, and let the name mean it.
+    """Publish a file, or a directory with one, as a new version of ``name``, and make it the latest.
 
-    ``replace``: a name that has a latest version already gets another; ``moves_latest``: the name means the new version.
+    ``replace``: allow a name that already has a latest version; ``moves_latest``: make the new version the latest.
     Raises ``AdapterError`` if the file cannot be read or does not fit, or if the name is taken and ``replace`` is not set.
     """
     parse_new_name(name, base=base.name)

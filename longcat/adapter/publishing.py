@@ -111,7 +111,7 @@ def _removed_on_failure(storage: Storage, keys: list[str]) -> Iterator[list[str]
     """Delete keys, and those that are appended, if a version cannot be completed and storage can still be reached."""
     try:
         yield keys
-    except BaseException:  # also an interruption: half a version would stay; it is raised again
+    except BaseException:  # also an interruption, which is raised again: half a version would stay
         with contextlib.suppress(StorageError):
             for key in keys:
                 storage.delete(key)

@@ -36,7 +36,7 @@ def free_memory(error: BaseException) -> None:
 
 
 def first_that_fits(*attempts: Callable[[], _Result]) -> _Result:
-    """Return the result of the first attempt for which the device's memory is enough. The last one's error is raised."""
+    """Return the result of the first attempt that fits into device memory. Raises the error of the last one."""
     for attempt in attempts[:-1]:
         result = _attempted(attempt)
         if not isinstance(result, RuntimeError):

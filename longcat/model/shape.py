@@ -1,4 +1,4 @@
-"""The sizes and constants of LongCat-Image's transformer that no ``config.json`` holds, said once. No torch.
+"""The sizes and constants of LongCat-Image's transformer that no ``config.json`` holds, defined once. No torch.
 
 The forward, the trainer's memory plan and the HTTP processes all read them. Sources: diffusers 0.42
 ``transformer_longcat_image.py`` (blocks) and ``LongCatImagePipeline`` (latents, prompt template).

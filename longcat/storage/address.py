@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 from longcat.errors import StorageError
 
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
-"""As botocore allows it."""
+"""A bucket's name, as botocore allows it."""
 _ENCODED = re.compile(r"[%#?]|\s\Z")
 """Characters that a URI of S3 percent-encodes; all others are kept, so that it can be read."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")

@@ -40,13 +40,13 @@ class FileStorage(Storage):
             self._tree.probe()
 
     def find(self, *patterns: str) -> Iterator[Entry]:
-        """Look at the levels that the patterns have."""
+        """Visit as many directory levels as the patterns have."""
         with _file_errors(self.uri):
             for pattern in patterns:
                 yield from self._tree.find(pattern)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """List what is no directory; files that are being written are left out."""
+        """List all files, except those being written."""
         top = self._root / prefix.rpartition("/")[0]
         with _file_errors(self.uri):
             for folder, folders, names in os.walk(top, onerror=_unless_missing):
@@ -59,7 +59,7 @@ class FileStorage(Storage):
                     with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                         try:
                             status = path.stat()
-                        except OSError:  # a link that leads nowhere
+                        except OSError:  # a dangling link
                             status = path.lstat()
                         yield Entry(key=key, size_bytes=status.st_size, etag=file_etag(status))
 

@@ -39,8 +39,8 @@ class Blob:
 class Storage(ABC):
     """Atomic objects by key. Every method raises ``StorageError`` if the storage cannot be reached or denies access.
 
-    What reads has a deadline, after which it raises ``StorageTimeoutError``; of the objects of a directory, it opens regular
-    files alone.
+    Reading methods have a deadline, after which they raise ``StorageTimeoutError``; in a directory they open regular files
+    only.
     """
 
     uri: str

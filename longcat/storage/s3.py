@@ -173,8 +173,8 @@ class S3Storage(Storage):
             done = self._client.complete_multipart_upload(
                 **target, UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
             )
-        except BaseException:  # also an interruption: the store would keep and charge for the parts; it is raised again
-            with contextlib.suppress(ClientError, BotoCoreError):  # the error of the upload is the one to report
+        except BaseException:  # also an interruption, raised again: the store would keep and charge for the parts
+            with contextlib.suppress(ClientError, BotoCoreError):  # the upload's own error is reported
                 self._client.abort_multipart_upload(**target, UploadId=upload)
             raise
         etag: str = done["ETag"]

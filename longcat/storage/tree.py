@@ -46,7 +46,7 @@ class FileTree:
             batch = names[i : i + _BATCH]
             try:
                 yield from self._matches_of(f"{batch[0]}…", batch, rest)
-            except StorageTimeoutError:  # one of them does not answer: the others do
+            except StorageTimeoutError:  # only this one does not answer
                 for name in batch:
                     try:
                         yield from self._matches_of(name, [name], rest)
@@ -150,7 +150,7 @@ class FileTree:
         except (FileNotFoundError, NotADirectoryError) as error:
             if not path.is_symlink():
                 return None
-            return Entry(key=key, size_bytes=0, etag=f"unreadable {error.errno}")  # a link that leads nowhere
+            return Entry(key=key, size_bytes=0, etag=f"unreadable {error.errno}")  # a dangling link
         except OSError as error:
             return Entry(key=key, size_bytes=0, etag=f"unreadable {error.errno}")
         return Entry(key=key, size_bytes=status.st_size, etag=file_etag(status))

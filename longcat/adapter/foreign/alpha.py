@@ -40,7 +40,7 @@ class Alphas:
     """True after a layer whose alpha is given nowhere: its rank was assumed, as in the programs that write such files."""
 
     def __init__(self, config: PeftConfig | None, header: Mapping[str, str], ranks: Collection[int]) -> None:
-        """``ranks``: of the file's layers."""
+        """``ranks``: ranks of the file's layers."""
         self._values = _HeaderValues.of(header)
         self._ranks = ranks
         if config is not None and "lora_alpha" not in config.model_fields_set and self._values.alphas:
@@ -48,7 +48,7 @@ class Alphas:
         self._config = config
 
     def of(self, name: str, rank: int, tensor: Tensor | None) -> float:
-        """Return a layer's alpha for which alpha / rank is the scale. Raises ``AdapterError`` if two places contradict."""
+        """Return a layer's alpha, whose scale is alpha / rank. Raises ``AdapterError`` if two sources contradict."""
         if self._config is not None:
             return _configured_alpha(name, rank, tensor, self._config)
         if tensor is not None:
@@ -60,7 +60,7 @@ class Alphas:
         return float(rank)
 
     def warnings(self) -> Iterator[Problem]:
-        """Yield the values of the header that are no alphas, if the rank was assumed in their place."""
+        """Yield the header's invalid alphas, if the rank was assumed instead."""
         for key, value in self._values.unusable if self.is_assumed else ():
             yield Problem(
                 code="adapter_alpha_unusable",
@@ -105,7 +105,7 @@ class _HeaderValues:
     ranks: tuple[tuple[str, int], ...]
     use_rslora: bool
     unusable: tuple[tuple[str, str], ...]
-    """Alphas that are not: kohya writes ``None``, and ``Dynamic`` after it changed the ranks."""
+    """Alphas that are not numbers: kohya writes ``None``, or ``Dynamic`` after it changed the ranks."""
 
     @classmethod
     def of(cls, header: Mapping[str, str]) -> "_HeaderValues":

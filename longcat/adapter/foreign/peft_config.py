@@ -40,7 +40,7 @@ class PeftConfig(BaseModel):
     rank_pattern: dict[str, Rank] | None = None
     """Ranks by patterns that match the end of a name; the first match counts."""
     alpha_pattern: dict[str, Alpha] | None = None
-    """Alphas, likewise."""
+    """Alphas by patterns, as ``rank_pattern``."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank)."""
     use_dora: bool = False
@@ -51,7 +51,7 @@ class PeftConfig(BaseModel):
         return self._ranks.get(module, self.r)
 
     def alpha_of(self, module: str) -> float:
-        """Return a module's alpha as it is written."""
+        """Return a module's alpha as written in the configuration."""
         return self._alphas.get(module, self.lora_alpha)
 
     def scaled_alpha_of(self, module: str, rank: int) -> float:

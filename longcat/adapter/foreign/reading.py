@@ -42,7 +42,7 @@ class Foreign:
     has_alpha: bool
     """If False, alpha is the rank, as in the programs that write such files."""
     warnings: tuple[Problem, ...] = ()
-    """What was assumed, and why the adapter may not have the expected effect."""
+    """Assumptions about the file, because of which the adapter may not have the expected effect."""
 
 
 def read_foreign(path: Path, targets: Targets, *, max_rank: int = 128) -> Foreign:

@@ -67,7 +67,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
             return {key: stream.get_tensor(key) for key in stream.keys()}, metadata  # noqa: SIM118 - not a dictionary
-    except (SafetensorError, OSError, KeyError) as error:  # KeyError: a type of numbers that torch does not have
+    except (SafetensorError, OSError, KeyError) as error:  # KeyError: a dtype that torch does not have
         raise _not_safetensors(path, error) from error
 
 
@@ -97,7 +97,7 @@ def parse_lora(content: bytes, path: Path) -> LoraWeights:
     """
     try:
         tensors = load(content)
-    except (SafetensorError, KeyError) as error:  # KeyError: a type of numbers that torch does not have
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
         raise _not_safetensors(path, error) from error
     size = int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
