@@ -1,1 +1,1 @@
-"""Captioned pictures in, an adapter out."""
+"""The trainer: trains an adapter on captioned pictures."""

@@ -188,14 +188,14 @@ def check(path: Path | None, as_json: bool, options: tuple[str, ...]) -> None:
 @dataset.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--endpoint", required=True, metavar="URL",
-              help="OpenAI-compatible endpoint of a vision-language model, as in http://127.0.0.1:8000/v1.")  # fmt: skip
-@click.option("--model", required=True, metavar="NAME", help="The model's name there.")
+              help="OpenAI-compatible endpoint of a vision-language model, such as http://127.0.0.1:8000/v1.")  # fmt: skip
+@click.option("--model", required=True, metavar="NAME", help="Name of the model at the endpoint.")
 @click.option("--language", type=click.Choice(["zh", "en", "both"]), default="both", show_default=True,
               help="Language of the captions; both are two lines, of which the training takes one at a time.")  # fmt: skip
 @click.option("--template", metavar="TEXT",
-              help="Instruction to the model; {language} in it becomes Chinese or English.")  # fmt: skip
+              help="Instruction to the model; {language} is replaced by Chinese or English.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Caption again the pictures that have captions.")
-@click.option("--workers", type=click.IntRange(1, 64), default=4, show_default=True, help="Requests at a time.")
+@click.option("--workers", type=click.IntRange(1, 64), default=4, show_default=True, help="Number of requests at once.")
 @click.option("--retries", type=click.IntRange(0, 20), default=3, show_default=True,
               help="Retries if the endpoint is busy or gives no reply.")  # fmt: skip
 @click.option("--timeout-seconds", type=click.FloatRange(min=0, min_open=True), default=120, show_default=True,
@@ -280,6 +280,6 @@ def _guarded(run: Callable[[], int]) -> int:
 
         outcome = outcome_of(error)
         if not isinstance(error, LithographError) and outcome is not Outcome.OUT_OF_MEMORY:
-            raise  # a defect of ours, or of a library: its stack trace is worth more than a line
+            raise  # a defect: print its stack trace instead of one line
         click.echo(f"error: {'. '.join(map(str, problems_of(error)))}", err=True)
         return int(outcome)

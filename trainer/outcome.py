@@ -13,7 +13,7 @@ class Outcome(IntEnum):
 
     FINISHED = 0
     UNKNOWN = 1
-    """A defect of ours or an unforeseen error, which the log describes. Worth a retry."""
+    """A defect or an unexpected error, which the log describes. A retry may succeed."""
     BAD_DATA = 65
     """The pictures or captions cannot be used. A retry fails again."""
     STORAGE_DOWN = 69
@@ -25,7 +25,7 @@ class Outcome(IntEnum):
     GATED = 77
     """Trained, and not published: the adapter does not meet the thresholds of the configuration. A retry does the same."""
     BAD_CONFIG = 78
-    """The configuration cannot work. A retry fails again."""
+    """The configuration is invalid. A retry fails again."""
 
 
 OUTCOMES: Mapping[str, Outcome] = {
@@ -91,7 +91,7 @@ MEANINGS: Mapping[Outcome, Problem] = {
         remedy_template="see the log, which names the option",
     ),
 }
-"""The outcomes as people read them."""
+"""Descriptions of the outcomes, for people."""
 
 
 def outcome_of(error: BaseException) -> Outcome:

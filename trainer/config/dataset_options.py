@@ -43,12 +43,12 @@ class DatasetConfig(BaseModel):
     dataset_type: Literal["image", "eval", "conditioning"] = "image"
     """image is trained on; eval is held out, to measure the loss; conditioning is masks of another dataset's pictures."""
     conditioning_type: Literal["mask", "segmentation"] | None = None
-    """Of masks: mask weighs the loss by brightness, white by 1 and black by 0; segmentation weighs all that is not black by
-    1. Masks are read, resized and cropped as their pictures; their other options have no effect."""
+    """Kind of masks: mask weighs the loss by brightness, white by 1 and black by 0; segmentation weighs everything but black
+    by 1. Masks are read, resized and cropped like their pictures; their other options have no effect."""
     conditioning_data: str | None = None
     """The id of the dataset with the masks of these pictures: a file of the same name for each."""
     source_dataset_id: str | None = None
-    """Of masks: the id of their pictures' dataset, instead of its conditioning_data."""
+    """For masks: the id of their pictures' dataset, instead of its conditioning_data."""
 
     instance_data_dir: PathText | None = None
     """The directory, searched with its subdirectories; ``s3://bucket/prefix`` is short for type ``aws``."""

@@ -216,7 +216,7 @@ class TrainFields(BaseModel):
     # The report card: the loss on held-out pictures.
     eval_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Share of the pictures that is held out: never trained on, but used to measure the loss. Their content decides which.
-    0 holds out none, so that no picture goes untrained unasked; 0.1 suits 50 pictures and more."""
+    0, the default, holds out none; 0.1 suits 50 pictures and more."""
     eval_dataset_id: str | None = None
     """The one dataset of dataset_type eval that is used; None uses all of them."""
     num_eval_images: _Count = 16
@@ -239,7 +239,7 @@ class TrainFields(BaseModel):
 
     # Records.
     report_to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
-    """Where curves and validation pictures go besides run.json and metrics.jsonl: tensorboard (files in output_dir),
+    """Trackers of curves and validation pictures besides run.json and metrics.jsonl: tensorboard (files in output_dir),
     mlflow, wandb, or several as mlflow,tensorboard. Servers and keys come from the environment: MLFLOW_TRACKING_URI,
     WANDB_API_KEY."""
     tracker_project_name: Annotated[

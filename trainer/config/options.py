@@ -225,7 +225,7 @@ class TrainConfig(TrainFields):
     @field_validator("*", mode="before")
     @classmethod
     def _is_not_a_bare_flag(cls, given: Any, info: ValidationInfo) -> Any:
-        """Refuse ``--learning_rate`` without its value: it is parsed as true, which pydantic would take for 1."""
+        """Reject ``--learning_rate`` without its value: it is parsed as true, which pydantic would take for 1."""
         types = cls.model_fields[str(info.field_name)].annotation
         if isinstance(given, bool) and bool not in (types, *get_args(types)):
             raise ProblemValueError(

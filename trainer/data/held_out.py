@@ -14,8 +14,8 @@ from trainer.data.sample import Sample
 def hold_out(inventory: Inventory, share: float) -> Inventory:
     """Move a share of the pictures from training to the held-out ones.
 
-    Which ones follows from their content alone, so that runs with other options can be compared. Of the pictures of each
-    language at least one is held out, if another remains. A picture that occurs twice is held out with its copies.
+    The choice follows from their content alone, so that runs with other options can be compared. At least one picture of
+    each language is held out, if another remains. Copies of a picture are held out together.
     """
     languages: dict[str, dict[str, None]] = defaultdict(dict)
     if share:
@@ -63,7 +63,7 @@ def nothing_held_out(inventory: Inventory, option: str) -> DataError:
 
 
 def _place(digest: str) -> str:
-    """Return the place of a picture in the order of holding out, which follows from its content."""
+    """Return a picture's rank in the order of holding out, which follows from its content."""
     return hashlib.sha256(f"held out {digest}".encode()).hexdigest()
 
 

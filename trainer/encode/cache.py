@@ -92,7 +92,7 @@ class Cache:
     def prune(self) -> int:
         """Remove entries that no training has used for 30 days, and files of killed writers; return their number.
 
-        The directory may have other files, which stay: nobody promised that it holds a cache alone.
+        Other files in the directory stay, because a user may have chosen one that is not only a cache.
         """
         limit = time.time() - _UNUSED_DAYS * 86400
         old = [path for path in self.folder.glob("*/*") if _ENTRY.search(path.name) and path.stat().st_mtime < limit]

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint: its options that take effect, that are kept, and that are refused. No torch."""
+"""Resuming from a checkpoint: the options that may change, that keep their old value, and that are rejected. No torch."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -6,11 +6,11 @@ from typing import Any, Self
 
 
 class InterruptedTraining(BaseException):
-    """A signal arrived in a stage that has nothing to save beyond what is on disk. No error: like KeyboardInterrupt."""
+    """A signal arrived in a stage whose results are all on disk. Not an error, like KeyboardInterrupt."""
 
 
 class Interruption:
-    """A context manager that records the first signal. The second one ends the process as it does by default."""
+    """A context manager that records the first signal. The second one has its default effect and ends the process."""
 
     def __init__(self) -> None:
         self.requested = False

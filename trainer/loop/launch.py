@@ -21,7 +21,7 @@ _SIGNAL_OFFSET = 128
 
 def launch(arguments: list[str]) -> int:
     """Run torchrun; return the exit code of the process that failed first, or 0."""
-    if _COMMAND in arguments:  # torchrun's processes would go on without it
+    if _COMMAND in arguments:  # torchrun's processes would outlive it
         after = arguments.index(_COMMAND) + 1
         arguments = [*arguments[:after], PARENT_OPTION, str(os.getpid()), *arguments[after:]]
     try:

@@ -24,7 +24,7 @@ class Sampler:
         self._groups = groups_of(samples)
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
         self.batches_per_epoch = len(self._epoch(0))
-        """The same for every epoch."""
+        """Number of batches, which is the same for every epoch."""
 
     def batch(self, number: int) -> tuple[int, ...]:
         """Return batch ``number`` of the run, counted from 0."""

@@ -1,4 +1,4 @@
-"""The figures of a run: those of the last step, and moving averages over about 50 steps. No torch."""
+"""The metrics of a run: those of the last step, and moving averages over about 50 steps. No torch."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class StepReport:
 
 
 class Averages:
-    """The figures that follow from the reported steps; there are none before the first step."""
+    """The metrics computed from the reported steps; there are none before the first step."""
 
     def __init__(self, *, total_steps: int) -> None:
         self.last: StepReport | None = None
@@ -36,7 +36,7 @@ class Averages:
         self._images.add(report.images)
 
     def values(self) -> dict[str, float]:
-        """Return the figures by their names in ``run.json``."""
+        """Return the metrics by their names in ``run.json``."""
         if self.last is None:
             return {}
         return {

@@ -1,4 +1,4 @@
-"""The report card of a run, a part of ``run.json``: losses on held-out pictures, step by step, and what they mean. No torch.
+"""The report card of a run, a part of ``run.json``: losses on held-out pictures by step, and findings from them. No torch.
 
 A probe is a held-out picture with a caption, noise and a noise level, which are the same in every evaluation and in every
 run: its losses can be compared from step to step and from run to run. The training's noise levels are divided into four
@@ -18,7 +18,7 @@ from longcat.problem import Problem
 
 BANDS = 4
 _OVERFIT = 0.02
-"""Rise of the loss above its lowest that is called overfitting: more than the differences between neighbouring evaluations
+"""Rise of the loss above its lowest that counts as overfitting: more than the differences between neighbouring evaluations
 of a training that has converged."""
 
 Language = Literal["zh", "en", "other"]
@@ -150,7 +150,7 @@ class ReportCard(_Part):
 
 
 def findings(card: ReportCard | None, nearest: Sequence[NearestRecord]) -> Iterator[Problem]:
-    """Yield what a run's figures mean, for its report: whether it overfits, and whether it copies."""
+    """Yield the findings of a run's report: overfitting and copies."""
     if card is None or not card.evaluations:
         yield Problem(
             code="report_nothing_held_out",

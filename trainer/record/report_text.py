@@ -19,7 +19,7 @@ def shown_validation(record: RunRecord) -> ValidationRecord | None:
 
 
 def findings_of(record: RunRecord) -> tuple[Problem, ...]:
-    """Return what the figures of a run mean."""
+    """Return the findings of a run's report."""
     validation = shown_validation(record)
     return tuple(findings(record.report, validation.nearest if validation else ()))
 

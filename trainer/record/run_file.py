@@ -23,7 +23,7 @@ from trainer.record.report_card import NearestRecord, ReportCard
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 _BUFFER_BYTES = 1 << 20
-"""Larger than what is ever buffered: lines that a full disk rejects stay there, and the next flush continues with them."""
+"""Larger than the buffered lines ever are: lines that a full disk rejects stay buffered for the next flush."""
 
 State = Literal["running", "finished", "preempted", "failed"]
 Phase = Literal["preparing", "caching", "training", "evaluating", "validating", "publishing"]

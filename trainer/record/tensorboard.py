@@ -33,6 +33,6 @@ class TensorBoardWriter:
             self._writer.add_image(tag, pixels_HWC, step, dataformats="HWC")
 
     def close(self, state: str) -> None:
-        """Add how the run ended, write what is buffered, and close."""
+        """Add the run's final state, write the buffer, and close."""
         self._writer.add_text("state", state)
         self._writer.close()

@@ -11,7 +11,7 @@ _MLFLOW_STATES = {"finished": "FINISHED", "preempted": "KILLED"}
 _MLFLOW_BATCH = 1000
 """Most metrics that MLflow's server takes in one request."""
 _SERVER_ERROR = 500
-"""Least HTTP status of an error that another attempt may mend."""
+"""Least HTTP status of an error after which another attempt may succeed."""
 
 
 class Values(NamedTuple):
@@ -70,7 +70,7 @@ class TrackedRun(Protocol):
 
 
 class MlflowRun:
-    """A run of an MLflow server, which ``MLFLOW_TRACKING_URI`` and its companions in the environment give."""
+    """A run of an MLflow server, configured by ``MLFLOW_TRACKING_URI`` and other MLFLOW variables."""
 
     def __init__(self, settings: TrackedRunSettings) -> None:
         import mlflow
@@ -130,7 +130,7 @@ class MlflowRun:
 
 
 class WandbRun:
-    """A run in Weights & Biases, where ``WANDB_API_KEY``, ``WANDB_MODE`` and their companions in the environment say."""
+    """A run in Weights & Biases, configured by ``WANDB_API_KEY``, ``WANDB_MODE`` and other WANDB variables."""
 
     def __init__(self, settings: TrackedRunSettings) -> None:
         import wandb

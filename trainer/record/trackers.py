@@ -1,6 +1,6 @@
 """Runs in MLflow and Weights & Biases, sent by a thread. No torch.
 
-A tracker never ends or slows a training: what it is to get waits in a bounded queue, and a failure is logged once.
+A tracker never ends or slows a training: its items wait in a bounded queue, and a failure is logged once.
 """
 
 import importlib.util
@@ -131,7 +131,7 @@ class Tracker:
         self._add(Pictures(step, tuple(self._output_dir / image for image in images)))
 
     def close(self, state: str) -> None:
-        """Send what waits and end the run as finished, preempted or failed, within a bounded time."""
+        """Send the waiting items and end the run as finished, preempted or failed, within a bounded time."""
         self._state = state
         self._closing.set()
         self._thread.join(_CLOSE_SECONDS)
@@ -151,7 +151,7 @@ class Tracker:
         self._attempt()
 
     def _attempt(self) -> None:
-        """Send everything that waits. Whatever a client raises is logged, once for each outage."""
+        """Send all waiting items. Any exception of a client is logged, once for each outage."""
         try:
             if self._run is None:
                 self._run = self._open_run(self._settings)

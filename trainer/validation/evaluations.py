@@ -1,4 +1,4 @@
-"""The evaluations of a training: when they are made, which adapter is the best, and their part of a checkpoint."""
+"""The evaluations of a training: their schedule, the best adapter, and their part of a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from trainer.validation.held_out_loss import HeldOutLoss
 _STRENGTHS = (0.0, 0.5, 0.75, 1.0, 1.25)
 """Strengths of the sweep."""
 _SWEPT = 8
-"""Probes of the sweep: it shows the shape of a curve, and costs as much as two or three evaluations."""
+"""Probes of the sweep: enough for the shape of a curve, at the cost of two or three evaluations."""
 _BUDGET = 0.045
 """Most share of a training's work that evaluations make, unless their interval is given."""
 _FORWARD = 0.5

@@ -1,4 +1,4 @@
-"""The thresholds of publication that a configuration states: an adapter that fails one is kept, and nothing is published."""
+"""The configured thresholds of publication: an adapter that fails one is kept but not published."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class GateSettings:
 
 
 def gate(settings: GateSettings, card: ReportCard, nearest: Sequence[NearestRecord]) -> tuple[Problem, ...]:
-    """Return the problem of each threshold that the adapter fails. A figure that is not a number fails."""
+    """Return the problem of each threshold that the adapter fails. NaN fails."""
     return tuple(_failed(settings, card, nearest))
 
 

@@ -4,7 +4,7 @@ Pictures are compared as thumbnails of 32 x 32 px, which the encoding of picture
 sqrt(1 - c), with c the largest correlation of two thumbnails over shifts of up to 4 px, an eighth of a side: brightness,
 contrast, noise, blur and small shifts hardly change it. How near is a copy follows from the training set, as in Carlini et
 al. 2023, "Extracting Training Data from Diffusion Models", section 5: from the distances of its pictures to their own
-nearest neighbours. The VAE's latents are of no use here: a shift by less than a latent changes all of them.
+nearest neighbours. The VAE's latents do not work here: a shift by less than a latent changes all of them.
 
 Shapes: K pictures, S px of a thumbnail's side, C = 3.
 """

@@ -82,7 +82,7 @@ class _Options(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_others(cls, given: Any) -> Any:
-        """Drop options without effect; refuse those that would have one that is not had here."""
+        """Drop options without effect; reject those whose effect is not supported."""
         if not isinstance(given, Mapping):
             return given
         for name, value in given.items():

@@ -23,7 +23,7 @@ _EXCERPT = 200
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointSettings:
-    """The endpoint and how it is asked."""
+    """The endpoint and the parameters of its requests."""
 
     url: str
     """Its base, as in http://127.0.0.1:8000/v1."""

@@ -22,7 +22,7 @@ Describe = Callable[[Image.Image, str], str]
 
 @dataclass(frozen=True, kw_only=True)
 class Captioned:
-    """One picture and how it fared."""
+    """The result of captioning one picture."""
 
     key: str
     captions: tuple[str, ...] = ()

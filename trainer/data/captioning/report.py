@@ -1,4 +1,4 @@
-"""What ``lithograph dataset caption`` prints: a line for each picture as it is done, or JSON at the end. No torch."""
+"""The output of ``lithograph dataset caption``: a line for each picture as it is done, or JSON at the end. No torch."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The text of a caption that a model wrote: what it was asked, and what is kept of its answer. No torch."""
+"""The instruction to a captioning model, and the checks of its reply. No torch."""
 
 import re
 import unicodedata

@@ -1,7 +1,7 @@
-"""The encoding of text files whose writers did not think of one: UTF-8, else Chinese or Western European. No torch.
+"""Detection of a text file's encoding: UTF-8, else Chinese or Western European. No torch.
 
-A wrong guess would be trained on as nonsense ("a child’s" in Windows-1252 is "a child抯" in GBK), so that a text which more
-than one encoding explains is refused.
+A wrong guess would train on nonsense ("a child’s" in Windows-1252 is "a child抯" in GBK), so a text that is plausible in
+more than one encoding is rejected.
 """
 
 import codecs

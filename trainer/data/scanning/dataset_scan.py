@@ -38,10 +38,10 @@ _STORE_THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ScanOptions:
-    """The requirements that pictures and captions are scanned for."""
+    """The requirements that a scan checks pictures and captions against."""
 
     resolution: tuple[str | float, ...]
-    """Of datasets that give none, like ``resolution_type``."""
+    """Resolution of datasets that give none, as ``resolution_type``."""
     resolution_type: str
     alignment_px: int
     """Sides of buckets are multiples of it."""
@@ -65,7 +65,7 @@ class PromptLimit:
 
 @dataclass(frozen=True, kw_only=True)
 class _ReadPicture:
-    """A picture file after it was read, or was not."""
+    """The result of reading a picture file."""
 
     entry: Entry
     facts: PictureFacts | None
