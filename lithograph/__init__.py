@@ -1,6 +1,6 @@
-"""The ``lithograph`` command, one entry to everything that a person runs; and ``lithograph.Client`` for programs.
+"""The ``lithograph`` command, the entry point of every program, and ``lithograph.Client``.
 
-Importing it imports nothing else: the clients come when they are asked for.
+Importing it imports nothing else: the clients are imported on first access.
 """
 
 import importlib

@@ -31,18 +31,20 @@ class _Subcommand:
 
 _COMMANDS: Mapping[str, _Subcommand] = {
     "serve": _Subcommand("service.commands:serve", "Serve POST /generate over HTTP."),
-    "generate": _Subcommand("lithograph.generate:generate", "Draw a prompt into a file; no server needed."),
-    "fetch": _Subcommand("lithograph.fetch:fetch", "Download a model's weights, once, for others to find."),
+    "generate": _Subcommand("lithograph.generate:generate", "Generate an image file from a prompt, without a server."),
+    "fetch": _Subcommand("lithograph.fetch:fetch", "Download a model's weights ahead of serving or training."),
     "train": _Subcommand("trainer.commands:train", "Train an adapter on captioned pictures."),
-    "report": _Subcommand("trainer.commands:report", "Whether a training overfits, and which step is the best."),
-    "validate": _Subcommand(
-        "trainer.commands:validate", "Draw the validation prompts, with an adapter beside the base."
+    "report": _Subcommand(
+        "trainer.commands:report", "Show the report card of a training: overfitting, best step, copies."
     ),
-    "dataset": _Subcommand("trainer.commands:dataset", "Look at the data before training on it."),
-    "plan": _Subcommand("trainer.commands:plan", "How much memory a training takes."),
+    "validate": _Subcommand(
+        "trainer.commands:validate", "Generate the validation prompts with the base and an adapter."
+    ),
+    "dataset": _Subcommand("trainer.commands:dataset", "Check training data, and caption pictures."),
+    "plan": _Subcommand("trainer.commands:plan", "Show the memory that a training takes."),
     "configure": _Subcommand("trainer.commands:configure", "Ask a few questions and write a config.json."),
     "job": _Subcommand("lithograph.job:job", "Train on Kubernetes: render, submit, status, logs, cancel."),
-    "server": _Subcommand("studio.commands:server", "Serve the studio, a web page, on port 8001."),
+    "server": _Subcommand("studio.commands:server", "Serve the studio, a web interface, on port 8001."),
     "adapters": _Subcommand("lithograph.adapters:adapters", "List, import, export, roll back and remove adapters."),
 }
 
@@ -72,13 +74,13 @@ class _LazyGroup(click.Group):
 @click.version_option(package_name="lithograph")
 @click.option(PARENT_OPTION, type=int, hidden=True, help="Stop when this is no longer the parent process.")
 def cli(parent_pid: int | None) -> None:
-    """Lithograph: draw with LongCat-Image, and teach it new styles."""
+    """Lithograph: serve and fine-tune LongCat-Image."""
     if parent_pid is not None:
         stop_with_parent(parent_pid)
 
 
 def main() -> None:
-    """Run the command; an error of ours is a line for each problem, not a stack trace."""
+    """Run the command; print a known error as one line for each problem, without a stack trace."""
     # Read by OpenMP when torch is imported, here or in a child process: spinning threads starve each other on few cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")

@@ -41,14 +41,12 @@ def _storage_options(command: _Command) -> _Command:
     return command
 
 
-_json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON, of an error too: its code and problems."
-)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; for an error, its code and problems.")
 
 
 @contextmanager
 def _errors_as_json(as_json: bool) -> Iterator[None]:
-    """Print an error as JSON and exit with 1, if JSON was asked for."""
+    """Print an error as JSON and exit with 1, with ``--json``."""
     try:
         yield
     except LithographError as error:
@@ -112,7 +110,7 @@ def show(reference: str, as_json: bool, storage_uri: str, endpoint_url: str | No
 @_json_option
 @_storage_options
 def import_(as_json: bool, **given: Any) -> None:
-    """Publish a LoRA that another program wrote.
+    """Publish a LoRA file of another program.
 
     PATH is a safetensors file or a directory with one: SimpleTuner's, diffusers', the official trainer's, ComfyUI's or
     kohya's.
@@ -124,7 +122,7 @@ def import_(as_json: bool, **given: Any) -> None:
         return
     for warning in summary.get("warnings", ()):
         click.echo(f"warning: {Problem.from_json(warning)}", err=True)
-    assumed = "" if summary["has_alpha"] else " (the file says none: the rank, as its program takes it)"
+    assumed = "" if summary["has_alpha"] else " (the rank, because the file has no alpha)"
     click.echo(
         f"{summary['reference']}: {summary['origin']} format, {summary['modules']} modules, rank {summary['rank']}, "
         f"alpha {summary['alpha']:g}{assumed}{', DoRA' if summary['use_dora'] else ''}"
@@ -181,9 +179,9 @@ def export(
         with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as scratch:
             written = Path(scratch, "written.safetensors")
             WRITERS[format_](load_version(fetch(storage, manifest, Path(scratch)), manifest), written)
-            written.chmod(0o644)  # safetensors makes it 0600, and other programs may run as other users
+            written.chmod(0o644)  # safetensors creates it with mode 0600, but other programs may run as other users
             if not force:
-                output.open("xb").close()  # fails if another program has written the file meanwhile
+                output.open("xb").close()  # fails if another program has created the file meanwhile
             os.replace(written, output)
     except (OSError, SafetensorError) as error:
         if is_disk_full(error):
@@ -219,12 +217,12 @@ def rollback(name: str, version: int | None, storage_uri: str, endpoint_url: str
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @_storage_options
 def remove(reference: str, yes: bool, storage_uri: str, endpoint_url: str | None) -> None:
-    """Remove one version, or all of an adapter, for good."""
+    """Remove one version, or all versions, of an adapter permanently."""
     chosen = parse_reference(reference)
     storage = open_storage(storage_uri, endpoint_url=endpoint_url)
     if not yes:
         what = reference if chosen.version else f"{reference} with all its versions"
-        click.confirm(f"Remove {what} from {storage.uri} for good?", abort=True)
+        click.confirm(f"Remove {what} from {storage.uri} permanently?", abort=True)
     if chosen.version is None:
         remove_adapter(storage, chosen.name)
     else:
@@ -238,7 +236,7 @@ def _summary(storage: Storage, name: str, versions: Sequence[int]) -> dict[str, 
     try:
         try:
             summary["latest"] = adapter.latest_version(storage, name)
-        except StorageMissingError:  # nothing was made the latest, which is fine
+        except StorageMissingError:  # the name has no latest version, which is valid
             manifest = adapter.read_manifest(storage, name, versions[-1])
         else:
             manifest = adapter.read_manifest(storage, name, summary["latest"])

@@ -1,4 +1,4 @@
-"""``lithograph fetch``: a model's weights, once, before anything is started that needs them."""
+"""``lithograph fetch``: downloads a model's weights before a service or training needs them."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from longcat.model.flavour import resolve
               help="final, dev, embedded, a directory or a hub id.")  # fmt: skip
 @click.option("--revision", envvar="LITHOGRAPH_SERVE_REVISION", help="The hub's branch, tag or commit.")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path),
-              help="A training's config.json, whose model is fetched instead of a flavour.")  # fmt: skip
+              help="config.json of a training whose model to download, instead of a flavour.")  # fmt: skip
 def fetch(flavour: str, revision: str | None, config: Path | None) -> None:
-    """Download a model unless it is there, verify it, and print its directory.
+    """Download a model unless the cache has it, verify it, and print its directory.
 
     Downloads go to HF_HOME; an interrupted one is resumed. With HF_HUB_OFFLINE=1, nothing is downloaded. The variables of
     `serve`, LITHOGRAPH_SERVE_FLAVOUR and LITHOGRAPH_SERVE_REVISION, are read, too.

@@ -48,8 +48,8 @@ _cluster_options = _all_of(
 
 _job_options = _all_of(
     click.option("--config", "path", type=click.Path(dir_okay=False, path_type=Path), required=True,
-                 help="As for `lithograph train`; its paths are the pod's: below /data, /adapters, /output, /models."),
-    click.option("--name", required=True, help="The Job's; the same name again continues from its checkpoint."),
+                 help="Configuration of `lithograph train`, with the paths in the pod: /data, /adapters, /output, /models."),
+    click.option("--name", required=True, help="Name of the Job; the same name again continues from its checkpoint."),
     command_options(JobSettings),
     click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]..."),
 )  # fmt: skip
@@ -65,7 +65,7 @@ def job() -> None:
 
 @job.command(context_settings=_ANY)
 @_job_options
-@click.option("-n", "--namespace", help="Written into the objects.")
+@click.option("-n", "--namespace", help="Namespace written into the objects.")
 def render(namespace: str | None, **given: Any) -> None:
     """Print the ConfigMap and the Job, for `kubectl apply -f -`. Options of the file as key=value."""
     click.echo(_training_job(given).manifest(namespace=namespace), nl=False)
@@ -75,7 +75,7 @@ def render(namespace: str | None, **given: Any) -> None:
 @_job_options
 @_cluster_options
 def submit(kubeconfig: str | None, context: str | None, namespace: str | None, **given: Any) -> None:
-    """Submit it to the cluster. Options of the file as key=value."""
+    """Submit the training. Options of the file can be given as key=value."""
     training = _training_job(given)
     status = connect(kubeconfig=kubeconfig, context=context, namespace=namespace).submit(training)
     click.echo(f"submitted: {status.name} in namespace {status.namespace}")
@@ -99,7 +99,7 @@ def list_(as_json: bool, **where: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_cluster_options
 def status(name: str, as_json: bool, **where: Any) -> None:
-    """Show its state, and the meaning of its exit code."""
+    """Show a training's state, and the meaning of its exit code."""
     found = _plain(connect(**where).status(name))
     if as_json:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
@@ -116,7 +116,7 @@ def status(name: str, as_json: bool, **where: Any) -> None:
 @click.option("--tail", type=click.IntRange(0), metavar="LINES", help="Print only the last lines.")
 @_cluster_options
 def logs(name: str, follow: bool, tail: int | None, **where: Any) -> None:
-    """Print the log of its newest pod."""
+    """Print the log of a training's newest pod."""
     cluster = connect(**where)
     for line in cluster.logs(name, follow=follow, tail=tail, on_wait=_echo_waiting):
         click.echo(line)
@@ -132,13 +132,13 @@ def logs(name: str, follow: bool, tail: int | None, **where: Any) -> None:
 @click.option("--now", is_flag=True, help="Do not wait for a checkpoint.")
 @_cluster_options
 def cancel(name: str, now: bool, **where: Any) -> None:
-    """Delete it: the pod saves a checkpoint, from which submitting the same name again continues."""
+    """Delete a training. Its pod saves a checkpoint, from which a new submission of the same name continues."""
     connect(**where).cancel(name, at_once=now)
-    click.echo(f"cancelled: {name}; what it wrote stays on the output volume")
+    click.echo(f"cancelled: {name}; its files stay on the output volume")
 
 
 def _training_job(given: dict[str, Any]) -> TrainingJob:
-    """Return the Job that the options describe; a mistake ends the command as one in ``lithograph train`` does."""
+    """Return the Job that the options describe; an error ends the command as in ``lithograph train``."""
     path, options, name = given.pop("path"), given.pop("options"), given.pop("name")
     try:
         assignments = parse_assignments(options)
@@ -152,7 +152,7 @@ def _training_job(given: dict[str, Any]) -> TrainingJob:
 
 
 def _check_spelling(assignments: Iterable[str]) -> None:
-    """Raise ``JobError`` for an option of these commands that is misspelt: it would be taken for one of the file."""
+    """Raise ``JobError`` for a misspelt option of these commands, which would be taken for an option of the file."""
     flags = [
         name for option in click.get_current_context().command.params for name in option.opts if name.startswith("--")
     ]

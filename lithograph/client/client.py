@@ -33,7 +33,7 @@ _POLL_SECONDS = 0.5
 
 
 class Client:
-    """A connection to one service. Every method raises ``RequestError`` for a wrong request, else ``ServiceError``."""
+    """A connection to one service. Methods raise ``RequestError`` for an invalid request, and else ``ServiceError``."""
 
     def __init__(
         self, url: str = DEFAULT_URL, *, timeout_seconds: float = 600.0, retries: int = 2, admin_key: str | None = None
@@ -97,7 +97,7 @@ class Client:
         return AdapterReport.model_validate_json(self._request("GET", "/v1/adapters").content)
 
     def load_adapter(self, name: str) -> AdapterReport:
-        """Have the service read an adapter from storage now, and serve it (again)."""
+        """Load an adapter from storage now, even if it was unloaded."""
         return AdapterReport.model_validate_json(self._request("POST", f"/v1/adapters/{name}/load").content)
 
     def pin_adapter(self, name: str) -> AdapterReport:
@@ -132,7 +132,7 @@ class AsyncClient:
     def __init__(
         self, url: str = DEFAULT_URL, *, timeout_seconds: float = 600.0, retries: int = 2, admin_key: str | None = None
     ) -> None:
-        """As for ``Client``."""
+        """Take the same arguments as ``Client``."""
         self._http = httpx.AsyncClient(**_settings(url, timeout_seconds, admin_key))
         self._retrying = AsyncRetrying(**_policy(retries))
 
@@ -191,7 +191,7 @@ class AsyncClient:
         return AdapterReport.model_validate_json((await self._request("GET", "/v1/adapters")).content)
 
     async def load_adapter(self, name: str) -> AdapterReport:
-        """Have the service read an adapter from storage now, and serve it (again)."""
+        """Load an adapter from storage now, even if it was unloaded."""
         return AdapterReport.model_validate_json((await self._request("POST", f"/v1/adapters/{name}/load")).content)
 
     async def pin_adapter(self, name: str) -> AdapterReport:

@@ -1,9 +1,9 @@
-"""Errors of the client: what the service replied, with its code and its problems, or that no reply came.
+"""Errors of the client: error replies of the service, with code and problems, and missing replies.
 
 ::
 
     ServiceError
-    ├── RequestError         the service refuses the request: its problems name the fields
+    ├── RequestError         the request is invalid: its problems name the fields
     ├── UnreachableError     no reply came
     ├── CutOffError          a stream ended before its result
     └── JobOutcomeError      a job has no result for the client
@@ -40,12 +40,12 @@ class ServiceError(LithographError):
 
     @property
     def is_busy(self) -> bool:
-        """True if the same request may succeed a little later."""
+        """Return True if the same request may succeed a little later."""
         return self.status in _BUSY
 
 
 class RequestError(ServiceError, UserError):
-    """The service refuses the request: its problems name the fields and what to give instead."""
+    """The request is invalid: its problems name the fields, and their remedies the values to give."""
 
 
 class UnreachableError(ServiceError):

@@ -1,4 +1,4 @@
-"""Request bodies, events and results: the same for the blocking and the asynchronous client."""
+"""Request bodies, events and results of both clients."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict

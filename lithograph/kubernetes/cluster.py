@@ -19,7 +19,7 @@ from longcat.problem import Problem
 
 _SELECTOR = ",".join(f"{key}={value}" for key, value in LABELS.items())
 _TIMEOUT_SECONDS = (5, 30)
-"""To connect, and to read the reply."""
+"""Time limits of connecting, and of reading the reply."""
 _LONGEST_SILENCE_SECONDS = 86_400
 """Longest silence of a followed log; the client needs a finite number."""
 _POLL_SECONDS = 1
@@ -30,7 +30,7 @@ class Cluster:
 
     def __init__(self, api: client.ApiClient, *, namespace: str) -> None:
         api.configuration.retries = False  # an unreachable cluster is reported at once
-        if not api.configuration.verify_ssl:  # the kubeconfig has insecure-skip-tls-verify: the warning is known
+        if not api.configuration.verify_ssl:  # requested by the kubeconfig's insecure-skip-tls-verify
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         api.rest_client = type(api.rest_client)(api.configuration)
         self.namespace = namespace
@@ -45,7 +45,7 @@ class Cluster:
         try:
             with self._errors(job.name):
                 created = self._batch.create_namespaced_job(self.namespace, body, _request_timeout=_TIMEOUT_SECONDS)
-        except BaseException:  # also an interruption: a ConfigMap without its Job would stay; it is raised again
+        except BaseException:  # also an interruption, which is raised again: a ConfigMap without its Job would stay
             with self._errors(job.name):
                 self._core.delete_namespaced_config_map(job.name, self.namespace, _request_timeout=_TIMEOUT_SECONDS)
             raise
@@ -90,7 +90,7 @@ class Cluster:
         tail: int | None = None,
         on_wait: Callable[[ClusterJob], None] = lambda _: None,
     ) -> Iterator[str]:
-        """Yield the lines of its newest pod, or the last ``tail``; with ``follow``, of each pod in turn, to the Job's end.
+        """Yield the log lines of the newest pod, or the last ``tail``; with ``follow``, of each pod to the Job's end.
 
         ``on_wait`` is called once for each reason for which there is no pod to read.
         """
@@ -166,7 +166,7 @@ class Cluster:
                 case 404 if '"' + name + '"' in message:
                     raise UnknownJobError(
                         "job_not_in_namespace",
-                        "there is none in namespace {namespace}",
+                        "does not exist in namespace {namespace}",
                         remedy="see `lithograph job list`",
                         field="job",
                         value=name,
@@ -175,7 +175,7 @@ class Cluster:
                 case 409:
                     raise JobNameTakenError(
                         "job_name_in_namespace",
-                        "there is one in namespace {namespace}",
+                        "exists already in namespace {namespace}",
                         remedy="give another name, or cancel that job first",
                         field="job",
                         value=name,
@@ -185,7 +185,7 @@ class Cluster:
                     raise ClusterError(
                         "cluster_forbids",
                         "the cluster forbids it: {cause}",
-                        remedy="ask for a Role that permits it, as in k8s/components/studio",
+                        remedy="request a Role that permits it, such as the one in k8s/components/studio",
                         cause=message,
                     ) from error
                 case _:

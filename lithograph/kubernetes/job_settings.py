@@ -44,7 +44,7 @@ class JobSettings(Configuration):
     image: Annotated[str, _form(r"\S+", "name:tag")] = Field(default_factory=default_image)
     """Image of the trainer."""
     gpus: Annotated[int, Field(ge=0)] = 0
-    """GPUs of a pod: its nvidia.com/gpu."""
+    """GPUs of a pod (nvidia.com/gpu)."""
     cpu: Annotated[str, _form(r"[1-9]\d*m?|\d+\.\d+", "2, 0.5 or 500m")] = "2"
     """Cores, as request and limit: 2, 500m."""
     memory: Annotated[str, _form(r"[1-9]\d*(Mi|Gi|Ti|M|G|T)", "4Gi or 512Mi")] = "4Gi"
@@ -54,7 +54,7 @@ class JobSettings(Configuration):
     adapters_claim: Annotated[
         _ObjectName | None, Flag(name="adapters", metavar="CLAIM", default="lithograph-adapters")
     ] = None
-    """Claim with the adapters that are served, mounted at /adapters; not needed with s3://."""
+    """Claim with the served adapters, mounted at /adapters; not needed with s3://."""
     training_claim: Annotated[
         _ObjectName | None, Flag(name="output", metavar="CLAIM", default="lithograph-training")
     ] = None
@@ -70,7 +70,7 @@ class JobSettings(Configuration):
     deadline_seconds: Annotated[int, Field(ge=1)] = 86_400
     """Time after which the Job is stopped and has failed."""
     retries: Annotated[int, Field(ge=0)] = 3
-    """Retries after failures that a retry can mend; preemptions do not count."""
+    """Retries after failures that may be temporary; preemptions do not count."""
 
     def claim(self, volume: str) -> str | None:
         """Return the claim given for a volume."""

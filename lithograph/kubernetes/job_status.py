@@ -66,9 +66,9 @@ class ClusterJob:
     image: str
     queue: str | None
     pod: str | None
-    """The newest one, which ``logs`` reads."""
+    """The newest pod, whose log ``logs`` reads."""
     pod_address: str | None
-    """Its IP, where Prometheus metrics are on port 9100 while it runs."""
+    """IP of that pod, which serves Prometheus metrics on port 9100 while it runs."""
 
 
 def job_status(job: Any, pods: Sequence[Any]) -> ClusterJob:
@@ -144,7 +144,7 @@ def _failure(failed: Any) -> Problem:
 
 
 def _waits_for(pod: Any) -> Problem | None:
-    """Return what keeps a pod from starting: resources, the image, a volume."""
+    """Return the problem that keeps a pod from starting: resources, the image, a volume."""
     state = container_state(pod)
     if state is not None and state.waiting is not None:
         return _waiting(state.waiting)
@@ -184,7 +184,7 @@ def _waiting(reported: Any) -> Problem:
 
 
 def _cause(reported: Any) -> str:
-    """Return the cluster's own words, in English."""
+    """Return the cluster's own message, in English."""
     return ": ".join(part for part in (reported.reason, reported.message) if part)
 
 

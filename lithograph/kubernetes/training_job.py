@@ -21,9 +21,9 @@ from trainer.config.options import TrainConfig
 
 CONTAINER = "trainer"
 LABELS: Mapping[str, str] = {"app.kubernetes.io/name": "lithograph", "app.kubernetes.io/component": "trainer"}
-"""Of every Job and pod that trains: what ``lithograph job list`` finds."""
+"""Labels of every training's Job and pods, by which ``lithograph job list`` finds them."""
 RUN_LABEL = "app.kubernetes.io/instance"
-"""Names the training's directory below /output."""
+"""Label with the name of the training's directory below /output."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 CONFIG_FILE = "config.json"
 
@@ -39,11 +39,11 @@ class TrainingJob:
     """One training on a cluster. Raises ``JobError`` or ``ConfigError`` for a field that is wrong."""
 
     name: str
-    """Of the Job, its ConfigMap, and its directory below /output. The same name again goes on from its checkpoint."""
+    """Name of the Job, its ConfigMap, and its directory below /output. The same name continues from its checkpoint."""
     config: TrainConfig
     """Paths in it are the container's: below /data, /adapters, /output or /models."""
     settings: JobSettings
-    """Its resources in the cluster."""
+    """Resources in the cluster."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

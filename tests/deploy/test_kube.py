@@ -285,7 +285,7 @@ def test_a_submitted_job_is_followed_to_its_end_and_served(
     assert sent.returncode == 0, sent.stderr
     again = submitter.submit("by-command")
     assert again.returncode == 1
-    assert "error: job = by-command: there is one in namespace lithograph" in again.stderr
+    assert "error: job = by-command: exists already in namespace lithograph" in again.stderr
 
     followed = submitter("logs", "--follow", "by-command")
     assert followed.returncode == 0, followed.stderr + cluster.describe()
@@ -305,7 +305,7 @@ def test_a_submitted_job_is_followed_to_its_end_and_served(
     cluster.wait("gone", lambda: not cluster.kubectl(SPACE, "get", *gone))
     unknown = submitter("status", "by-command")
     assert unknown.returncode == 1
-    assert "error: job = by-command: there is none in namespace lithograph" in unknown.stderr
+    assert "error: job = by-command: does not exist in namespace lithograph" in unknown.stderr
 
 
 def test_a_job_that_fails_says_what_its_exit_code_means(cluster: Cluster, submitter: Submitter) -> None:

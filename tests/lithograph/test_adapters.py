@@ -262,9 +262,7 @@ def test_an_assumed_alpha_is_said(tmp_path: Path) -> None:
     save_file(layers_of(PREFIXED), tmp_path / "simpletuner.safetensors", metadata={"format": "pt"})
     store = ("--storage", (tmp_path / "store").as_uri())
     output = run("import", str(tmp_path / "simpletuner.safetensors"), "--name", "ink", *store).output
-    assert output == (
-        "ink@1: diffusers format, 2 modules, rank 4, alpha 4 (the file says none: the rank, as its program takes it)\n"
-    )
+    assert output == ("ink@1: diffusers format, 2 modules, rank 4, alpha 4 (the rank, because the file has no alpha)\n")
 
 
 def test_an_import_warns_of_what_it_cannot_know_and_of_no_effect(tmp_path: Path) -> None:
