@@ -1,7 +1,7 @@
 """Closed loop: pictures a second, latency and CPU time of the service and of each baseline.
 
-By default 8 clients, each with its own adapter, 4, 8, 12 or 20 steps, 128 px, Chinese and English prompts. All servers are
-up; the one being measured runs, and they take turns in rounds. All draw the same pictures, and those are compared. Exit
+By default 8 clients, each with its own adapter, 4, 8, 12 or 20 steps, 128 px, Chinese and English prompts. Servers are
+measured in turn, in rounds; the others are suspended meanwhile. All generate the same pictures, which are compared. Exit
 code 1 if a request failed.
 """
 
@@ -39,7 +39,7 @@ def main() -> None:
             for number, each in enumerate([len(mix.steps), *[arguments.pictures] * arguments.rounds])
         ]
         with running(recipes, Path(scratch)) as servers:
-            interleave(servers, [partial(closed_loop, work=works[0])])  # to warm up
+            interleave(servers, [partial(closed_loop, work=works[0])])  # warm-up
             results = interleave(servers, [partial(closed_loop, work=work) for work in works[1:]])
     content, tables = compare(results)
     report({"measured": "closed loop", "settings": settings(arguments), "machine": about, **content}, tables)

@@ -1,9 +1,9 @@
 """Time until a new adapter version is served: from the write of its ``latest`` to the first picture made with it.
 
 While a light load runs, new versions of one adapter are published, each by ``lithograph adapters import``. Small one-step
-requests name that adapter without a version, one after the other; a reply's ``X-Adapters`` says which version drew it. The
+requests name that adapter without a version, one after the other; a reply's ``X-Adapters`` names the version it used. The
 clock starts when ``latest`` is written, the last of a publication: on a file system at the file's time; on S3 at the last
-look at it that still showed the old version, so one look too early at most. Publishing shares the cores with the service.
+poll that still found the old version, so one poll too early at most. Publishing shares the cores with the service.
 Exit code 1 if a request failed or a version never came.
 """
 
@@ -46,7 +46,7 @@ class Seen:
     probes: list[Reply] = field(default_factory=list)
     load: list[Reply] = field(default_factory=list)
     is_over: bool = False
-    """True once the load has to stop."""
+    """True once the load must stop."""
 
 
 async def measure(
@@ -85,7 +85,7 @@ async def _publish(command: Sequence[str], latest: Latest, version: int) -> floa
 
 
 async def _probe(client: LoadClient, seen: Seen) -> None:
-    """Request the cheapest possible picture, over and over."""
+    """Request the cheapest possible picture repeatedly."""
     small = Mix(guidance_scale=1.0, size_px=64)
     while not seen.is_over:
         reply = await client.draw(small.drawing("a red apple", seed=len(seen.probes), steps=1, adapter=FRESH))
@@ -119,12 +119,12 @@ def main() -> None:
     parser.add_argument("--versions", type=int, default=20)
     parser.add_argument("--rate", type=float, default=0.5, help="load in requests a second")
     parser.add_argument("--storage", help="file:///... or s3://bucket/prefix; a temporary directory if absent")
-    parser.add_argument("--endpoint-url", help="of an S3 store that is not AWS")
+    parser.add_argument("--endpoint-url", help="endpoint of an S3 store other than AWS")
     arguments = parser.parse_args()
     about = machine()
     with tempfile.TemporaryDirectory(prefix="loadtest-") as scratch:
         folder = Path(scratch)
-        # A folder of its own, so that a run sees no other's adapters.
+        # A prefix of its own, so that a run does not find another run's adapters.
         storage = f"{arguments.storage or (folder / 'storage').as_uri()}/{uuid.uuid4().hex}"
         endpoint_url = arguments.endpoint_url
         files = make_adapters(folder / "files", arguments.adapters, targets=arguments.targets)

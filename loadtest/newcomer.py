@@ -3,8 +3,8 @@
 Four long requests stream their progress. Once all are on their way, a fifth arrives, at evenly spread moments between two
 steps; its first ``progress`` event must come within two step times. A step time is the median gap between one request's
 events, over the last steps of all four before the fifth arrived; the one after its arrival, with five in the forward, is
-reported too. What the fifth spent in its queue and on its prompt, by its own timings, stands beside it. Exit code 1 if a
-request failed.
+reported too, with the fifth request's time in the queue and for its prompt by its own timings. Exit code 1 if a request
+failed.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def measure(server: ServerProcess, mix: Mix, prompts: Iterator[str], *, repeats:
                 )
             except* (StreamError, httpx.HTTPError) as errors:
                 failed += [str(error) for error in errors.exceptions]
-    del rounds[:1]  # it warmed up
+    del rounds[:1]  # warm-up
     step_times = [figures["first_step_in_step_times"] for figures in rounds]
     summary = {
         "first_step_in_step_times_median": median(step_times),
@@ -85,7 +85,7 @@ async def _arrive(url: str, drawings: Sequence[ImageRequest], *, phase: float) -
                 elif event.name == "result":
                     timings[number] = event.data["timings"]
 
-        async with asyncio.TaskGroup() as group:  # one that fails ends all
+        async with asyncio.TaskGroup() as group:  # one failure ends all
             for number in range(RUNNERS):
                 group.create_task(follow(number))
             while min(len(times) for times in progress[:RUNNERS]) < _STEPS_BEFORE:

@@ -1,8 +1,8 @@
 """Open loop at 90% of the plain baseline's capacity: latency of the service and of each baseline.
 
 First a closed loop measures the plain baseline's capacity; then every server gets the same Poisson arrivals, in rounds.
-Latency counts from a request's arrival; a round ends when all are answered. Then, unless told not to, the product alone:
-how soon a newcomer makes its first step while four others run (``loadtest.newcomer``). Exit code 1 if a request failed.
+Latency counts from a request's arrival; a round ends when all are answered. By default, the service alone follows: the time
+to a newcomer's first step while four others run (``loadtest.newcomer``). Exit code 1 if a request failed.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
             for number in (0, 1)
         ]
         with running(recipes, Path(scratch)) as servers:
-            # The second is the measurement, the first warms up.
+            # The first run warms up, the second is the measurement.
             closed = interleave(servers, [partial(closed_loop, work=work) for work in works])
             capacity = arguments.capacity or _capacity(closed)
             loads = [

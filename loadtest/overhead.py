@@ -1,4 +1,4 @@
-"""The service's own time for a request when idle: all of it but text encoding, denoising and decoding.
+"""Overhead of an idle service: a request's time without text encoding, denoising and decoding.
 
 One request at a time on a kept connection, each with its own prompt. The client's wall time, less the phases ``text``,
 ``denoise`` and ``decode`` of the reply's ``Server-Timing``, is what HTTP, queues, admission, encoding the PNG and this

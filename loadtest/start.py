@@ -44,7 +44,7 @@ def make_storage(folder: Path, files: Path, count: int) -> None:
 
 
 def measure(store: ObjectStore, arguments: argparse.Namespace, log: Path) -> Figures:
-    """Start a server; return the seconds that its adapters took."""
+    """Start a server; return the seconds until its adapters were ready."""
     storage = f"s3://{store.bucket}"
     store.requests.clear()
     setup = service_on(storage, arguments, required=[REQUIRED], endpoint_url=store.url)

@@ -1,9 +1,9 @@
-"""Thousands of adapter swaps through few slots: whether memory stays flat and pictures stay the same.
+"""Thousands of adapter swaps through few slots: a test that memory stays flat and pictures stay the same.
 
 One-step requests name 50 adapters in a fixed cycle; with fewer slots than adapters and the least recently used one evicted,
-every request needs one that is not loaded. Resident memory of the service's processes is read after a warm-up and all along;
-pictures with some of the adapters, drawn before and after, must be equal byte for byte. Exit code 1 if a request failed or a
-picture differs.
+every request needs one that is not loaded. Resident memory of the service's processes is read after a warm-up and at
+intervals; pictures generated with some adapters before and after must be equal byte for byte. Exit code 1 if a request
+failed or a picture differs.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _MIB = 1024 * 1024
 
 
 async def swap(client: LoadClient, names: Sequence[str], *, first: int, count: int) -> list[Reply]:
-    """``count`` small pictures, each with the next adapter of the cycle; the replies that failed."""
+    """Generate ``count`` small pictures, each with the next adapter of the cycle; return the failed replies."""
     small = Mix(guidance_scale=1.0, size_px=64)
     numbers = iter(range(first, first + count))
     failed: list[Reply] = []
@@ -54,14 +54,14 @@ class Swapped:
 
     failed: list[Reply]
     memory: list[Figures]
-    """After the warm-up and along the way."""
+    """Readings after the warm-up and at intervals."""
     seconds: float
     slot_loads: float
     """Adapters copied into a slot meanwhile, as the service counts them."""
     pictures_that_differ: int
 
     def summary(self) -> Figures:
-        """Start against end."""
+        """Return the comparison of start and end."""
         first, last = self.memory[0], self.memory[-1]
         return {
             "requests": last["requests"],
@@ -77,7 +77,7 @@ class Swapped:
 
 
 async def measure(server: ServerProcess, names: Sequence[str], *, requests: int) -> Swapped:
-    """Warm up, draw the reference pictures, swap, draw them again."""
+    """Warm up, generate the reference pictures, swap, and generate them again."""
     references = _references(names)
     async with LoadClient(server.url) as client:
         warm_up = _PASSES_TO_WARM_UP * len(names)

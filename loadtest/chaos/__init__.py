@@ -1,1 +1,1 @@
-"""Faults on purpose: a server is killed, stopped, starved and lied to under load, and every reply is checked."""
+"""Fault injection: a server under load is killed, stopped and starved of resources, and every reply is checked."""

@@ -1,7 +1,7 @@
-"""The command: every scenario against ``lithograph serve`` on 127.0.0.1, one table, and the figures as JSON. ``make chaos``.
+"""The command ``make chaos``: every scenario against ``lithograph serve`` on 127.0.0.1; prints a table and JSON.
 
-The server is a command to this program, which imports nothing of it. Exit code 1 if a picture was wrong, a request hung past
-its deadline, a published version was lost, a process outlived its server, or a server did not recover.
+The server is started as a command; nothing of it is imported. Exit code 1 if a picture was wrong, a request hung past its
+deadline, a published version was lost, a process outlived its server, or a server did not recover.
 """
 
 import argparse
@@ -50,14 +50,16 @@ def main() -> None:
     parser.add_argument("--hold", type=float, default=10.0, help="seconds of a fault that ends by itself")
     parser.add_argument("--deadline", type=float, default=20.0, help="seconds that a request may take")
     parser.add_argument("--clients", type=int, default=3)
-    parser.add_argument("--connections", type=int, default=10_000, help="half-open ones, if the limits allow so many")
+    parser.add_argument(
+        "--connections", type=int, default=10_000, help="half-open connections, if the limits allow so many"
+    )
     parser.add_argument("--soak", type=float, default=60.0, help="seconds of load at 90%%")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=SCENARIOS, action="append", help="a scenario; repeatable")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "chaos.json")
     arguments = parser.parse_args()
     random.seed(arguments.seed)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left running
     about, begin = machine(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         outcomes = asyncio.run(_run(arguments, Path(folder)))

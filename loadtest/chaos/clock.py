@@ -1,6 +1,6 @@
 """A wall clock that jumps under a running server, and under a training that publishes to its storage.
 
-libfaketime replaces the calls that read the wall clock, and none that reads the monotonic one, as ``date --set`` does.
+libfaketime replaces only the calls that read the wall clock, not the monotonic one: the same effect as ``date --set``.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _JOB_SECONDS = 3600
 """Lifetime of a finished job: longer than the scenario, shorter than a jump."""
 _TRAINING_STEPS = 60
 _TRAINING_SECONDS = 300.0
-"""Far more than it takes; a deadline on the wall clock would wait for hours."""
+"""Time limit, far above what the training needs; a deadline on the wall clock would wait for hours."""
 
 
 async def clock_jumps(stage: Stage, server: ChaosServer) -> list[ScenarioOutcome]:

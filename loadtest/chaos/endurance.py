@@ -27,16 +27,16 @@ HOSTILE: dict[str, Any] = {
     "a width of 401 digits": {"prompt": "a", "width": 10**400 + 1},
     "a list of 8,000 lists": {"prompt": "a", "adapters": [[[]]] * 8_000},
 }
-"""Bodies that are refused; each was once seconds of work on the event loop, a log line of megabytes, or a 500."""
+"""Bodies that must be rejected; each once caused seconds of work on the event loop, a log line of megabytes, or a 500."""
 _WINDOWS = 6
-"""Of a soak, whose figures are compared."""
+"""Windows of a soak, whose measurements are compared."""
 _IDLE_SHARE = 0.1
 _MOST_GROWTH = 1.15
 """Memory of a process in the last window, as a multiple of that in the first."""
 
 
 async def hostile_requests(stage: Stage, server: ChaosServer) -> list[ScenarioOutcome]:
-    """Send each hostile body eight times at once, by both routes: all are refused, and ``/healthz`` answers meanwhile."""
+    """Send each hostile body eight times at once, by both routes: all are rejected, and ``/healthz`` answers meanwhile."""
     outcome = ScenarioOutcome(name=f"hostile requests, {_AT_ONCE} at once")
     silences: list[float] = []
     statuses: Counter[int] = Counter()
@@ -96,7 +96,7 @@ async def soak(stage: Stage, server: ChaosServer) -> list[ScenarioOutcome]:
 
 
 def _compact(body: dict[str, Any]) -> bytes:
-    """Return JSON as small as it can be: the service takes bodies of 64 KiB."""
+    """Return JSON without spaces: the service accepts bodies of 64 KiB."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 

@@ -1,4 +1,4 @@
-"""Requests with a deadline, again and again; every picture is compared with its reference, byte by byte."""
+"""Repeated requests with a deadline; every picture is compared with its reference, byte by byte."""
 
 import asyncio
 import random
@@ -13,20 +13,20 @@ import httpx
 RIGHT, WRONG, LOST, FAILED, UNAVAILABLE, DROPPED, HUNG = (
     "right", "wrong", "lost", "failed", "unavailable", "dropped", "hung",
 )  # fmt: skip
-"""Outcomes of a request: its picture; another picture; 404 for what is published; a status that no fault explains; 429, 503
-or 504; a broken connection; no reply within its deadline."""
+"""Outcomes of a request: its picture; another picture; 404 for a published adapter; a status that no fault explains; 429,
+503 or 504; a broken connection; no reply within its deadline."""
 _SLACK_SECONDS = 5.0
-"""On deadlines: the reply has to reach a client that shares the cores with the server."""
+"""Tolerance of deadlines: the client shares the cores with the server."""
 _PAUSE_SECONDS = 0.2
 _READ_SECONDS = 3600.0
-"""None of httpx's own: a request has one deadline."""
+"""httpx's own time limit of reading is off: a request has one deadline."""
 _SHOWN_FAULTS = 5
 
 Body = dict[str, Any]
 
 
 class Load:
-    """Clients that ask in a closed loop for pictures with known bytes."""
+    """Clients that request pictures with known bytes in a closed loop."""
 
     def __init__(self, bodies: Sequence[Body], *, clients: int, deadline_seconds: float, seed: int) -> None:
         self._bodies = [body | {"timeout_seconds": deadline_seconds} for body in bodies]
@@ -36,12 +36,12 @@ class Load:
         self._random = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
-        """The first replies that no fault of ours explains."""
+        """The first replies that no injected fault explains."""
         self.seconds: list[float] = []
-        """Of the right pictures."""
+        """Latencies of the right pictures."""
 
     async def learn(self, url: str) -> None:
-        """Take the pictures of a healthy server, one request at a time, as references."""
+        """Store the pictures of a healthy server, one request at a time, as references."""
         async with _http() as http:
             for body in self._bodies:
                 reply = await http.post(f"{url}/generate", json=body)
@@ -49,7 +49,7 @@ class Load:
                 self._references.append(reply.content)
 
     def reset(self) -> None:
-        """Begin to count anew."""
+        """Reset the counts."""
         self.counts, self.faults, self.seconds = Counter(), [], []
 
     @asynccontextmanager

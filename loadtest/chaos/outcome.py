@@ -8,13 +8,13 @@ from typing import Any
 from loadtest.chaos.load import DROPPED, FAILED, HUNG, LOST, RIGHT, UNAVAILABLE, WRONG
 
 _NEVER = (WRONG, LOST, FAILED, HUNG)
-"""Outcomes that no fault excuses."""
+"""Outcomes that are failures under any fault."""
 _COLUMNS = (RIGHT, UNAVAILABLE, DROPPED, *_NEVER)
 
 
 @dataclass(kw_only=True)
 class ScenarioOutcome:
-    """The figures of one scenario."""
+    """The results of one scenario."""
 
     name: str
     counts: Counter[str] = field(default_factory=Counter)
@@ -24,22 +24,22 @@ class ScenarioOutcome:
     faults: list[str] = field(default_factory=list)
     """Violations: events that the scenario rules out."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """Further figures."""
+    """Further measurements."""
     skipped: str = ""
     """The reason for which it was not run."""
 
     @property
     def holds(self) -> bool:
-        """True if nothing happened that must not."""
+        """Return True if no violation occurred."""
         return not self.faults and not any(self.counts[never] for never in _NEVER) and self.has_recovered
 
     @property
     def has_recovered(self) -> bool:
-        """True if a right picture came after each fault."""
+        """Return True if a right picture came after each fault."""
         return all(math.isfinite(seconds) for seconds in self.recoveries)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures for the report."""
+        """Return the results for the report."""
         return {
             "scenario": self.name, "holds": self.holds, "skipped": self.skipped, "requests": dict(self.counts),
             "recovery_seconds": [round(seconds, 2) for seconds in self.recoveries], "faults": self.faults,

@@ -1,4 +1,4 @@
-"""Processes that are killed, stopped, ended and replaced."""
+"""Scenarios in which processes are killed, stopped, terminated and replaced."""
 
 import asyncio
 import random
@@ -17,7 +17,7 @@ _BALANCER_SECONDS = 0.5
 
 
 async def kills(stage: Stage, server: ChaosServer) -> list[ScenarioOutcome]:
-    """Kill each process with SIGKILL, again and again, at random moments under load, while versions are published."""
+    """Kill each process with SIGKILL repeatedly, at random moments under load, while versions are published."""
     outcomes = []
     for role in stage.roles:
         outcome = ScenarioOutcome(name=f"kill -9 {role}")
@@ -68,7 +68,7 @@ async def _not_ready_seconds(server: ChaosServer, begin: float, limit: float) ->
 
 
 async def ends(stage: Stage, server: ChaosServer) -> list[ScenarioOutcome]:
-    """End a server with SIGTERM under load: what runs is finished, and the exit code is 0."""
+    """End a server with SIGTERM under load: running requests are finished, and the exit code is 0."""
     outcome = ScenarioOutcome(name="SIGTERM")
     async with stage.load.on(lambda: server.url):
         await asyncio.sleep(2)
@@ -84,7 +84,7 @@ async def ends(stage: Stage, server: ChaosServer) -> list[ScenarioOutcome]:
 
 
 async def rolling_update(stage: Stage, server: ChaosServer) -> list[ScenarioOutcome]:
-    """Replace a server behind a balancer that asks /readyz twice a second: no request may notice."""
+    """Replace a server behind a load balancer that polls /readyz twice a second: no request may fail."""
     outcome = ScenarioOutcome(name="rolling update")
     options = [*stage.options(), "--linger-seconds", str(_LINGER_SECONDS)]
     old, new = ChaosServer(stage.folder, options), ChaosServer(stage.folder, options)
@@ -98,7 +98,7 @@ async def rolling_update(stage: Stage, server: ChaosServer) -> list[ScenarioOutc
 
     async with running(old), running(new):
         balancer = asyncio.create_task(look())
-        async with stage.load.on(lambda: ready[-1].url):  # the old one for as long as it is ready
+        async with stage.load.on(lambda: ready[-1].url):  # the old one as long as it is ready
             await asyncio.sleep(2)
             outcome.notes["the old one ended after, s"] = round(await old.stop(), 1)
             await asyncio.sleep(2)

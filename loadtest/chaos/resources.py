@@ -1,4 +1,4 @@
-"""Disks, file descriptors and connections that are used up."""
+"""Scenarios in which disk, file descriptors or connections are exhausted."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""A real S3 server, and a way to it that can be cut, silent, slow or forbidden."""
+"""A real S3 server behind a proxy that can cut, silence or forbid its connections."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ class Proxy:
         self.port = 0
 
     def set(self, way: Way) -> None:
-        """Change the way for all connections; those that are open are closed."""
+        """Change the behaviour for all connections; open ones are closed."""
         self._way = way
         for writer in self._writers:
             writer.close()

@@ -1,4 +1,4 @@
-"""``lithograph serve`` as an operator's supervisor runs it: started again on the same port whenever it ends."""
+"""``lithograph serve`` under a supervisor, which restarts it on the same port whenever it ends."""
 
 import asyncio
 import signal
@@ -26,11 +26,11 @@ ROLES = ("http", "engine", "manager", "main")
 
 
 class ChaosError(Exception):
-    """The campaign cannot go on."""
+    """The campaign cannot continue."""
 
 
 class ChaosServer:
-    """One server, its processes, and those that outlived their main process."""
+    """One server, its processes, and the processes that outlived their main process."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class ChaosServer:
                     forked.append(child)
                 elif any("forkserver" in word for word in line):
                     found |= dict(zip(["engine"], child.children(), strict=False))
-                elif not any("resource_tracker" in word for word in line):  # spawned, where a GPU computes
+                elif not any("resource_tracker" in word for word in line):  # on a GPU the engine is spawned
                     found["engine"] = child
             found |= dict(zip(("manager", "http"), forked, strict=False))
             self._family |= {main, *main.children(recursive=True)}
@@ -135,7 +135,7 @@ class ChaosServer:
         return self.log_path.read_bytes()[-_SHOWN_LOG_BYTES:].decode(errors="replace")
 
     async def _after_end(self) -> None:
-        """Note the exit code, and the processes that did not follow the main process; kill those."""
+        """Record the exit code and the processes that did not end with the main process; kill those."""
         self.exit_codes.append(self._main.returncode)
         deadline = time.monotonic() + _ORPHAN_SECONDS
         while (left := [process for process in self._family if _lives(process)]) and time.monotonic() < deadline:

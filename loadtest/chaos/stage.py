@@ -1,4 +1,4 @@
-"""What the scenarios share: the load, the storage, the adapters, and how long a fault lasts."""
+"""The parameters that all scenarios share: load, storage, adapters, and the duration of a fault."""
 
 import io
 import subprocess
@@ -23,7 +23,7 @@ ADAPTERS = 3
 
 @dataclass(kw_only=True)
 class Stage:
-    """The place of all scenarios."""
+    """The shared environment of all scenarios."""
 
     folder: Path
     load: Load
@@ -58,7 +58,7 @@ class Stage:
         make_adapter(self.folder / "files" / "kept.safetensors", seed=99)
 
     def publish_one(self) -> None:
-        """Publish one more version of an adapter that must never be lost."""
+        """Publish one more version of an adapter, none of which may be lost."""
         command = import_command(self.folder / "files" / "kept.safetensors", "kept", storage=self.storage.as_uri())
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode == 0:
@@ -81,7 +81,7 @@ class Stage:
         outcome.notes["published"] = len(self.published)
 
     def finish(self, outcome: ScenarioOutcome, server: ChaosServer) -> ScenarioOutcome:
-        """Move what was counted into the outcome."""
+        """Store the counts in the outcome."""
         outcome.counts = self.load.counts
         outcome.faults += self.load.faults
         outcome.faults += [f"outlived its main process: {process}" for process in server.orphans]

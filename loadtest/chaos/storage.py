@@ -1,4 +1,4 @@
-"""Adapter storage that is gone, forbidden, or holds what it must not."""
+"""Scenarios in which adapter storage is missing, forbidden, or holds invalid versions."""
 
 import asyncio
 import shutil
@@ -18,9 +18,9 @@ from loadtest.contestants.servers import ROOT
 from loadtest.traffic.adapters import import_command
 
 _UNLOADED = f"style-{ADAPTERS - 1}"
-"""Published, and not used by the load."""
+"""Adapters that are published but not used by the load."""
 _FOLLOW_SECONDS = 90.0
-"""Time in which a server has to see a change of the storage."""
+"""Time within which a server must notice a change of the storage."""
 
 
 async def directory_gone(stage: Stage, server: ChaosServer) -> list[ScenarioOutcome]:
@@ -42,7 +42,7 @@ async def directory_gone(stage: Stage, server: ChaosServer) -> list[ScenarioOutc
 
 
 async def s3_gone(stage: Stage, server: ChaosServer) -> list[ScenarioOutcome]:
-    """Cut, silence and forbid the way to an S3 server."""
+    """Cut, silence and forbid the connections to an S3 server."""
     ways: tuple[Way, ...] = ("cut", "silent", "forbidden")
     async with s3_server(stage.folder / "seaweed") as proxy:
         storage, endpoint = f"s3://{BUCKET}/chaos", f"http://127.0.0.1:{proxy.port}"
@@ -70,7 +70,7 @@ async def _s3_way(stage: Stage, remote: ChaosServer, proxy: Proxy, way: Way) -> 
 
 
 async def broken_versions(stage: Stage, server: ChaosServer) -> list[ScenarioOutcome]:
-    """Put versions into storage that no server may use: neither other adapters nor the version before may suffer."""
+    """Store invalid versions, which must affect neither other adapters nor the version before."""
     outcome = ScenarioOutcome(name="broken versions")
     good = stage.storage / "style-0" / "1"
     broken: dict[str, Callable[[Path], object]] = {

@@ -1,13 +1,13 @@
-"""The baseline: a server as one writes it with LitServe, diffusers and peft (a module to run).
+"""The baseline: a plain server of LitServe, diffusers and peft (a module to run).
 
 ``LitAPI.setup`` loads ``LongCatImagePipeline`` and every adapter (``load_lora_adapter``); a request switches to its
 adapter (``set_adapters``) and calls the pipeline with its prompt, steps, guidance and seed. With ``--max-batch-size``
 over 1, LitServe collects requests, and those with equal adapter, steps, guidance and size share a pipeline call.
 
-It does the same work as the service, and draws the same pictures, by two settings: prompts are padded to the length that
-the model was made for (``lithograph.json``; 512 if there is none), and the text encoder is given the position ids that
-the model was trained with (transformers 4's), where transformers 5 numbers pads differently. ``POST /generate`` takes the
-service's JSON and answers ``image/png``.
+Two settings make it do the same work as the service and generate the same pictures: prompts are padded to the model's own
+length (``lithograph.json``; 512 without one), and the text encoder gets the position ids of the model's training
+(transformers 4's), because transformers 5 numbers pads differently. ``POST /generate`` takes the service's JSON and
+replies with ``image/png``.
 """
 
 import argparse
@@ -78,11 +78,11 @@ class PipelineAPI(litserve.LitAPI):
         self._draw([PipelineRequest(prompt="warm-up", seed=0, kind=(None, 1.0, 2, 2.0, 128, 128))])
 
     def decode_request(self, request: Request) -> PipelineRequest:
-        """Read the service's JSON, as far as it is needed here, from the parsed body."""
+        """Read the fields of the service's JSON that the baseline needs from the parsed body."""
         body: dict[str, Any] = dict(request)
         first, *others = body.get("adapters") or [{"name": None}]
         if others:
-            raise ValueError("the baseline draws with one adapter")
+            raise ValueError("the baseline applies one adapter")
         return PipelineRequest(
             prompt=body["prompt"],
             seed=body["seed"],

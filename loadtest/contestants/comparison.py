@@ -33,7 +33,7 @@ def interleave(
 
 
 def compare(results: Results) -> tuple[dict[str, Any], list[str]]:
-    """Compute figures by server and round, ratios to the service and differences of pictures, and print them as tables."""
+    """Compute results by server and round, ratios to the service and differences of pictures; print them as tables."""
     rounds = {name: [result.figures() for result in given] for name, given in results.items()}
     content: dict[str, Any] = {
         "servers": {name: {"median": medians(figures), "rounds": figures} for name, figures in rounds.items()},

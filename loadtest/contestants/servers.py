@@ -1,7 +1,7 @@
 """Servers as subprocesses on free loopback ports: start, watch, pause, stop. Each is stopped by its own process ids.
 
-Only the one being measured runs; the others are suspended. Even without requests, LitServe's batching loop polls its queue a
-thousand times a second.
+Only the measured server runs; the others are suspended, because even without requests LitServe's batching loop polls its
+queue a thousand times a second.
 """
 
 import shutil
@@ -108,7 +108,7 @@ class ServerProcess:
                 if httpx.get(f"{self.url}{self._ready_path}", trust_env=False, timeout=5).status_code == 200:
                     return
             except httpx.TransportError:
-                pass  # it does not listen yet
+                pass  # not listening yet
             time.sleep(_POLL_SECONDS)
         raise ServerError(f"{self.name} was not ready after {_READY_SECONDS:.0f} s:\n{self.log()}")
 
@@ -162,7 +162,7 @@ class ServerProcess:
             for process in tree:
                 with suppress(psutil.NoSuchProcess):  # psutil makes sure that the id has not become another process's
                     end(process)
-            # Multiprocessing's resource tracker ignores SIGTERM, clears up once the others are gone, and ends by itself.
+            # Multiprocessing's resource tracker ignores SIGTERM; it cleans up after the others and ends by itself.
             _, tree = psutil.wait_procs(tree, timeout=_KILL_SECONDS)
         self._main.wait()
 
@@ -181,7 +181,7 @@ class ServerProcess:
 @contextmanager
 def running(recipes: Sequence[ServerSetup], logs: Path) -> Iterator[dict[str, ServerProcess]]:
     """Start the servers one after the other and suspend each once it is ready; stop them on exit."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left running
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no process is left running
     servers: dict[str, ServerProcess] = {}
     try:
         for recipe in recipes:

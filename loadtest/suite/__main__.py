@@ -1,4 +1,4 @@
-"""The command: run all scenarios against one server and write a report. ``make loadtest``.
+"""The command ``make loadtest``: run all scenarios against one server and write a report.
 
 Without ``--host`` it makes adapters, starts a server of its own with the embedded model, and stops it. Requests come from
 locust, one run a scenario. Exit code 1 if a threshold is crossed.
@@ -35,10 +35,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="of load, all scenarios together")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "loadtest")
-    parser.add_argument("--adapters", type=int, default=6, help="how many to publish; 0 for none")
+    parser.add_argument("--adapters", type=int, default=6, help="number of adapters to publish; 0 for none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--host", help="a server that runs already, with --max-queue 12, instead of one of our own")
-    parser.add_argument("--adapter-names", default="", help="with --host: what it serves, the most popular first")
+    parser.add_argument("--adapter-names", default="", help="with --host: its adapters, the most popular first")
     arguments = parser.parse_args()
     about = machine()
     folder: Path = arguments.output

@@ -1,4 +1,4 @@
-"""Measurements as charts: SVG for the page, PNG for elsewhere."""
+"""Charts of the measurements: SVG for the page, PNG for other uses."""
 
 import io
 from collections import Counter
@@ -86,7 +86,7 @@ def _latency(axes: Axes, samples: Measurements) -> None:
             axes.hlines(p95, min(begins), max(begins), color=COLOURS[name], linewidth=1.2)
             axes.annotate(f"p95 {p95:.1f} s", (max(begins), p95), (0, 3), textcoords="offset points", ha="right",
                           color=COLOURS[name], fontsize=8)  # fmt: skip
-    axes.set_title("Latency of each picture, when it was asked for", loc="left", color=_INK)
+    axes.set_title("Latency of each picture, by time of request", loc="left", color=_INK)
     axes.set_xlabel("s since the start")
     axes.set_ylabel("s")
     axes.set_ylim(bottom=0)
@@ -111,7 +111,7 @@ def _throughput(axes: Axes, samples: Measurements) -> None:
             axes.axvline(first, color=_INK, linewidth=0.6, alpha=0.5)
             axes.annotate(name, (first, 1), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
                           va="top", color=_INK, fontsize=8)  # fmt: skip
-    axes.set_title("Throughput: what ended, a second", loc="left", color=_INK)
+    axes.set_title("Throughput: requests finished a second", loc="left", color=_INK)
     axes.set_xlabel("s since the start")
     axes.set_ylabel("requests / s")
     axes.set_ylim(top=1.2 * max(bottom))

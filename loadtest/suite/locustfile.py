@@ -7,7 +7,7 @@ streams, ``CancellingUser`` disconnects before the end, ``SlowUser`` has a slow 
 serves its own web page.
 """
 
-# locust comes first: it makes sockets cooperative before anything else has a hold of them.
+# locust comes first: it makes sockets cooperative before other modules import them.
 from locust import User, constant, events, task  # isort: skip
 
 import json
@@ -43,12 +43,12 @@ _SIP_PAUSE_SECONDS = 0.02
 
 @events.init_command_line_parser.add_listener
 def _add_options(parser: LocustArgumentParser) -> None:
-    parser.add_argument("--scenario", default="manual", help="what this run is called in the samples")
+    parser.add_argument("--scenario", default="manual", help="name of this run in the samples")
     parser.add_argument("--adapters", default="", help="names, the most popular first: ink,oil; none by default")
-    parser.add_argument("--rate", type=float, default=1.0, help="a OpenLoopUser's requests a second (Poisson)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is asked")
+    parser.add_argument("--rate", type=float, default=1.0, help="requests a second of an OpenLoopUser (Poisson)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the requests")
     parser.add_argument("--samples", default="", help="file to append a JSON line a request to")
-    parser.add_argument("--pictures", default="", help="directory for some of the pictures")
+    parser.add_argument("--pictures", default="", help="directory for a few of the pictures")
 
 
 @events.init.add_listener

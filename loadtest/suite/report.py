@@ -31,7 +31,7 @@ def write(
     """Write ``report.html``, ``report.json`` and charts; return the page's path. Raises ``ValueError`` without samples."""
     everything = list(chain.from_iterable(samples.values()))
     if not everything:
-        raise ValueError("nothing was asked: no report")
+        raise ValueError("no requests were sent, so there is no report")
     rows = [_row(scenario.name, scenario.about, samples[scenario.name]) for scenario in SCENARIOS]
     content = {
         "machine": machine,

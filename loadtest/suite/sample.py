@@ -1,4 +1,4 @@
-"""One request of a load test, and the file of them that locust's users write: a JSON object a line."""
+"""The record of one request, and the file in which locust's users write them: a JSON object a line."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -18,12 +18,12 @@ class Measurement:
     kind: str
     """Class of the locust user that sent it."""
     begin_seconds: float
-    """Since the epoch."""
+    """Time of sending, in seconds since the epoch."""
     seconds: float
     """Time to the last byte, or to the client's disconnection."""
     outcome: ScenarioOutcome
     status: int
-    """0 if there was none."""
+    """HTTP status; 0 if there was none."""
     language: str
     adapter: str | None
     size: str
@@ -39,7 +39,7 @@ class Measurement:
 
     @property
     def end_seconds(self) -> float:
-        """Since the epoch."""
+        """Return the time of the end, in seconds since the epoch."""
         return self.begin_seconds + self.seconds
 
 

@@ -1,6 +1,6 @@
 """The scenarios of the suite, run one after the other, and their thresholds.
 
-Limits are multiples of what one client alone gets on the same machine minutes before, so that they hold on any machine.
+Limits are multiples of a single client's results on the same machine minutes before, so that they hold on any machine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ CLIENTS = 6
 MAX_QUEUE = 12
 """Queue length of the server, small enough for a short flood to fill it."""
 _SLACK = 1.5
-"""On limits of time: the machine may have other work."""
+"""Factor on limits of time, because the machine may have other work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,26 +25,26 @@ class Scenario:
     users: tuple[str, ...]
     """Classes of ``locustfile``."""
     clients: int
-    """All users together."""
+    """Number of users of all classes together."""
     share: float
     """Share of the suite's time."""
     load: float = 0.0
-    """A OpenLoopUser's rate, by what the closed loop got."""
+    """Rate of an OpenLoopUser, as a share of the closed loop's throughput."""
 
 
 SCENARIOS = (
-    Scenario(name="solo", about="one client: the measure of all others", users=("ClosedLoopUser",), clients=1, share=0.15),
+    Scenario(name="solo", about="one client: reference for all others", users=("ClosedLoopUser",), clients=1, share=0.15),
     Scenario(
-        name="closed", about=f"{CLIENTS} clients, each asking again once answered", users=("ClosedLoopUser",),
+        name="closed", about=f"{CLIENTS} clients, each sending its next request after a reply", users=("ClosedLoopUser",),
         clients=CLIENTS,
         share=0.25,
     ),
     Scenario(
-        name="open", about="Poisson arrivals at 60% of what the closed loop got", users=("OpenLoopUser",), clients=1,
+        name="open", about="Poisson arrivals at 60% of the closed loop's throughput", users=("OpenLoopUser",), clients=1,
         share=0.25, load=0.6,
     ),
     Scenario(
-        name="rough", about="arrivals at 20%, among streams, clients that leave, and slow connections",
+        name="rough", about="arrivals at 20%, beside streams, clients that disconnect, and slow connections",
         users=("OpenLoopUser", "StreamingUser", "CancellingUser", "SlowUser"), clients=7, share=0.25, load=0.2,
     ),
     Scenario(
@@ -57,7 +57,7 @@ SCENARIOS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """Something that must hold."""
+    """A measurement and its limit."""
 
     scenario: str
     what: str
@@ -68,18 +68,18 @@ class Threshold:
 
     @property
     def holds(self) -> bool:
-        """False too if nothing was measured."""
+        """Return True if the measurement is within the limit; False also if there is none."""
         return self.measured >= self.limit if self.is_least else self.measured <= self.limit
 
 
 def pictures_per_second(samples: Sequence[Measurement]) -> float:
-    """From the first request to the last picture."""
+    """Return the throughput from the first request to the last picture."""
     ends = [s.end_seconds for s in samples if s.outcome == "picture"]
     return len(ends) / (max(ends) - min(s.begin_seconds for s in samples)) if ends else 0.0
 
 
 def judge(samples: Mapping[str, Sequence[Measurement]], at_rest: Mapping[str, float]) -> list[Threshold]:
-    """Hold the samples of each scenario, and the server's metrics some seconds after, against what must be."""
+    """Compare the samples of each scenario, and the server's metrics some seconds later, with the thresholds."""
     alone = latencies(samples["solo"])
     turn = sum(alone) / len(alone) if alone else float("nan")
     judged = []

@@ -1,8 +1,7 @@
 """Random LoRA adapters for the embedded model: distinct, strong enough to change pictures, weak enough to stay finite.
 
-``python -m loadtest.traffic.adapters FOLDER --count 8`` writes ``style-0.safetensors`` and so on, as diffusers does,
-with rank
-and alpha in the header. ``--storage`` also publishes them with ``lithograph adapters import``.
+``python -m loadtest.traffic.adapters FOLDER --count 8`` writes ``style-0.safetensors`` and so on in diffusers' format, with
+rank and alpha in the header. ``--storage`` also publishes them with ``lithograph adapters import``.
 """
 
 import argparse
@@ -40,7 +39,7 @@ class PublishError(Exception):
 def make_adapter(
     path: Path, *, seed: int, targets: Targets = "attention", rank: int = RANK, strength: float = STRENGTH
 ) -> None:
-    """Write one adapter, alpha = rank; it follows from its seed."""
+    """Write one adapter with alpha = rank, determined by its seed."""
     random = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray] = {}
     modules = sorted(_modules(targets))
@@ -59,7 +58,7 @@ def make_adapter(
 def make_adapters(
     folder: Path, count: int, *, first_seed: int = 0, targets: Targets = "attention", rank: int = RANK
 ) -> dict[str, Path]:
-    """``count`` adapters in a folder, by name: their file's, without the ending."""
+    """Write ``count`` adapters into a folder; return the files by name, which is the file's without its ending."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {f"style-{i}": folder / f"style-{i}.safetensors" for i in range(count)}
     for i, file in enumerate(files.values()):
@@ -68,7 +67,7 @@ def make_adapters(
 
 
 def import_command(file: Path, name: str, *, storage: str, endpoint_url: str | None = None) -> list[str]:
-    """The command that publishes a file as a new version, and makes it the latest."""
+    """Return the command that publishes a file as a new version and makes it the latest."""
     endpoint = [] if endpoint_url is None else ["--endpoint-url", endpoint_url]
     return [
         *(sys.executable, "-m", "lithograph", "adapters", "import", str(file)),
@@ -90,7 +89,7 @@ def publish(files: Mapping[str, Path], *, storage: str, endpoint_url: str | None
 
 
 def _modules(targets: Targets) -> Iterator[tuple[str, int, int]]:
-    """Name and widths (out, in) of what an adapter changes. Modulations are left alone, as the service requires."""
+    """Return names and widths (out, in) of the layers that an adapter changes, which exclude modulations."""
     for shard in sorted((EMBEDDED / "transformer").glob("*.safetensors")):
         with safe_open(shard, framework="numpy") as stream:
             keys = stream.keys()
@@ -104,7 +103,7 @@ def _modules(targets: Targets) -> Iterator[tuple[str, int, int]]:
 
 
 def main() -> None:
-    """Make adapters; publish them if there is a storage."""
+    """Make adapters; publish them if a storage is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=8)
@@ -112,7 +111,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=RANK)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--storage", help="file:///... or s3://bucket/prefix")
-    parser.add_argument("--endpoint-url", help="of an S3 store that is not AWS")
+    parser.add_argument("--endpoint-url", help="endpoint of an S3 store other than AWS")
     arguments = parser.parse_args()
     files = make_adapters(
         arguments.folder,

@@ -1,4 +1,4 @@
-"""Numbers to figures: percentiles, ratios, tables, and on what they were measured."""
+"""Statistics of measurements: percentiles, ratios, tables, and a description of the machine."""
 
 import json
 import os
@@ -16,12 +16,12 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "litserve")
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Linear interpolation between the nearest; not a number if there are none."""
+    """Return a percentile by linear interpolation; NaN without values."""
     return float(np.percentile(values, percent)) if values else float("nan")
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle; not a number if there are none."""
+    """Return the median; NaN without values."""
     return percentile(values, 50)
 
 
@@ -51,7 +51,7 @@ def machine() -> dict[str, Any]:
 
 
 def table(rows: Mapping[str, Figures]) -> str:
-    """Rows by name, a column a figure; four significant digits."""
+    """Return a table with a row for each name and a column for each figure, to four significant digits."""
     columns = list(next(iter(rows.values())))
     cells = [["", *columns], *([name, *(f"{figures[c]:.4g}" for c in columns)] for name, figures in rows.items())]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
@@ -59,7 +59,7 @@ def table(rows: Mapping[str, Figures]) -> str:
 
 
 def report(content: Mapping[str, Any], tables: Sequence[str]) -> None:
-    """Tables for people on stderr, everything as JSON on stdout."""
+    """Print tables on stderr, and everything as JSON on stdout."""
     print("\n\n".join(tables), file=sys.stderr)
     print(json.dumps(_rounded(content), indent=1, ensure_ascii=False))
 

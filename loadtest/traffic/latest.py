@@ -1,4 +1,4 @@
-"""Which version an adapter's ``latest`` names in storage, and since when: the clock of ``loadtest.freshness``."""
+"""The version that an adapter's ``latest`` names in storage, and the time of its change, for ``loadtest.freshness``."""
 
 import asyncio
 import time
@@ -12,19 +12,19 @@ _BETWEEN_LOOKS_SECONDS = 0.02
 
 
 class Latest(ABC):
-    """The last object that a publication writes."""
+    """An adapter's ``latest``, the last object that a publication writes."""
 
     @abstractmethod
     def version(self) -> int:
-        """The number that it holds now."""
+        """Return the version that it names now."""
 
     @abstractmethod
     async def written(self, version: int) -> float:
-        """Wait for a version, and return by ``time.time`` when it was written."""
+        """Wait for a version; return the time of its writing, by ``time.time``."""
 
 
 def open_latest(storage: str, name: str, *, endpoint_url: str | None = None) -> Latest:
-    """``latest`` of an adapter in ``file:///directory`` or ``s3://bucket/prefix``."""
+    """Return ``latest`` of an adapter in ``file:///directory`` or ``s3://bucket/prefix``."""
     parts = urlsplit(storage)
     if parts.scheme == "file":
         return _LatestFile(Path(unquote(parts.path), name, "latest"))
@@ -32,7 +32,7 @@ def open_latest(storage: str, name: str, *, endpoint_url: str | None = None) -> 
 
 
 class _LatestFile(Latest):
-    """The file's time says when it was written."""
+    """A file, whose modification time is the time of writing."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -47,7 +47,7 @@ class _LatestFile(Latest):
 
 
 class _LatestObject(Latest):
-    """S3 has times in whole seconds, so it is looked at all the time; the last look at the old version is the answer."""
+    """An S3 object, which is polled, because S3 has times in whole seconds; the last poll of the old version counts."""
 
     def __init__(self, bucket: str, key: str, endpoint_url: str | None) -> None:
         self._where = {"Bucket": bucket, "Key": key}

@@ -1,7 +1,7 @@
-"""A stand-in for S3 that serves a directory: as slow, and as broken, as a test wants it.
+"""A stand-in for S3 that serves a directory, with configurable delays and faults.
 
-It answers what reads (ListObjectsV2, GetObject, HeadObject) and checks no signature. Objects are the files of the directory,
-so that a storage of thousands is a matter of links.
+It supports reading (ListObjectsV2, GetObject, HeadObject) and checks no signature. Objects are the files of the directory,
+so that links make a storage of thousands of objects.
 """
 
 import hashlib
@@ -38,13 +38,13 @@ class ObjectStore(ThreadingHTTPServer):
         self.bucket = bucket
         self.round_trip_seconds = round_trip_seconds
         self.faults: dict[str, Fault] = {}
-        """By a regular expression of keys; ``list`` is the key of listings."""
+        """Faults by a regular expression of keys; ``list`` is the key of listings."""
         self.requests: Counter[str] = Counter()
-        """By kind: ``list``, or the end of the key."""
+        """Number of requests by kind: ``list``, or the end of the key."""
         self._etags: dict[tuple[int, int, int], str] = {}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore what a client that hangs up causes."""
+        """Ignore errors of clients that disconnect."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 

@@ -1,7 +1,7 @@
 """Requests, replies and the client, the same for the service and the baseline, which share one JSON format.
 
-Prompts never repeat within a run, so that a cache of prompt embeddings helps with the empty negative prompt alone. Replies
-are asked for uncompressed: LitServe gzips by default, and pictures are compressed already.
+Prompts never repeat within a run, so that a cache of prompt embeddings only helps with the empty negative prompt. Requests
+ask for uncompressed replies: LitServe gzips by default, and pictures are compressed already.
 """
 
 import json
@@ -34,7 +34,7 @@ _SENTENCES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRequest:
-    """One request for one picture; the same numbers make the same picture."""
+    """One request for one picture; equal requests give equal pictures."""
 
     prompt: str
     seed: int
@@ -62,22 +62,22 @@ class Reply:
     """A reply and its times."""
 
     status: int
-    """0 if the connection failed: ``content`` says how."""
+    """HTTP status; 0 if the connection failed, with the reason in ``content``."""
     begin_seconds: float
     """Time of sending, by ``time.monotonic``."""
     seconds: float
-    """From sending to the last byte."""
+    """Time from sending to the last byte."""
     content: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def has_failed(self) -> bool:
-        """True if it is not a picture."""
+        """Return True if the reply is not a picture."""
         return self.status != 200
 
     @property
     def problem(self) -> str:
-        """Status and beginning of a reply that is no picture."""
+        """Return status and beginning of a reply that is not a picture."""
         return f"{self.status}: {self.content[:300].decode(errors='replace')}"
 
 
@@ -92,7 +92,7 @@ class StreamEvent:
 
 
 class StreamError(Exception):
-    """A stream that did not come to its result; the message is the server's."""
+    """A stream ended without its result; the message is the server's."""
 
 
 class LoadClient:
@@ -116,7 +116,7 @@ class LoadClient:
         await self._http.aclose()
 
     async def draw(self, drawing: ImageRequest) -> Reply:
-        """Ask for a picture. A failure is a reply too: a load test counts it."""
+        """Request a picture. A failure is returned as a reply, because a load test counts it."""
         begin = time.monotonic()
         try:
             response = await self._http.post("/generate", json=drawing.body())
@@ -132,7 +132,7 @@ class LoadClient:
         )
 
     async def stream(self, drawing: ImageRequest) -> AsyncIterator[StreamEvent]:
-        """Ask for a picture with its progress. Raises ``StreamError`` or ``httpx.HTTPError``."""
+        """Request a picture and yield its events. Raises ``StreamError`` or ``httpx.HTTPError``."""
         async with self._http.stream("POST", "/generate", json=drawing.body() | {"stream": True}) as response:
             if response.status_code != 200:
                 raise StreamError(f"{response.status_code}: {(await response.aread()).decode(errors='replace')}")
@@ -150,12 +150,12 @@ class LoadClient:
                     name, data = "", ""
 
     async def get(self, path: str) -> httpx.Response:
-        """Anything else that the server tells. Raises ``httpx.HTTPError``."""
+        """Send a GET request to any other path. Raises ``httpx.HTTPError``."""
         return await self._http.get(path)
 
 
 def prompts(seed: int) -> Iterator[str]:
-    """Chinese and English in turn, in an order that follows from the seed; each once, then numbered."""
+    """Yield prompts, Chinese and English in turn, in an order determined by the seed; repeats are numbered."""
     shuffled = {}
     for language, sentences in _SENTENCES.items():
         all_of_it = list(product(sentences, _SUBJECTS[language], _BACKGROUNDS[language]))

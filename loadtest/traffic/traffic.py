@@ -1,7 +1,7 @@
-"""Loads: who asks when, and what a server made of it.
+"""Loads of closed and open loops, and their results.
 
-A closed loop has clients that each ask again as soon as they are answered; an open loop asks at given times, whatever has
-been answered. All servers get the same requests, in the same order.
+In a closed loop each client sends its next request after the reply to the previous one; in an open loop requests are sent at
+given times, independent of replies. All servers get the same requests in the same order.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ class Mix:
     """The common and the varying settings of a load's requests."""
 
     steps: tuple[int, ...] = (4, 8, 12, 20)
-    """Equally many requests of each."""
+    """Numbers of steps, each used by equally many requests."""
     adapters: tuple[str, ...] = ()
     guidance_scale: float = 2.0
     """The embedded model's default."""
     size_px: int = 128
-    """Likewise."""
+    """The embedded model's default."""
 
     def drawing(self, prompt: str, *, seed: int, steps: int, adapter: str | None) -> ImageRequest:
-        """One request of this kind."""
+        """Return one request of this mix."""
         return ImageRequest(
             prompt=prompt,
             seed=seed,
@@ -43,7 +43,7 @@ class Mix:
         )
 
     def for_clients(self, prompts: Iterator[str], *, clients: int, each: int, seed: int) -> list[list[ImageRequest]]:
-        """Work for clients of a closed loop: client i keeps to adapter i, and all make equally many steps."""
+        """Return the requests of each client of a closed loop: client i uses adapter i; all make equally many steps."""
         random = np.random.default_rng(seed)
         work = []
         for client in range(clients):
@@ -62,7 +62,7 @@ class Mix:
     def arriving(
         self, prompts: Iterator[str], *, rate: float, count: int, seed: int
     ) -> list[tuple[float, ImageRequest]]:
-        """Poisson arrivals with their times in seconds: ``count`` in exactly ``count / rate`` seconds, at uniform times."""
+        """Return ``count`` requests with Poisson arrival times in seconds, within exactly ``count / rate`` seconds."""
         random = np.random.default_rng(seed)
         times = np.sort(random.uniform(0, count / rate, count))
         steps = random.permutation(list(islice(cycle(self.steps), count)))
@@ -83,17 +83,17 @@ class Mix:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One server's answers to one load."""
+    """One server's replies to one load."""
 
     answered: tuple[Answered, ...]
     wall_seconds: float
-    """From the first request to the last answer."""
+    """Time from the first request to the last reply."""
     cpu_seconds: float
     """CPU time of all the server's processes."""
 
     @property
     def failed(self) -> list[Answered]:
-        """Requests that got no picture."""
+        """Return the requests without a picture."""
         return [(drawing, reply) for drawing, reply in self.answered if reply.has_failed]
 
     @property
@@ -102,7 +102,7 @@ class Result:
         return {drawing: reply.content for drawing, reply in self.answered if not reply.has_failed}
 
     def figures(self) -> Figures:
-        """Compute the figures; latencies are those of successful requests."""
+        """Compute throughput, latencies of successful requests, and CPU time."""
         seconds = [reply.seconds for _, reply in self.answered if not reply.has_failed]
         drawn = len(seconds)
         return {
@@ -128,7 +128,7 @@ def closed_loop(server: ServerProcess, work: Sequence[Sequence[ImageRequest]]) -
 
 
 def open_loop(server: ServerProcess, arrivals: Sequence[tuple[float, ImageRequest]]) -> Result:
-    """Every request at its time. Latency counts from that time, not from when this process came round to sending."""
+    """Send every request at its time. Latency counts from that time, not from the actual sending."""
 
     async def ask(client: LoadClient, at: float, drawing: ImageRequest) -> Answered:
         await asyncio.sleep(max(0.0, at - time.monotonic()))
