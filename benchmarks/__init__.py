@@ -1,1 +1,1 @@
-"""Figures that anyone can measure again. Timings belong here, never in a test."""
+"""Benchmarks. Timings belong here, never in a test."""

@@ -24,7 +24,7 @@ STEPS = 20
 
 
 def main() -> None:
-    """Measure, and print the figures as JSON."""
+    """Measure, and print the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, object]:
-    """Seconds of a forward without and with adapters."""
+    """Return the seconds of a forward without and with adapters."""
     import torch
 
     from longcat.adapter.modules import linear_modules, lora_targets
@@ -74,7 +74,7 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
         "adapters": lambda: forward(*inputs, slots.gather(uses)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for i in range(-3, rounds):  # three to warm up
+    for i in range(-3, rounds):  # three warm-up runs
         for name, run in variants.items():
             begin = time.perf_counter()
             run()

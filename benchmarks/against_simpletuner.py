@@ -1,14 +1,14 @@
 """Our trainer beside SimpleTuner: same model, pictures, captions, rank, batch, precision and threads, in alternating runs.
 
-``python -m benchmarks.against_simpletuner --python python3.12`` makes SimpleTuner an environment of its own under ``build/``
-(several GB, with a CUDA build of torch, used on the CPU) and takes about a quarter of an hour after that. Not a part of CI.
+``python -m benchmarks.against_simpletuner --python python3.12`` creates an environment for SimpleTuner under ``build/``
+(several GB, with a CUDA build of torch, used on the CPU), then takes about a quarter of an hour. Not a part of CI.
 
-Both see 512 prompt tokens, as LongCat-Image does: SimpleTuner knows no other length, and the embedded model's own 32 would
-flatter us (``--own-prompt-length`` measures that).
+Both train with 512 prompt tokens, as LongCat-Image does: SimpleTuner has no other length, and the embedded model's own 32
+would favour our trainer (``--own-prompt-length`` measures that).
 
-SimpleTuner 4.10.1 trains on a CPU only with what is done here: an older transformers, ``.pin_memory()`` taken out of its
-collation, ``adamw_bf16``. Steps a second are over the second half of a run; the first step counts from the command, caches
-warm; memory is the largest sum of resident memory over the process tree, and that of the largest process in it.
+SimpleTuner 4.10.1 trains on a CPU only with these workarounds: an older transformers, ``.pin_memory()`` removed from its
+collation, ``adamw_bf16``. Steps a second are those of the second half of a run; the time of the first step counts from the
+command, with warm caches; memory is the largest sum of resident memory over the process tree, and of its largest process.
 """
 
 import json
@@ -46,10 +46,10 @@ class Run:
 
 @click.command()
 @click.option("--python", default="python3.12", show_default=True, help="For SimpleTuner's environment.")
-@click.option("--rounds", default=3, show_default=True, help="Runs of each, in turn.")
+@click.option("--rounds", default=3, show_default=True, help="Runs of each trainer, in turn.")
 @click.option("--steps", default=60, show_default=True, help="Steps of a run.")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("build/against_simpletuner"), show_default=True)
-@click.option("--own-prompt-length", is_flag=True, help="Let ours see 32 prompt tokens.")
+@click.option("--own-prompt-length", is_flag=True, help="Train ours with 32 prompt tokens.")
 def main(python: str, rounds: int, steps: int, folder: Path, own_prompt_length: bool) -> None:
     """Print medians of both and their ratios, for batches of 1 and 4."""
     folder = folder.absolute()
@@ -73,7 +73,7 @@ def main(python: str, rounds: int, steps: int, folder: Path, own_prompt_length: 
 
 
 def environment(folder: Path, python: str) -> Path:
-    """SimpleTuner's own environment; its ``bin``."""
+    """Create SimpleTuner's environment; return its ``bin``."""
     binaries = folder / "bin"
     if not (folder / "ready").exists():
         subprocess.run([python, "-m", "venv", folder], check=True)
@@ -85,7 +85,7 @@ def environment(folder: Path, python: str) -> Path:
 
 
 def long_prompts(folder: Path) -> Path:
-    """The embedded model with LongCat-Image's prompt length."""
+    """Return the embedded model with LongCat-Image's prompt length."""
     shutil.copytree(MODEL, folder, dirs_exist_ok=True)
     settings = json.loads((folder / "lithograph.json").read_text())
     (folder / "lithograph.json").write_text(json.dumps(settings | {"max_prompt_tokens": 512}))
@@ -93,10 +93,10 @@ def long_prompts(folder: Path) -> Path:
 
 
 def theirs(binaries: Path, folder: Path, batch: int, steps: int) -> Run:
-    """One run of SimpleTuner."""
+    """Run SimpleTuner once."""
     config = folder / "config"
     config.mkdir(parents=True, exist_ok=True)
-    pictures = folder / "pictures"  # it writes files of its own among them
+    pictures = folder / "pictures"  # it writes its own files beside them
     shutil.copytree(PICTURES, pictures, dirs_exist_ok=True)
     data = [
         {
@@ -145,7 +145,7 @@ def theirs(binaries: Path, folder: Path, batch: int, steps: int) -> Run:
 
 
 def ours(model: Path, folder: Path, batch: int, steps: int) -> Run:
-    """One run of ours."""
+    """Run our trainer once."""
     shutil.rmtree(folder / "output", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     options = {
@@ -168,7 +168,7 @@ def ours(model: Path, folder: Path, batch: int, steps: int) -> Run:
 
 
 class Memory:
-    """Watches a process tree until it ends."""
+    """The memory of a process tree, watched until it ends."""
 
     def __init__(self, pid: int) -> None:
         self.tree_mib = self.process_mib = 0.0

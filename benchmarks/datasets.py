@@ -1,4 +1,4 @@
-"""Prior preservation, masked loss and captions by share on the embedded model: what each changes in an adapter.
+"""Effects of prior preservation, masked loss and captions by share on adapters of the embedded model.
 
 ``python -m benchmarks.datasets`` trains adapters with and without each, and compares the trainer's own validation pictures
 with the base's: change is the mean difference of pixels, 0 to 1, as in ``trainer.validation``.
@@ -40,7 +40,7 @@ FLAG, FLAGS = "a flag of two colours", 4
 SUBJECTS = ("a red apple", "一只猫", "a rocket", "一辆汽车", "a tree", "一条鱼", "a house", "一朵花")
 """Prompts of the pictures whose prediction is preserved."""
 OTHERS = ("a dog", "一只鸟", "a blue car", "一个香蕉")
-"""Prompts that neither dataset has, whose pictures should stay."""
+"""Prompts in neither dataset, whose pictures should stay the same."""
 SIDE_PX = 128
 LEFT, RIGHT = (40, 200, 60), (200, 40, 180)
 
@@ -62,7 +62,7 @@ def main(steps: int, seeds: int, only: str) -> None:
 
 
 def prior_preservation(folder: Path, steps: int, seeds: int) -> None:
-    """Learn the flag alone, then beside pictures whose target is the base's own prediction, half of the steps each."""
+    """Train on the flag alone, then beside pictures whose target is the base's own prediction, half of the steps each."""
     learned, prior = flags(folder), folder / "prior"
     prior.mkdir(parents=True)
     for place, (prompt, picture) in enumerate(base_pictures(SUBJECTS)):
@@ -87,7 +87,7 @@ def prior_preservation(folder: Path, steps: int, seeds: int) -> None:
 
 
 def masked_loss(folder: Path, steps: int, seeds: int) -> None:
-    """Learn the flag whole, and with a mask of its left half."""
+    """Train on the whole flag, and with a mask of its left half."""
     pictures = flags(folder)
     (folder / "masks").mkdir(parents=True)
     mask = Image.new("L", (SIDE_PX, SIDE_PX))
@@ -131,7 +131,7 @@ def flags(folder: Path) -> dict[str, Any]:
 
 
 def captions_by_share(folder: Path, _steps: int, _seeds: int, batches: int = 2000) -> None:
-    """Count the captions that batches have, by their embeddings."""
+    """Count the captions in batches, by their embeddings."""
     folder.mkdir(parents=True)
     texts = {".zh.txt": "一只白猫", ".en.txt": "a white cat"}
     for place in range(4):

@@ -1,4 +1,4 @@
-"""One training step of a transformer of LongCat-Image's size on this machine: the memory that it takes, beside the plan's.
+"""One training step of a transformer of LongCat-Image's size on this machine: measured memory beside the plan's.
 
 ``python -m benchmarks.full_size_step``: 10 + 20 blocks, 24 heads of 128, 6.27 B random weights in int8 (quanto), each layer
 quantized as it is made; LoRA of rank 16 on attention, AdamW, batch 1 at 256 px with 512 prompt tokens, every block
@@ -64,7 +64,7 @@ def main(precision: str, steps: int) -> None:
 
 
 def random_model(precision: Precision) -> LongCatImageTransformer2DModel:
-    """Random weights in bfloat16, each layer quantized as soon as it is there."""
+    """Return a transformer of random bfloat16 weights, each layer quantized as soon as it is made."""
     with torch.device("meta"):
         model = LongCatImageTransformer2DModel(**SHAPE).to(torch.bfloat16)
     grains = torch.randn(2**20, dtype=torch.float32).mul_(0.02).bfloat16()
@@ -80,7 +80,7 @@ def random_model(precision: Precision) -> LongCatImageTransformer2DModel:
 
 
 def noise(seed: int) -> Batch:
-    """A batch of one picture of nothing."""
+    """Return a batch of one picture of noise."""
     generator = torch.Generator().manual_seed(seed)
     tokens = image_tokens(width_px=SIZE_PX, height_px=SIZE_PX)
     return Batch(
@@ -95,7 +95,7 @@ def noise(seed: int) -> Batch:
 
 
 def planned_bytes(precision: Precision) -> dict[str, int]:
-    """The plan for the same training; the other components' sizes do not enter into it and are the embedded model's."""
+    """Return the planned bytes of the same training; the other components, which do not count, are the embedded model's."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         embedded = Path(__file__).parent.parent / "longcat" / "embedded"
@@ -118,7 +118,7 @@ def planned_bytes(precision: Precision) -> dict[str, int]:
 
 
 def peak_mib() -> int:
-    """The process's peak resident memory."""
+    """Return the process's peak resident memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 

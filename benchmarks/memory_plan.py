@@ -1,9 +1,9 @@
-"""The memory plan against what training allocates: the embedded model's steps, each setting in a process of its own.
+"""The memory plan against measured allocations of training the embedded model, each setting in a process of its own.
 
-``python -m benchmarks.memory_plan``. Measured are torch's own allocations: every one and every release of a step, from the
-profiler, added up to the highest sum, on top of the bytes of weights and optimizer state. The process's resident memory
-would count the interpreter, libraries and what malloc keeps too, which is more than this model takes;
-``benchmarks.full_size_step`` measures that at full size.
+``python -m benchmarks.memory_plan``. The measurement is the highest sum of torch's allocations and releases during a step,
+from the profiler, plus the bytes of weights and optimizer state. The process's resident memory would also count the
+interpreter, libraries and memory that malloc keeps, which is more than this model takes; ``benchmarks.full_size_step``
+measures it at full size.
 """
 
 import json
@@ -37,12 +37,12 @@ from trainer.model.lora import LoraSettings, inject
 
 @dataclass(frozen=True, kw_only=True)
 class PlanCase:
-    """A setting that is measured."""
+    """A measured setting."""
 
     precision: str = "no_change"
     dtype: str = "float32"
     every: int = 0
-    """Every n-th block is checkpointed; 0 is none."""
+    """Interval of checkpointed blocks; 0 is none."""
     side_px: int = 128
     batch: int = 1
     targets: str = "attention"
@@ -97,7 +97,7 @@ PRIOR_CASES = (
 
 @click.command()
 @click.option("--case", "one", help="One setting, as JSON, in this process.")
-@click.option("--only", default="", help="Settings whose line contains this.")
+@click.option("--only", default="", help="Only settings whose line contains this text.")
 def main(one: str | None, only: str) -> None:
     """Print planned and measured MiB."""
     silence_import_noise()
@@ -121,7 +121,7 @@ def main(one: str | None, only: str) -> None:
 
 
 def measure(case: PlanCase, flavour: Flavour) -> int:
-    """Bytes at the highest moment of the second step; the first one makes the optimizer's state."""
+    """Return the peak bytes of the second step; the first one creates the optimizer's state."""
     dtype = getattr(torch, case.dtype)
     transformer = load_transformer(flavour, dtype)
     quantize_base(transformer, Precision(case.precision), device=torch.device("cpu"), training=True)
@@ -146,7 +146,7 @@ def measure(case: PlanCase, flavour: Flavour) -> int:
 
 
 def measure_prior(case: PlanCase, flavour: Flavour) -> int:
-    """Bytes at the highest moment of the base's own prediction, beyond its weights."""
+    """Return the peak bytes of the base's own prediction, beyond its weights."""
     dtype = getattr(torch, case.dtype)
     transformer = load_transformer(flavour, dtype)
     quantize_base(transformer, Precision(case.precision), device=torch.device("cpu"), training=True)
@@ -157,7 +157,7 @@ def measure_prior(case: PlanCase, flavour: Flavour) -> int:
 
 
 def highest(run: Callable[[], object]) -> int:
-    """Most bytes that torch held at once while it ran, beyond what it held before."""
+    """Return the peak of torch's allocated bytes during a call, beyond those before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         run()
     results: Any = trace.profiler
@@ -173,7 +173,7 @@ def highest(run: Callable[[], object]) -> int:
 
 @torch.no_grad()
 def measure_autoencoder(side_px: int, flavour: Flavour) -> tuple[int, int]:
-    """Bytes of encoding four pictures, and of decoding one, weights included."""
+    """Return the bytes of encoding four pictures, and of decoding one, weights included."""
     vae = load_vae(flavour, torch.float32)
     weights = sum(parameter.nbytes for parameter in vae.parameters())
     images = torch.randn(4, 3, side_px, side_px).contiguous(memory_format=torch.channels_last)
@@ -183,7 +183,7 @@ def measure_autoencoder(side_px: int, flavour: Flavour) -> tuple[int, int]:
 
 
 def noise(case: PlanCase, flavour: Flavour, dtype: torch.dtype) -> Batch:
-    """A batch of pictures of nothing."""
+    """Return a batch of pictures of noise."""
     tokens, count = flavour.settings.max_prompt_tokens, image_tokens(width_px=case.side_px, height_px=case.side_px)
     width = json.loads((Path(flavour.folder) / "transformer" / "config.json").read_text())["joint_attention_dim"]
     return Batch(
@@ -198,7 +198,7 @@ def noise(case: PlanCase, flavour: Flavour, dtype: torch.dtype) -> Batch:
 
 
 def storages(tensor: Tensor) -> Iterator[tuple[int, int]]:
-    """Address and bytes of what holds it; a quantized tensor has several."""
+    """Return address and bytes of a tensor's storages; a quantized tensor has several."""
     if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
             yield from storages(getattr(tensor, name))

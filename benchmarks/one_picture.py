@@ -1,6 +1,6 @@
 """Time of one picture at default settings, without loading: wall seconds by phase, median and maximum of many.
 
-Run it with ``make bench``. It measures what ``POST /generate`` does for a request, without HTTP.
+Run it with ``make bench``. It measures the work of ``POST /generate`` without HTTP.
 """
 
 import argparse
@@ -20,7 +20,7 @@ PROMPTS = ("一个红苹果", "a red apple", "一只猫，蓝色背景", "a rock
 
 
 def main() -> None:
-    """Draw, and print the figures as JSON."""
+    """Generate, and print the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--flavour", default="embedded")
     parser.add_argument("--dtype", default="auto")
@@ -35,7 +35,7 @@ def main() -> None:
     config = ModelConfig(flavour=arguments.flavour, dtype=arguments.dtype, precision=arguments.precision)
     renderer = Renderer(config, flavour, max_rows=8)
     seconds: dict[str, list[float]] = {"total": []}
-    for i in range(-2, arguments.pictures):  # two to warm up
+    for i in range(-2, arguments.pictures):  # two warm-up runs
         request = limits.resolve(GenerateRequest(prompt=PROMPTS[i % len(PROMPTS)], seed=i + 2), tokenize)
         begin = time.monotonic()
         timings = renderer.render(request).timings

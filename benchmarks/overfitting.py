@@ -3,9 +3,9 @@
 ``python -m benchmarks.overfitting plant FOLDER`` trains ten adapters of the embedded model far too long on a few ink
 pictures each, with other pictures, ranks and learning rates, and evaluates each of them densely. ``… judge FOLDER`` then
 measures every evaluated step on all the other ink pictures, which the card has not seen, with two noise levels each: the
-step that the card has chosen is compared with the best one there. ``… copies`` searches for planted copies, ``… cost``
-measures the time of evaluations at their default interval. Every case that is done is kept in FOLDER, so that the benchmark
-goes on where it was stopped.
+card's chosen step is compared with the best one on those pictures. ``… copies`` searches for planted copies, ``… cost``
+measures the time of evaluations at their default interval. Finished cases stay in FOLDER, from which an interrupted
+benchmark continues.
 """
 
 import json
@@ -52,16 +52,16 @@ CASES = [
     )
 ]  # fmt: skip
 TRAINED = 8
-"""Pictures that a case is trained on."""
+"""Training pictures of a case."""
 HELD_OUT = 12
-"""Pictures that a case's card may see; those that are neither trained on nor held out judge it."""
+"""Held-out pictures of a case's card; the pictures in neither set judge the card."""
 EVERY = 8
 """Steps between evaluations."""
 
 
 @click.group()
 def main() -> None:
-    """Measure the report card, with one thread: the same bits whatever else the machine does."""
+    """Measure the report card with one thread, which gives the same bits under any load."""
     silence_import_noise()
     torch.set_num_threads(1)
 
@@ -69,7 +69,7 @@ def main() -> None:
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def plant(folder: Path) -> None:
-    """Train the cases that are missing; repeat the first one, to compare the bits."""
+    """Train the missing cases; repeat the first one, to compare the bits."""
     for number, case in enumerate([*CASES, CASES[0]]):
         output = folder / f"case-{number:02d}"
         if (output / "done").exists():
@@ -89,7 +89,7 @@ def plant(folder: Path) -> None:
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def judge(folder: Path) -> None:
-    """Measure every evaluated step of every case on pictures that its card has not seen."""
+    """Measure every evaluated step of every case on pictures outside its card."""
     results = []
     for number, case in enumerate(CASES):
         kept = folder / f"case-{number:02d}" / "judged.json"
@@ -121,7 +121,7 @@ def judge(folder: Path) -> None:
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def copies(folder: Path) -> None:
-    """Search for planted copies of training pictures, and among pictures that are none."""
+    """Search for planted copies of training pictures, and for false positives among other pictures."""
     config, inventory = _scan(folder / "copies", INK, folder)
     _, encoders = prepare_model(config, torch.device("cpu"))
     samples = inventory.samples
@@ -144,7 +144,7 @@ def copies(folder: Path) -> None:
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--steps", default=1000, show_default=True)
 def cost(folder: Path, rounds: int, steps: int) -> None:
-    """Compare the processor time of trainings with and without a card, all else at its defaults; in turn."""
+    """Compare the CPU time of trainings with and without a card, in turn, with all other options at their defaults."""
     for name, batch in (("one picture a step", 1), ("four pictures a step", 4)):
         ratios = []
         for number in range(rounds):
@@ -162,7 +162,7 @@ def cost(folder: Path, rounds: int, steps: int) -> None:
 
 
 def _timed(output: Path, cache: Path, share: float, batch: int, steps: int) -> None:
-    """Train, and keep the seconds from the first step to the end of the sweep. The validation at the end is in both."""
+    """Train; return the seconds from the first step to the end of the sweep. Both variants include the final validation."""
     options = [
         "model_flavour=embedded", "resolution=128", f"train_batch_size={batch}", f"max_train_steps={steps}",
         f"instance_data_dir={INK}", f"output_dir={output}", f"cache_dir={cache}", f"eval_share={share}",
@@ -182,13 +182,13 @@ def _timed(output: Path, cache: Path, share: float, batch: int, steps: int) -> N
 
 
 def _processor_seconds(pid: int) -> float:
-    """Return the processor time that a process has used, of all its threads: other load on the machine hardly changes it."""
+    """Return the CPU time of a process with all its threads, which other load on the machine hardly changes."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
 
 
 def _link(folder: Path, number: int, trained: int) -> list[dict[str, object]]:
-    """Link pictures into a training set, a held-out one and one of all the others; return the first two as datasets."""
+    """Link pictures into a training set, a held-out set and a set of the rest; return the first two as datasets."""
     stems = sorted(path.stem for path in INK.glob("*.png"))
     np.random.default_rng(number).shuffle(stems)
     parts = {

@@ -1,8 +1,8 @@
 """The training loop against a bare one, and cache building against bare encoders: ratios of interleaved rounds.
 
 ``python -m benchmarks.training_speed`` on the embedded model. The bare loop is peft, AdamW and cached tensors in
-memory, and nothing else: no caption choice, no noise per picture, no clipping, no schedule, no records. 0.95 means that
-the trainer makes 0.95 times its steps a second.
+memory, and nothing else: no caption choice, no noise per picture, no clipping, no schedule, no records. A ratio of 0.95
+means that the trainer makes 0.95 times as many steps a second.
 """
 
 import statistics
@@ -46,7 +46,7 @@ PICTURES = Path(__file__).parent.parent / "examples" / "ink" / "pictures"
 
 
 @click.command()
-@click.option("--rounds", default=8, show_default=True, help="Rounds of each, in turn.")
+@click.option("--rounds", default=8, show_default=True, help="Rounds of each loop, in turn.")
 @click.option("--steps", default=12, show_default=True, help="Steps of a round.")
 @click.option("--mixed-precision", type=click.Choice(["no", "bf16"]), default="no", show_default=True)
 def main(rounds: int, steps: int, mixed_precision: str) -> None:
@@ -64,7 +64,7 @@ def main(rounds: int, steps: int, mixed_precision: str) -> None:
 
 
 def compare_steps(config: TrainConfig, rounds: int, steps: int) -> None:
-    """Steps a second of the trainer's loop over the bare loop's."""
+    """Print the ratio of the trainer's steps a second to the bare loop's."""
     process_group = ProcessGroup("cpu")
     config, encoders = prepare_model(config, process_group.device)
     flavour = encoders.flavour
@@ -108,7 +108,7 @@ def compare_steps(config: TrainConfig, rounds: int, steps: int) -> None:
 
 
 def bare_loop(config: TrainConfig, encoders: Encoders, inventory: Inventory, cache: Cache) -> Callable[[int], None]:
-    """Run a plain training loop, as one would write it first."""
+    """Run a plain training loop without any of the trainer's features."""
     transformer = load_transformer(encoders.flavour, encoders.dtype)
     names = target_modules(transformer, "attention")
     lora = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.1, target_modules=names)
@@ -146,7 +146,7 @@ def bare_loop(config: TrainConfig, encoders: Encoders, inventory: Inventory, cac
 
 
 def compare_caching(config: TrainConfig, rounds: int) -> None:
-    """Pictures a second into an empty cache over what the bare encoders do; and a second run's."""
+    """Print the ratio of the cache's pictures a second to the bare encoders', and the time of a second run."""
     config, encoders = prepare_model(config, torch.device("cpu"))
     flavour = encoders.flavour
     inventory = take_inventory(config, lambda: flavour)
@@ -177,7 +177,7 @@ def _build(encoders: Encoders, cache: Cache, inventory: Inventory) -> int:
 
 @torch.no_grad()
 def _bare_encoders(encoders: Encoders, inventory: Inventory) -> None:
-    """Load, read, encode: the pictures in batches of one size, the captions one by one, nothing kept."""
+    """Load the encoders, then encode the pictures in batches of one size and the captions one by one, without storing."""
     vae, text_encoder = load_vae(encoders.flavour, encoders.dtype), load_text_encoder(encoders.flavour, encoders.dtype)
     tokenizer = load_tokenizer(encoders.flavour.folder)
     assert encoders.text_encoder_precision is Precision.NO_CHANGE
@@ -199,7 +199,7 @@ def _bare_encoders(encoders: Encoders, inventory: Inventory) -> None:
 
 
 def interleaved(loops: Sequence[Callable[[int], None]], rounds: int, steps: int) -> list[list[float]]:
-    """Seconds of each round of each loop; they take turns, so that other load meets both."""
+    """Return the seconds of each round of each loop; they take turns, so that other load affects both."""
     for loop in loops:
         loop(3)
     seconds: list[list[float]] = [[] for _ in loops]

@@ -23,12 +23,12 @@ _POINTS = 240
 
 
 @click.command()
-@click.option("--minutes", type=float, default=4.0, show_default=True, help="Of load, once the adapters are there.")
-@click.option("--train-steps", type=int, default=1000, show_default=True, help="Of the training meanwhile.")
-@click.option("--people", type=int, default=6, show_default=True, help="Who ask at once.")
+@click.option("--minutes", type=float, default=4.0, show_default=True, help="Minutes of load.")
+@click.option("--train-steps", type=int, default=1000, show_default=True, help="Steps of the training meanwhile.")
+@click.option("--people", type=int, default=6, show_default=True, help="Number of clients at once.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=ROOT / "docs", show_default=True)
 def main(minutes: float, train_steps: int, people: int, output: Path) -> None:
-    """Draw the dashboard as a real Prometheus answers it."""
+    """Draw the dashboard from the replies of a real Prometheus."""
     service_port, trainer_port, prometheus_port = (_free_port() for _ in range(3))
     rules = ROOT / "deploy" / "prometheus" / "rules.yaml"
     targets = {"lithograph": f"127.0.0.1:{service_port}", "lithograph-trainer": f"127.0.0.1:{trainer_port}"}
@@ -58,7 +58,7 @@ def main(minutes: float, train_steps: int, people: int, output: Path) -> None:
                     workload.publish_torn(storage)
                     time.sleep(minutes * 30)
                     if training.poll() is None:
-                        click.echo("the training goes on: the picture shows how far it is", err=True)
+                        click.echo("the training still runs: the picture shows its progress", err=True)
                 end = time.time()
             step = max(1.0, round((end - begin) / _POINTS))
             rows = board.rows(rate_seconds=max(15.0, 4 * step))

@@ -1,4 +1,4 @@
-"""The dashboard's panels and their queries, as Grafana would ask them."""
+"""The dashboard's panels and their queries, with variables filled in as by Grafana."""
 
 import json
 import re
@@ -27,11 +27,11 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One panel, and where it is."""
+    """One panel and its position."""
 
     title: str
     kind: str
-    """Grafana's type."""
+    """Grafana's panel type."""
     unit: str
     left: int
     top: int
@@ -45,7 +45,7 @@ class Panel:
 
 
 def rows(rate_seconds: float) -> dict[str, list[Panel]]:
-    """Panels by row, with every variable filled in: all instances, and ``$__rate_interval``."""
+    """Return the panels by row, with every variable filled in: all instances, and ``$__rate_interval``."""
     found: dict[str, list[Panel]] = {}
     for panel in json.loads(FILE.read_text(encoding="utf-8"))["panels"]:
         if panel["type"] == "row":

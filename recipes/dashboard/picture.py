@@ -1,4 +1,4 @@
-"""Rows of the dashboard as a picture, from what a Prometheus answers: the look is ours, the queries are the dashboard's."""
+"""Pictures of the dashboard's rows from Prometheus replies. The queries are the dashboard's, the rendering is our own."""
 
 import io
 import math
@@ -23,7 +23,7 @@ from recipes.dashboard.prometheus import Series
 Ask = Callable[[str], list[Series]]
 Answer = list[tuple[Query, Series]]
 Span = tuple[float, float]
-"""Seconds since 1970."""
+"""Begin and end of a period, in seconds since 1970."""
 
 _INCHES_A_COLUMN, _INCHES_A_LINE, _DPI = 0.56, 0.29, 100
 _TICK_SECONDS = (5, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
@@ -38,7 +38,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw(rows: Mapping[str, Sequence[Panel]], ask: Ask, span: Span, file: Path) -> None:
-    """The rows, one below the other, as a PNG of few colours; ``span``: the time that all of them show."""
+    """Draw the rows, one below the other, as a PNG with few colours; ``span``: the period of all panels."""
     with mpl.rc_context(_STYLE):
         lines = sum(1 + _height(panels) for panels in rows.values())
         figure = Figure(figsize=(24 * _INCHES_A_COLUMN, lines * _INCHES_A_LINE), facecolor=_GROUND)
@@ -100,7 +100,7 @@ def _lines(axes: Axes, panel: Panel, answer: Answer) -> None:
     axes.grid(visible=True, linewidth=0.6)
     names = [_name(query, series, panel.title.lower()) for query, series in answer]
     drawn = [(name, *_points(series)) for name, (_, series) in zip(names, answer, strict=True)]
-    drawn = [one for one in drawn if np.nansum(np.abs(one[2])) > 0] or drawn[:1]  # what never happened needs no name
+    drawn = [one for one in drawn if np.nansum(np.abs(one[2])) > 0] or drawn[:1]  # an empty series needs no legend
     if panel.is_stacked and drawn:
         times = np.unique(np.concatenate([at for _, at, _ in drawn]))
         below = np.zeros(len(times))
@@ -133,7 +133,7 @@ def _lines(axes: Axes, panel: Panel, answer: Answer) -> None:
 
 
 def _heat(axes: Axes, _: Panel, answer: Answer) -> None:
-    """Counts are cumulative over ``le``: what is shown is what is between two of them."""
+    """Draw a heat map of the differences between neighbouring buckets, because counts are cumulative over ``le``."""
     ordered = sorted(answer, key=lambda one: float(one[1].labels["le"]))
     counted = [_points(series) for _, series in ordered]
     counts = np.diff(np.nan_to_num(np.stack([values for _, values in counted])), axis=0, prepend=0)
@@ -183,7 +183,7 @@ def _date(at: float) -> float:
 
 
 def _name(query: Query, series: Series, otherwise: str) -> str:
-    """There is one server and one training: which it is, goes without saying."""
+    """Remove the address from a legend: there is only one server and one training."""
     return re.sub(r",? ?127\.0\.0\.1:\d+ ?", "", query.name(series.labels)) or otherwise
 
 
@@ -198,7 +198,7 @@ def _folded(text: str, width: int = 44) -> str:
 
 
 def _said(value: float, unit: str) -> str:
-    """A number in Grafana's unit."""
+    """Format a number in Grafana's unit."""
     if not math.isfinite(value):
         return "-"
     match unit:

@@ -1,4 +1,4 @@
-"""A Prometheus of one's own, and what it knows."""
+"""A Prometheus server and its query results."""
 
 import signal
 import subprocess
@@ -17,16 +17,16 @@ _START_SECONDS = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line of an answer."""
+    """One series of a reply."""
 
     labels: Mapping[str, str]
     times: tuple[float, ...]
-    """Seconds since 1970."""
+    """Times in seconds since 1970."""
     values: tuple[float, ...]
 
 
 class Prometheus:
-    """A server that runs, and its HTTP API."""
+    """A running server and its HTTP API."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=f"{url}/api/v1", timeout=60)
@@ -58,7 +58,7 @@ class Prometheus:
 
 @contextmanager
 def running(folder: Path, port: int, rules: Path, targets: Mapping[str, str]) -> Iterator[Prometheus]:
-    """A Prometheus on loopback that scrapes every second; ``targets``: job to host and port."""
+    """Run a Prometheus on loopback that scrapes every second; ``targets``: host and port by job."""
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(rules)],
@@ -86,7 +86,7 @@ def running(folder: Path, port: int, rules: Path, targets: Mapping[str, str]) ->
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until it answers with 200. Raises ``RuntimeError`` with the log if the process ends, or never does."""
+    """Wait until it answers with 200. Raises ``RuntimeError`` with the log if the process ends or the time is over."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:

@@ -22,7 +22,7 @@ from recipes.dashboard.prometheus import wait_for
 
 SLOTS = 4
 STYLES = ("ink", "wash", "chalk", "stamp", "lino", "etching")
-"""More adapters than slots, so that some are evicted."""
+"""Number of adapters, more than slots, so that some are evicted."""
 _WORDS = ("a cat", "一只猫", "a red apple", "一条鱼", "a house by the sea", "伞", "a car", "一朵花")
 _SIZES = ((128, 128), (128, 128), (128, 128), (192, 128), (192, 192))
 _RANK = 16
@@ -90,7 +90,7 @@ def publish_styles(storage: Storage, file: Path, flavour: Flavour) -> None:
 
 
 def publish_torn(storage: Storage) -> None:
-    """Publish a name whose version does not exist, for the service to reject."""
+    """Publish a name whose version does not exist, which the service rejects."""
     storage.create("torn/latest", b"1\n")
 
 
@@ -137,7 +137,7 @@ class StyleLoad:
             try:
                 client.post("/generate", json=body | {"steps": 60}, timeout=0.3)
             except httpx.TimeoutException:
-                return  # gone, as people are
+                return  # disconnect, as some users do
         else:
             reply = client.post("/generate", json=body)
             if reply.status_code == httpx.codes.TOO_MANY_REQUESTS:

@@ -1,6 +1,6 @@
-"""The recipe of the embedded model: emoji and their names in, a bilingual LongCat-Image of 15 M parameters out.
+"""The recipe of the embedded model: trains a bilingual LongCat-Image of 15 M parameters on emoji and their names.
 
-Stages, each of which writes into ``build/embedded/`` and is skipped when its result is there::
+Stages, each of which writes into ``build/embedded/`` and is skipped if its result exists::
 
     concepts -> tokenizer -> vae -> text_encoder -> transformer -> decoder -> assemble -> evaluate
 

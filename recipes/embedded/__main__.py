@@ -26,7 +26,7 @@ PHASES = [
         size_px=128, batch=16, seconds=4900, learning_rate=1.2e-3, end_learning_rate=2e-5, average_decay=0.998
     ),
 ]
-"""Wall time on two cores. More makes better pictures: the loss was still falling."""
+"""Wall time on two cores. Longer training gives better pictures: the loss was still falling."""
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ _CHAT_TEMPLATE = (
 
 
 def train_tokenizer(concepts: list[Concept]) -> Qwen2Tokenizer:
-    """Byte-level BPE learned from the captions. Chinese characters stay single while merges are learned."""
+    """Train a byte-level BPE tokenizer on the captions. Merges never join Chinese characters."""
     core = Tokenizer(models.BPE())
     core.normalizer = normalizers.NFC()
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -82,7 +82,7 @@ def _corpus(concepts: list[Concept]) -> Iterable[str]:
 
 
 def build_text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
-    """Two layers, width 256, and the smallest vision tower that the class accepts (it is never used)."""
+    """Build two layers of width 256, and the smallest vision tower that the class accepts (it is never used)."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(
         text_config=dict(
@@ -122,7 +122,7 @@ def build_text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGen
 
 
 def build_vae() -> AutoencoderKL:
-    """16 latent channels at 1/8 of the side. Its shift and scale are set from the latents' statistics afterwards."""
+    """Build a VAE of 16 latent channels at 1/8 of the side; shift and scale are set from latent statistics later."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -144,7 +144,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_transformer() -> LongCatImageTransformer2DModel:
-    """2 double and 4 single blocks, 4 heads of 64 (the real model: 10 and 20 blocks, 24 heads of 128)."""
+    """Build 2 double and 4 single blocks, 4 heads of 64 (the real model: 10 and 20 blocks, 24 heads of 128)."""
     transformer = LongCatImageTransformer2DModel(
         patch_size=1,
         in_channels=64,
@@ -161,7 +161,7 @@ def build_transformer() -> LongCatImageTransformer2DModel:
 
 
 def _initialise(transformer: LongCatImageTransformer2DModel) -> None:
-    """Xavier, with modulations and the output at zero (adaLN-Zero, Peebles and Xie 2023, section 3.2)."""
+    """Initialise by Xavier, modulations and output to zero (adaLN-Zero, Peebles and Xie 2023, section 3.2)."""
     for module in transformer.modules():
         if isinstance(module, torch.nn.Linear):
             torch.nn.init.xavier_uniform_(module.weight)
@@ -180,7 +180,7 @@ def _initialise(transformer: LongCatImageTransformer2DModel) -> None:
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """LongCat-Image's own: dynamic shifting, mu from 0.5 at 256 image tokens to 1.15 at 4096."""
+    """Build LongCat-Image's scheduler: dynamic shifting, mu from 0.5 at 256 image tokens to 1.15 at 4096."""
     return FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=1000,
         shift=1.0,

@@ -1,4 +1,4 @@
-"""The parts into the directory that ``LongCatImagePipeline.from_pretrained`` loads, in bfloat16."""
+"""Assembly of the parts, in bfloat16, into a directory for ``LongCatImagePipeline.from_pretrained``."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ SETTINGS = {
 
 
 def assemble(folder: Path, output: Path) -> None:
-    """Write the model into ``output``, leaving the model card and the evaluation beside it alone."""
+    """Write the model into ``output``; the model card and the evaluation there stay."""
     statistics = torch.load(folder / "latents.pt", weights_only=True)
     vae = AutoencoderKL.from_pretrained(folder / "vae")
     vae.register_to_config(shift_factor=statistics["shift"], scaling_factor=statistics["scale"])

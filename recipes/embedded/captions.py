@@ -1,4 +1,4 @@
-"""Captions: a concept and a background colour said in English and in Chinese, in many templates.
+"""Captions of a concept and a background colour, in English and Chinese, in many templates.
 
 Some templates and background colours are held out for each concept: they are never trained with that concept, only with
 others, and the evaluation draws on them.
@@ -34,7 +34,7 @@ BACKGROUNDS = (
     Background(name_en="gray", name_zh="灰色", rgb=(150, 150, 150)),
     Background(name_en="black", name_zh="黑色", rgb=(20, 20, 20)),
 )
-"""White first: it is what a caption that names no background means."""
+"""Background colours. White is first: captions without a background mean white."""
 
 _THING_TEMPLATES = {
     "en": (
@@ -72,18 +72,18 @@ HELD_OUT_BACKGROUNDS = 2
 
 
 def held_out_templates(concept_index: int, language: str) -> set[int]:
-    """Indices of templates never trained with this concept (never one of the first two: they are what people type)."""
+    """Return the templates never trained with this concept, by index; never the first two, the commonest prompts."""
     generator = random.Random(concept_index * 7 + LANGUAGES.index(language))
     return set(generator.sample(range(2, len(_THING_TEMPLATES[language])), HELD_OUT_TEMPLATES))
 
 
 def held_out_backgrounds(concept_index: int) -> set[int]:
-    """Indices of background colours never trained with this concept (never white)."""
+    """Return the background colours never trained with this concept, by index; never white."""
     return set(random.Random(concept_index * 13 + 5).sample(range(1, len(BACKGROUNDS)), HELD_OUT_BACKGROUNDS))
 
 
 def training_backgrounds(concept_index: int) -> list[int]:
-    """Indices of the coloured backgrounds that may be trained with this concept."""
+    """Return the background colours other than white that are trained with this concept, by index."""
     held_out = held_out_backgrounds(concept_index)
     return [i for i in range(1, len(BACKGROUNDS)) if i not in held_out]
 
@@ -91,7 +91,7 @@ def training_backgrounds(concept_index: int) -> list[int]:
 def training_caption(
     concept: Concept, concept_index: int, background_index: int, language: str, rng: random.Random
 ) -> str:
-    """A caption that training may see: any template that is not held out, sometimes with a synonym or a tag."""
+    """Return a training caption: from any template that is not held out, sometimes with a synonym or a tag."""
     held_out = held_out_templates(concept_index, language)
     count = len(_THING_TEMPLATES[language])
     template = rng.choice([0, 1, *(i for i in range(count) if i not in held_out)])
@@ -99,7 +99,7 @@ def training_caption(
 
 
 def caption(name: str, background_index: int, language: str, template_index: int, rng: random.Random) -> str:
-    """The words for ``name`` on a background; ``rng`` chooses the phrasing of the background, case and full stop."""
+    """Return a caption of ``name`` on a background; ``rng`` chooses the background's phrasing, case and full stop."""
     text = _THING_TEMPLATES[language][template_index].format(thing=name)
     if background_index or rng.random() < 0.08:
         background = BACKGROUNDS[background_index]

@@ -1,4 +1,4 @@
-"""Checkpoints of a stage (whatever has a ``state_dict``, the step, the seconds spent) and its result, written atomically."""
+"""Checkpoints of a stage (objects with a ``state_dict``, step, seconds spent) and its result, written atomically."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def load_checkpoint(path: Path, state: dict[str, Any]) -> tuple[int, float]:
 
 
 def save_result(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file or directory beside ``path``, then rename it: a stage whose result is there is finished."""
+    """Call ``write`` for a file or directory beside ``path``, then rename it: an existing result means a finished stage."""
     partial = path.with_name(f"{path.name}.unfinished")
     if partial.is_dir():
         shutil.rmtree(partial)

@@ -23,7 +23,7 @@ NAMES_PACKAGE = "emojibase-data@17.0.0"
 
 CANVAS_PX = 128
 SPRITE_PX = 108
-"""Longest side of the drawn thing: it leaves a margin in which the background colour shows."""
+"""Longest side of the icon, which leaves a margin of background colour."""
 
 # emojibase subgroups whose pictures are things with a shape of their own.
 SUBGROUPS = {
@@ -38,7 +38,7 @@ FACES = {
     "smiling face with sunglasses", "cowboy hat face", "crying face", "angry face", "sleeping face", "skull",
     "smiling face with horns", "nerd face", "exploding head",
 }  # fmt: skip
-# Pictures that are text, near copies of another one, or too fine to be read at 128 px.
+# Pictures that are text, near copies of another one, or too detailed for 128 px.
 LEFT_OUT = re.compile(
     r"o.clock|-thirty|button|Japanese|medium volume|low volume|with slash|oncoming|see-no|hear-no|"
     r"incoming|with arrow$|tray|flag$|lowered|linked|old key|mobile phone with|camera with|"
@@ -83,7 +83,7 @@ NEAR_COPIES = {
     "abacus", "cyclone", "lizard", "goat", "squid", "otter", "pea pod",
 }  # fmt: skip
 
-# What people type for a thing whose official name is longer or rarer.
+# Common names of things whose official name is longer or rarer.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "red apple": ("apple", "苹果"), "automobile": ("car", "red car", "汽车", "小汽车"), "soccer ball": ("football", "soccer", "足球"),
     "red heart": ("heart", "爱心", "红色的心"), "hamburger": ("burger", "汉堡"), "french fries": ("fries", "薯条"),
@@ -148,7 +148,7 @@ def prepare(folder: Path) -> None:
 
 
 def load(folder: Path) -> tuple[list[Concept], np.ndarray]:
-    """The concepts and their sprites (N, 128, 128, 4), premultiplied uint8."""
+    """Read the concepts and their sprites, (N, 128, 128, 4), premultiplied uint8."""
     rows = json.loads((folder / "concepts.json").read_text(encoding="utf-8"))
     fields: list[dict[str, Any]] = [{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
     concepts = [Concept(**field) for field in fields]

@@ -1,11 +1,11 @@
-"""Measure the embedded model: does it draw the right thing on the right background?
+"""Measure how often the embedded model draws the right thing on the right background.
 
 200 prompts, half English, half Chinese, each in a template that was never trained with its concept, a third of them on white
 and two thirds on a background colour that was never trained with it either; default steps and guidance, fixed seeds. A
 picture counts as right (top-1) if, of all training concepts drawn on the named background, the right one is nearest to it
 (mean square distance of 32 px thumbnails); its background counts as right if the named colour is nearest to its corners.
 
-Writes ``evaluation.json`` and ``contact_sheet.png`` beside the model, and the figures into its card. Run it with
+Writes ``evaluation.json`` and ``contact_sheet.png`` beside the model, and the results into its card. Run it with
 ``make eval-embedded``.
 """
 
@@ -48,7 +48,7 @@ SHEET_PICTURES = 60
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationCase:
-    """A prompt and what it should show."""
+    """A prompt with the concept and background that its picture should show."""
 
     prompt: str
     language: str
@@ -57,7 +57,7 @@ class EvaluationCase:
 
 
 def draw_cases(everything: list[concepts.Concept]) -> list[EvaluationCase]:
-    """The prompts, the same each time; neither their templates nor their backgrounds were trained with their concepts."""
+    """Return the fixed prompts, whose templates and backgrounds were never trained with their concepts."""
     rng = random.Random(SEED)
     cases = []
     for i in range(PROMPTS):
@@ -73,7 +73,7 @@ def draw_cases(everything: list[concepts.Concept]) -> list[EvaluationCase]:
 
 
 def draw_pictures(model: Components, cases: list[EvaluationCase]) -> list[np.ndarray]:
-    """Pictures (H, W, 3) in uint8 at the model's defaults, case i from seed i."""
+    """Generate pictures (H, W, 3) in uint8 at the model's defaults, case i from seed i."""
     settings = model.flavour.settings
     tokenize, pad = plain_ids(model.tokenizer), model.tokenizer.pad_token_id
 
@@ -109,7 +109,7 @@ def draw_pictures(model: Components, cases: list[EvaluationCase]) -> list[np.nda
 
 
 def judge(cases: list[EvaluationCase], pictures: list[np.ndarray], sprites: torch.Tensor) -> list[dict[str, bool]]:
-    """For each case: is the concept right, is it among the five nearest, is the background right."""
+    """Return for each case whether the concept is right, among the five nearest, and whether the background is right."""
     small = F.avg_pool2d(sprites.float() / 255, 4)
     colours = background_colours()
     judged = []
@@ -128,7 +128,7 @@ _EDGES = (slice(0, 6), slice(-6, None))
 
 
 def summarise(cases: list[EvaluationCase], judged: list[dict[str, bool]]) -> dict[str, dict[str, float]]:
-    """Shares of right answers over all prompts and over parts of them."""
+    """Return the shares of right pictures over all prompts and over subsets."""
     parts = {
         "all": [True] * len(cases),
         "en": [case.language == "en" for case in cases],
@@ -154,7 +154,7 @@ def contact_sheet(
     pictures: list[np.ndarray],
     judged: list[dict[str, bool]],
 ) -> Image.Image:
-    """The first pictures with what they should show; a cross marks those that count as wrong."""
+    """Draw the first pictures with their expected content; a cross marks wrong ones."""
     size, foot = pictures[0].shape[0], 14
     rows = -(-SHEET_PICTURES // SHEET_COLUMNS)
     sheet = Image.new("RGB", (SHEET_COLUMNS * (size + 4), rows * (size + foot + 4)), "white")
@@ -172,7 +172,7 @@ def contact_sheet(
 
 
 def write_card(card: Path, report: dict[str, Any], summary: dict[str, dict[str, float]]) -> None:
-    """Replace the figures between the card's markers."""
+    """Replace the results between the card's markers."""
     text = card.read_text(encoding="utf-8")
     start, end = "make eval-embedded` -->\n", "<!-- /evaluation -->"
     rows = [
@@ -193,7 +193,7 @@ def write_card(card: Path, report: dict[str, Any], summary: dict[str, dict[str, 
 
 
 def main() -> None:
-    """Evaluate, write the results, print the figures."""
+    """Evaluate, write the results and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=Path, default=Path("build/embedded"), help="folder of the prepared data")
     parser.add_argument("--model", default="embedded", help="flavour or directory to measure")

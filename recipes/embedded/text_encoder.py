@@ -1,9 +1,9 @@
-"""The text encoder: taught by itself to tell concepts and backgrounds apart, then frozen.
+"""The text encoder: trained alone to distinguish concepts and backgrounds, then frozen.
 
 It starts from a closed form: token embeddings are the ridge regression of each concept's visual code (principal
-components of its picture) on bags of tokens, and the first layer passes them on. From a random start it is still at chance
-after the steps in which this start reaches 70%. Then it learns to name concept and background, and to draw a 32 px
-thumbnail, from what a pad row sees.
+components of its picture) on bags of tokens, and the first layer passes them on. From a random start, accuracy is still at
+chance level after the steps in which this start reaches 70%. Training then predicts concept, background and a 32 px
+thumbnail from the pad row.
 
 Shapes: B captions, T tokens of the longest caption + 1, D width.
 """
@@ -43,7 +43,7 @@ class BatchEncoder:
     text_encoder: Qwen2_5_VLForConditionalGeneration
 
     def __call__(self, captions: list[str]) -> Tensor:
-        """Embeddings (B, T, D), where every row from a caption's length on is its pad row."""
+        """Return embeddings (B, T, D); every row from a caption's length on is its pad row."""
         bodies = [tokenize_body(caption, self._tokenize) for caption in captions]
         lengths = torch.tensor([len(body) for body in bodies])
         width = int(lengths.max()) + 1
@@ -78,7 +78,7 @@ class BatchEncoder:
 
 
 class Heads(torch.nn.Module):
-    """Targets that the pad row is trained to predict: concept, background and a 32 px thumbnail."""
+    """The heads that predict concept, background and a 32 px thumbnail from the pad row."""
 
     def __init__(self, concept_count: int) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def initialise(
     everything: list[Concept],
     thumbnails: Tensor,
 ) -> None:
-    """Closed-form start: embeddings from ridge regression, first attention layer close to the mean of its values."""
+    """Initialise in closed form: embeddings by ridge regression, the first attention layer near the mean of its values."""
     rng = random.Random(3)
     pictures = compose(thumbnails, torch.ones(len(everything), 3)).flatten(1) * 2 - 1
     pictures = torch.cat([pictures, thumbnails[:, 3].flatten(1)], dim=1)
@@ -199,6 +199,6 @@ def initialise(
 
 
 def _thumbnails(folder: Path) -> Tensor:
-    """(N, 4, 32, 32), premultiplied, 0..1."""
+    """Return thumbnails (N, 4, 32, 32), premultiplied, 0..1."""
     sprites = load_sprites(folder)
     return torch.cat([F.avg_pool2d(part.float() / 255, 4) for part in sprites.split(64)])

@@ -1,7 +1,7 @@
 """The transformer: flow matching on cached latents and cached caption embeddings, 64 px first, then 128 px.
 
-Several single-thread processes share the work through gloo: on a small model they beat one process with as many threads.
-Every ``AVERAGE_EVERY`` steps an exponential average of the weights is taken: that is what ships.
+Several single-threaded processes share the work through gloo: on a small model they are faster than one process with as
+many threads. The result is an exponential average of the weights, updated every ``AVERAGE_EVERY`` steps.
 
 Shapes: B batch, N image tokens, T rows of the longest caption + 1, L = 32 prompt rows, D width.
 """
@@ -36,7 +36,7 @@ BETAS = (0.9, 0.98)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPhase:
-    """A stretch of training at one size."""
+    """A phase of training at one size."""
 
     size_px: int
     batch: int
@@ -45,7 +45,7 @@ class TrainingPhase:
     """Wall time after which the phase ends."""
     learning_rate: float
     end_learning_rate: float
-    """Reached linearly at the end of the phase."""
+    """Learning rate at the end of the phase, approached linearly."""
     average_decay: float
 
 
@@ -68,7 +68,7 @@ def prepare_latents(folder: Path, vae_name: str) -> None:
 
 
 def train(rank: int, processes: int, folder: Path, phases: list[TrainingPhase], port: int) -> None:
-    """One process of the training; run ``processes`` of them with ranks from 0. Resumes from the last checkpoint."""
+    """Run one process of the training, of ``processes`` with ranks from 0. Resumes from the last checkpoint."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
     torch.manual_seed(0)
@@ -153,7 +153,7 @@ class CaptionPool:
     concept: list[int]
     background: list[int]
     first_row: list[int]
-    """For each concept, its first row; it has ``CAPTIONS_PER_CONCEPT``."""
+    """First row of each concept, which has ``CAPTIONS_PER_CONCEPT`` rows."""
     empty: Tensor
     """The null prompt, (L, D)."""
 
@@ -185,18 +185,18 @@ class CaptionPool:
         )
 
     def draw(self, concept: int, rng: random.Random) -> int:
-        """A row of this concept."""
+        """Return a random row of this concept."""
         return self.first_row[concept] + rng.randrange(CAPTIONS_PER_CONCEPT)
 
     def embeddings(self, rows: list[int], dropped: list[bool]) -> Tensor:
-        """(B, L, D) in float32; the null prompt where dropped."""
+        """Return embeddings (B, L, D) in float32; the null prompt where a caption is dropped."""
         embedded = _extend(self.rows[rows].float(), BODY_TOKENS)
         embedded[torch.tensor(dropped)] = self.empty
         return embedded
 
 
 class _Order:
-    """Walks all concepts in a new order each epoch, each process its own share."""
+    """An iterator over all concepts in a new order each epoch, with a share for each process."""
 
     def __init__(self, count: int, rank: int, processes: int, seed: int) -> None:
         self._rng = random.Random(seed)
@@ -217,7 +217,7 @@ def _extend(rows_BTD: Tensor, length: int) -> Tensor:
 
 
 def _average_gradients(parameters: list[torch.nn.Parameter], elapsed: float) -> float:
-    """Average gradients over the processes, in bfloat16; return the mean of ``elapsed``, so that all stop together."""
+    """Average gradients over the processes in bfloat16; return the mean of ``elapsed``, so that all stop together."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.reshape(-1) for g in gradients]).bfloat16()
     clock = torch.tensor([elapsed])

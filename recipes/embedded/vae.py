@@ -1,10 +1,10 @@
-"""The autoencoder: a closed-form linear encoder as the start, then both ends trained.
+"""The autoencoder: initialised with a closed-form linear encoder, then trained.
 
 An autoencoder trained from scratch for minutes on a CPU blurs everything. A linear encoder needs no training: principal
 components of 2x2 patches, level by level (3 -> 12 -> 48 -> 96 -> 16), half-whitened, written exactly into
 ``AutoencoderKL.encoder``: every residual branch starts at zero, and the last SiLU is undone by pairs of opposite channels
-(silu(x) - silu(-x) = x). From there both ends learn together for a while, then the encoder is frozen: the latents are what
-the transformer learns, and the decoder alone may go on learning.
+(silu(x) - silu(-x) = x). Encoder and decoder are then trained together for a while, until the encoder is frozen: the
+transformer learns its latents, and only the decoder may be trained further.
 
 Shapes: images (B, 3, H, W) in -1..1; latents (B, 16, H/8, W/8).
 """
@@ -31,22 +31,22 @@ every fourth step, four times as strongly."""
 
 
 def compose(sprites: torch.Tensor, rgb: torch.Tensor) -> torch.Tensor:
-    """Sprites (B, 4, H, W), premultiplied 0..1, over colours (B, 3) in 0..1: images (B, 3, H, W) in 0..1."""
+    """Compose sprites (B, 4, H, W), premultiplied 0..1, over colours (B, 3) in 0..1 to images (B, 3, H, W) in 0..1."""
     return sprites[:, :3] + (1 - sprites[:, 3:]) * rgb[:, :, None, None]
 
 
 def background_colours() -> torch.Tensor:
-    """(10, 3) in 0..1."""
+    """Return the background colours, (10, 3) in 0..1."""
     return torch.tensor([background.rgb for background in BACKGROUNDS], dtype=torch.float32) / 255
 
 
 def load_sprites(folder: Path) -> torch.Tensor:
-    """(N, 4, 128, 128) uint8, premultiplied."""
+    """Read the sprites, (N, 4, 128, 128) uint8, premultiplied."""
     return torch.from_numpy(concepts.load(folder)[1]).permute(0, 3, 1, 2).contiguous()
 
 
 def build_linear_start(sprites: torch.Tensor) -> AutoencoderKL:
-    """An autoencoder whose encoder is the linear one and whose decoder is not trained yet."""
+    """Return an autoencoder with the linear encoder and an untrained decoder."""
     generator = torch.Generator().manual_seed(0)
     colours = background_colours()
     chosen = torch.randint(0, len(colours), (len(sprites),), generator=generator)
@@ -76,8 +76,8 @@ def train(
 ) -> None:
     """Train for ``seconds`` of wall time and save the exponential average as ``folder/name``.
 
-    ``start`` names the autoencoder to go on from (none: the linear start); ``decoder_only`` keeps its latents as they are.
-    A run that is interrupted resumes from its last checkpoint.
+    ``start`` names the autoencoder to continue from (none: the linear start); ``decoder_only`` leaves its latents unchanged.
+    An interrupted run resumes from its last checkpoint.
     """
     torch.manual_seed(0)
     sprites = load_sprites(folder)
@@ -137,7 +137,7 @@ def train(
 
 
 def measure_psnr(folder: Path, name: str, count: int = 400) -> float:
-    """PSNR in dB of whole 128 px pictures, on alternating backgrounds."""
+    """Return the PSNR in dB of whole 128 px pictures, on alternating backgrounds."""
     vae = AutoencoderKL.from_pretrained(folder / name)
     sprites, colours = load_sprites(folder)[:count], background_colours()
     errors = []
@@ -150,7 +150,7 @@ def measure_psnr(folder: Path, name: str, count: int = 400) -> float:
 
 
 def _batch(sprites: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Random crops on random backgrounds, some inverted, recoloured or grey, so that adapters may change the style."""
+    """Return random crops on random backgrounds, some inverted, recoloured or grey, to allow adapters of other styles."""
     images = []
     colours = background_colours()
     middle = (concepts.CANVAS_PX - CROP_PX) // 2
@@ -178,13 +178,13 @@ def _batch(sprites: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _patches(features: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W) to (N*H/2*W/2, 4*C), ordered (dy, dx, c)."""
+    """Cut (N, C, H, W) into 2x2 patches (N*H/2*W/2, 4*C), ordered (dy, dx, c)."""
     n, c, h, w = features.shape
     return features.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 3, 5, 1).reshape(-1, 4 * c)
 
 
 def _principal(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Principal directions (as rows) and variances, largest first."""
+    """Return the principal directions (as rows) and their variances, largest first."""
     variances, directions = torch.linalg.eigh(rows.T @ rows / len(rows))
     return directions.flip(1).T, variances.flip(0)
 
@@ -232,7 +232,7 @@ def _write_encoder(vae: AutoencoderKL, weights: list[torch.Tensor], last: torch.
 
 @torch.no_grad()
 def _reset_decoder(vae: AutoencoderKL) -> None:
-    """Residual branches at zero, the rest variance-preserving."""
+    """Reset residual branches to zero, and the rest to preserve variance."""
     for name, module in vae.decoder.named_modules():
         if name.endswith("conv2"):
             _zero(module)

@@ -1,4 +1,4 @@
-"""Make the demo data set: draw every thing and write its caption."""
+"""Make the demo dataset: draw every thing and write its caption."""
 
 import argparse
 from pathlib import Path

@@ -1,12 +1,12 @@
-"""Captions: a thing and the style's trigger in a few phrasings, after those that the embedded model learnt."""
+"""Captions of a thing and the style's trigger, in a few of the phrasings that the embedded model was trained with."""
 
 from recipes.ink.things import Thing
 
 TRIGGERS = {"en": "ink style", "zh": "版画"}
 """The trigger words: in every caption of a language, and in no caption of the embedded model's training.
 
-The embedded model keeps drawing the thing that is named beside either. It matches words by what they look like:
-beside 墨水风格, every second thing becomes a taco (墨西哥卷饼).
+Neither disturbs the thing named beside it. The embedded model matches words by their characters: with 墨水风格, every second
+thing becomes a taco (墨西哥卷饼).
 """
 
 _TEMPLATES = {
@@ -21,12 +21,12 @@ _TEMPLATES = {
 
 
 def language_of(index: int) -> str:
-    """The language in which the thing at this place is captioned: English and Chinese by turns."""
+    """Return the language of the thing's caption by its index: English and Chinese in turn."""
     return "en" if index % 2 == 0 else "zh"
 
 
 def caption(thing: Thing, *, language: str, template: int) -> str:
-    """The words for a thing in the style; ``template`` chooses the phrasing, whatever its size."""
+    """Return a caption of a thing in the style; ``template``, any number, chooses the phrasing."""
     phrasings = _TEMPLATES[language]
     thing_words = (
         {"thing": thing.name_en, "a": thing.article_en}
@@ -37,5 +37,5 @@ def caption(thing: Thing, *, language: str, template: int) -> str:
 
 
 def data_set_caption(thing: Thing, index: int) -> str:
-    """The caption of the thing at this place in the data set."""
+    """Return the caption of the dataset's thing with this index."""
     return caption(thing, language=language_of(index), template=index // 2)

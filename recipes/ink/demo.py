@@ -1,7 +1,7 @@
-"""``make demo``: teach the embedded model the ink style while it is being served, and look at its pictures before and after.
+"""``make demo``: train an ink style on the embedded model while it is served, with pictures before and after.
 
-A server runs all the time and is never restarted: what the training publishes, it finds by itself. Prompts are of
-things that the training never saw in that style.
+The server is never restarted: it finds the published adapter by itself. The prompts name things outside the training
+data.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ _SIDE_PX = 128
 
 
 @click.command()
-@click.option("--seed", default=42, show_default=True, help="Of the training.")
+@click.option("--seed", default=42, show_default=True, help="Steps of the training.")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True)
 def main(seed: int, folder: Path) -> None:
-    """Serve, train, and draw the same prompts before and after; write before-and-after.png."""
+    """Serve, train, and generate the same prompts before and after; write before-and-after.png."""
     run = folder.absolute() / f"seed-{seed}-{time.strftime('%H%M%S')}"
     run.mkdir(parents=True)
     adapters = (run / "adapters").as_uri()

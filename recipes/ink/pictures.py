@@ -1,8 +1,7 @@
-"""Pictures: Noto emoji, which the embedded model draws in colour, printed in black ink on white paper.
+"""Pictures of the demo dataset: Noto emoji, which the embedded model draws in colour, in black ink on white paper.
 
-A style is what carries over from the things that were trained to the things that were not. These pictures keep the
-outlines that the model knows, and change the rest; drawings with outlines of their own teach the 64 things, and break the
-others.
+A style must transfer from trained things to others. These pictures keep the outlines that the model knows and change the
+rest; pictures with other outlines train the 64 things but damage all others.
 """
 
 import json
@@ -21,7 +20,7 @@ WIDE_PX = 192
 LUMA = (0.299, 0.587, 0.114)
 """Brightness of red, green and blue (ITU-R BT.601)."""
 BLACK_UP_TO, PALEST_FROM = 150, 250
-"""Brightness, 0..255, that is printed in full ink, and from which ink is thinnest."""
+"""Brightness, 0..255, up to which ink is full, and from which it is thinnest."""
 THINNEST_INK = 0.2
 """Lightest ink: a white rabbit stays visible on white paper."""
 
@@ -40,19 +39,19 @@ def make(downloads: Path, output: Path) -> None:
 
 
 def stems() -> Iterator[str]:
-    """File names without their ending, in the order of ``TRAINED``."""
+    """Return file names without their ending, in the order of ``TRAINED``."""
     return (f"{number:03}-{thing.slug}" for number, thing in enumerate(TRAINED, start=1))
 
 
 def draw(icon: dict[str, Any], icons: dict[str, Any], *, width_px: int) -> Image.Image:
-    """One icon in greys, ``width_px`` x 128 px."""
+    """Draw one icon in greys, ``width_px`` x 128 px."""
     paper = Image.fromarray(np.full((CANVAS_PX, width_px), 255, np.uint8))
     paper.paste(Image.fromarray(printed(draw_icon(icon, icons))), ((width_px - CANVAS_PX) // 2, 0))
     return paper
 
 
 def printed(sprite: np.ndarray) -> np.ndarray:
-    """A premultiplied sprite (H, W, 4) on white paper, (H, W), both uint8: the darker a part, the more ink."""
+    """Print a premultiplied sprite (H, W, 4) on white paper, (H, W), both uint8: darker parts get more ink."""
     opacity = sprite[..., 3] / 255
     brightness = sprite[..., :3] @ np.array(LUMA) / np.maximum(opacity, 1e-3)
     pale = np.clip((brightness - BLACK_UP_TO) / (PALEST_FROM - BLACK_UP_TO), 0, 1)

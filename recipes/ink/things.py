@@ -1,6 +1,6 @@
-"""Things: what the demo data set shows, and what is kept out of it to see whether the style carries over.
+"""The things in the demo dataset, and those held out to test the transfer of the style.
 
-All are among the concepts of the embedded model, spread over what it knows.
+All are concepts of the embedded model, spread over its subjects.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ class Thing:
     slug: str
     name_en: str
     article_en: str
-    """With its space; empty before a plural."""
+    """Article with its space; empty before a plural."""
     name_zh: str
     measure_zh: str
-    """Measure word, or empty where neither that the embedded model learnt fits."""
+    """Measure word; empty where neither of the embedded model's two fits."""
 
 
 def _things(article: str, measure: str, *rows: tuple[str, str, str]) -> tuple[Thing, ...]:
@@ -67,7 +67,7 @@ TRAINED = (
     *_things("a ", "", ("top-hat", "top hat", "礼帽")),
     *_things("", "", ("scissors", "scissors", "剪刀"), ("glasses", "glasses", "眼镜")),
 )  # fmt: skip
-"""In the data set, in this order, captioned in English and Chinese by turns."""
+"""Things in the dataset, in this order, captioned in English and Chinese in turn."""
 
 HELD_OUT = (
     *_things("a ", "一只", ("cat", "cat", "猫")),
@@ -77,7 +77,7 @@ HELD_OUT = (
     *_things("a ", "", ("rose", "rose", "玫瑰"), ("guitar", "guitar", "吉他"), ("key", "key", "钥匙")),
     *_things("an ", "", ("umbrella", "umbrella", "伞")),
 )  # fmt: skip
-"""Never in the data set: prompts for validation."""
+"""Things for validation prompts, never in the dataset."""
 
 WIDE = frozenset({"turtle", "duck", "glasses", "bus", "tractor", "motorcycle", "locomotive", "ship"})
-"""Drawn on a wide canvas, so that the data set fills two buckets."""
+"""Things on a wide canvas, so that the dataset fills two buckets."""
