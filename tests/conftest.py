@@ -33,7 +33,7 @@ from longcat.storage.opening import open_storage
 from tests.fast import is_fast
 
 silence_import_noise()
-# No deadline: other load makes examples slow, not wrong. The same examples every time, so that a failure can be repeated.
+# No deadline, because other load makes examples slow. The same examples every time, so that a failure can be reproduced.
 hypothesis.settings.register_profile("lithograph", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("lithograph")
 
@@ -76,7 +76,7 @@ def model(flavour: Flavour) -> Components:
 
 
 def run_lithograph(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the ``lithograph`` command as a user does, with more environment variables."""
+    """Run the ``lithograph`` command in a process of its own, with more environment variables."""
     return subprocess.run(
         [sys.executable, "-m", "lithograph", *arguments],
         cwd=cwd,
@@ -146,7 +146,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture(autouse=True)
 def ended_server(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Show why the common server ended, after the test that ended it."""
+    """Show the log of the shared server after the test that ended it."""
     yield
     if "server" in request.fixturenames and (server := request.getfixturevalue("server")).process.poll() is not None:
         pytest.fail(f"the server ended with {server.process.returncode}; its log:\n{server.log_text()[-8000:]}")
@@ -196,7 +196,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """A file system of 8 MiB, which a test may fill; its path is short enough for the sockets of a server."""
+    """Mount a file system of 8 MiB that a test can fill; its path is short enough for a server's sockets."""
     folder = Path(tempfile.mkdtemp())
     mounting = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", str(folder)]
     done = subprocess.run(mounting, capture_output=True, text=True, check=False)
@@ -211,7 +211,7 @@ def small_disk() -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Use all free space of a disk; return the file that does."""
+    """Fill the free space of a disk; return the file."""
     filler = folder / "filler"
     with filler.open("ab", buffering=0) as stream, suppress(OSError):
         for size in (1 << 20, 1 << 12, 1):

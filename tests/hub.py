@@ -1,4 +1,4 @@
-"""A model hub on loopback that has one model: the embedded one, under LongCat-Image's name."""
+"""A model hub on loopback with one model: the embedded one, under LongCat-Image's name."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ class _Hub(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
     def _answer(self, *, with_body: bool) -> None:
         path = urlsplit(self.path).path
@@ -70,7 +70,7 @@ class _Hub(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub() -> Iterator[tuple[str, list[str]]]:
-    """Its address, and the names of files downloaded from it."""
+    """Run the hub; yield its URL and the names of files downloaded from it."""
     files = {
         path.relative_to(EMBEDDED_FOLDER).as_posix(): path for path in EMBEDDED_FOLDER.rglob("*") if path.is_file()
     }

@@ -1,4 +1,4 @@
-"""A terminal of the test's own, to see what a person would see."""
+"""A pseudoterminal, to test output as users see it."""
 
 import os
 import pty
@@ -16,7 +16,7 @@ def shown_on_a_terminal(*command: str) -> str:
     try:
         while piece := os.read(master, 4096):
             shown += piece
-    except OSError:  # how Linux says that nobody holds the other end any more
+    except OSError:  # Linux' error if the other end is closed
         pass
     finally:
         os.close(master)

@@ -45,7 +45,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Fetched(HTMLParser):
-    """A parser that collects the addresses that a browser loads by itself, which excludes those of links."""
+    """A parser that collects the URLs that a browser loads by itself, which excludes links."""
 
     def __init__(self) -> None:
         super().__init__()

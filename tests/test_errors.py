@@ -27,7 +27,7 @@ Templates = tuple[str, str]
 
 
 def literals(call: ast.Call) -> tuple[str, Templates] | None:
-    """The code and the templates of a call that makes an error or a problem; None for another call."""
+    """Return code and templates of a call that makes an error or a problem; None for another call."""
     named = {word.arg: word.value for word in call.keywords}
     match call.func:
         case ast.Name(id="Problem") if "code" in named:

@@ -1,4 +1,4 @@
-"""Exemptions from the rules: every broad ``except`` has its reason beside it, and checkers are silenced rarely."""
+"""Exemptions from the rules: every broad ``except`` has a reason beside it, and checkers are rarely silenced."""
 
 import re
 import subprocess

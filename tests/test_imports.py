@@ -1,4 +1,4 @@
-"""Import rules of the architecture, by folder, held against every file."""
+"""Import rules of the architecture, by folder, checked on every file."""
 
 import ast
 import functools
@@ -35,7 +35,7 @@ ALLOWED = {
     "recipes": ("longcat", "lithograph", "recipes"),
     "loadtest": ("loadtest",),
 }  # fmt: skip
-"""Folders of ours that each folder may import. The longest name that fits a module decides."""
+"""Our folders that each folder may import. The longest matching name applies."""
 
 FORBIDDEN = {
     "longcat": (*HTTP, "kubernetes"),
@@ -48,19 +48,19 @@ FORBIDDEN = {
     "studio": ("litserve", "torch"),
     "lithograph": ("litserve", "torch"),
 }
-"""Modules that each folder may not import, whatever is above it in the tree."""
+"""Modules that each folder may not import, whatever applies to its parents."""
 
 WITHOUT_TORCH = (
     "longcat.model.shape", "longcat.storage",
     "service.wire", "service.http", "service.process", "trainer.config", "trainer.data", "trainer.outcome", "trainer.record",
     "studio", "lithograph.client", "lithograph.kubernetes",
 )  # fmt: skip
-"""Folders whose import brings no torch with it, however long the way."""
+"""Folders whose import must not import torch, even indirectly."""
 
 
 @functools.cache
 def modules() -> dict[str, Path]:
-    """Every module of ours, by its full name."""
+    """Return all our modules by full name."""
     return {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
         for package in OURS
@@ -70,7 +70,7 @@ def modules() -> dict[str, Path]:
 
 @functools.cache
 def imported(module: str) -> frozenset[str]:
-    """Full names of the modules that a module imports, at its top or inside a function."""
+    """Return the full names of the modules that a module imports, at its top or inside a function."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -174,7 +174,7 @@ def test_http_processes_never_import_torch() -> None:
 
 
 def test_importing_does_nothing() -> None:
-    # No thread, no log handler, no environment: importing every module of the product leaves no trace in the process.
+    # Importing every module of the product leaves no thread, log handler or environment variable in the process.
     names = [module for package in PRODUCT for module in inside(package) if not module.endswith("__main__")]
     code = (
         "import importlib, logging, threading, os\n"

@@ -45,7 +45,7 @@ def test_the_configuration_shown_is_valid(tmp_path: Path) -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the repository's files as a clone has them, with a .venv that sees the packages installed here."""
+    """Copy the repository's files as in a clone, with a .venv that uses the installed packages."""
     folder = tmp_path / "lithograph"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],

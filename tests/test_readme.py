@@ -1,4 +1,4 @@
-"""README in both languages, and the files of a public project: same commands, existing targets, one version."""
+"""The README in both languages and the project's files: the same commands, existing make targets, one version."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""Members of libraries that are not public: each is listed with its reason, and there in the version that is installed."""
+"""Non-public members of libraries: each is listed with its reason, and exists in the installed version."""
 
 import ast
 import inspect
@@ -86,7 +86,7 @@ def test_private_members_of_libraries_are_listed() -> None:
 
 
 def defined(tree: ast.AST) -> Iterator[str]:
-    """Names that a module defines or assigns, those on self included."""
+    """Return the names that a module defines or assigns, including attributes of self."""
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():

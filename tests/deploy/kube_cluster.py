@@ -27,7 +27,7 @@ REPOSITORY = ROOT
 ENGINE = os.environ.get("LITHOGRAPH_TEST_ENGINE", "podman")
 TAG = os.environ.get("LITHOGRAPH_TEST_TAG", "0.1.0")
 VOLUMES = 8
-# Nothing here waits for a clock: these are for a machine that is much slower than any.
+# Time limits for a much slower machine; no test waits for a fixed time.
 WAIT_SECONDS = 600
 
 Manifest = dict[str, Any]
@@ -35,7 +35,7 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Asked by kubectl, as people ask it, and by HTTP through the API server, which takes it to a Service's pods."""
+    """A cluster, used through kubectl and, for a Service's pods, through the API server's HTTP proxy."""
 
     enter: tuple[str, ...]
     """The prefix of commands that reach the API server: it enters the node's network namespace, if there is one."""
@@ -88,7 +88,7 @@ def environment_with_kubectl() -> dict[str, str]:
 def connected(kubeconfig: str, enter: tuple[str, ...] = ()) -> Iterator[Cluster]:
     environment = environment_with_kubectl() | {"KUBECONFIG": kubeconfig}
     with tempfile.TemporaryDirectory(prefix="lithograph-") as folder:
-        # A socket in the file system: it is reached from outside the node's network.
+        # A socket in the file system, which can be reached from outside the node's network.
         socket = Path(folder, "api")
         command = [*enter, "kubectl", "proxy", f"--unix-socket={socket}"]
         proxy = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
@@ -160,7 +160,7 @@ def import_images(programs: Path, folder: Path) -> None:
 
 
 def pause_image(program: Path) -> bytes:
-    """An image of one file, as ``docker save`` would write it."""
+    """Write an image of one file in the format of ``docker save``."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         tar.add(program, arcname="pause")
@@ -184,7 +184,7 @@ def pause_image(program: Path) -> bytes:
 
 
 def volumes(folder: Path) -> Iterator[Manifest]:
-    """Directories of the node, made the default storage: of kind ``local``, whose files a pod's fsGroup may write."""
+    """Make directories of the node the default storage, of kind ``local``, whose files a pod's fsGroup can write."""
     yield {
         "apiVersion": "storage.k8s.io/v1",
         "kind": "StorageClass",
@@ -216,7 +216,7 @@ def make_cgroups(name: str) -> list[Path]:
     groups = [hierarchy / name for hierarchy in hierarchies if not hierarchy.is_symlink()]
     for group in groups:
         group.mkdir()
-        for setting in ("cpuset.cpus", "cpuset.mems"):  # empty at first, and then no process may join
+        for setting in ("cpuset.cpus", "cpuset.mems"):  # empty at first, which would keep processes from joining
             if (group / setting).exists():
                 (group / setting).write_text((group.parent / setting).read_text())
     return groups

@@ -1,6 +1,7 @@
-"""Load from inside the cluster, run as ``python -c`` in a pod of the service's image: ``URL`` is asked again and again until
-the file ``/tmp/stop`` is there. One line of JSON a request. Two clients: one opens a connection for each request, as a
-load balancer may, the other keeps its own, as libraries do.
+"""Load from inside the cluster, run as ``python -c`` in a pod of the service's image.
+
+It requests ``URL`` repeatedly until the file ``/tmp/stop`` exists, and prints a line of JSON for each request. Of two
+clients, one opens a connection for each request, as a load balancer may; the other keeps its connection, as libraries do.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The manifests of ``k8s/``, rendered as ``kubectl apply -k`` renders them, less what the cluster at hand is too old for."""
+"""The manifests of ``k8s/``, rendered as by ``kubectl apply -k``, without fields that the cluster is too old for."""
 
 import subprocess
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Manifest = dict[str, Any]
 Version = tuple[int, int]
 
 FAILURE_POLICIES: Version = (1, 26)
-"""The first version that heeds a Job's ``podFailurePolicy`` unasked."""
+"""The first version that enables a Job's ``podFailurePolicy`` by default."""
 
 
 def rendered(overlay: str, version: Version) -> list[Manifest]:
@@ -45,8 +45,8 @@ def _no_failure_policy(job: Manifest) -> None:
     del job["spec"]["podFailurePolicy"]
 
 
-# (kind, first version that has it, what is done to it before). Network policies and pod security labels are accepted by
-# every version; whether anything enforces them is the cluster's affair, and nothing does in the one that the tests start.
+# (kind, first version that has it, change for earlier versions). Every version accepts network policies and pod security
+# labels; the cluster that the tests start does not enforce them.
 CHANGES: list[tuple[str, Version, Callable[[Manifest], None]]] = [
     ("PodDisruptionBudget", (1, 21), _policy_v1beta1),
     ("PodDisruptionBudget", (1, 27), _no_unhealthy_policy),

@@ -1,9 +1,8 @@
 """A Kubernetes cluster of one node, for the tests: etcd, the control plane, containerd, kubelet and kube-proxy.
 
-Runs as the first process of PID, mount, network and control group namespaces of its own
-(:mod:`tests.deploy.kube_cluster` starts
-it so), which end with it: no container, shim, mount, address or iptables rule is left. Its standard input is its lease: at
-the end of it, it stops. It says ``ready`` on standard output once the node is.
+Runs as the first process of PID, mount, network and control group namespaces of its own (started by
+:mod:`tests.deploy.kube_cluster`), which end with it: no container, shim, mount, address or iptables rule is left. It stops
+at the end of its standard input, and prints ``ready`` once the node is.
 """
 
 import json
@@ -21,8 +20,8 @@ START_SECONDS = 300
 CNI_PLUGINS = Path("/usr/lib/cni")
 PAUSE_IMAGE = "localhost/pause:1"
 
-# A kubelet sets these and does not start if it may not. It finds them set, in files that only it sees, and the machine
-# stays as it is.
+# A kubelet sets these, and does not start if that fails. It finds them set in private files; the machine's settings stay
+# unchanged.
 SYSCTLS = {
     "vm/overcommit_memory": 1,
     "vm/panic_on_oom": 0,
@@ -31,7 +30,7 @@ SYSCTLS = {
     "kernel/keys/root_maxkeys": 1_000_000,
     "kernel/keys/root_maxbytes": 25_000_000,
 }
-# Paths that these programs have built in.
+# Paths that are built into these programs.
 PRIVATE = ("/run", "/var/log", "/var/lib/cni")
 
 
@@ -45,12 +44,12 @@ def isolate(folder: Path) -> None:
     run("ip", "link", "add", "node0", "type", "bridge")
     run("ip", "address", "add", f"{NODE_IP}/32", "dev", "node0")
     run("ip", "link", "set", "node0", "up")
-    run("ip", "route", "add", "default", "dev", "node0")  # so that the node itself can ask for a Service's address
+    run("ip", "route", "add", "default", "dev", "node0")  # so that the node itself can reach a Service's address
     mount_cgroups()
     for path in PRIVATE:
         Path(path).mkdir(parents=True, exist_ok=True)
         run("mount", "-t", "tmpfs", "tmpfs", path)
-    for name in ("containerd", "etcd"):  # fast, and gone at once: some 4 GB of memory
+    for name in ("containerd", "etcd"):  # in memory, some 4 GB: fast, and removed at once
         (folder / name).mkdir()
         run("mount", "-t", "tmpfs", "tmpfs", folder / name)
     for name, value in SYSCTLS.items():
@@ -61,7 +60,7 @@ def isolate(folder: Path) -> None:
 
 
 def mount_cgroups() -> None:
-    """Mounted anew, they show the node's groups and no others."""
+    """Mount the control groups again, so that they show only the node's."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         device, path, kind, options, *_ = line.split()
         if kind in ("cgroup", "cgroup2"):
@@ -72,7 +71,7 @@ def mount_cgroups() -> None:
 
 
 def write_credentials(folder: Path) -> None:
-    """One administrator, whom the components are as well; the API server signs its own certificate."""
+    """Write the credentials of one administrator, which the components use too; the API server signs its own certificate."""
     (folder / "tokens.csv").write_text("administrator,administrator,1,system:masters\n")
     run("openssl", "genrsa", "-out", folder / "accounts.key", "2048")
     (folder / "kubeconfig").write_text(
@@ -90,7 +89,7 @@ def write_credentials(folder: Path) -> None:
 
 
 def write_runtime(folder: Path) -> None:
-    """containerd's configuration, and a network in which each pod has an address that the node routes to."""
+    """Write containerd's configuration, and a network in which each pod has an address that the node routes to."""
     (folder / "cni").mkdir()
     addresses = {
         "type": "host-local",
@@ -126,7 +125,7 @@ def write_kubelet(folder: Path) -> None:
         "failSwapOn": False,
         "evictionHard": none_left,
         "imageGCHighThresholdPercent": 100,
-        "resolvConf": str(folder / "resolv.conf"),  # empty: pods ask nobody for names, rather than wait for an answer
+        "resolvConf": str(folder / "resolv.conf"),  # empty: names do not resolve, instead of waiting for a reply
         "volumePluginDir": str(folder / "plugins"),
     }
     (folder / "resolv.conf").touch()
@@ -146,7 +145,7 @@ def commands(programs: Path, folder: Path) -> dict[str, list[str | Path]]:
             f"--token-auth-file={folder}/tokens.csv", "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={folder}/accounts.key", "--allow-privileged",
             f"--service-account-signing-key-file={folder}/accounts.key",
-            "--kubelet-preferred-address-types=InternalIP",  # nothing resolves the node's name
+            "--kubelet-preferred-address-types=InternalIP",  # the node's name does not resolve
         ],
         "controller-manager": [
             programs / "kube-controller-manager", kubeconfig, "--leader-elect=false",
@@ -183,7 +182,7 @@ def node_is_ready(folder: Path) -> bool:
 
 
 class Node:
-    """Its processes, each with a log of its name."""
+    """The node's processes, each with a log of its name."""
 
     def __init__(self, programs: Path, folder: Path) -> None:
         self.folder = folder
@@ -216,7 +215,7 @@ def main(programs: Path, folder: Path, lease: TextIO) -> None:
     write_kubelet(folder)
     node = Node(programs, folder)
     node.start("etcd", "apiserver", "containerd")
-    node.wait(server_answers)  # the others give up on a server that is not there
+    node.wait(server_answers)  # the others exit if the server is missing
     node.start("controller-manager", "scheduler", "kubelet", "proxy")
     node.wait(node_is_ready)
     print("ready", flush=True)

@@ -1,6 +1,6 @@
 """Rules for Kubernetes objects beyond a schema: names, quantities, references, pod security.
 
-``problems`` is made of small rules; each yields sentences that name the object.
+``problems`` applies small rules, each of which yields sentences that name the object.
 """
 
 import re
@@ -23,7 +23,7 @@ _CLUSTER_SCOPED = {"Namespace", "ClusterQueue", "ResourceFlavor", "PriorityClass
 
 
 def quantity(said: Any) -> float:
-    """As the API server reads it. Raises ``ValueError``."""
+    """Parse a quantity as the API server does. Raises ``ValueError``."""
     match = _QUANTITY.fullmatch(str(said))
     if match is None:
         raise ValueError(f"{said!r} is no quantity")
@@ -31,7 +31,7 @@ def quantity(said: Any) -> float:
 
 
 def problems(objects: Objects, *, beside: Objects | None = None) -> list[str]:
-    """Everything that is wrong; ``beside`` is in the cluster already."""
+    """Return all problems; the objects ``beside`` are in the cluster already."""
     present = [*objects, *(beside or [])]
     found = [*_names(objects), *_selectors(objects, present), *_ports(objects, present), *_references(objects, present)]
     for each in objects:
@@ -46,7 +46,7 @@ def _names(objects: Objects) -> Iterator[str]:
     yield from (f"{name} is there twice" for name in sorted({t for t in titles if titles.count(t) > 1}))
     for each in objects:
         about, meta, name = title(each), each["metadata"], each["metadata"]["name"]
-        # A Service's name is a DNS label, and so is a Job's: its pods have it as their host names.
+        # A Service's name is a DNS label, and so is a Job's, because its pods' host names contain it.
         form = _LABEL_NAME if each["kind"] in ("Service", "Namespace", *WORKLOADS) else _SUBDOMAIN
         if not form.fullmatch(name):
             yield f"{about}: no RFC 1123 name"
@@ -59,7 +59,7 @@ def _names(objects: Objects) -> Iterator[str]:
 
 def _matches(selector: Object, labels: dict[str, str]) -> bool:
     if not isinstance(selector, dict) or not selector:
-        return False  # nobody means every pod of the namespace, trainings included
+        return False  # an empty selector selects every pod of the namespace, trainings included
     return selector.items() <= labels.items()
 
 
@@ -83,7 +83,7 @@ def _selectors(objects: Objects, present: Objects) -> Iterator[str]:
                 if spread["labelSelector"]["matchLabels"] != selectors[0]:
                     yield f"{title(each)}: spreads other pods than its own"
             continue
-        # What trainings share is there before the first of them, and after the last.
+        # Objects that trainings share exist before the first and after the last training.
         is_for_jobs = (selectors[0] or {}).get("app.kubernetes.io/component") == "trainer"
         if not is_for_jobs and not any(_matches(selectors[0], pod["metadata"].get("labels", {})) for pod in pods):
             yield f"{title(each)}: selects no pod: {selectors[0]}"
@@ -109,8 +109,8 @@ def _ports(objects: Objects, present: Objects) -> Iterator[str]:
         )
 
 
-def _wanted(pod: Object) -> Iterator[tuple[str, str]]:
-    """Kind and name of what a pod cannot start without."""
+def _required(pod: Object) -> Iterator[tuple[str, str]]:
+    """Yield kind and name of the objects that a pod cannot start without."""
     spec = pod["spec"]
     yield "ServiceAccount", spec.get("serviceAccountName", "")
     for volume in spec.get("volumes", []):
@@ -135,7 +135,7 @@ def _wanted(pod: Object) -> Iterator[tuple[str, str]]:
 def _references(objects: Objects, present: Objects) -> Iterator[str]:
     there = {(each["kind"], each["metadata"]["name"], each["metadata"].get("namespace")) for each in present}
     for each in objects:
-        wanted = list(_wanted(pod)) if (pod := pod_template(each)) else []
+        wanted = list(_required(pod)) if (pod := pod_template(each)) else []
         spec = each.get("spec", {})
         if each["kind"] in ("HorizontalPodAutoscaler", "ScaledObject"):
             target = spec["scaleTargetRef"]
@@ -158,7 +158,7 @@ def _references(objects: Objects, present: Objects) -> Iterator[str]:
 
 
 def _pod_security(pod: Object) -> Iterator[str]:
-    """The restricted profile of the Pod Security Standards, and a bit more."""
+    """Check the restricted profile of the Pod Security Standards, and a little more."""
     spec = pod["spec"]
     context = spec.get("securityContext", {})
     for field in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):

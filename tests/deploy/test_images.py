@@ -38,7 +38,7 @@ def engine(*command: str, check: bool = True) -> subprocess.CompletedProcess[str
 
 @contextmanager
 def running(image: str, *options: str, answers: str) -> Iterator[tuple[str, str]]:
-    """A container whose path ``answers``, with 200: its address and its id. ``{port}`` in an option is a free port."""
+    """Run a container, wait for 200 on the path ``answers``; yield address and id. ``{port}`` is replaced by a free port."""
     port = free_port()
     given = (option.format(port=port) for option in options)
     container = engine("run", "--detach", *HARDENED, *given, image).stdout.strip()
@@ -59,7 +59,7 @@ def running(image: str, *options: str, answers: str) -> Iterator[tuple[str, str]
 
 
 def serving(adapters: Path) -> AbstractContextManager[tuple[str, str]]:
-    """A service that is ready."""
+    """Run a service and wait until it is ready."""
     return running(
         SERVICE, "--env=LITHOGRAPH_SERVE_PORT={port}", "--env=LITHOGRAPH_SERVE_HOST=127.0.0.1",
         f"--volume={adapters}:/adapters:ro", answers="/readyz",
@@ -68,7 +68,7 @@ def serving(adapters: Path) -> AbstractContextManager[tuple[str, str]]:
 
 @pytest.fixture
 def adapters(tmp_path: Path) -> Path:
-    """A volume that any uid may write."""
+    """Create a volume that any uid can write."""
     tmp_path.chmod(0o755)
     folder = tmp_path / "adapters"
     folder.mkdir()

@@ -1,6 +1,6 @@
-"""The manifests applied for real, by ``make test-kube``: serve, train, serve what was trained, roll, resume, refuse.
+"""The manifests on a real cluster, by ``make test-kube``: serving, training, rolling updates, resuming, rejections.
 
-On a cluster that KUBECONFIG names, which must have the images, or on one of our own.
+The cluster is KUBECONFIG's, which must have the images, or one that the tests start.
 """
 
 import json
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.kube
 
 SPACE = "--namespace=lithograph"
 SERVICE_PODS = "--selector=app.kubernetes.io/component=service"
-# A style in a few steps is faint: how far it drifts from the base model is not what is tested here.
+# After a few steps a style is faint; its effect is not tested here.
 SHORT = ("validation_steps=0", "validation_max_drift=1", "validation_num_inference_steps=2")
 INK = REPOSITORY / "examples" / "ink" / "config.json"
 LOAD = Path(__file__).with_name("kube_load.py")
@@ -91,14 +91,14 @@ def pods_of(cluster: Cluster, job: str) -> list[Manifest]:
 
 
 def ended(cluster: Cluster, job: str) -> Any:
-    """Return the condition of how a Job has ended, or None."""
+    """Return the condition with which a Job has ended, or None."""
     conditions = cluster.get(SPACE, "job", job)["status"].get("conditions", [])
     ends = [one for one in conditions if one["type"] in ("Complete", "Failed") and one["status"] == "True"]
     return ends[0] if ends else None
 
 
 def log_of(cluster: Cluster, pod: str) -> str:
-    return cluster.kubectl(SPACE, "logs", pod, check=False)  # none yet: its container is not started
+    return cluster.kubectl(SPACE, "logs", pod, check=False)  # none yet: its container has not started
 
 
 def told(cluster: Cluster, pod: str, event: str) -> Any:
@@ -235,7 +235,7 @@ def test_a_bad_configuration_fails_the_job_at_once(cluster: Cluster) -> None:
 
 @dataclass(frozen=True)
 class Submitter:
-    """``lithograph job``, as a person runs it beside the cluster."""
+    """``lithograph job``, run from outside the cluster."""
 
     cluster: Cluster
     kubeconfig: Path
@@ -264,7 +264,7 @@ class Submitter:
 
 @pytest.fixture(scope="module")
 def submitter(cluster: Cluster, service: str, tmp_path_factory: pytest.TempPathFactory) -> Submitter:
-    """``lithograph job`` as the studio's account, which may do no more than that."""
+    """Return ``lithograph job`` with the studio's account, which has no further permissions."""
     rights = ("ServiceAccount", "Role", "RoleBinding")
     manifests = [each for each in rendered("studio", cluster.version) if each["kind"] in rights]
     cluster.apply([each for each in manifests if each["metadata"]["name"] == "lithograph-studio"])
@@ -300,7 +300,7 @@ def test_a_submitted_job_is_followed_to_its_end_and_served(
     assert "by-command" in listed.stdout
     cancelled = submitter("cancel", "by-command")
     assert cancelled.returncode == 0, cancelled.stderr
-    # Its ConfigMap is its own, and goes with it.
+    # The Job owns its ConfigMap, which is deleted with it.
     gone = ("configmap", "by-command", "--ignore-not-found", "--output=name")
     cluster.wait("gone", lambda: not cluster.kubectl(SPACE, "get", *gone))
     unknown = submitter("status", "by-command")
@@ -328,7 +328,7 @@ def test_a_cancelled_job_goes_on_from_its_checkpoint_when_it_is_submitted_again(
     assert submitter("cancel", "cancelled").returncode == 0
     cluster.wait("gone", lambda: submitter("status", "cancelled").returncode == 1)
 
-    # Its ConfigMap may be gone a moment later than it.
+    # Its ConfigMap may be deleted a moment later.
     cluster.wait("submitted again", lambda: submitter.submit("cancelled", *options).returncode == 0)
     cluster.wait("resumed", lambda: '"event": "resumed"' in submitter("logs", "cancelled").stdout)
     assert submitter("cancel", "cancelled", "--now").returncode == 0

@@ -1,5 +1,7 @@
-"""Objects of kinds that operators bring. Those of KEDA, the Prometheus operator and Kubeflow Trainer are held against models
-made from their own definitions; Kueue ships none for Python, and is held by structure.
+"""Objects of kinds that operators define.
+
+Those of KEDA, the Prometheus operator and Kubeflow Trainer are compared with models generated from their definitions; Kueue
+has none for Python, so only the structure is checked.
 """
 
 import importlib
@@ -39,7 +41,7 @@ MODELS: dict[str, Read] = {
     "PrometheusRule": through(PrometheusRule),
     "ScaledObject": through(ScaledObject),
     "ServiceMonitor": through(ServiceMonitor),
-    # Kubeflow's models read quantities only by their own method.
+    # Kubeflow's models parse quantities only by their own method.
     "TrainJob": lambda each: TrainJob.from_dict(each).to_dict(),
     "TrainingRuntime": lambda each: TrainingRuntime.from_dict(each).to_dict(),
 }
@@ -47,7 +49,7 @@ KUEUE = {"ClusterQueue", "LocalQueue", "ResourceFlavor"}
 
 
 def unread(given: Any, read: Any, where: str = "") -> Iterator[str]:
-    """Yield the fields that a model ignored, which its operator does not know."""
+    """Yield the fields that a model ignores, which its operator does not know."""
     if isinstance(given, dict) and isinstance(read, dict):
         yield from (f"{where}.{key}" for key in given.keys() - read.keys())
         for key in given.keys() & read.keys():

@@ -1,4 +1,4 @@
-"""Each rule on manifests sees what it is for: the demo is sound, and one change makes it unsound."""
+"""Tests of the manifest rules: the demo has no problems, and one change violates each rule."""
 
 import copy
 from collections.abc import Callable

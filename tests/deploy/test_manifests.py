@@ -24,7 +24,7 @@ CUSTOM = {
     "ClusterQueue", "LocalQueue", "PodMonitor", "PrometheusRule", "ResourceFlavor", "ScaledObject", "ServiceMonitor",
     "TrainingRuntime", "TrainJob",
 }  # fmt: skip
-"""Kinds that operators bring: test_manifest_operators.py looks at them."""
+"""Kinds that operators define; test_manifest_operators.py checks them."""
 RECENT = ("1.35", "1.36", "1.37")
 OVERLAYS = sorted(path.parent for path in (K8S / "overlays").rglob("kustomization.yaml"))
 BASES = sorted(path.parent for path in (K8S / "base").rglob("kustomization.yaml"))
@@ -35,7 +35,7 @@ def name_of(folder: Path) -> str:
 
 
 def by_hand(namespace: str) -> Objects:
-    """Secrets are made by whoever knows them: docs/kubernetes.md says how."""
+    """Return the Secrets that operators create themselves, as docs/kubernetes.md describes."""
     return [{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "lithograph-studio", "namespace": namespace}}]
 
 
@@ -95,7 +95,7 @@ def test_bases_leave_namespace_tag_and_size_to_overlays(base: Path) -> None:
 def test_configmaps_are_immutable_and_named_by_their_content(overlay: Path) -> None:
     for each in of_kind("ConfigMap", render(overlay)):
         if "grafana_dashboard" in each["metadata"].get("labels", {}):
-            continue  # no pod of ours reads it; its reader looks for changes
+            continue  # none of our pods reads it, and its reader watches for changes
         assert each["immutable"] is True
         assert len(each["metadata"]["name"].rpartition("-")[2]) == 10, each["metadata"]["name"]
 

@@ -1,4 +1,4 @@
-"""Fuzzing: whatever is sent or stored, the answer is an error of ours, in time, and memory does not grow.
+"""Fuzzing: any input leads to one of our errors within a time limit, and memory does not grow.
 
-The tests here are the short campaign: the same cases each time. ``python -m tests.fuzz --cases 100000`` is the long one.
+The tests here are the short campaign, with fixed cases. ``python -m tests.fuzz --cases 100000`` is the long one.
 """

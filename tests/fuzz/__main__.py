@@ -2,10 +2,10 @@
 
 The tests of this folder run in rounds, each with other cases, against one service, so that a leak shows; then schemathesis
 sends requests made from the OpenAPI documents of both, if ``--schemathesis`` names the program. Every two seconds, the
-service is asked whether it is alive, and its memory is measured. Exits 1 if anything failed.
+service's liveness and memory are measured. Exits 1 if anything failed.
 
-Ten thousand cases are a piece, which one pytest runs and whose measurements are a file of the report. A campaign that was
-interrupted goes on with ``--resume``, which skips the pieces that have succeeded.
+Ten thousand cases are a piece, which one pytest process runs and whose measurements are a file of the report. ``--resume``
+continues an interrupted campaign, and skips the pieces that have succeeded.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from tests.fuzz.pieces import Pieces
 from tests.fuzz.vitals import Vitals
 
 _CASES_A_ROUND = 2_500
-"""Of all files together, without sweeps, which the first piece alone makes."""
+"""Cases of all files in a round, without sweeps, which only the first piece makes."""
 _MOST_GROWTH = 1.15
 """Memory at the end, as a multiple of that after the first tenth."""
 _CHECKS = ",".join([
@@ -67,7 +67,7 @@ def campaign(
     operation_cases: int,
     report: Path,
 ) -> None:
-    """Run all parts, and write and print what was measured."""
+    """Run all parts; write and print the measurements."""
     report = report.absolute()
     report.mkdir(parents=True, exist_ok=True)
     measured: dict[str, Any] = {}

@@ -10,7 +10,7 @@ MODULE = "transformer_blocks.0.attn.to_q"
 
 
 def small(rank: int = 2, alpha: float = 4.0) -> LoraWeights:
-    """An adapter of one layer."""
+    """Return an adapter of one layer."""
     layer = LoraLayer(torch.ones(rank, 256), torch.ones(256, rank))
     return LoraWeights(alpha=alpha, layers={MODULE: layer})
 

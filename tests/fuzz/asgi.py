@@ -1,4 +1,4 @@
-"""A client of an ASGI app that sends what no well-behaved client would, and measures the event loop's own work."""
+"""A client of an ASGI app that can send malformed requests, and measures the event loop's CPU time."""
 
 import asyncio
 import time
@@ -20,18 +20,18 @@ class Answer:
     headers: Sequence[tuple[bytes, bytes]]
     body: bytes
     loop_seconds: float
-    """Time of the processor that the event loop's thread took, in which it answers nobody else."""
+    """CPU time of the event loop's thread, during which it serves no other request."""
 
 
 class AsgiClient:
-    """Sends one request at a time. Nothing of the app's lifespan is started."""
+    """A client that sends one request at a time, without the app's lifespan."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._runner = asyncio.Runner()
 
     def close(self) -> None:
-        """Cancel what the app has started."""
+        """Cancel the tasks that the app has started."""
         self._runner.close()
 
     def run(self, coroutine: Any) -> Any:
@@ -39,7 +39,7 @@ class AsgiClient:
         return self._runner.run(coroutine)
 
     def send(self, method: str, target: bytes, headers: Headers, body: bytes) -> Answer:
-        """Send a request; ``target`` is as it stands in the request line."""
+        """Send a request; ``target`` is sent unchanged in the request line."""
         raw_path, _, query = target.partition(b"?")
         scope: dict[str, Any] = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",

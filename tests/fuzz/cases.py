@@ -1,4 +1,4 @@
-"""Runs a check on generated cases, and measures each: no case takes more than a second of the processor."""
+"""Runs a check on generated cases, and measures each: no case may take more than a second of CPU time."""
 
 import json
 import os
@@ -23,11 +23,11 @@ ROUNDS_VARIABLE = "LITHOGRAPH_FUZZ_ROUNDS"
 REPORT_VARIABLE = "LITHOGRAPH_FUZZ_REPORT"
 FIRST_SEED_VARIABLE = "LITHOGRAPH_FUZZ_SEED"
 NO_SWEEPS_VARIABLE = "LITHOGRAPH_FUZZ_NO_SWEEPS"
-"""Set where the cases of sweeps, which are the same each time, have been tried already."""
+"""Set if the cases of sweeps, which are the same each time, have been run already."""
 LIMIT_SECONDS = 1.0
 LONGEST_CHARACTERS = 50_000
 _SLOW_TWICE = 2
-"""Attempts that have to be slow: the first case of a kind imports modules and fills caches."""
+"""Number of attempts that must be slow to fail, because the first case of a kind imports modules and fills caches."""
 
 
 @dataclass(kw_only=True)
@@ -51,11 +51,11 @@ def check_error(error: LithographError) -> None:
 
 
 TALLIES: dict[str, Tally] = {}
-"""By the name of the check."""
+"""Tallies by the name of the check."""
 
 
 def write_report() -> None:
-    """Write the measurements where the campaign reads them."""
+    """Write the measurements into the file that the campaign reads."""
     if (path := os.environ.get(REPORT_VARIABLE)) is not None:
         Path(path).write_text(json.dumps({name: asdict(tally) for name, tally in TALLIES.items()}), encoding="utf-8")
 
@@ -69,7 +69,7 @@ def try_all(
 ) -> None:
     """Run a check on cases of the strategies, as many rounds as the campaign has, each with other cases.
 
-    ``clock``: seconds of the processor that count, by default this process's.
+    ``clock``: the CPU time to measure in seconds, by default this process's.
     """
     rounds, first = int(os.environ.get(ROUNDS_VARIABLE, "1")), int(os.environ.get(FIRST_SEED_VARIABLE, "0"))
     tally = TALLIES.setdefault(name, Tally())

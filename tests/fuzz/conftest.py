@@ -1,4 +1,4 @@
-"""The service that is fuzzed: one of its own, or the one of the campaign."""
+"""The service under fuzzing: started by the tests, or by the campaign."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ ADMIN_KEY = "an-admin-key-of-the-fuzz"
 
 
 def server_options(folder: Path) -> list[str]:
-    """Options of a server with adapters, an admin key and a small queue, in an own directory."""
+    """Return the options of a server with adapters, an admin key and a small queue, in a directory of its own."""
     return ["--adapters", (folder / "adapters").as_uri(), "--admin-key", ADMIN_KEY]
 
 
@@ -34,7 +34,7 @@ def publish_adapter(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """URL of the service, and the id of its HTTP process."""
+    """Return the service's URL and the id of its HTTP process."""
     if (url := os.environ.get(URL_VARIABLE)) is not None:
         yield url, int(os.environ[HTTP_PROCESS_VARIABLE])
         return
@@ -47,13 +47,13 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]
 
 @pytest.fixture(scope="session")
 def service(target: tuple[str, int]) -> str:
-    """URL of the service."""
+    """Return the service's URL."""
     return target[0]
 
 
 @pytest.fixture(scope="session")
 def loop_clock(target: tuple[str, int]) -> Callable[[], float]:
-    """Return a clock: seconds of the processor that the service's event loop has taken, to 10 ms."""
+    """Return a clock of the CPU time of the service's event loop in seconds, to 10 ms."""
     process = psutil.Process(target[1])
 
     def read() -> float:

@@ -1,4 +1,4 @@
-"""Pictures that the fuzz tests start from."""
+"""Valid pictures from which the fuzz tests derive others."""
 
 import io
 import zipfile
@@ -8,7 +8,7 @@ from PIL import Image, PngImagePlugin
 
 
 def png(side_px: int = 64, **texts: str) -> bytes:
-    """A small PNG, with texts in iTXt chunks."""
+    """Return a small PNG, with texts in iTXt chunks."""
     chunks = PngImagePlugin.PngInfo()
     for key, text in texts.items():
         chunks.add_itxt(key, text)
@@ -16,14 +16,14 @@ def png(side_px: int = 64, **texts: str) -> bytes:
 
 
 def picture(format_: str, side_px: int = 64, mode: str = "RGB", **options: object) -> bytes:
-    """A small picture."""
+    """Return a small picture."""
     buffer = io.BytesIO()
     Image.new(mode, (side_px, side_px), 1).save(buffer, format_, **options)
     return buffer.getvalue()
 
 
 def zipped(members: Sequence[tuple[str, bytes]], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    """A zip; a name may stand in it twice."""
+    """Return a zip, in which a name may occur twice."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, content in members:

@@ -1,4 +1,4 @@
-"""The pieces of a campaign: each is one pytest, whose measurements are a file, so that an interrupted campaign can go on."""
+"""The pieces of a campaign. Each is one pytest process with a file of measurements, so that a campaign can be resumed."""
 
 import json
 import os
@@ -16,18 +16,18 @@ from tests.fuzz.conftest import HTTP_PROCESS_VARIABLE, URL_VARIABLE
 from tests.service.family import Family
 
 _ROUNDS = 4
-"""Of one piece."""
+"""Rounds of one piece."""
 
 Tallies = dict[str, dict[str, float]]
 
 
 class Pieces:
-    """Runs the pieces against one service, and sums them up."""
+    """A runner of the pieces against one service, which sums their measurements."""
 
     def __init__(
         self, server: RunningServer, report: Path, scratch: Path, files: Sequence[str], *, resume: bool
     ) -> None:
-        """``report``: the directory of their measurements and logs; ``files``: the tests to run, by default all."""
+        """``report``: the directory of measurements and logs; ``files``: the tests to run, by default all."""
         self._report, self._scratch, self._resume = report, scratch, resume
         self._files = files or [str(ROOT / "tests" / "fuzz")]
         self._environment = os.environ | {

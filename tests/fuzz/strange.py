@@ -18,7 +18,7 @@ ODD_VALUES: tuple[Any, ...] = (
     [1] * 3, {}, {"a": 1}, {"": {}},
     [{}] * 2, ["a", "a"], {"\ud800": "\ud800"},
 )  # fmt: skip
-"""Values that every field is given once."""
+"""Values with which every field is tested once."""
 
 
 def one_of_these(items: Sequence[_T]) -> st.SearchStrategy[_T]:
@@ -71,11 +71,11 @@ RAW_JSON = one_of_these([
     deep("[", "]", 100), deep("[", "]", 5_000), deep("[", "]", 100_000), b"[" * 100_000, deep('{"a":', "}", 5_000),
     deep('{"a":', "}", 100_000), b'{"a":' * 100_000, b'{"a": 1, "a": 2}', b"/*", b"//\n{}", b"{// x\n}", b'{"\\u0000": 1}',
 ])  # fmt: skip
-"""JSON that parsers disagree about, and no JSON at all."""
+"""JSON on which parsers disagree, and invalid JSON."""
 
 
 def as_json(value: Any) -> bytes:
-    """Return JSON as Python writes it: with NaN, and lone surrogates escaped."""
+    """Return JSON as Python writes it, with NaN and escaped lone surrogates."""
     return json.dumps(value).encode()
 
 
@@ -87,7 +87,7 @@ def _encodings(text: str) -> st.SearchStrategy[bytes]:
 
 @st.composite
 def broken(draw: st.DrawFn, contents: st.SearchStrategy[bytes]) -> bytes:
-    """A content with up to three changes: bytes flipped, set, cut out, repeated, inserted, or its end cut off."""
+    """Return content with up to three changes: bytes flipped, set, removed, repeated or inserted, or its end cut off."""
     content = bytearray(draw(contents))
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(content)))
@@ -109,7 +109,7 @@ def broken(draw: st.DrawFn, contents: st.SearchStrategy[bytes]) -> bytes:
 
 
 def json_bytes(objects: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
-    """JSON of the objects as it is, in other encodings, with a field twice, or broken; or raw bytes."""
+    """Return JSON of the objects: unchanged, in other encodings, with a repeated field, or broken; or raw bytes."""
     written = objects.map(as_json)
     return st.one_of(
         written,
@@ -130,7 +130,7 @@ def _with(text: bytes, value: bytes) -> bytes:
 
 @st.composite
 def changed(draw: st.DrawFn, valid: dict[str, Any], likely: dict[str, st.SearchStrategy[Any]]) -> dict[str, Any]:
-    """A valid object with up to three fields set to likely or strange values, one left out, or one that is unknown."""
+    """Return an object with up to three fields set to likely or strange values, one left out, or an unknown one added."""
     fields = dict(valid)
     names = sorted({*valid, *likely})
     for name in draw(st.lists(st.sampled_from(names), max_size=3, unique=True)):
@@ -165,6 +165,6 @@ def paths_in(value: Any, path: str = "") -> list[str]:
 
 @st.composite
 def changed_within(draw: st.DrawFn, valid: dict[str, Any], values: st.SearchStrategy[Any] = VALUES) -> dict[str, Any]:
-    """A valid nested object with one or two fields, at any depth, replaced."""
+    """Return a valid nested object with one or two fields, at any depth, replaced."""
     chosen = draw(st.lists(st.sampled_from(paths_in(valid)), min_size=1, max_size=2, unique=True))
     return dict(replaced(valid, {path: draw(values) for path in chosen}))

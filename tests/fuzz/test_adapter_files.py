@@ -1,4 +1,4 @@
-"""Adapter files, manifests and storage as somebody may have damaged them: an error of ours, never another exception."""
+"""Damaged adapter files, manifests and storage: one of our errors, never another exception."""
 
 import json
 import struct
@@ -54,7 +54,7 @@ DTYPES = (
 
 
 def split(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """A safetensors file's header, and its data."""
+    """Return a safetensors file's header and its data."""
     (length,) = struct.unpack("<Q", content[:8])
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
@@ -65,7 +65,7 @@ def joined(header: bytes, data: bytes, *, length: int | None = None) -> bytes:
 
 @st.composite
 def headers(draw: st.DrawFn, valid: dict[str, Any]) -> bytes:
-    """A header with a field replaced, a tensor of another type or shape, or other metadata."""
+    """Return a header with a field replaced, a tensor of another type or shape, or other metadata."""
     header = json.loads(json.dumps(valid))
     names = [name for name in header if name != "__metadata__"]
     name = draw(st.sampled_from(names))
@@ -103,7 +103,7 @@ FOREIGN_KEYS = (
 
 @st.composite
 def adapter_files(draw: st.DrawFn) -> bytes:
-    """A whole file: with a strange header, a wrong length, or broken bytes."""
+    """Return a whole file with a strange header, a wrong length, or broken bytes."""
     valid = file_of(small(rank=draw(st.sampled_from([0, 1, 2]))))
     header, data = split(valid)
     match draw(st.integers(0, 9)):
@@ -113,7 +113,7 @@ def adapter_files(draw: st.DrawFn) -> bytes:
             return joined(draw(headers(header)), data, length=draw(st.integers(0, 2**64 - 1)))
         case 2:
             return draw(st.binary(max_size=40))
-        case 3:  # numbers that are not finite, or none at all
+        case 3:  # infinite numbers, or none
             return joined(json.dumps(header).encode(), bytes([draw(st.sampled_from([0, 0x7F, 0xFF]))]) * len(data))
     return joined(draw(headers(header)), data)
 
@@ -246,7 +246,7 @@ def test_an_adapter_is_still_found_beside_strange_names(tmp_path: Path, flavour:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"1")
-        except (OSError, UnicodeEncodeError):  # a name that no file can have
+        except (OSError, UnicodeEncodeError):  # an invalid file name
             return
         try:
             assert ("ink", 1) in set(artifact.list_versions(storage))

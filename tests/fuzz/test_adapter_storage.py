@@ -1,4 +1,4 @@
-"""Whatever the files of one adapter contain, another beside it stays listed, and can be loaded."""
+"""Arbitrary files of one adapter leave another one listed and loadable."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pictures, recipes and zips, as they may come from anywhere: an error of ours, never another exception."""
+"""Untrusted pictures, recipes and zips: one of our errors, never another exception."""
 
 import io
 import json
@@ -45,7 +45,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 @st.composite
 def png_chunks(draw: st.DrawFn) -> bytes:
-    """A PNG whose chunks are right in form and strange in content."""
+    """Return a PNG with well-formed chunks of strange content."""
     width, height = draw(st.tuples(*[st.sampled_from([0, 1, 8, 2**16, 2**31 - 1, 2**32 - 1])] * 2))
     header = struct.pack(
         ">IIBBBBB", width, height, draw(st.sampled_from([1, 8, 16, 3])), draw(st.sampled_from([0, 2, 3, 6, 7])), 0, 0, 0
@@ -127,12 +127,12 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.
 
 @st.composite
 def archives(draw: st.DrawFn) -> bytes:
-    """A zip with strange names, damaged or not, or with a name twice."""
+    """Return a zip with strange names, damaged or not, or with a repeated name."""
     contents = st.one_of(st.just(png()), st.just(b"a cat"), st.binary(max_size=50))
     names = NAMES.map(lambda name: name.encode("utf-8", "replace").decode())
     members = draw(st.lists(st.tuples(names, contents), max_size=4))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that are there twice
+        warnings.simplefilter("ignore")  # about repeated names
         whole = zipped(members, draw(st.sampled_from(METHODS)))
     return draw(broken(st.just(whole)))
 

@@ -1,4 +1,4 @@
-"""Whatever is sent to the service, the answer is one that is documented, in its shape, in time and short; never a 500."""
+"""Every reply of the service is a documented one in the documented shape, in time and short; never a 500."""
 
 import json
 import re
@@ -34,7 +34,7 @@ ENDPOINTS = ("/generate", "/v1/images/generations")
 LONGEST_ERROR_BYTES = 100_000
 REFUSAL_SECONDS = 1.0
 _ATTEMPTS = 3
-"""Refusals that have to be slow: other load on the machine does not last."""
+"""Number of slow rejections that count as a failure, because other load on the machine does not last."""
 
 NAMES = st.one_of(
     one_of_these(["ink", "ink@1", "ink@", "@", "../../etc/passwd", "embedded", "a" * 300, "ink\n"]), TEXTS
@@ -87,14 +87,14 @@ MANY_FIELDS = {f"field_{number}": number for number in range(5_000)}
 
 
 def bodies(endpoint: str) -> st.SearchStrategy[dict[str, Any]]:
-    """A small picture, with a few fields as somebody might get them wrong, or a program that has gone mad."""
+    """Return a request for a small picture with a few wrong fields, likely or strange."""
     foreign = _OURS if endpoint.startswith("/v1/") else _OPENAIS
     likely = {name: values for name, values in LIKELY.items() if name not in foreign}
     return changed(SMALL | ({} if endpoint.startswith("/v1/") else {"width": 64, "height": 64}), likely)
 
 
 def check(url: str, request: WireRequest) -> WireReply:
-    """Send a request, and check all that holds of any reply."""
+    """Send a request, and check the properties of every reply."""
     for attempt in range(_ATTEMPTS):
         reply = exchange(url, request)
         if reply.status in DRAWN or reply.status == 504 or reply.seconds < REFUSAL_SECONDS:
@@ -111,7 +111,7 @@ def check_generation(url: str, endpoint: str, content: bytes, kind: bytes = b"ap
     reply = check(
         url, WireRequest(method="POST", target=endpoint.encode(), headers=[(b"Content-Type", kind)], body=content)
     )
-    # 504: a time was asked for that is too short.
+    # 504: the requested time was too short.
     assert reply.status in DRAWN | REFUSED | {504}, reply.body[:2_000]
     if reply.status not in DRAWN:
         error = json.loads(reply.body)["error"]
@@ -221,7 +221,7 @@ ADMIN_FIELDS = {
 
 @pytest.fixture(scope="module")
 def routes(service: str) -> list[tuple[str, str]]:
-    """Method and path of each route, and of some that do not exist."""
+    """Return method and path of each route, and of some that do not exist."""
     paths = httpx.get(f"{service}/openapi.json").json()["paths"]
     found = [(method.upper(), path) for path, methods in paths.items() for method in methods]
     others = [(method, "/generate") for method in ("GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "TRACE", "FOO")]
@@ -238,7 +238,7 @@ def routes(service: str) -> list[tuple[str, str]]:
 
 @st.composite
 def requests(draw: st.DrawFn, routes: list[tuple[str, str]]) -> WireRequest:
-    """A request to a route: with strange parts of its path, a strange query, up to three strange headers, a body or none."""
+    """Return a request to a route with strange path parts, a strange query, up to three strange headers, a body or none."""
     method, path = draw(st.sampled_from(routes))
     safe = draw(st.sampled_from(["", "/"]))
     target = re.sub(r"\{\w+\}", lambda _: quote(draw(PARTS), safe=safe), path)
@@ -276,7 +276,7 @@ def test_no_route_answers_with_500(service: str, loop_clock: Clock, routes: list
     def ask(request: WireRequest) -> None:
         try:
             statuses.add(check(service, request).status)
-        except TimeoutError:  # a body was announced that does not come
+        except TimeoutError:  # an announced body is missing
             assert _waits_for_more(request)
 
     try_all("routes of the service", ask, requests(routes), cases=120, clock=loop_clock)

@@ -1,4 +1,4 @@
-"""Every route of the studio, found in the app itself, with strange paths, fields, files, bodies and headers: never a 500."""
+"""All routes of the studio, read from the app, with strange paths, fields, files, bodies and headers: never a 500."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ _LOOP_SECONDS = 1.0
 
 
 class Studio:
-    """A studio with one of everything; its service does not answer, and its jobs wait."""
+    """A studio with one item of each kind; its service does not answer, and its jobs stay queued."""
 
     def __init__(self, home: Path, flavour: Flavour) -> None:
         self.config = StudioConfig(home=home, service_url="http://127.0.0.1:1", data_roots=(home / "root",))
@@ -56,7 +56,7 @@ class Studio:
         return self.app.state.studio
 
     def refill(self) -> None:
-        """Make again what a case has deleted."""
+        """Create the items again that a case has deleted."""
         if not (self.config.home / "gallery" / self.gallery_id).exists():
             adapters = (ScaledAdapter(name="ink"),)
             size = {"width": 64, "height": 64, "steps": 1, "guidance_scale": 1.0}
@@ -102,12 +102,12 @@ def studio(tmp_path_factory: pytest.TempPathFactory, flavour: Flavour) -> Iterat
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
-    """A description of the studio's routes, which it does not publish."""
+    """Return an OpenAPI document of the studio, which it does not publish itself."""
     return get_openapi(title="studio", version="0", routes=app.routes)
 
 
 def routes(app: FastAPI) -> list[tuple[str, str]]:
-    """Method and path of each route."""
+    """Return method and path of each route."""
     found = [(method.upper(), path) for path, methods in openapi(app)["paths"].items() for method in methods]
     return [
         *found,
@@ -183,7 +183,7 @@ BOUNDARIES = one_of_these([b"multipart/form-data", b"multipart/form-data; bounda
 
 
 def known(studio: Studio) -> dict[str, list[str]]:
-    """Values that name something, by the field or part of an address that takes them."""
+    """Return names of existing items by the field or path parameter that takes them."""
     return {
         "identity": [studio.job_id], "name": ["ink", "cats2", "ink@1"], "version": ["1"], "picture_id": [studio.gallery_id],
         "like": [studio.gallery_id], "before": [studio.gallery_id, "zzz"], "action": ["stop", "kill", "resume",
@@ -202,7 +202,7 @@ def known(studio: Studio) -> dict[str, list[str]]:
 
 
 def field_names(app: FastAPI) -> list[str]:
-    """Every name that a route takes: in its address, in its query, in a form."""
+    """Return every name that a route takes in its path, query or form."""
     described = [method for methods in openapi(app)["paths"].values() for method in methods.values()]
     queries = {parameter["name"] for method in described for parameter in method.get("parameters", ())}
     forms = {
@@ -235,7 +235,7 @@ def field_names(app: FastAPI) -> list[str]:
 
 @st.composite
 def requests(draw: st.DrawFn, studio: Studio) -> tuple[str, bytes, list[tuple[bytes, bytes]], bytes]:
-    """Method, target, headers and body of a request to one of the routes."""
+    """Return method, target, headers and body of a request to one of the routes."""
     method, path = draw(st.sampled_from(studio.routes))
     values = known(studio)
 
@@ -269,7 +269,7 @@ def requests(draw: st.DrawFn, studio: Studio) -> tuple[str, bytes, list[tuple[by
 
 @st.composite
 def bodies(draw: st.DrawFn, pairs: list[tuple[str, str]]) -> tuple[bytes, bytes]:
-    """A form of some fields, with or without files, or broken; its type, and its content."""
+    """Return type and content of a form with some fields, with or without files, or broken."""
     data: dict[str, Any] = {}
     for name, text in pairs:
         data.setdefault(name, []).append(text)

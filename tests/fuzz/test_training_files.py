@@ -1,4 +1,4 @@
-"""Configurations, dataloader files, captions and tables as somebody may have written them: an error of ours at worst."""
+"""Arbitrary configurations, dataloader files, captions and tables: one of our errors at worst."""
 
 import json
 from pathlib import Path
@@ -93,7 +93,7 @@ OBJECTS = changed(OPTIONS, OPTION_VALUES)
 
 
 def use(config: TrainConfig) -> None:
-    """What every training computes of its configuration before it loads anything."""
+    """Compute everything that a training derives from its configuration before it loads anything."""
     public_options(config)
     recorded = recorded_options(config, processes=1)
     assert continue_with(config, recorded, processes=1, step=10) == (config, [])
@@ -104,7 +104,7 @@ def use(config: TrainConfig) -> None:
 
 
 def told(error: LithographError) -> None:
-    """Its sentences can be filled in, are short, and can be sent to a page."""
+    """Check that a problem's sentences can be filled in, are short, and can be sent to a page."""
     assert len(str(error)) < 20_000
     for problem in error.problems:
         json.dumps(problem.to_json())

@@ -1,4 +1,4 @@
-"""The service under fuzzing: how soon it answers whether it is alive, and how much memory its processes have."""
+"""Latency of ``/healthz`` and memory of the service under fuzzing."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ _TENTH = 10
 
 
 class Vitals:
-    """Measures until the context is left."""
+    """A measurement for the duration of its context."""
 
     def __init__(self, server: RunningServer) -> None:
         self._server = server
@@ -61,6 +61,6 @@ class Vitals:
                 self._bytes.append(self._memory())
 
     def _memory(self) -> dict[str, int]:
-        """Resident bytes by process id."""
+        """Return resident bytes by process id."""
         main = psutil.Process(self._server.process.pid)
         return {str(process.pid): process.memory_info().rss for process in (main, *main.children(recursive=True))}

@@ -1,4 +1,4 @@
-"""One HTTP request as bytes on a connection of its own, and the reply: no client library corrects what is sent."""
+"""One HTTP request as bytes on a connection of its own, and the reply, without a client library's corrections."""
 
 import http.client
 import socket
@@ -12,7 +12,7 @@ _PATIENCE_SECONDS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class WireRequest:
-    """A request as it goes over the wire."""
+    """The bytes of a request."""
 
     method: str
     target: bytes
@@ -21,7 +21,7 @@ class WireRequest:
 
     @property
     def head(self) -> bytes:
-        """Request line and header fields."""
+        """Return request line and header fields."""
         lines = [self.method.encode() + b" " + self.target + b" HTTP/1.1"]
         names = {name.lower() for name, _ in self.headers}
         own = [(b"Host", b"127.0.0.1"), (b"Connection", b"close"), (b"Content-Length", str(len(self.body)).encode())]
@@ -31,7 +31,7 @@ class WireRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class WireReply:
-    """What came back."""
+    """The parsed reply."""
 
     status: int
     headers: http.client.HTTPMessage

@@ -1,4 +1,4 @@
-"""``lithograph adapters`` on a directory and on S3: what comes in fits, what goes out comes back, no mistake loses any."""
+"""``lithograph adapters`` on a directory and on S3: import, export, rollback, removal, and errors that lose no data."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ Command = Callable[..., Result]
 
 
 def run(*arguments: str, answer: str = "", environment: dict[str, str] | None = None) -> Result:
-    """The command in this process; one of our errors is raised, as ``main`` would see it."""
+    """Run the command in this process; our own errors are raised, as to ``main``."""
     result = CliRunner().invoke(
         cli, ["adapters", *arguments], input=answer, env=environment, auto_envvar_prefix="LITHOGRAPH"
     )
@@ -41,7 +41,7 @@ def run(*arguments: str, answer: str = "", environment: dict[str, str] | None = 
 
 @pytest.fixture
 def command(storage: Storage, request: pytest.FixtureRequest) -> Command:
-    """Runs a subcommand on the storage; a failure of which nothing is expected fails the test."""
+    """Return a function that runs a subcommand on the storage; an unexpected failure fails the test."""
     options = ["--storage", storage.uri]
     if storage.uri.startswith("s3:"):
         options += ["--endpoint-url", request.getfixturevalue("s3_endpoint")]
@@ -62,7 +62,7 @@ def kohya(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ink(command: Command, kohya: Path) -> None:
-    """Versions 1 to 3; 3 is the latest."""
+    """Publish versions 1 to 3; 3 is the latest."""
     for _ in range(3):
         assert command("import", str(kohya), "--name", "ink").exit_code == 0
 
@@ -159,13 +159,13 @@ def test_a_version_is_removed_unless_it_is_the_latest_and_its_number_stays_taken
     assert command("remove", "ink@2", answer="n\n").exit_code == 1
     assert set(adapter.list_versions(storage)) == {("ink", 1), ("ink", 2), ("ink", 3)}
     assert command("remove", "ink@2", answer="y\n").exit_code == 0
-    command("rollback", "ink")  # over the hole
+    command("rollback", "ink")  # past the removed version
     assert adapter.latest_version(storage, "ink") == 1
     assert command("remove", "ink@3", "--yes").output == "removed ink@3\n"
     assert {entry.key for entry in storage.list("ink/3")} == {"ink/3/removed"}
     with pytest.raises(AdapterError, match="ink@3: not in"):
         command("remove", "ink@3", "--yes")
-    # A server may still hold what was 3: the next one must not go by its name.
+    # A server may still hold the removed version 3: the next one must not reuse its number.
     assert command("import", str(kohya), "--name", "ink").output.startswith("ink@4: ")
 
 
@@ -200,7 +200,7 @@ def test_nobody_sees_half_an_adapter_while_it_is_removed(storage: Storage, monke
     remove_version(storage, "ink", 1)
     assert seen == [(True, 2), (True, 2)]
     seen.clear()
-    remove_adapter(storage, "ink")  # the name first: nobody is sent to a version that goes
+    remove_adapter(storage, "ink")  # the name first: no reader finds a version that is being removed
     assert seen == [(False, 2), (False, 1), (False, 0), (False, 0), (False, 0), (False, 0)]
 
 

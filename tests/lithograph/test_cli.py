@@ -1,4 +1,4 @@
-"""``lithograph generate`` as a person runs it, and pictures made again from their recipe."""
+"""``lithograph generate``, and pictures repeated from their recipe."""
 
 import io
 import zipfile

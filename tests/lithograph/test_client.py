@@ -46,7 +46,7 @@ def test_generate_gives_the_picture_and_what_made_it(ours: lithograph.Client, ap
     result = ours.generate("a red apple", seed=1, steps=3)
     assert result.images[0].content == apple
     assert (result.request.steps, result.media_type) == (3, "image/png")
-    assert len(repr(result)) < 2000  # a terminal would be full of it
+    assert len(repr(result)) < 2000  # its binary content would fill the terminal
     result.images[0].save(tmp_path / "apple.png")
     assert (tmp_path / "apple.png").read_bytes() == apple
 
@@ -127,7 +127,7 @@ def test_the_asynchronous_client_does_the_same(server: RunningServer, apple: byt
 
 @contextmanager
 def answering(*replies: tuple[int, str]) -> Iterator[tuple[str, list[str]]]:
-    """A server at the boundary that gives these statuses and Retry-Afters, then 200; its address, and what it was asked."""
+    """Run a server that replies with these statuses and Retry-Afters, then 200; yield its URL and its requests."""
     left, asked = list(replies), []
 
     class Handler(BaseHTTPRequestHandler):

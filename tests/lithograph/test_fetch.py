@@ -1,4 +1,4 @@
-"""``lithograph fetch``, from a hub that is really asked over HTTP."""
+"""``lithograph fetch``, from a hub over HTTP."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def test_weights_are_fetched_once_and_found_from_then_on(tmp_path: Path, flavour
         assert downloads == []
         next(tmp_path.rglob("vae/*.safetensors")).unlink()
         assert fetch(HF_HOME=str(tmp_path), HF_ENDPOINT=url).stdout == first.stdout
-    # The hub is away now: a service that may only read the volume finds what is there.
+    # The hub is unreachable now: a service with a read-only volume finds the downloaded files.
     assert fetch(HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1").stdout == first.stdout
     assert fetch(HF_HOME=str(tmp_path), HF_ENDPOINT=url).stdout == first.stdout
 

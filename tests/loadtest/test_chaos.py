@@ -1,4 +1,4 @@
-"""The chaos campaign: it sees what must not happen, and a short run ends in a table and figures."""
+"""The chaos campaign: it detects violations, and a short run ends in a table and JSON."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ PICTURE = b"a picture"
 
 
 class Liar:
-    """A server that answers as it is told."""
+    """A server with configured replies."""
 
     def __init__(self) -> None:
         self.status, self.content = 200, PICTURE

@@ -1,4 +1,4 @@
-"""The demo data set as it stands in the repository: 64 captioned pictures that the embedded model can learn from."""
+"""The demo dataset in the repository: 64 captioned pictures that the embedded model can learn from."""
 
 import numpy as np
 import pytest

@@ -8,29 +8,29 @@ from tests.conftest import RunningServer
 
 
 class Family:
-    """The processes of a server; roles are found when they are asked for, because the engine process may be replaced."""
+    """The processes of a server. Roles are looked up at each access, because the engine process may be replaced."""
 
     def __init__(self, server: RunningServer) -> None:
         self.main = psutil.Process(server.process.pid)
 
     @property
     def all(self) -> list[psutil.Process]:
-        """Every process, with helpers of ``multiprocessing``."""
+        """Return every process, including helpers of ``multiprocessing``."""
         return [self.main, *self.main.children(recursive=True)]
 
     @property
     def manager(self) -> psutil.Process:
-        """The first of the two that are forked from the main process."""
+        """Return the manager process, the first of the two forked from the main process."""
         return self._forked()[0]
 
     @property
     def http(self) -> psutil.Process:
-        """The second."""
+        """Return the HTTP process, the second of the two."""
         return self._forked()[1]
 
     @property
     def fork_server(self) -> psutil.Process:
-        """The process that engine processes are forked from, on a CPU."""
+        """Return the process that engine processes are forked from, on a CPU."""
         (found,) = (
             child for child in self.main.children() if "multiprocessing.forkserver" in " ".join(child.cmdline())
         )
@@ -38,7 +38,7 @@ class Family:
 
     @property
     def engine(self) -> psutil.Process:
-        """The only child of the fork server."""
+        """Return the engine process, the only child of the fork server."""
         (found,) = self.fork_server.children()
         return found
 
@@ -48,7 +48,7 @@ class Family:
         return sorted(children, key=lambda child: child.pid)
 
     def kill(self) -> None:
-        """End whatever is left."""
+        """Kill the remaining processes."""
         with suppress(psutil.NoSuchProcess):
             for process in self.all:
                 with suppress(psutil.NoSuchProcess):

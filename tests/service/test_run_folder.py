@@ -21,7 +21,7 @@ def own_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def leave_behind(parent: Path, name: str) -> Path:
-    """A directory as a killed run leaves it, a minute ago."""
+    """Create a directory like that of a run that was killed a minute ago."""
     folder = parent / name
     (folder / "adapters").mkdir(parents=True)
     (folder / "adapters" / "0.safetensors").write_bytes(b"x")

@@ -23,7 +23,7 @@ APPLE = {"prompt": "a red apple", "seed": 1, "steps": 3}
 
 
 def events(reply: httpx.Response) -> Iterator[tuple[str, dict[str, object]]]:
-    """Server-sent events as they come: name and data."""
+    """Yield server-sent events as they come: name and data."""
     name = ""
     for line in reply.iter_lines():
         field, _, value = line.partition(": ")
@@ -100,7 +100,7 @@ def test_a_stream_tells_every_step_and_ends_with_the_picture_that_a_plain_reques
 def test_past_its_timeout_a_request_gets_504_and_costs_no_more_steps(client: httpx.Client) -> None:
     begin, made = time.monotonic(), steps_made(client)
     reply = client.post("/generate", json=LONG | {"timeout_seconds": 0.5})
-    assert time.monotonic() - begin < 20  # it would take a minute to draw
+    assert time.monotonic() - begin < 20  # it would take a minute to generate
     assert reply.status_code == 504
     assert reply.json()["error"]["code"] == "timeout"
     assert_stopped_early(client, made)
@@ -131,7 +131,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 def test_beyond_the_queue_429_says_when_to_come_back(small: RunningServer) -> None:
     with httpx.Client(base_url=small.url, timeout=60) as client, ThreadPoolExecutor(2) as pool:
-        assert client.post("/generate", json=APPLE).status_code == 200  # so that it knows how long steps take
+        assert client.post("/generate", json=APPLE).status_code == 200  # so that the server knows the duration of steps
         taken = [pool.submit(client.post, "/generate", json=LONG | {"timeout_seconds": 4}) for _ in range(2)]
         deadline = time.monotonic() + 60
         while metric(client, "lithograph_requests_in_progress") < 2:
@@ -153,7 +153,7 @@ def test_when_the_engine_dies_requests_get_503_at_once_and_it_comes_back(small: 
         Family(small).engine.kill()
         begin = time.monotonic()
         plain, stream = (request.result() for request in under_way)
-        assert time.monotonic() - begin < 20  # without help from the process watch they would hang
+        assert time.monotonic() - begin < 20  # without the supervisor they would hang
         assert (plain.status_code, plain.json()["error"]["code"]) == (503, "engine_ended")
         assert list(events(stream))[-1][1]["error"]["code"] == "engine_ended"
         wait_until_ready(small)

@@ -1,4 +1,4 @@
-"""The simulated device of these tests."""
+"""Attachment of the simulated device."""
 
 import pytest
 

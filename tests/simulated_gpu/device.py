@@ -21,7 +21,7 @@ GIB = 2**30
 
 
 def build() -> Path:
-    """Return the library, compiled against the installed torch unless that was done before."""
+    """Return the library, compiled against the installed torch on first use."""
     key = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
     library = BUILD / f"{key}.so"
     if library.exists():
@@ -79,16 +79,16 @@ def attach() -> None:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a part of a program asked of the device."""
+    """Counts of a program part's use of the device."""
 
     operations: int
     to_device: int
-    """Copies."""
+    """Copies to the device."""
     to_host: int
-    """Copies and numbers."""
+    """Copies and numbers to the host."""
     host_bytes: int
     waits: int
-    """Times that the host waited for a result: a number or a copy that it asked for."""
+    """Number of times that the host waited for a number or a copy."""
     synchronizations: int
     """Calls of ``torch.cuda.synchronize``."""
     peak_bytes: int
@@ -96,7 +96,7 @@ class Counts:
 
 
 class Counting:
-    """Counts since it was made."""
+    """A running count since its creation."""
 
     def __init__(self) -> None:
         torch.ops.simulated_gpu.reset_counts()
@@ -104,7 +104,7 @@ class Counting:
 
     @property
     def so_far(self) -> Counts:
-        """The counts up to now."""
+        """Return the counts so far."""
         return Counts(
             operations=_count("operations"),
             to_device=_count("to_device"),
@@ -117,13 +117,13 @@ class Counting:
 
 
 @contextmanager
-def faults(*, room_bytes: int | None = None, fail_after: int | None = None, lost: bool = False) -> Iterator[None]:
-    """Let the device fail meanwhile.
+def faults(*, free_bytes: int | None = None, fail_after: int | None = None, lost: bool = False) -> Iterator[None]:
+    """Make the device fail within the context.
 
-    ``room_bytes``: what can be allocated beyond what is in use; ``fail_after``: the number of allocations before one that
-    fails, once; ``lost``: every operation fails, as after an illegal access.
+    ``free_bytes``: memory that can still be allocated; ``fail_after``: the number of allocations before the one that fails;
+    ``lost``: every operation fails, as after an illegal access.
     """
-    capacity = -1 if room_bytes is None else used_bytes() + room_bytes
+    capacity = -1 if free_bytes is None else used_bytes() + free_bytes
     torch.ops.simulated_gpu.inject(capacity, -1 if fail_after is None else fail_after, lost)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The simulated device behaves like a GPU where tests depend on it."""
+"""Properties of a GPU that the simulated device shares and other tests depend on."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_copies_waits_and_bytes_are_counted() -> None:
 
 
 def test_memory_can_run_out() -> None:
-    with faults(room_bytes=1000):
+    with faults(free_bytes=1000):
         torch.empty(200, device="cuda")
         with pytest.raises(torch.OutOfMemoryError):
             torch.empty(300, device="cuda")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.simulated_gpu
 
 NAMES = ("a", "b", "c", "d")
 SIZE = 256
-"""Large enough for activations that outweigh all else that is allocated meanwhile."""
+"""Size at which activations exceed all other allocations."""
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,10 @@ def test_a_step_without_memory_is_repeated_with_half_the_rows(gpu_model: Compone
     expected.run(len(NAMES))
 
     harness = admitted(gpu_model, *NAMES)
-    with faults(room_bytes=int(0.7 * needed)):
+    with faults(free_bytes=int(0.7 * needed)):
         harness.engine.step()
     assert harness.engine.out_of_memory == 1
-    assert sorted(harness.steps) == sorted(2 * NAMES)  # nobody failed, nobody lost a step
+    assert sorted(harness.steps) == sorted(2 * NAMES)  # no request failed or lost a step
     harness.run(len(NAMES))
     assert harness.engine.out_of_memory == 1  # the bound is remembered
     for name in NAMES:
@@ -60,7 +60,7 @@ def test_a_step_without_memory_is_repeated_with_half_the_rows(gpu_model: Compone
 
 def test_without_memory_for_one_row_requests_fail_and_the_engine_goes_on(gpu_model: Components) -> None:
     harness = admitted(gpu_model, "a", "b")
-    with faults(room_bytes=0):
+    with faults(free_bytes=0):
         harness.engine.step()
     assert "OutOfMemoryError" in str(harness.error("a"))
     assert "OutOfMemoryError" in str(harness.error("b"))

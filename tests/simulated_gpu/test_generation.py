@@ -32,9 +32,9 @@ REQUESTS: Mapping[str, Mapping[str, Any]] = {
     "longer": {"steps": 6, "seed": 2},
     "wide": {"width": 128, "seed": 3},
 }
-"""Of two sizes and several lengths, so that forwards have from one row to all."""
+"""Requests of two sizes and several lengths, so that the number of rows of a forward varies from one to the maximum."""
 COPIED_BYTES = 8 * 2**20
-"""More than the pictures and previews of all requests have, as float32; far less than the weights."""
+"""Bound above the pictures and previews of all requests in float32, and far below the weights."""
 WITH_ADAPTERS: Mapping[str, tuple[str, ...]] = {"one": ("a0",), "two": ("a1", "dora"), "dora alone": ("dora",)}
 
 
@@ -48,7 +48,7 @@ def with_dora(weights: LoraWeights) -> LoraWeights:
 
 
 def draw(model: Components, *, offload: Offload = Offload.NONE) -> dict[str, np.ndarray]:
-    """Draw all requests together."""
+    """Generate all requests together."""
     harness = EngineHarness(model, max_rows=8, adapter_slots=4, background=offload is Offload.NONE)
     dora = with_dora(random_lora(lora_targets(model.transformer), seed=7, rank=4, only=["to_q", "proj_out"]))
     harness.adapters._there["dora"] = as_adapter("dora", dora, model)

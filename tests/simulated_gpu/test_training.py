@@ -1,4 +1,4 @@
-"""Trainings on a simulated GPU: the same losses as on a CPU, with every way to save memory."""
+"""Trainings on a simulated GPU: the same losses as on a CPU, with every option that saves memory."""
 
 import itertools
 import json
@@ -69,7 +69,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_losses_are_those_of_a_cpu(trained: Trained, name: str) -> None:
-    """Checkpointing and offloading change no loss, so that the CPU does without."""
+    """Checkpointing and offloading change no loss, so the CPU's training does not use them."""
     changes = VARIANTS[name]
     plain = {option: value for option, value in changes.items() if option not in RECOMPUTED | OFFLOADED | LEAVES}
     expected = trained("cpu", **plain)

@@ -7,5 +7,5 @@ from studio.training.boundary import Boundary
 
 
 def boundary(*folders: Path) -> Boundary:
-    """Everything below the folders, and all of S3 and HTTP."""
+    """Return a boundary of everything below the folders, and all of S3 and HTTP."""
     return Boundary(datasets=Datasets(folders[0] / "uploads", folders), own=(), destinations=None)

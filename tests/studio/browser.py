@@ -1,4 +1,4 @@
-"""A real studio in a process of its own, and a real Chromium that looks at it."""
+"""A real studio in a process of its own, and a real Chromium."""
 
 import re
 import shutil
@@ -18,11 +18,11 @@ from tests.conftest import START_SECONDS, free_port
 
 AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text(encoding="utf-8")
 PATIENCE_MS = 240_000
-"""For whatever a page waits for: trainings, and other load on the machine."""
+"""Time limit of all waits, which allows for trainings and other load on the machine."""
 
 
 class RunningStudio:
-    """A ``lithograph server`` on a home of its own; it can be stopped and started again on the same port."""
+    """A ``lithograph server`` with its own home, which can be restarted on the same port."""
 
     def __init__(self, home: Path, *arguments: str) -> None:
         self.home = home
@@ -33,7 +33,7 @@ class RunningStudio:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start, and wait until it answers."""
+        """Start it, and wait until it answers."""
         with self._log.open("ab") as stream:
             self._process = subprocess.Popen(
                 [
@@ -55,7 +55,7 @@ class RunningStudio:
             time.sleep(0.1)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int | None:
-        """End it, wait until it is gone, and return its exit code; None if it has not been started."""
+        """Stop it, wait for its end, and return its exit code; None if it was not started."""
         if self._process is None:
             return None
         if self._process.poll() is None:
@@ -65,7 +65,7 @@ class RunningStudio:
 
 @contextmanager
 def running_studio(home: Path, *arguments: str) -> Iterator[RunningStudio]:
-    """One for as long as the context."""
+    """Run a studio for the duration of the context."""
     studio = RunningStudio(home, *arguments)
     try:
         studio.start()
@@ -76,7 +76,7 @@ def running_studio(home: Path, *arguments: str) -> Iterator[RunningStudio]:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The system's Chromium."""
+    """Launch the system's Chromium."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         pytest.fail("no Chromium: apt-get install chromium")
@@ -90,14 +90,14 @@ def chromium() -> Iterator[Browser]:
 def visit(
     browser: Browser, url: str, *, language: str, dark: bool = False, width: int = 1280, may_fail: bool = False
 ) -> Iterator[Page]:
-    """A page of someone who reads that language. Whatever the browser complains of, the policy above all, fails the test.
+    """Open a page in a language. Any complaint of the browser, above all about the policy, fails the test.
 
-    ``may_fail``: the studio is stopped meanwhile, and failed connections are what is tested.
+    ``may_fail``: the test stops the studio, and failed connections are expected.
     """
     complaints: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
-        # What was refused on purpose is said by its status; a request that a later one replaces is aborted.
+        # Expected rejections show as a status; a request that a later one replaces is aborted.
         harmless = r"a status of 4|Status Error Code 4|htmx:sendAbort|htmx:afterRequest"
         if message.type == "error" and not re.search(harmless, message.text):
             complaints.append(message.text)

@@ -1,10 +1,10 @@
-"""Commands of the documentation's pages, and how they are run: what stands there is what is tested.
+"""The commands of documentation pages, extracted and run as tests.
 
-Every fenced ``bash`` block of a page is run, in order, in one shell. A comment before a block says what is special about it:
+Every fenced ``bash`` block of a page is run, in order, in one shell. A comment before a block marks exceptions:
 
 - ``<!-- not run: REASON -->``
-- ``<!-- run with: TEXT => OTHER; TEXT => OTHER -->``: what the machine of a test is too small for
-- ``<!-- run until: URL -->``: it does not end by itself; the next block is run once the address answers
+- ``<!-- run with: TEXT => OTHER; TEXT => OTHER -->``: replacements for a small test machine
+- ``<!-- run until: URL -->``: the block does not end by itself; the next block is run once the URL answers
 """
 
 import re
@@ -18,7 +18,7 @@ _MARK = re.compile(r"<!-- (?P<kind>not run|run with|run until): (?P<value>.+?) -
 
 
 class PageError(Exception):
-    """A page whose marks make no sense."""
+    """A page has invalid marks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +28,16 @@ class Block:
     language: str
     text: str
     line: int
-    """Where it stands in the page."""
+    """Line number in the page."""
     not_run: str | None = None
-    """Why."""
+    """Reason for not running it; None if it is run."""
     replacements: Mapping[str, str]
     until: str | None = None
-    """The address that answers once it is up."""
+    """URL that answers once the command is up."""
 
     @property
     def code(self) -> list[str]:
-        """Its lines without comments: what has to be the same in every language."""
+        """Return its lines without comments, which must be the same in every language."""
         lines = [re.sub(r"(^|\s)(#|//).*", "", line).rstrip() for line in self.text.splitlines()]
         return [line for line in lines if line]
 
@@ -69,7 +69,7 @@ def blocks(page: Path, language: str) -> list[Block]:
 
 
 def script(page: list[Block], ports: Mapping[str, int]) -> str:
-    """A page as one bash script; ``ports`` replaces ``:8000`` and the like."""
+    """Return a page as one bash script; ``ports`` replaces ``:8000`` and other ports."""
     lines = ["set -euo pipefail"]
     for block in page:
         if block.not_run:

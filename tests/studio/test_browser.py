@@ -1,4 +1,4 @@
-"""The studio in a real Chromium: drawing, adapters, keyboard, languages, themes, narrow screens, its service dying."""
+"""The studio in a real Chromium: generating, adapters, keyboard, languages, themes, narrow screens, a service that dies."""
 
 import re
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ expect.set_options(timeout=PATIENCE_MS)
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory, model: Components, flavour: Flavour) -> Iterator[RunningStudio]:
-    """With its own service, and an adapter of two versions that visibly changes pictures."""
+    """Run a studio with its own service, and an adapter of two versions that visibly changes pictures."""
     home = tmp_path_factory.mktemp("studio") / "home"
     storage = open_storage((home / "adapters").as_uri())
     for seed in (1, 2):
@@ -216,7 +216,7 @@ def test_a_file_is_dropped_refused_with_its_reason_then_another_imported_rolled_
 
 
 def drop(page: Page, name: str, content: bytes) -> None:
-    """Let a file fall onto the page, as a person does."""
+    """Drop a file onto the page, as a user does."""
     transfer = page.evaluate_handle(
         """([name, bytes]) => {
           const transfer = new DataTransfer();
@@ -311,7 +311,7 @@ def test_what_was_refused_can_be_tried_again_with_a_button(studio: RunningStudio
         page.get_by_role("button", name="开始绘制").click()
         failed = page.locator(".generation-failed")
         failed.get_by_role("button", name="重试").click()
-        expect(failed).to_have_count(1)  # it is refused again, in the same place
+        expect(failed).to_have_count(1)  # rejected again, in the same tile
 
 
 def test_the_focus_goes_to_the_next_picture_when_one_is_deleted(studio: RunningStudio, browser: Browser) -> None:
@@ -327,7 +327,7 @@ def test_the_focus_goes_to_the_next_picture_when_one_is_deleted(studio: RunningS
 
 
 def engine_of(studio: RunningStudio) -> psutil.Process:
-    """The engine process of its service."""
+    """Return the engine process of the studio's service."""
     service = psutil.Process(int((studio.home / "service.pid").read_text(encoding="utf-8").split()[0]))
     (engine,) = (
         child
@@ -346,7 +346,7 @@ def test_what_is_asked_for_while_the_model_is_loading_is_drawn_as_it_was_asked_f
     with visit(browser, studio.url, language="en") as page:
         page.goto("/generate?adapter=wash@1")
         expect(page.locator(".service-slot")).to_contain_text("Model is loading")
-        expect(page.get_by_label("Width")).to_have_count(0)  # what fits the model is the model's to say
+        expect(page.get_by_label("Width")).to_have_count(0)  # the model's own defaults apply
         page.get_by_label("Strength of wash@1").fill("1.5")
         before = page.locator(".tile").count()
         page.get_by_label("Prompt", exact=True).fill("a red apple")
@@ -364,11 +364,11 @@ def test_adapters_that_are_known_before_the_page_hears_of_the_model_are_offered_
     studio.stop()
     studio.start()
     with visit(browser, studio.url, language="en") as page:
-        page.route("**/service?*", lambda _: None)  # without an answer until it is given up
+        page.route("**/service?*", lambda _: None)  # no reply until the time limit
         page.goto("/generate?adapter=blot")
         expect(page.get_by_label("Width")).to_have_count(0)
         with page.expect_response(lambda reply: "/generate/adapters" in reply.url and reply.status == 200):
-            pass  # asked every few seconds; what it says is the news once the model is there
+            pass  # polled every few seconds; changes once the model is loaded
         expect(page.get_by_role("checkbox", name="wash", exact=False)).not_to_be_checked()
         expect(page.get_by_role("checkbox", name="blot")).to_be_checked()
         page.unroute("**/service?*")

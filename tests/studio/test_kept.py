@@ -1,4 +1,4 @@
-"""In a real Chromium: nothing that a person has entered is lost, and messages go when what they say is over."""
+"""In a real Chromium: entered values are never lost, and messages disappear once they no longer apply."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The whole path in a real browser, in both languages: pictures uploaded, captioned, trained on, and drawn with."""
+"""The whole workflow in a real browser, in both languages: upload, caption, train, generate."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def upload(tmp_path: Path) -> list[Path]:
-    """Seven captioned pictures, one without a caption, and a file that is none."""
+    """Upload seven captioned pictures, one without a caption, and a file that is not a picture."""
     for picture in sorted(PICTURES.glob("*.png"))[:8]:
         (tmp_path / picture.name).write_bytes(picture.read_bytes())
         (tmp_path / picture.with_suffix(".txt").name).write_bytes(picture.with_suffix(".txt").read_bytes())
@@ -111,7 +111,7 @@ def start_training(page: Page, say: Language) -> None:
 
 
 def restart(studio: RunningStudio, page: Page) -> Page:
-    """The studio dies as hard as it can; the training does not notice, and the next studio finds it."""
+    """Kill the studio and start another one, which finds the training still running."""
     identity = page.url.rpartition("/")[2]
     job = json.loads((studio.home / "jobs" / identity / "job.json").read_bytes())
     page.goto("about:blank")
@@ -145,7 +145,7 @@ def draw_with_it(page: Page, say: Language, name: str, home: Path) -> None:
     page.get_by_label(say("field.prompt"), exact=True).fill("一只猫，版画")
     expect(page.get_by_role("checkbox", name=re.compile(f"^{name}@1"))).to_be_checked()
     tiles = page.locator(".tile img")
-    before = tiles.count()  # the gallery remembers those of the other language
+    before = tiles.count()  # the gallery also has those of the other language
     page.get_by_role("button", name=say("generate.draw"), exact=True).click()
     expect(tiles).to_have_count(before + 1)
     tile = tiles.first

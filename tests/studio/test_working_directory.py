@@ -1,4 +1,4 @@
-"""Child processes in a working directory whose files carry the names of our packages: ours are run, not the user's."""
+"""Child processes in a working directory with files named like our packages: ours are run, not the user's."""
 
 import asyncio
 import io
@@ -28,7 +28,7 @@ NAMES = ("trainer.py", "longcat.py", "studio.py", "lithograph.py", "json.py", "t
 
 @pytest.fixture
 def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of the studio for one test."""
+    """Change the working directory for one test."""
     folder = tmp_path / "work"
     for name in NAMES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -9,13 +9,13 @@ from tests.trainer.trainings import STATEFUL, train, write_pictures
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures with captions in both languages; two have another shape."""
+    """Write six pictures with captions in both languages; two have another shape."""
     return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="session")
 def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted, published run with every feature that has state."""
+    """Return an uninterrupted, published run with every feature that has state."""
     output = tmp_path_factory.mktemp("finished") / "run"
     done = train(pictures, output, publish_to=(output.parent / "adapters").as_uri(), adapter_name="flat", **STATEFUL)
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of datasets: four masked pictures with captions in two languages, and three regularisation pictures."""
+    """Write a file of datasets: four masked pictures with captions in two languages, and three regularisation pictures."""
     folder = tmp_path_factory.mktemp("data")
     generator = np.random.default_rng(0)
     for name in ("learned", "masks", "prior"):

@@ -1,4 +1,4 @@
-"""Trainings that fail: their exit codes, records, and what is kept."""
+"""Failing trainings: their exit codes, records and remaining files."""
 
 import subprocess
 import sys

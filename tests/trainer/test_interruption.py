@@ -23,7 +23,7 @@ def test_a_run_killed_and_resumed_ends_with_the_same_bits(pictures: Path, finish
     again, once = ([(line.step, line.loss) for line in read_metrics(path)] for path in (output, finished))
     assert again == once
     assert [step for step, _ in again] == list(range(1, STEPS + 1))
-    # So are validations, also those that a kill ended.
+    # So are validations, also those that were killed.
     for path in (output, finished):
         assert [made.step for made in read_run(path).validations] == list(range(2, STEPS + 1, 2))
 

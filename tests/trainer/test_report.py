@@ -29,7 +29,7 @@ def card_of(output: Path) -> ReportCard:
 
 @pytest.fixture(scope="module")
 def carded(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A published run with every feature that has state, DoRA and unrelated prompts; its learning rate is too large."""
+    """Return a published run with every feature that has state, DoRA, unrelated prompts and too large a learning rate."""
     output = tmp_path_factory.mktemp("carded") / "run"
     done = train(
         pictures, output, **STATEFUL | CARD, use_dora="true", ema_decay=0.5, learning_rate="2e-2", adapter_name="best",

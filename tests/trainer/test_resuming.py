@@ -1,4 +1,4 @@
-"""A training that goes on under other options: each is named, with both values, and what is used is what is recorded."""
+"""A training resumed under other options: each change is reported with both values, and the options used are recorded."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from trainer.record.run_file import read_metrics, read_run
 
 @pytest.fixture(scope="module")
 def half(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two steps."""
+    """Return a finished run of two steps."""
     output = tmp_path_factory.mktemp("half") / "run"
     done = train(pictures, output, max_train_steps=2, validation_disable="true")
     assert done.returncode == 0, done.stderr
@@ -22,7 +22,7 @@ def half(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(half: Path, tmp_path: Path) -> Path:
-    """A copy of it, to go on from."""
+    """Return a copy of that run, to resume."""
     return Path(shutil.copytree(half, tmp_path / "run"))
 
 
@@ -53,7 +53,7 @@ def test_an_option_that_cannot_change_is_refused_before_a_model_is_loaded(pictur
 def test_a_run_without_steps_left_says_so_and_publishes_nothing(pictures: Path, run: Path, steps: int) -> None:
     storage = (run.parent / "adapters").as_uri()
     published = {"publish_to": storage, "adapter_name": "flat"}
-    if steps == 2:  # nothing was published so far: that is still to do
+    if steps == 2:  # not published so far: this is still to do
         done = train(pictures, run, **RESUMED | published | {"max_train_steps": steps})
         assert done.returncode == 0, done.stderr
         assert list(list_versions(open_storage(storage))) == [("flat", 1)]

@@ -1,4 +1,4 @@
-"""``lithograph job``: what is sent to a cluster, and what is refused before. Against a real cluster: test_kube_jobs.py."""
+"""``lithograph job``: the objects sent to a cluster, and rejections. For a real cluster, see tests/deploy/test_kube.py."""
 
 import json
 from collections.abc import Iterator
@@ -181,7 +181,7 @@ def test_no_cluster_is_said_in_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture
 def forbidding(tmp_path: Path) -> Iterator[str]:
-    """A kubeconfig of a server that answers as the API does whom no Role permits anything."""
+    """Return a kubeconfig of a server that replies like the API to an account without permissions."""
 
     class Forbidding(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,10 +1,10 @@
-"""Which keys of a LoRA file ComfyUI maps onto its LongCat-Image, and where. Facts of its source, as of December 2025:
+"""The mapping of a LoRA file's keys onto ComfyUI's LongCat-Image, from its source as of December 2025:
 
-- ``comfy/model_base.py``: ``class LongCatImage(Flux)``, so that what is mapped for Flux is mapped for it.
+- ``comfy/model_base.py``: ``class LongCatImage(Flux)``, so that Flux' mappings apply.
 - ``comfy/lora.py``, ``model_lora_keys_unet``: for a Flux, ``transformer.<diffusers' module>`` is a key.
-- ``comfy/utils.py``, ``flux_to_diffusers``: onto which weight of its own, and onto which rows of it.
+- ``comfy/utils.py``, ``flux_to_diffusers``: the own weight, and the rows of it, for each key.
 - ``comfy/weight_adapter/lora.py``: for a key, ``.lora_B.weight`` times ``.lora_A.weight``, times ``.alpha`` by A's rows if
-  it is there; without, times 1. What is left over is warned about and ignored.
+  it is there; without, times 1. Other keys are ignored with a warning.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ DOUBLE = {
     "ff_context.net.0.proj": ("txt_mlp.0", 0, 4),
     "ff_context.net.2": ("txt_mlp.2", 0, 1),
 }
-"""Module to ComfyUI's own, with the first of its rows and their number, in hidden sizes."""
+"""ComfyUI's own module by ours, with the first of its rows and their number, in hidden sizes."""
 DOUBLE_MODULATIONS = {"norm1.linear": ("img_mod.lin", 0, 6), "norm1_context.linear": ("txt_mod.lin", 0, 6)}
 SINGLE = {
     "attn.to_q": ("linear1", 0, 1),
@@ -41,11 +41,11 @@ BESIDE = {
     "norm_out.linear": ("final_layer.adaLN_modulation.1", 0, 2),
     "proj_out": ("final_layer.linear", 0, 0.25),
 }
-"""Layers beside the blocks. Of ``adaLN_modulation`` ComfyUI exchanges the halves (``swap_scale_shift``)."""
+"""Layers beside the blocks. ComfyUI exchanges the halves of ``adaLN_modulation`` (``swap_scale_shift``)."""
 
 
 def comfyui_keys(*, double: int, single: int, beside: bool = False) -> Iterator[tuple[str, tuple[str, int, float]]]:
-    """Every key of a model with so many blocks, without its ending, and what it is mapped onto.
+    """Return the mapping of every key of a model with so many blocks, without its ending.
 
     ``beside``: also the keys of modulations, embedders and the output layer.
     """

@@ -1,4 +1,4 @@
-"""The adapter artifact, on a directory and on S3: published whole, never changed, refused when it does not fit."""
+"""The adapter artifact, on a directory and on S3: published atomically, immutable, rejected if it does not fit."""
 
 import json
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def test_a_published_version_is_found_fetched_and_never_changes(
     set_latest(storage, "ink", 2)
     set_latest(storage, "ink", 1, only_forward=True)
     assert adapter.latest_version(storage, "ink") == 2
-    set_latest(storage, "ink", 1)  # a roll-back
+    set_latest(storage, "ink", 1)  # a rollback
     assert adapter.latest_version(storage, "ink") == 1
     with pytest.raises(StorageMissingError):
         set_latest(storage, "ink", 3)
@@ -118,7 +118,7 @@ def test_publishers_at_once_get_a_version_each(opener: Callable[[], Storage], mo
 def test_weights_without_a_manifest_are_not_seen_and_their_number_is_skipped(
     storage: Storage, model: Components, file: Path
 ) -> None:
-    storage.create("ink/1/adapter.safetensors", file)  # a publisher that died here
+    storage.create("ink/1/adapter.safetensors", file)  # a publisher that was killed at this point
     assert list(adapter.list_versions(storage)) == []
     assert publish(storage, "ink", draft(model.flavour, some_lora(model)), file).version == 2
 

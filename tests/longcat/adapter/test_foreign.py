@@ -1,4 +1,4 @@
-"""LoRA files of other programs: read as that program would apply them, or refused; written so that it reads them."""
+"""LoRA files of other programs: read as those programs apply them, or rejected; exports that they can read."""
 
 import copy
 import json
@@ -46,7 +46,7 @@ CONFIGS = {
 
 
 def forward(transformer: nn.Module) -> Tensor:
-    """In double precision: what is left of a difference is a mistake, not rounding."""
+    """Compute in double precision, so that any difference is an error, not rounding."""
     transformer = copy.deepcopy(transformer).double()
     generator = torch.Generator().manual_seed(5)
     side, tokens = 6, 8
@@ -64,7 +64,7 @@ def forward(transformer: nn.Module) -> Tensor:
 
 
 def adapted(model: Components, weights: LoraWeights) -> LongCatImageTransformer2DModel:
-    """The transformer with the update added to its weights."""
+    """Return the transformer with the update added to its weights."""
     merged = copy.deepcopy(model.transformer)
     for name, update in updates(weights).items():
         merged.get_submodule(name).weight.data += update.float()
@@ -77,7 +77,7 @@ def updates(weights: LoraWeights) -> dict[str, Tensor]:
 
 
 def trained(model: nn.Module, *, size: float = 0.03) -> None:
-    """Fill B, which starts as zeros, with numbers of that standard deviation, as training would."""
+    """Fill B, which starts at zero, with numbers of that standard deviation, as training would."""
     generator = torch.Generator().manual_seed(3)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
@@ -105,7 +105,7 @@ def test_peft_and_its_imported_file_draw_the_same(
         tuned.add_adapter(config)
         trained(tuned)
         tuned.save_lora_adapter(tmp_path)
-        if form == "diffusers with prefix":  # as a pipeline saves it, and SimpleTuner
+        if form == "diffusers with prefix":  # as saved by a pipeline, and by SimpleTuner
             file = tmp_path / "pytorch_lora_weights.safetensors"
             said = {f"transformer.{key}": value for key, value in json.loads(header(file)).items()}
             rewrite(file, {f"transformer.{key}": value for key, value in load_file(file).items()}, json.dumps(said))
@@ -135,7 +135,7 @@ def rewrite(file: Path, tensors: dict[str, Tensor], said: str) -> None:
 def layers_of(
     names: dict[str, tuple[int, int]], *, rank: int = 4, down: str = "lora_A", up: str = "lora_B"
 ) -> dict[str, Tensor]:
-    """A file's tensors: for each name with its (in, out) widths a down and an up."""
+    """Return a file's tensors: a down and an up for each name with its (in, out) widths."""
     generator = torch.Generator().manual_seed(1)
     tensors = {}
     for name, (width_in, width_out) in names.items():
@@ -172,7 +172,7 @@ def test_names_and_alphas_are_read_in_every_form(
     tensors = layers_of(named, down=down, up=up)
     alphas = {} if alpha is None else {f"{name}.alpha": torch.tensor(alpha) for name in named}
     foreign = imported(tensors | alphas, targets, tmp_path)
-    # diffusers itself writes no alpha tensors; who does with its names writes for ComfyUI.
+    # diffusers itself writes no alpha tensors; files with its names and alpha tensors are for ComfyUI.
     assert foreign.origin == ("comfyui" if alpha and origin == "diffusers" else origin)
     assert foreign.weights.alpha == (alpha or 4)  # else the rank
     assert foreign.has_alpha == (alpha is not None)
@@ -308,7 +308,7 @@ def test_no_two_modules_of_the_real_model_share_a_name() -> None:
         targets = linear_modules(LongCatImageTransformer2DModel(num_layers=10, num_single_layers=20))
     assert len(targets) == 10 * (12 + 2) + 20 * (5 + 1) + 6
     names = module_names(targets)
-    # For each block its modules, the fused ones and those called otherwise; each with dots and with underscores.
+    # For each block its modules, the fused ones and those with other names; each with dots and with underscores.
     blocks = 2 * (10 * (12 + 8 + 2 + 2) + 20 * (5 + 3 + 1 + 1))
     assert len(names) == blocks + 14 + 9  # five of the names beside the blocks, such as img_in, have no dots
     assert {module for parts in names.values() for module in parts} == set(targets)

@@ -1,4 +1,4 @@
-"""Alphas that trainers write as plain values in a file's header, and what is assumed where there are none."""
+"""Alphas that trainers write as plain values in a file's header, and the assumption without one."""
 
 import json
 from collections.abc import Callable

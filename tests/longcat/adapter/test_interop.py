@@ -1,5 +1,7 @@
-"""Adapters between programs, down to the picture: what we publish draws the same in plain diffusers, and what SimpleTuner's
-and the official trainer's conventions wrote is served as those programs would draw it.
+"""Adapters between programs, compared by pictures.
+
+Our adapters give the same pictures in plain diffusers, and files in the conventions of SimpleTuner and the official trainer
+give the pictures of those programs.
 """
 
 import copy
@@ -51,7 +53,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, storage: Storage) -> Itera
 
 @pytest.fixture(scope="module")
 def pipeline(model: Components) -> Iterator[LongCatImagePipeline]:
-    """The published pipeline. Embeddings are ours: transformers 5 numbers the prompt's tokens otherwise than the release."""
+    """Return the published pipeline. Embeddings are ours, because transformers 5 numbers a prompt's tokens differently."""
     diffusers.utils.logging.disable_progress_bar()
     loaded = LongCatImagePipeline.from_pretrained(model.flavour.folder, dtype=torch.float32)
     loaded.tokenizer_max_length = 32
@@ -63,7 +65,7 @@ def pipeline(model: Components) -> Iterator[LongCatImagePipeline]:
 
 @pytest.fixture
 def plain(pipeline: LongCatImagePipeline) -> Iterator[LongCatImagePipeline]:
-    """The pipeline with a transformer that may be changed."""
+    """Return the pipeline with a transformer that a test can change."""
     base, pipeline.transformer = pipeline.transformer, copy.deepcopy(pipeline.transformer)
     yield pipeline
     pipeline.transformer = base
@@ -120,7 +122,7 @@ def test_a_published_adapter_draws_the_same_in_plain_diffusers(
 def test_an_adapter_by_simpletuners_conventions_is_served_as_it_draws(
     running: RunningServer, storage: Storage, plain: LongCatImagePipeline, tmp_path: Path
 ) -> None:
-    # Its defaults: attention alone, alpha = rank; its file says no alpha.
+    # Its defaults: attention alone, alpha = rank; its file has no alpha.
     config = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.1, target_modules=["to_k", "to_q", "to_v", "to_out.0"])
     plain.transformer.add_adapter(config)
     trained(plain.transformer.eval(), size=0.1)
@@ -154,7 +156,7 @@ def test_an_adapter_by_the_official_trainers_conventions_is_served_as_it_draws(
 def comfyui_updates(
     tensors: dict[str, Tensor], *, hidden: int, blocks: dict[str, int], beside: bool = False
 ) -> dict[str, Tensor]:
-    """Compute the updates that ComfyUI adds to its weights, by its rules; every tensor of the file has to be used."""
+    """Compute the updates that ComfyUI adds to its weights, by its rules; every tensor of the file must be used."""
     left, added = dict(tensors), {}
     for key, (own, first, rows) in comfyui_keys(**blocks, beside=beside):
         up, down = left.pop(f"{key}.lora_B.weight", None), left.pop(f"{key}.lora_A.weight", None)

@@ -1,4 +1,4 @@
-"""Patterns of modules' names in a foreign file: PEFT's meaning, and no pattern that takes longer than a moment."""
+"""Patterns of module names in a foreign file: PEFT's semantics, and bounded matching time."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_they_match_what_pefts_do(patterns: list[str]) -> None:
 def test_a_pattern_whose_time_is_not_bounded_is_rejected(
     model: Components, tmp_path: Path, pattern: str, field: str
 ) -> None:
-    # The name has no "." before the pattern, so that Python's expressions would try every split of it.
+    # The name has no "." before the pattern, so Python's regular expressions would try every split of it.
     config = {"transformer.r": 4, "transformer.lora_alpha": 4, f"transformer.{field}": {f"{pattern}!": 4}}
     rewrite(tmp_path / "a.safetensors", layers_of(PREFIXED), json.dumps(config))
     with pytest.raises(AdapterError, match="could take too long to match; write the names of the modules"):

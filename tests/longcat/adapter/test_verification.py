@@ -1,4 +1,4 @@
-"""A version's weights against its manifest, and numbers beyond what is computed in."""
+"""Verification of a version's weights against its manifest, and of numbers beyond the dtype's range."""
 
 import json
 from dataclasses import replace

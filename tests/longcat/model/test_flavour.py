@@ -79,9 +79,7 @@ def test_a_models_weights_are_never_unpickled(
     weights.unlink()
     with pytest.raises(FlavourError, match="are missing or damaged"):
         load(flavour, torch.float32)
-    torch.save(
-        load_file(EMBEDDED_FOLDER / part / weights.name), pickled
-    )  # nothing planted: it is the form that is refused
+    torch.save(load_file(EMBEDDED_FOLDER / part / weights.name), pickled)  # no payload: the format itself is rejected
     with pytest.raises(FlavourError, match="are missing or damaged"):
         load(flavour, torch.float32)
     assert not (tmp_path / "trace").exists()

@@ -10,7 +10,7 @@ from longcat.sampling import denoise, latents
 from tests.longcat.sampling.test_denoise import begin, encode, finish
 
 QUANTIZED = [precision for precision in Precision if precision is not Precision.NO_CHANGE]
-# Relative error of one forward against bfloat16 weights, with the room that the smallest model needs.
+# Relative error of one forward against bfloat16 weights, with a margin for the smallest model.
 LARGEST_ERROR = {
     Precision.INT8_QUANTO: 0.02,
     Precision.INT4_QUANTO: 0.25,

@@ -1,5 +1,7 @@
-"""Adapters that change modulations, embedders and the output layer: the numbers are those of merged weights, a picture's
-neighbours do not matter, and who has no such adapter has the pictures and the memory that he had.
+"""Adapters that change modulations, embedders and the output layer.
+
+Results equal those of merged weights and do not depend on other rows; without such an adapter, pictures and memory are
+unchanged.
 """
 
 import copy
@@ -32,7 +34,7 @@ KINDS = {"modulations": MODULATIONS, "embedders": EMBEDDERS, "output": OUTPUT, "
 def beside(
     model: Components, *, seed: int, only: tuple[str, ...], uses_dora: bool = False, **options: int
 ) -> LoraWeights:
-    """An adapter of layers with these endings; that of the output layer is "transformer.proj_out"."""
+    """Return an adapter of layers with these endings; that of the output layer is "transformer.proj_out"."""
     names = {f"transformer.{name}": widths for name, widths in linear_modules(model.transformer).items()}
     plain = random_lora(names, seed=seed, only=only, **options)
     generator = torch.Generator().manual_seed(seed)
@@ -49,7 +51,7 @@ def beside(
 
 
 def merged_velocity(model: Components, *adapters: tuple[LoraWeights, float]) -> Tensor:
-    """The velocity of diffusers' transformer with the updates in its weights."""
+    """Return the velocity of diffusers' transformer with the updates in its weights."""
     merged = copy.deepcopy(model.transformer)
     for weights, scale in adapters:
         for name, layer in weights.layers.items():
@@ -76,7 +78,7 @@ def test_velocities_are_those_of_merged_weights(model: Components, only: tuple[s
     assert any(not is_blocks_own(name) for name in weights.layers)
     slots = filled_slots(model, [weights])
     expected = merged_velocity(model, (weights, 0.7))
-    assert (expected - served_velocity(model, slots)).abs().max() > 0.02  # the adapter matters
+    assert (expected - served_velocity(model, slots)).abs().max() > 0.02  # the adapter has an effect
     torch.testing.assert_close(served_velocity(model, slots, (0, 0.7)), expected, rtol=1e-5, atol=2e-5)
 
 
@@ -136,7 +138,9 @@ def test_a_slot_keeps_nothing_of_the_adapter_before(model: Components) -> None:
     used.load(0, plain)
     assert torch.equal(served_velocity(model, used, (0, 1.0)), served_velocity(model, fresh, (0, 1.0)))
     assert used.conditioning(((0, 1.0),)) is UNCHANGED
-    assert used.nbytes > fresh.nbytes == filled_slots(model, []).nbytes * 2  # a slot, and the one that is always empty
+    assert (
+        used.nbytes > fresh.nbytes == filled_slots(model, []).nbytes * 2
+    )  # one slot, and the one that is always empty
 
 
 def test_a_compiled_forward_has_the_same_layers(model: Components) -> None:

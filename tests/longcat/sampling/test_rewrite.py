@@ -9,7 +9,7 @@ from longcat.sampling.rewrite import rewrite_prompt
 
 @pytest.mark.parametrize("prompt", ["a red apple", "一个红苹果"])
 def test_rewriting_writes_what_diffusers_writes_within_the_model_s_length(model: Components, prompt: str) -> None:
-    # The embedded text encoder was never taught to write, so the words mean nothing; how they come about is the real thing.
+    # The embedded text encoder was never trained to write, so the words are meaningless, but the code path is the real one.
     ours = rewrite_prompt(model.text_encoder, model.tokenizer, prompt, max_tokens=32, device=model.device)
     pipeline = LongCatImagePipeline(
         scheduler=None, vae=None, transformer=None, text_encoder=model.text_encoder,

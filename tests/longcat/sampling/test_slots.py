@@ -1,4 +1,4 @@
-"""Adapter slots: the numbers are peft's, a row's neighbours do not matter, and nothing is compiled again."""
+"""Adapter slots: results equal PEFT's, do not depend on other rows, and cause no recompilation."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def random_lora(
     alpha: float = 16,
     only: Sequence[str] = ATTENTION,
 ) -> LoraWeights:
-    """An adapter that visibly changes the picture. ``only``: endings of the layers that it changes."""
+    """Return an adapter that visibly changes the picture. ``only``: endings of the layers that it changes."""
     generator = torch.Generator().manual_seed(seed)
     layers = {
         name: LoraLayer(
@@ -64,7 +64,7 @@ def draw(
     guidance: Sequence[float] = (2.0,),
     steps: Sequence[int] = (3,),
 ) -> list[denoise.Denoising]:
-    """One picture for each use of slots, all in the same forwards; picture i from seed i."""
+    """Generate one picture for each use of slots, all in the same forwards; picture i from seed i."""
     pictures = [
         denoise.start(
             model,
@@ -116,7 +116,7 @@ def test_an_adapter_changes_velocities_as_peft_does(model: Components, tmp_path:
     inputs = hidden, forward.context(embeds), forward.modulations(time[None])[0][None], rope
     plain = forward(*inputs)
     actual = forward(*inputs, slots.gather([((0, 0.7), (1, 1.5))]))
-    assert (expected - plain).abs().max() > 0.1  # the adapters matter
+    assert (expected - plain).abs().max() > 0.1  # the adapters have an effect
     torch.testing.assert_close(actual, expected, rtol=PEFT_TOLERANCE, atol=PEFT_TOLERANCE)
 
 
@@ -164,7 +164,7 @@ def test_loading_another_adapter_into_a_slot_leaves_nothing_of_the_one_before(mo
 
 
 SAME_EFFECT = {Precision.INT8_TORCHAO: 0.95, Precision.INT8_QUANTO: 0.95, Precision.INT4_QUANTO: 0.6}
-"""Least cosine of what an adapter does to the picture, on a quantized base and on the whole one."""
+"""Least cosine between an adapter's changes of the picture on a quantized and on an unquantized base."""
 
 
 @pytest.mark.parametrize("precision", SAME_EFFECT)

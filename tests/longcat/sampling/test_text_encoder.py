@@ -22,7 +22,7 @@ def encode(model: Components, prompt: str) -> Tensor:
 
 
 def full_length(model: Components, prompt: str) -> tuple[Tensor, Tensor, int]:
-    """Ids and mask of the whole padded template, as the published pipeline builds them, and the body's length."""
+    """Return ids and mask of the whole padded template, as in the published pipeline, and the body's length."""
     tokenize, limit = plain_ids(model.tokenizer), model.flavour.settings.max_prompt_tokens
     prefix, body, suffix = tokenize(TEMPLATE_PREFIX), tokenize_body(prompt, tokenize), tokenize(TEMPLATE_SUFFIX)
     pads = limit - len(body)
@@ -54,7 +54,7 @@ def test_prompt_rows_equal_diffusers_and_pad_rows_are_one_row(model: Components)
     ours = encode(model, "a red apple")
     torch.testing.assert_close(ours[:, :3], theirs[:, :3], rtol=0, atol=TOLERANCE)
     assert torch.equal(ours[:, 3:], ours[:, 3:4].expand(-1, 29, -1))
-    # The trap: under transformers 5, diffusers numbers pads 38, 39, ...; trained were pads at 1.
+    # Under transformers 5, diffusers numbers pads 38, 39, ...; in training, pads were at 1.
     assert (ours[:, 3:] - theirs[:, 3:]).abs().max() > 0.1
 
 

@@ -1,4 +1,4 @@
-"""Adapters that also change biases and heads' norms, as ComfyUI's trainer writes them: from its file to the picture."""
+"""Adapters that also change biases and heads' norms, as written by ComfyUI's trainer, from the file to the picture."""
 
 import copy
 from dataclasses import replace
@@ -29,7 +29,7 @@ from tests.longcat.sampling.test_slots import draw, filled_slots, random_lora
 
 
 def with_vectors(model: Components, *, seed: int, rank: int = 4) -> LoraWeights:
-    """An adapter as ComfyUI's trainer makes it: LoRA on all linear layers, and a change of every vector."""
+    """Return an adapter as ComfyUI's trainer makes it: LoRA on all linear layers, and a change of every vector."""
     generator = torch.Generator().manual_seed(seed)
     vectors = {
         name: torch.randn(widths[-1], generator=generator) * (0.1 if len(widths) == 1 else 0.02)
@@ -77,7 +77,7 @@ def test_a_picture_is_bitwise_the_same_whatever_its_neighbours_use(flavour: Flav
             model, Forward(model.transformer, model.device), slots, *rest, use, guidance=(2.0, 1.0), steps=(2,)
         )
         assert torch.equal(together[i].latents_1NC, alone[i].latents_1NC), i
-    slots.load(0, adapters[2])  # nothing is left of the vectors before
+    slots.load(0, adapters[2])  # no trace of the earlier vectors
     plain = filled_slots(model, [adapters[2]])
     assert torch.equal(served_velocity(model, slots, (0, 1.0)), served_velocity(model, plain, (0, 1.0)))
 
@@ -115,12 +115,14 @@ def test_a_file_of_comfyuis_trainer_is_read(targets: Modules, tmp_path: Path) ->
     parts = biases["single_blocks.1.linear1"].split([256, 256, 256, 1024])
     expected |= dict(zip([*(f"{single}attn.to_{x}" for x in "qkv"), f"{single}proj_mlp"], parts, strict=True))
     expected["transformer_blocks.1.norm1_context.linear"] = biases["double_blocks.1.txt_mod.lin"]
-    expected["norm_out.linear"] = biases["final_layer.adaLN_modulation.1"].roll(256)  # shift and scale change places
+    expected["norm_out.linear"] = biases["final_layer.adaLN_modulation.1"].roll(256)  # shift and scale are exchanged
     assert vectors.keys() == expected.keys()
     assert all(torch.equal(vector, expected[name]) for name, vector in vectors.items())
 
 
-@pytest.mark.filterwarnings("ignore:.*LoRA tensor.* have invalid shape")  # PEFT takes its own biases for torn matrices
+@pytest.mark.filterwarnings(
+    "ignore:.*LoRA tensor.* have invalid shape"
+)  # PEFT takes its own biases for incomplete matrices
 def test_pefts_lora_bias_is_served_as_peft_draws_it(model: Components, targets: Modules, tmp_path: Path) -> None:
     config = LoraConfig(r=4, lora_alpha=6, lora_bias=True, target_modules=["to_q", "proj_mlp", "norm1.linear"])
     tuned = get_peft_model(copy.deepcopy(model.transformer), config)
@@ -142,7 +144,7 @@ def test_vectors_are_stored_and_given_back_to_comfyui(model: Components, targets
     for read in (stored, again.weights):
         assert read.vectors.keys() == weights.vectors.keys()
         assert all(torch.equal(vector, weights.vectors[name]) for name, vector in read.vectors.items())
-    # ComfyUI finds the bias of a fused layer, and a norm, by its own names alone.
+    # ComfyUI finds the bias of a fused layer, and a norm, only by its own names.
     keys = {key for key in load_file(tmp_path / "comfyui.safetensors") if ".diff" in key}
     assert all(key.startswith("diffusion_model.") for key in keys)
     assert "diffusion_model.double_blocks.0.txt_attn.qkv.diff_b" in keys

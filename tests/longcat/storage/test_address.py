@@ -1,4 +1,4 @@
-"""URIs of storage: decoded as URIs are, and refused where a part of them would be ignored."""
+"""Storage URIs: percent-decoded, and rejected if a part would be ignored."""
 
 from pathlib import Path
 

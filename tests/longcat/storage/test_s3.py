@@ -1,4 +1,4 @@
-"""S3 stores other than AWS, and stores that refuse: a server at the other end of the wire that answers as they do."""
+"""S3 stores other than AWS, and stores that deny access, by a server with their replies."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ Answer = Callable[[BaseHTTPRequestHandler], tuple[int, bytes]]
 
 @contextmanager
 def store(answer: Answer) -> Iterator[str]:
-    """Serve a store, and give its endpoint."""
+    """Serve a store, and return its endpoint."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -54,7 +54,7 @@ def refusal(status: int, code: str, message: str) -> Answer:
 
 
 def without_checksums(request: BaseHTTPRequestHandler) -> tuple[int, bytes]:
-    """Answer as stores do that know no checksums but Content-MD5."""
+    """Reply like stores that support no checksum but Content-MD5."""
     unknown = [name for name in request.headers if name.lower().startswith(_CHECKSUM_HEADERS)]
     if unknown or "aws-chunked" in request.headers.get("Content-Encoding", ""):
         return refusal(400, "InvalidArgument", f"{unknown} is not supported")(request)

@@ -1,4 +1,4 @@
-"""Storage on a directory and on a real S3 server (SeaweedFS): the same promises on both."""
+"""Storage on a directory and on a real S3 server (SeaweedFS): the same guarantees on both."""
 
 import os
 from collections.abc import Callable

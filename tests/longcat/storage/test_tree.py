@@ -1,4 +1,4 @@
-"""Reading of a directory in which there are other things than files."""
+"""Reading a directory that contains more than regular files."""
 
 import os
 import socket

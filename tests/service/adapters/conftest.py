@@ -1,4 +1,4 @@
-"""A registry as the service has it, and adapters to publish."""
+"""Fixtures: a registry as in the service, and adapters to publish."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +38,7 @@ def put(
 
 
 class Service:
-    """A registry, and what it pinned."""
+    """A registry, and the adapters that it pinned."""
 
     def __init__(
         self, storage: Storage, model: Components, folder: Path, *, cache_bytes: int = 2**30, prefetch: bool = False
@@ -71,7 +71,7 @@ class Service:
 
     @property
     def downloads(self) -> int:
-        """Number of files in the disk cache."""
+        """Return the number of files in the disk cache."""
         return len(list(self.folder.glob("*.safetensors")))
 
 

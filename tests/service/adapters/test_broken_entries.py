@@ -1,4 +1,4 @@
-"""One broken adapter in storage: it is refused with its reason, and nothing else is affected."""
+"""One broken adapter in storage: it is rejected with its reason, and others are unaffected."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from service.wire.messages import AdapterState
 from tests.service.adapters.conftest import Service, put
 
 Break = Callable[[Path], object]
-"""Breaks the directory of one adapter."""
+"""Damages the directory of one adapter."""
 
 
 def replaced(file: str, make: Callable[[Path], object]) -> Break:
@@ -80,7 +80,7 @@ LATE: dict[str, tuple[Break, str]] = {
     "weights have 1 GiB": (replaced(WEIGHTS, sparse), "has more than"),
     "weights are others": (replaced(WEIGHTS, lambda p: p.write_bytes(b"others")), "weights are damaged"),
 }
-"""Seen only when the weights are needed."""
+"""Defects that show only when the weights are needed."""
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def broken_service(model: Components, tmp_path: Path, root: Path, some_lora: Callable[..., LoraWeights]) -> Service:
-    """A service with two adapters in storage that it has not looked at yet."""
+    """Return a service with two adapters in storage that it has not polled yet."""
     storage = FileStorage(root)
     for seed, name in enumerate(("ink", "oil"), 1):
         put(storage, model, tmp_path / "new", name, some_lora(seed))
@@ -203,7 +203,7 @@ for name in ("closed", "ink", "secret"):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_what_may_not_be_read_hides_nothing_else(small_disk: Path) -> None:
-    root = small_disk  # pytest's own directories are closed to other users
+    root = small_disk  # pytest's directories are inaccessible to other users
     root.chmod(0o755)
     storage = FileStorage(root)
     for name in ("closed", "ink", "secret"):

@@ -1,4 +1,4 @@
-"""An S3 store that denies, breaks off, hangs or drips for one object, and answers for the others."""
+"""An S3 store that denies, breaks off, hangs or drips for one object, and works for the others."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ def test_an_object_that_cannot_be_read_is_its_adapters_problem(
         service.registry.resolve("ink")
     begin = time.monotonic()
     with pytest.raises(AdapterError, match=REASONS[fault]):
-        service.registry.resolve("ink")  # known by now: nothing is read for it
+        service.registry.resolve("ink")  # known already: nothing is read for it
     assert time.monotonic() - begin < 0.5
     new = put(FileStorage(store.root), model, tmp_path / "new", "oil", some_lora(3))
     service.registry.poll()

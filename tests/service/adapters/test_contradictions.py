@@ -1,4 +1,4 @@
-"""Manifests that describe other weights than those beside them: refused when they are verified, never while denoising."""
+"""Manifests that do not match their weights: rejected by verification, never while denoising."""
 
 from collections.abc import Callable
 from pathlib import Path

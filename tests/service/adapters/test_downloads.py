@@ -1,4 +1,4 @@
-"""The disk cache: whatever happens to its files, the weights in memory are the published ones."""
+"""The disk cache: even with replaced or damaged files, the weights in memory are the published ones."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A server whose temporary directory is full: it draws, counts and says which disk, and goes on once there is room."""
+"""A server with a full temporary directory: it generates, counts, names the disk, and recovers once there is space."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The registry on both storages: what a name means, and what never serves."""
+"""The registry on both storages: the version of a name, and versions that are never served."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_a_name_that_a_look_is_just_dealing_with_is_served_at_once(
     put(storage, model, tmp_path / "new", "ink", some_lora(1))
     service.registry._table._entries["ink"] = RegistryEntry(
         name="ink"
-    )  # a poll leaves this entry for others to see while it downloads
+    )  # a poll leaves this entry visible while it downloads
     assert service.registry.resolve("ink").manifest.version == 1
 
 
@@ -94,14 +94,14 @@ def test_a_half_written_or_damaged_version_never_serves(
     assert service.registry.resolve("ink").manifest == good
     etag = storage.read("ink/latest").etag
     storage.create("ink/2/adapter.safetensors", b"half")
-    storage.replace("ink/latest", b"2\n", etag=etag)  # by hand: ours refuse to point at what is not whole
+    storage.replace("ink/latest", b"2\n", etag=etag)  # written directly: our own functions reject an incomplete version
     service.registry.poll()
     assert service.state("ink") == (AdapterState.OUTDATED, 2, 1)
     problem = service.registry.status()[0].problem
     assert problem is not None
     assert problem.code == "adapter_incomplete"
     assert service.registry.resolve("ink").manifest == good
-    # Its manifest comes late: the next poll finds it, and finds the weights to be something else.
+    # Its manifest comes late: the next poll finds it, and weights that do not match.
     whole = good.weights.model_copy(update={"sha256": "0" * 64})
     manifest = good.model_copy(update={"version": 2, "weights": whole})
     storage.create("ink/2/manifest.json", manifest.model_dump_json().encode())
@@ -189,7 +189,7 @@ def test_slots_are_held_while_in_use_and_the_least_recently_used_goes_first(
     table = SlotTable(service.slots)
     assert table.acquire(adapters[:3]) is not None
     assert table.acquire(adapters[3:4]) is not None
-    assert table.acquire(adapters[4:5]) is None  # all four are held
+    assert table.acquire(adapters[4:5]) is None  # all four slots are in use
     assert table.acquire(adapters[2:3]) is not None  # two pictures with one adapter share its slot
     table.release(adapters[1:2])
     table.release(adapters[3:4])

@@ -1,4 +1,4 @@
-"""Content that is replaced under a name or a version: what is drawn is what storage holds."""
+"""Content that is replaced under a name or a version: pictures follow the content of storage."""
 
 import shutil
 from collections.abc import Callable
@@ -108,7 +108,7 @@ def test_weights_that_turn_out_bad_leave_the_version_before(
     storage.delete("ink/2/adapter.safetensors")
     storage.create("ink/2/adapter.safetensors", b"other")
     service.registry.poll()
-    assert service.state("ink") == (AdapterState.READY, 2, 2)  # nobody has needed the weights
+    assert service.state("ink") == (AdapterState.READY, 2, 2)  # no request has needed the weights
     assert service.registry.resolve("ink").manifest == first
     assert service.state("ink") == (AdapterState.OUTDATED, 2, 1)
     service.registry.poll()

@@ -50,7 +50,7 @@ class Adapters:
 
     def __init__(self, model: Components) -> None:
         self.is_downloaded = threading.Event()
-        """Set when the slow adapter is there."""
+        """Set when the slow adapter is downloaded."""
         targets = lora_targets(model.transformer)
         self._there = {f"a{i}": as_adapter(f"a{i}", random_lora(targets, seed=i), model) for i in range(6)}
 
@@ -63,7 +63,7 @@ class Adapters:
 
 
 class EngineHarness:
-    """An engine, and its events in the order in which they came."""
+    """An engine, and its events in order."""
 
     def __init__(self, model: Components, **options: Any) -> None:
         self.events: list[tuple[str, Event]] = []
@@ -95,11 +95,11 @@ class EngineHarness:
         self.engine.submit(command, lambda event: self.events.append((name, event)))
 
     def settle(self) -> None:
-        """Wait until the background threads are idle, without a step."""
+        """Wait until the background threads are idle, without making a step."""
         for pool in (
             self.engine.workers._downloads,
             self.engine.workers._workers,
-        ):  # a request goes from the downloads to the workers
+        ):  # a request passes from the downloads to the workers
             assert isinstance(pool, ThreadPoolExecutor)
             all_idle = threading.Barrier(pool._max_workers)
             list(pool.map(lambda _, idle=all_idle: idle.wait(60), range(pool._max_workers)))
@@ -267,7 +267,7 @@ def test_time_that_ends_while_a_picture_is_decoded_is_its_only_outcome(
     s.submit("late", steps=1, deadline=time.monotonic() + 3)
     s.run(1)
     has_failed.set()
-    if s.steps:  # else the machine is so slow that there was nothing to decode
+    if s.steps:  # otherwise the machine was too slow to have anything to decode
         assert is_decoded.wait(60)
     s.settle()
     (outcome,) = [event for _, event in s.events if isinstance(event, ResultEvent | ErrorEvent)]

@@ -26,7 +26,7 @@ def test_waiting_twice_is_one_phase_and_closing_ends_what_is_open() -> None:
     timeline.end(Phase.TEXT, 1.5)
     timeline.begin(Phase.QUEUE, 1.5)
     timeline.close(4.0)
-    timeline.end(Phase.QUEUE, 9.0)  # a thread that heard of it late
+    timeline.end(Phase.QUEUE, 9.0)  # a thread that was notified late
     assert timeline.seconds() == {Phase.QUEUE: 3.5, Phase.TEXT: 0.5}
 
 

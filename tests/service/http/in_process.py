@@ -1,4 +1,4 @@
-"""The HTTP app without an engine: for requests that never reach one."""
+"""The HTTP app without an engine, for requests that never reach one."""
 
 import httpx
 from fastapi import FastAPI
@@ -13,7 +13,7 @@ from service.wire.state import ServicePhase, ServiceState
 
 
 def http_client(flavour: Flavour, config: ServiceConfig) -> httpx.AsyncClient:
-    """A client of an app that is ready."""
+    """Return a client of a ready app."""
     exchange = Exchange({}, max_requests=64, pictures_at_a_time=1)
     tokenize = plain_ids(load_tokenizer(flavour.folder))
     state = ServiceState()

@@ -70,7 +70,7 @@ def test_a_published_adapter_serves_without_a_restart_and_the_reply_proves_it(
     plain = http.post("/generate", json=CAT)
     assert "x-adapters" not in plain.headers
     first = put(storage, model, tmp_path, "ink", random_lora(targets, seed=1))
-    reply = http.post("/generate", json=with_adapters(("ink", 1.0)))  # at once, before any look at storage
+    reply = http.post("/generate", json=with_adapters(("ink", 1.0)))  # at once, before any poll of storage
     assert reply.status_code == 200, reply.text
     assert reply.headers["x-adapters"] == f"ink@1;scale=1;modules=20;sha256={first.weights.sha256}"
     assert reply.content != plain.content
@@ -225,7 +225,7 @@ def test_changing_adapters_takes_the_key(
     assert http.post("/v1/adapters/key/load", headers=KEY).status_code == 200
     wait_until(http, "key", state="ready", pinned=False)
     reply = http.post("/v1/adapters/key/pin", headers=KEY)
-    assert (reply.status_code, "pinned already" in reply.text) == (422, True)  # all four slots may be one request's
+    assert (reply.status_code, "pinned already" in reply.text) == (422, True)  # one request may use all four slots
     assert http.post("/v1/adapters/key/polish", headers=KEY).status_code == 404
     assert http.post("/v1/adapters/key/unload", headers=KEY).status_code == 200
     assert http.post("/generate", json=with_adapters(("key", 1.0))).status_code == 404

@@ -1,4 +1,4 @@
-"""Bodies that are no valid request: what the reply names, and how long it is."""
+"""Invalid bodies: the problems in the reply, and its length."""
 
 import codecs
 import gzip

@@ -1,4 +1,4 @@
-"""No body keeps the event loop from other requests: neither its parsing, nor its checks, nor the reply about it."""
+"""No body blocks the event loop: neither its parsing, nor its validation, nor the error reply."""
 
 import asyncio
 import itertools
@@ -54,7 +54,7 @@ HOSTILE = (
     ("/v1/load_lora_adapter", json.dumps({"lora_name": "ink", "lora_path": "/a" * 30_000})),
 )
 LONGEST_SECONDS = 0.05
-"""CPU time, so that other programs on this machine do not count. Before, it was up to 6 s."""
+"""Limit of CPU time, so that other programs on this machine do not count. It used to be up to 6 s."""
 
 
 def test_no_callback_of_the_event_loop_takes_long(flavour: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,10 +68,8 @@ def test_no_callback_of_the_event_loop_takes_long(flavour: Flavour, monkeypatch:
 
     async def ask() -> None:
         async with http_client(flavour, ServiceConfig(model={}, admin_key="secret")) as client:
-            await client.post(
-                "/generate", content="{", headers=KEY
-            )  # what is done once, such as imports, does not count
-            for path, content in HOSTILE[:2] + HOSTILE[-1:]:  # what is done once, such as imports, does not count
+            await client.post("/generate", content="{", headers=KEY)  # one-time work, such as imports, does not count
+            for path, content in HOSTILE[:2] + HOSTILE[-1:]:  # one-time work, such as imports, does not count
                 await client.post(path, content=content.encode(), headers=KEY)
             monkeypatch.setattr(asyncio.Handle, "_run", timed)
             for path, content in HOSTILE:

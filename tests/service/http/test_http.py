@@ -1,4 +1,4 @@
-"""``POST /generate`` and its neighbours on a real server with the embedded model."""
+"""``POST /generate`` and related endpoints on a real server with the embedded model."""
 
 import base64
 import io
@@ -419,5 +419,5 @@ def test_every_kind_of_reply_is_documented(client: httpx.Client) -> None:
     assert kinds("/metrics", "get") == {"text/plain", "application/openmetrics-text"}
     for path in ("/generate", "/v1/images/generations"):
         assert "text/event-stream" in kinds(path, "post")
-        # A schema with a type would be one of an event for some readers, and of the whole text for others.
+        # Some readers would take a schema with a type for that of one event, others for that of the whole text.
         assert "type" not in paths[path]["post"]["responses"]["200"]["content"]["text/event-stream"]["schema"]

@@ -27,26 +27,26 @@ PANELS = {panel.title: panel for row in board.rows(RATE_SECONDS).values() for pa
 
 
 class Seen:
-    """A Prometheus that has seen something since ``begin``."""
+    """A Prometheus with data since ``begin``."""
 
     def __init__(self, prometheus: Prometheus, url: str) -> None:
         self.prometheus = prometheus
         self.url = url
-        """Of the service."""
+        """URL of the service."""
         self.begin = time.time()
 
     def has_rows(self, expression: str) -> bool:
-        """Return True if a query has had values that are numbers."""
+        """Return True if a query has returned numbers."""
         now = time.time()
         found = self.prometheus.query_range(expression, begin=self.begin, end=now, step_seconds=1)
         return any(math.isfinite(value) for series in found for value in series.values)
 
     def rules(self) -> list[dict[str, Any]]:
-        """Every rule as Prometheus reports it, health included."""
+        """Return every rule as reported by Prometheus, with its health."""
         return [rule for group in self.prometheus.get("/rules")["groups"] for rule in group["rules"]]
 
     def wait_for(self, expressions: list[str]) -> list[str]:
-        """Return the queries that have no rows when time is over."""
+        """Wait for rows; return the queries without any at the time limit."""
         deadline = time.monotonic() + ROWS_SECONDS
         while expressions := [one for one in expressions if not self.has_rows(one)]:
             if time.monotonic() > deadline:

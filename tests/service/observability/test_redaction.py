@@ -1,4 +1,4 @@
-"""What clients write stays out of the log and out of traces, whatever becomes of the request."""
+"""Text from clients never gets into logs or traces, whatever the request's outcome."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Every request that gets an error is one line in the log, with its id, the status of its reply, a code and a reason."""
+"""Every failed request is one log line with its id, status, code and reason."""
 
 import json
 import re
@@ -21,7 +21,7 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n"
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server of little patience, with an admin key and an empty adapter storage."""
+    """Return a server with short time limits, an admin key and an empty adapter storage."""
     folder: Path = tmp_path_factory.mktemp("refusals")
     options = ("--header-seconds", "1", "--body-seconds", "1", "--admin-key", "secret")
     with serve(folder, "--adapters", (folder / "adapters").as_uri(), *options) as running:
@@ -98,7 +98,7 @@ def test_a_request_that_an_endpoint_refuses_is_logged_with_the_status_of_its_rep
 
 
 def test_an_admitted_request_that_fails_is_logged_with_the_status_of_its_reply(strict: RunningServer) -> None:
-    """The engine finds out that no adapter has that name; OpenAI's endpoint calls that an unknown model."""
+    """Only the engine finds the adapter missing; OpenAI's endpoint reports an unknown model."""
     for path, fields in (("/generate", {"adapters": [{"name": "ink"}]}), ("/v1/images/generations", {"model": "ink"})):
         reply = httpx.post(f"{strict.url}{path}", json={"prompt": "a cat", "steps": 1} | fields, timeout=60)
         line = line_of(strict, reply.headers["x-request-id"])

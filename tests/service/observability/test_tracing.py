@@ -1,4 +1,4 @@
-"""Traces, as a collector gets them: a real server sends them to a real OTLP/HTTP receiver."""
+"""Traces from a real server to a real OTLP/HTTP receiver."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ DRAW = {"prompt": "a red apple", "steps": 3, "seed": 7}
 
 
 class Collector:
-    """An OTLP/HTTP receiver: keeps every span, and the service that it is of."""
+    """An OTLP/HTTP receiver that stores every span with its service."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -42,7 +42,7 @@ class Collector:
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                """Nothing."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -56,7 +56,7 @@ class Collector:
                 self.spans += scope.spans
 
     def wait_for(self, trace_id: str, names: set[str]) -> list[Span]:
-        """The spans of a trace, once all these names are among them."""
+        """Return the spans of a trace, once all these names are among them."""
         deadline = time.monotonic() + 60
         while True:
             found = [span for span in self.spans if span.trace_id.hex() == trace_id]
@@ -94,7 +94,7 @@ def collector() -> Iterator[Collector]:
 def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")  # ms: how long spans wait to be sent together
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")  # ms: delay of sending spans together
         patch.setenv("OTEL_SERVICE_NAME", "pictures")
         folder = tmp_path_factory.mktemp("traced")
         options = ("--otlp-endpoint", collector.url, "--adapters", (folder / "adapters").as_uri())
@@ -102,7 +102,7 @@ def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def test_a_request_is_one_trace_across_both_processes(collector: Collector, traced: RunningServer) -> None:
-    with ThreadPoolExecutor(2) as pool:  # another shares its forwards
+    with ThreadPoolExecutor(2) as pool:  # another request shares its forwards
         pool.submit(httpx.post, f"{traced.url}/generate", json=DRAW | {"steps": 6}, timeout=120)
         reply = httpx.post(
             f"{traced.url}/generate",

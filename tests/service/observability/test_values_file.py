@@ -1,4 +1,4 @@
-"""The file in which a process keeps its values: read as prometheus-client's, and no danger when the disk is full."""
+"""The file of a process's metric values: readable as prometheus-client's, and harmless on a full disk."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""Ends of processes: whichever is killed or told to stop, none is left, and a restart on the same port works at once."""
+"""Ends of processes: after any is killed or stopped, none is left, and a restart on the same port works at once."""
 
 import signal
 import time
@@ -25,12 +25,12 @@ RECOVERY_SECONDS = 8
 
 @pytest.fixture
 def starting(tmp_path: Path) -> Iterator[RunningServer]:
-    """A server that answers, and loads its model."""
+    """Return a server that answers while it loads its model."""
     with serve(tmp_path, wait=False) as server:
         wait_until_alive(server.url)
         family = Family(server)
         yield server
-        family.kill()  # those of a test that fails; no other process: other files share a server and an S3 server
+        family.kill()  # only this test's processes: other files share a server and an S3 server
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Commands to an engine process: whatever one of them does, the next one is carried out."""
+"""Commands to an engine process: a failing command does not keep the next one from being carried out."""
 
 import math
 import time
@@ -51,7 +51,7 @@ def action(name: str, action: AdapterAction, *, seconds: float = SECONDS) -> Ada
 
 
 def run(commands: EngineCommands, given: list[Command]) -> None:
-    """Read these commands, then find that the manager process has ended."""
+    """Read these commands, then simulate the end of the manager process."""
     left = iter(given)
 
     def receive() -> tuple[int, str, Command]:

@@ -1,4 +1,4 @@
-"""The way that an engine process starts, by the device that it computes on."""
+"""The start of an engine process by device."""
 
 import sys
 

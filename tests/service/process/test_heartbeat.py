@@ -1,4 +1,4 @@
-"""A process that hangs: readiness fails with a reason, every question gets an answer in time, and all is well afterwards."""
+"""A hanging process: readiness fails with a reason, every request gets a reply in time, and the server recovers."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.service.http.test_http import metric
 APPLE = {"prompt": "a red apple", "seed": 1, "steps": 3}
 STALL_SECONDS = 3
 PATIENCE_SECONDS = 30
-"""For load on the machine."""
+"""Time limit that allows for load on the machine."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture(params=["engine", "manager"])
 def hung(server: RunningServer, request: pytest.FixtureRequest) -> Iterator[psutil.Process]:
-    """A process that is stopped, once a request has been sent to it."""
+    """Stop a process, after sending it a request."""
     wait_until_ready(server)
     process: psutil.Process = getattr(Family(server), request.param)
     process.suspend()
@@ -49,7 +49,7 @@ def wait_until_stalled(client: httpx.Client) -> str:
 
 
 def asked(pool: ThreadPoolExecutor, client: httpx.Client) -> list[Future[httpx.Response]]:
-    """Requests of each kind that asks the engine."""
+    """Send a request of each kind that needs the engine."""
     body = APPLE | {"timeout_seconds": 2}
     return [
         pool.submit(client.get, "/v1/adapters"),

@@ -1,4 +1,4 @@
-"""The addresses that webhooks may be sent to."""
+"""The allowed hosts of webhooks."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Adapters, over HTTP, on the real service: what is listed, tried, pinned, rolled back, imported, exported and removed."""
+"""The Adapters pages on the real service: list, try, pin, roll back, import, export and remove."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def visitor(
 
 @pytest.fixture(scope="module")
 def trained(storage: Storage, model: Components, flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Two versions of ``wash``, with lineage and a validation picture; its second is the latest."""
+    """Publish two versions of ``wash``, with lineage and a validation picture; the second is the latest."""
     validation_image = tmp_path_factory.mktemp("proofs") / "cat.png"
     metadata = PngImagePlugin.PngInfo()
     metadata.add_itxt("lithograph-validation", json.dumps({"prompt": "一只猫"}))

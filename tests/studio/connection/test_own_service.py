@@ -1,4 +1,4 @@
-"""The studio's own service: it is there again after it was killed, and ends with a studio that was killed."""
+"""The studio's own service: it is restarted after it was killed, and ends with a studio that was killed."""
 
 import signal
 import time
@@ -22,7 +22,7 @@ def studio(tmp_path: Path) -> Iterator[RunningStudio]:
 
 
 def service(studio: RunningStudio, *, other_than: int = 0) -> psutil.Process:
-    """The main process of the service, once it answers."""
+    """Return the main process of the service, once it answers."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""The studio's datasets: uploads that are hostile or half, captions beside pictures, what a scan says."""
+"""The studio's datasets: hostile and incomplete uploads, captions beside pictures, results of scans."""
 
 import io
 import os
@@ -282,7 +282,7 @@ def test_thumbnails_are_small_and_follow_the_picture(tmp_path: Path) -> None:
 
 
 def damaged_zip(kind: str) -> io.BytesIO:
-    """A zip of a.png, b.png and c.txt; the second is damaged, or the whole archive is."""
+    """Return a zip of a.png, b.png and c.txt, in which the second, or the whole archive, is damaged."""
     method = {"lzma": zipfile.ZIP_LZMA, "bz2": zipfile.ZIP_BZIP2}.get(kind, zipfile.ZIP_DEFLATED)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:

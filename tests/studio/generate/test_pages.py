@@ -1,4 +1,4 @@
-"""Generate, over HTTP: a form to a drawing to the gallery, on the real service; what is refused, and what is kept."""
+"""The Generate page on the real service: from the form to the gallery, rejections, and stored pictures."""
 
 import re
 import time
@@ -34,7 +34,7 @@ WAIT_SECONDS = 120
 
 @pytest.fixture(scope="module")
 def visitor(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """A browser at a studio that uses a service which runs already."""
+    """Return a client of a studio that uses a running service."""
     home = tmp_path_factory.mktemp("studio")
     with TestClient(create_app(StudioConfig(home=home, service_url=server.url)), base_url=HERE) as client:
         wait_for(lambda: "pill-ready" in client.get("/service").text)
@@ -49,7 +49,7 @@ def wait_for(happened: Callable[[], bool]) -> None:
 
 
 def drawn(visitor: TestClient, reply_text: str) -> list[str]:
-    """Wait for a drawing; the ids of the pictures that the gallery has more."""
+    """Wait for a generation; return the ids of its pictures in the gallery."""
     generation = re.findall(r'id="generation-(\w+)"', reply_text)[0]
     wait_for(lambda: generation not in visitor.get("/generate").text)
     return pictures(visitor)
@@ -181,7 +181,7 @@ def test_the_gallery_survives_a_restart_and_comes_in_pages(tmp_path: Path) -> No
             ),
         )  # fmt: skip
     (tmp_path / "gallery" / ".new-half").mkdir()
-    (tmp_path / "gallery" / "20260101-000000000000-aaaaaa").mkdir()  # half of a picture, from elsewhere
+    (tmp_path / "gallery" / "20260101-000000000000-aaaaaa").mkdir()  # an incomplete picture of another program
     visitor = TestClient(create_app(StudioConfig(home=tmp_path)), base_url=HERE)
     page = visitor.get("/generate").text
     assert [f"picture {i}" in page for i in (29, 6, 5)] == [True, True, False]

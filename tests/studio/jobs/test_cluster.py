@@ -1,4 +1,4 @@
-"""Jobs on a cluster, on the same pages as local ones: against an API server that keeps what it is sent, and runs nothing."""
+"""Jobs on a cluster, on the same pages as local ones, against an API server that stores objects and runs nothing."""
 
 import html
 import json
@@ -43,18 +43,18 @@ class Api:
         self.configs: list[dict[str, Any]] = []
 
     def pod(self, name: str, phase: str, **state: Any) -> None:
-        """The pod of a Job is in another phase."""
+        """Set the phase of a Job's pod."""
         container = {"name": "trainer", "image": "", "imageID": "", "ready": True, "restartCount": 0, "state": state}
         metadata = {"name": f"{name}-x", "creationTimestamp": NOW, "labels": {"job-name": name}}
         self.pods = [{"metadata": metadata, "status": {"phase": phase, "containerStatuses": [container]}}]
 
     def end(self, name: str, condition: str, *, reason: str = "Because", message: str = "it is") -> None:
-        """A Job is over."""
+        """End a Job."""
         ended = {"type": condition, "status": "True", "reason": reason, "message": message, "lastTransitionTime": NOW}
         self.jobs[name]["status"] = {"conditions": [ended]}
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
-        """One request."""
+        """Reply to one request."""
         path = path.partition("?")[0]
         name = path.rpartition("/")[2]
         sent = json.loads(body) if body else {}
@@ -180,7 +180,7 @@ def test_a_job_goes_to_the_cluster_and_its_curve_comes_from_its_log(jobs: JobQue
     view = jobs.get(identity)
     assert view.run is not None
     assert (view.state, view.exit_code, view.run.published) == (State.FINISHED, 0, "cats@3")
-    api.jobs.clear()  # the cluster removes it after a week; what is known of it stays
+    api.jobs.clear()  # the cluster removes it after a week; its stored status stays
     assert jobs.get(identity).state is State.FINISHED
     assert "cats@3" in jobs.log_tail(identity)
 

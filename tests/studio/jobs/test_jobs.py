@@ -1,4 +1,4 @@
-"""Jobs of the studio with real trainings: queued, stopped and resumed, killed, failed, and found again by a later studio."""
+"""Jobs of the studio with real trainings: queued, stopped, resumed, killed, failed, and found by a restarted studio."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def config(pictures: Path, steps: int, **changes: object) -> TrainConfig:
 
 @pytest.fixture
 def open_jobs(tmp_path: Path) -> Iterator[Callable[[], JobQueue]]:
-    """Studios of one home, one after the other; what they started is gone in the end."""
+    """Return a function that opens queues of one home, one after the other; their processes are killed at the end."""
     opened: list[JobQueue] = []
 
     def open_them() -> JobQueue:
@@ -189,14 +189,14 @@ def test_a_job_that_is_killed_is_told_from_one_that_failed(open_jobs: Callable[[
     view = wait_for(jobs, identity, State.KILLED, State.FAILED)
     assert (view.state, view.exit_code) == (State.KILLED, 137)
     assert view.run is not None
-    assert view.run.state == "running"  # it had no time to say otherwise
+    assert view.run.state == "running"  # it had no time to record its end
 
     jobs.resume(identity)
     jobs.tick()
     wait(jobs, lambda: (jobs.get(identity).run or run).pid != run.pid)
     again = jobs.get(identity).job.process
     assert again is not None
-    os.killpg(again.pid, signal.SIGKILL)  # and all of it, so that nobody notes an exit code
+    os.killpg(again.pid, signal.SIGKILL)  # the whole session, so that no exit code is recorded
     view = wait_for(jobs, identity, State.KILLED, State.FAILED)
     assert (view.state, view.exit_code, view.state.can_resume) == (State.KILLED, None, True)
 
@@ -241,7 +241,7 @@ def test_another_process_of_the_same_number_is_not_the_job(open_jobs: Callable[[
     job = read_job(folder).model_copy(update={"process": mine})
     write_job(folder, job)
     assert jobs.get(identity).state is State.KILLED
-    jobs.stop(identity, at_once=True)  # and this process is not shot
+    jobs.stop(identity, at_once=True)  # and this process is not killed
     (folder / EXIT_FILE).write_text("75")
     assert jobs.get(identity).state is State.STOPPED
 

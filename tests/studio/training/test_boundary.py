@@ -1,4 +1,4 @@
-"""What trainings of a shared studio may read, write and call, through whatever field it is asked for."""
+"""The boundary of a shared studio: paths and addresses that trainings may use, through any option."""
 
 import json
 from pathlib import Path
@@ -31,11 +31,11 @@ WORDS = {
         "caption_shares", "filename_column", "instance_prompt", "trigger_words", "resolution", "alpha_colour",
     },
 }  # fmt: skip
-"""Texts that lead nowhere: no file is opened and no address called by them."""
+"""Text options by which no file is opened and no address called."""
 
 
 def texts(model: type[BaseModel]) -> set[str]:
-    """The fields that can hold any text or path."""
+    """Return the fields that can hold any text or path."""
 
     def holds_text(annotation: Any) -> bool:
         return annotation in (str, Path, Any) or any(map(holds_text, get_args(annotation)))
@@ -67,7 +67,7 @@ def services(tmp_path: Path, root: Path) -> TrainingServices:
 
 
 def shared(tmp_path: Path, root: Path) -> StudioConfig:
-    """A studio that others share."""
+    """Return a shared studio."""
     return StudioConfig(
         host="0.0.0.0", token=TOKEN, home=tmp_path / "home", data_roots=(root.parent,),
         destinations=("s3://ours/team", "https://push.example:9091"),

@@ -1,4 +1,4 @@
-"""The Datasets, Train and Jobs pages over HTTP: uploads, captions, the form and its mistakes, files in and out."""
+"""The Datasets, Train and Jobs pages: uploads, captions, the form and its problems, import and export."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def png(colour: str = "red") -> bytes:
 
 @pytest.fixture
 def visitor(tmp_path: Path) -> Iterator[TestClient]:
-    """A browser; nothing starts, so that jobs stay queued."""
+    """Return a client of a studio that does not start the queue, so that jobs stay queued."""
     (tmp_path / "root").mkdir()
     app = create_app(StudioConfig(home=tmp_path / "home", data_roots=(tmp_path / "root",)))
     with_pages = TestClient(app, base_url=HERE, follow_redirects=False, headers={"Accept": "text/html"})

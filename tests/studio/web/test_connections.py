@@ -19,7 +19,7 @@ MIB = 2**20
 
 @pytest.fixture
 def studio(tmp_path: Path) -> Iterator[RunningStudio]:
-    """A studio whose service does not answer."""
+    """Run a studio whose service does not answer."""
     with running_studio(tmp_path / "home", "--service-url", "http://127.0.0.1:9") as running:
         yield running
 

@@ -28,13 +28,13 @@ HTML = {"Accept": "text/html"}
 
 @pytest.fixture
 def visitor(tmp_path: Path) -> TestClient:
-    """A browser on this machine. Nothing starts: the pages of a studio whose service does not answer."""
+    """Return a client on this machine, of a studio whose service does not answer."""
     return TestClient(create_app(StudioConfig(home=tmp_path)), base_url=HERE, follow_redirects=False)
 
 
 @pytest.fixture
 def stranger(tmp_path: Path) -> TestClient:
-    """A browser on another machine."""
+    """Return a client on another machine."""
     config = StudioConfig(home=tmp_path, host="0.0.0.0", token=TOKEN)
     return TestClient(create_app(config), base_url="http://studio.example:8001", follow_redirects=False)
 
@@ -93,7 +93,7 @@ def test_what_is_no_host_is_refused_everywhere(visitor: TestClient, stranger: Te
             "/healthz/",
             "/login",
             "/nothing",
-        ):  # a slash too many: the redirect is made of the host
+        ):  # two slashes: a redirect to it would leave the host
             reply = browser.get(path, headers=[(b"host", host.encode())])
             assert reply.status_code == 421, path
 
@@ -268,7 +268,7 @@ def test_every_text_that_is_named_is_there_and_every_text_is_named() -> None:
 
 
 class _Words(HTMLParser):
-    """The words of a page that readers would see or hear."""
+    """A parser of the texts that a page shows or gives to screen readers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class _Words(HTMLParser):
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_no_template_carries_words_of_its_own(path: Path) -> None:
     environment = jinja2.Environment(autoescape=True)
-    # What is filled in becomes a sign, so that attributes stay whole; what is left are the template's own words.
+    # Expressions become a placeholder, so that attributes stay intact; the rest are the template's own texts.
     tokens = environment.lex(path.read_text(encoding="utf-8"))
     text, inside = "", False
     for _, kind, value in tokens:

@@ -38,7 +38,7 @@ def test_text_that_is_no_json(text: str | bytes, code: str, field: str) -> None:
         parse_json(text)
     (problem,) = caught.value.problems
     assert (problem.code, problem.field) == (code, field)
-    str(problem).encode()  # a message can be written, whatever it quotes
+    str(problem).encode()  # the message can be encoded whatever it quotes
 
 
 def test_the_problem_names_line_and_column() -> None:

@@ -1,4 +1,4 @@
-"""``lora_type lycoris``: the configurations that are taken, the options that are refused, and why."""
+"""``lora_type lycoris``: accepted configurations, and rejected options with their reasons."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""SimpleTuner's documented examples: each is taken, or refused for a stated reason.
+"""SimpleTuner's documented examples: each is accepted, or rejected for a stated reason.
 
 The options are those of its repository (examples/longcat-image.peft-lora, documentation/DATALOADER.md, quickstarts).
 """

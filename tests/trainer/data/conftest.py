@@ -12,7 +12,7 @@ from tests.trainer.data.test_pictures import encoded, png
 
 @pytest.fixture
 def mess(tmp_path: Path) -> Path:
-    """A directory with every kind of file that people have, usable and not."""
+    """Return a directory with every kind of file, usable and not."""
     root = tmp_path / "mess"
     for name in ("b.png", "a/nested.JPG", "猫 1.png", ".hidden/x.png", ".DS.png", "wide.webp"):
         picture(root / name)

@@ -28,7 +28,7 @@ def look(*configs: DatasetConfig, **given: object) -> Inventory:
 
 
 def picture(path: Path, caption: str | None = "a cat\n一只猫", size: tuple[int, int] = (128, 128)) -> None:
-    """A picture of its own content, and its caption beside it."""
+    """Write a picture of unique content, with its caption beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     colour = random.Random(str(path)).randbytes(3)
     Image.new("RGB", size, tuple(colour)).save(path)
@@ -46,7 +46,7 @@ def codes(inventory: Inventory) -> dict[str, str]:
 
 
 def warnings(inventory: Inventory) -> dict[str, str]:
-    """The warnings' sentences by their codes."""
+    """Return the warnings' sentences by their codes."""
     return {warning.code: str(warning) for warning in inventory.warnings}
 
 

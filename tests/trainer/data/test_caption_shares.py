@@ -18,7 +18,7 @@ DRAWS = 3000
 
 
 def drawn(sample: Sample, seed: int = 1) -> Counter[str]:
-    """The captions of a picture that is in every batch of a long run."""
+    """Return the captions chosen for a picture that is in every batch of a long run."""
     return Counter(compose_caption(sample, python_rng(seed, "caption", number, 0)) for number in range(DRAWS))
 
 
@@ -58,7 +58,7 @@ def test_the_report_counts_each_kind(tmp_path: Path) -> None:
     }  # fmt: skip
     assert "captions by share in pictures: zh 25% (6 of 3 pictures), en 75% (2 of 2 pictures)" in describe(found)
     assert json.dumps(report(found))
-    # A picture without a kind has the others alone.
+    # A picture without one kind only uses the others.
     assert {compose_caption(found.samples[2], python_rng(n)) for n in range(50)} == {"一只猫", "一只白猫"}
     assert report(look(config(tmp_path, **ENDINGS)))["datasets"][0]["caption_shares"] == {}
 

@@ -213,7 +213,7 @@ def test_rows_name_pictures_in_any_usual_way(tmp_path: Path, name_of: Callable[[
             text = json.dumps({name: {"caption": caption} for name, caption in rows.items()})
     (tmp_path / "train" / f"rows.{ending}").write_text(text)
     captions = reader(tmp_path, caption_strategy=ending, caption_file=f"train/rows.{ending}")
-    if len(rows) < len(ROWS):  # elsewhere on another machine: the name alone, where it is unique
+    if len(rows) < len(ROWS):  # a path of another machine: only the file name, if it is unique
         assert captions.read("train/a/1.png").texts == ("a picture of train/a/1.png",)
         assert problem_of(lambda: captions.read("train/a/0.png").texts).code == "caption_row_ambiguous"
         return

@@ -1,4 +1,4 @@
-"""Encodings of captions: what is certain is read, what is in doubt is refused."""
+"""Encodings of captions: unambiguous ones are read, ambiguous ones are rejected."""
 
 import codecs
 

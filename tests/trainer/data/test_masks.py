@@ -1,4 +1,4 @@
-"""Masks of pictures: paired by name, read and cropped as their pictures, and named where they are missing."""
+"""Masks of pictures: paired by name, read and cropped like their pictures, and reported if missing."""
 
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def test_a_mask_is_turned_resized_and_cropped_as_its_picture(
     assert weights.shape == (bucket.height_px // 8, bucket.width_px // 8)
     means = pixels.reshape(bucket.height_px // 8, 8, bucket.width_px // 8, 8).mean((1, 3))
     assert np.abs(means - weights).mean() < 2
-    assert np.abs(means - weights).max() < 40  # where two filters differ, at edges
+    assert np.abs(means - weights).max() < 40  # at edges, where two filters differ
     assert set(np.unique(weights[(means < 1) | (means > 254)])) <= {0, 255, *range(8), *range(248, 255)}
 
 

@@ -1,4 +1,4 @@
-"""Pictures of every kind, written by Pillow or by a few lines here: decoded, or refused with a problem."""
+"""Pictures of every kind, written by Pillow or here: decoded, or rejected with a problem."""
 
 import io
 import struct
@@ -27,7 +27,7 @@ def encoded(image: Image.Image, format_: str, **options: object) -> bytes:
 
 
 def png(width: int, height: int, *, bits: int, colour: int, rows: bytes) -> bytes:
-    """A PNG from its filtered rows: for kinds that Pillow does not write."""
+    """Return a PNG from its filtered rows, for kinds that Pillow does not write."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -164,7 +164,7 @@ def test_of_an_animation_the_first_frame(format_: str) -> None:
 
 
 def swapped_profile() -> bytes:
-    """sRGB with the names of its red and green primaries exchanged."""
+    """Return an sRGB profile with its red and green primaries exchanged."""
     plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return plain.replace(b"rXYZ", b"tmp_", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"tmp_", b"gXYZ", 1)
 

@@ -16,7 +16,7 @@ from trainer.data.pictures import read_mask, read_pixels
 
 @pytest.fixture
 def in_store(s3_endpoint: str, tmp_path: Path) -> DatasetConfig:
-    """A bucket's prefix with pictures whose names need quoting."""
+    """Return a bucket's prefix with pictures whose names need quoting."""
     client = boto3.client("s3", endpoint_url=s3_endpoint)
     prefix = f"data sets/{tmp_path.name}/猫 & 狗"
     good = [encoded(Image.new("RGB", (128, 128), colour), "PNG") for colour in ((9, 8, 7), (3, 2, 1))]
@@ -69,6 +69,6 @@ def test_masks_in_a_bucket(in_store: DatasetConfig, tmp_path: Path) -> None:
         update={"id": "masks", "aws_data_prefix": prefix, "dataset_type": "conditioning", "conditioning_type": "mask"}
     )
     found = look(in_store.model_copy(update={"conditioning_data": "masks"}), masks, index_file=tmp_path / "index.json")
-    assert keys(found) == ["deep/猫+#?%20.PNG"]  # the masks, below the pictures' prefix, are no pictures
+    assert keys(found) == ["deep/猫+#?%20.PNG"]  # masks below the pictures' prefix are not training pictures
     assert {drop.key for drop in found.dropped if drop.problem.code == "mask_missing"} == {"a cat (1).png"}
     assert read_mask(found.samples[0]).tolist() == [[200] * 16] * 16

@@ -1,4 +1,4 @@
-"""Scans of directories and buckets as people have them: samples, dropped files with their problems, warnings."""
+"""Scans of realistic directories and buckets: samples, dropped files with their problems, warnings."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def test_files_without_permission_are_dropped(tmp_path: Path) -> None:
         "found = t.look(t.config(Path(sys.argv[1])))\n"
         "print(json.dumps([t.keys(found), t.reasons(found)]))"
     )
-    # In a process of its own, in which root drops the capabilities that let it read everything.
+    # In a process of its own, in which root drops the capabilities to read every file.
     without_privileges = ["setpriv", "--bounding-set", "-all"] if os.geteuid() == 0 else []
     (tmp_path / "locked.png").chmod(0)
     (tmp_path / "shut").chmod(0)
@@ -150,7 +150,7 @@ def test_pictures_over_the_maximum_are_reduced_before_they_are_cropped(tmp_path:
     picture(tmp_path / "large.png", size=(800, 600))
     picture(tmp_path / "small.png", size=(240, 180))
     (covering,) = look(config(tmp_path, maximum_image_size=700, crop_aspect="square")).samples[:1]
-    assert covering.crop.resized == (171, 128)  # without a target, as every picture: just covering its bucket
+    assert covering.crop.resized == (171, 128)  # without a target, like every picture: just covering its bucket
     large, small = look(
         config(tmp_path, maximum_image_size=256, target_downsample_size=200, crop_aspect="square")
     ).samples
@@ -201,7 +201,7 @@ def test_directories_that_trainings_write_to_are_left_out(tmp_path: Path) -> Non
     picture(tmp_path / "out2" / "c.png")
     write_atomically(tmp_path / "out" / OUTPUT_MARK, b"")
     assert keys(look(config(tmp_path))) == ["a.png", "out2/c.png"]
-    write_atomically(tmp_path / OUTPUT_MARK, b"")  # the directory itself was asked for
+    write_atomically(tmp_path / OUTPUT_MARK, b"")  # the directory itself was requested
     assert keys(look(config(tmp_path))) == ["a.png", "out2/c.png"]
 
 

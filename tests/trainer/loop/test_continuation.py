@@ -1,4 +1,4 @@
-"""Options and optimizers of a run that goes on from a checkpoint."""
+"""Options and optimizers of a run that resumes from a checkpoint."""
 
 import io
 from typing import Any
@@ -93,7 +93,7 @@ def steps(parameter: nn.Parameter, optimizer: Any, schedule: Any, count: int) ->
     ],
 )
 def test_an_optimizer_goes_on_with_the_rate_of_its_new_options(name: str, scheduler: str) -> None:
-    """As one that had the new options from the start; under the same options, to the bit."""
+    """The result equals that of an optimizer with the new options from the start; with the same options, bit for bit."""
     whole = settings(optimizer=name, lr_scheduler=scheduler, learning_rate=5e-4)
     expected = steps(*(made := machine(whole)), 8)
     for before in (settings(optimizer=name), whole):
@@ -108,7 +108,7 @@ def test_an_optimizer_goes_on_with_the_rate_of_its_new_options(name: str, schedu
         restore(optimizer, schedule, torch.load(io.BytesIO(file.getvalue()), weights_only=True))
         set_mode(optimizer, training=True)
         assert steps(*resumed, 5) == pytest.approx(expected[3:])
-        if before == whole and name != "adamw-schedulefree":  # which steps from where evaluation put the parameters
+        if before == whole and name != "adamw-schedulefree":  # it steps from the parameters of evaluation mode
             assert torch.equal(parameter, made[0])
 
 

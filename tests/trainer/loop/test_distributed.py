@@ -1,4 +1,4 @@
-"""The group of processes that torchrun starts."""
+"""The distributed process group of torchrun."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Processes that torchrun starts, and the exit code that a Job sees."""
+"""Processes under torchrun, and the exit code of a Job."""
 
 import signal
 import subprocess
@@ -24,7 +24,7 @@ def launch(*arguments: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    """A script that exits with a given code, dies of a signal, or waits for SIGTERM, by its first argument."""
+    """Write a script that, by its first argument, exits with a code, dies of a signal, or waits for SIGTERM."""
     path = tmp_path / "script.py"
     path.write_text(
         "import os, signal, sys, time, pathlib\n"

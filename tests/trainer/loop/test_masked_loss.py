@@ -1,4 +1,4 @@
-"""Masked loss: the weights of a batch are those of its pictures' masks, and nothing outside has a gradient."""
+"""Masked loss: a batch has the weights of its pictures' masks, and no gradient outside of them."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def quiet(*_: object) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures of one bucket: the first has a mask of its left half, the other of another dataset has none."""
+    """Write two pictures of one bucket: one with a mask of its left half, and one of another dataset without a mask."""
     folder = tmp_path_factory.mktemp("masked")
     picture(folder / "masked" / "a.png")
     picture(folder / "plain" / "b.png")

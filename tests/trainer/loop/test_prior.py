@@ -58,7 +58,7 @@ def test_the_target_is_the_prediction_of_the_base_alone(model: Components, optio
     assert transformer.training
     loss = loss_of(transformer, made)
     loss.backward()
-    assert loss > 1e-4  # the adapter is on again, and its change is what the loss counts
+    assert loss > 1e-4  # the adapter is on again, and the loss measures its change
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in parameters)
 
 

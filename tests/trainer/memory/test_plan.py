@@ -1,4 +1,4 @@
-"""The memory plan compared with training: the bytes that autograd holds between forward and backward, counted."""
+"""The memory plan against training: the counted bytes that autograd holds between forward and backward."""
 
 import copy
 from dataclasses import replace

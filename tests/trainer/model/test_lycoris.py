@@ -79,7 +79,7 @@ def settings(lycoris: dict[str, Any], **changes: object) -> LoraSettings:
 
 
 def package(transformer: nn.Module, config: dict[str, Any]) -> LycorisNetwork:
-    """The real package's network, made as SimpleTuner makes it."""
+    """Return the real package's network, made as by SimpleTuner."""
     options = {name: value for name, value in config.items() if name not in ("apply_preset", "multiplier")}
     LycorisNetwork.apply_preset({**EMPTY, **config["apply_preset"]})
     network = create_lycoris(transformer, config.get("multiplier", 1.0), **options)

@@ -1,4 +1,4 @@
-"""The trainer's metrics as Prometheus reads them: from its port, and through a real Pushgateway."""
+"""The trainer's metrics as read by Prometheus: from its port, and through a real Pushgateway."""
 
 import math
 import shutil

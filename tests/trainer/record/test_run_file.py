@@ -61,7 +61,7 @@ def steps_in(folder: Path, after_step: int = 0) -> list[int]:
 
 
 def strict(text: str) -> Any:
-    """Parse JSON as a browser does: without NaN."""
+    """Parse JSON strictly, as a browser does: without NaN."""
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 

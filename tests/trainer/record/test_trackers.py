@@ -29,7 +29,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(scope="module")
 def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real MLflow server on SQLite, which also keeps the pictures."""
+    """Run a real MLflow server on SQLite, which also stores the pictures."""
     folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
@@ -162,7 +162,7 @@ def test_an_unreachable_tracker_is_logged_once_and_the_training_ends_as_ever(
     rest = "[board.curves(step, {'loss': 1.0}) for step in range(4, 50)]\nboard.close('finished')\nprint('ended')"
     log = board(tmp_path, name, rest, HOME=str(tmp_path), **variables)
     assert "ended" in log
-    assert log.count("tracker_unreachable") <= 1  # none where the client itself waits longer than the training's end
+    assert log.count("tracker_unreachable") <= 1  # none if the client itself waits longer than the end of a training
     assert log.count('"tracker_incomplete"') == 1
     assert '"items_not_sent": 47' in log
     assert "hunter2" not in log
@@ -170,7 +170,7 @@ def test_an_unreachable_tracker_is_logged_once_and_the_training_ends_as_ever(
 
 
 class Flaky:
-    """A run in a tracker that fails, then rejects, then accepts; what it has accepted."""
+    """A run in a tracker that fails, then rejects, then accepts items, and records them."""
 
     id = "one"
 
@@ -254,7 +254,7 @@ def test_a_tracker_without_a_key_is_refused(tmp_path: Path) -> None:
 def test_a_tracker_that_is_not_installed_is_refused_with_the_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "wandb").mkdir()  # as Weights & Biases makes it, which is no package
+    (tmp_path / "wandb").mkdir()  # a directory of Weights & Biases, not the package
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.setattr(sys, "path_importer_cache", {})
     for name in ("mlflow", "wandb"):

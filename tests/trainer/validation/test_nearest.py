@@ -1,4 +1,4 @@
-"""Copies of training pictures are found when they are shifted, darker or noisy; other pictures of the same set are none."""
+"""Shifted, darker or noisy copies of training pictures are found; other pictures of the same set are not copies."""
 
 from collections.abc import Callable
 from pathlib import Path

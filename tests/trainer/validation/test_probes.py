@@ -1,4 +1,4 @@
-"""Probes of held-out pictures: the languages in turn, every band of noise levels, and the same whatever else is there."""
+"""Probes of held-out pictures: languages in turn, every band of noise levels, independent of other pictures."""
 
 from collections import Counter
 from pathlib import Path

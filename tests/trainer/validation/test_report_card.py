@@ -1,4 +1,4 @@
-"""The report card: losses by language and noise level, the best step, and what the figures mean."""
+"""The report card: losses by language and noise level, the best step, and findings."""
 
 import math
 
@@ -17,7 +17,7 @@ PROBES = tuple(
 
 
 def card(*losses: float, base: float = 1.0, **given: object) -> ReportCard:
-    """A card of evaluations in which every probe has the same loss."""
+    """Return a card of evaluations in which every probe has the same loss."""
     made = tuple(EvaluationRecord(step=10 * (i + 1), losses=(loss,) * len(PROBES)) for i, loss in enumerate(losses))
     return ReportCard(probes=PROBES, base=(base,) * len(PROBES), evaluations=made, **given)
 
@@ -102,5 +102,5 @@ def test_evaluations_keep_within_their_budget(steps: int, pictures: int, probes:
     interval = interval_of(steps, pictures=pictures, probes=probes)
     evaluations = 1 + steps // interval + (steps % interval > 0)
     assert evaluations <= 21
-    if evaluations > 2:  # the base and the last step are evaluated whatever they cost
+    if evaluations > 2:  # the base and the last step are evaluated in any case
         assert (evaluations * probes + 5 * 8) * 0.5 <= 0.045 * steps * pictures

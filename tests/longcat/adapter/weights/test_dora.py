@@ -1,4 +1,4 @@
-"""DoRA from training to serving: PEFT's numbers at any scale, alone and mixed; neighbours see nothing of it."""
+"""DoRA from training to serving: PEFT's numbers at any scale, alone and mixed, without effect on other rows."""
 
 import copy
 from dataclasses import replace
@@ -36,7 +36,7 @@ NOISE = torch.randn(1, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def random_dora(model: Components, *, seed: int, **options: object) -> LoraWeights:
-    """An adapter whose magnitudes are the model's own, give or take a fifth."""
+    """Return an adapter whose magnitudes are within a fifth of the model's own."""
     plain = random_lora(lora_targets(model.transformer), seed=seed, **options)
     generator = torch.Generator().manual_seed(seed)
     layers = {}
@@ -80,7 +80,7 @@ def test_served_velocities_are_pefts(model: Components, tmp_path: Path, uses: tu
     reference.set_adapters([f"a{slot}" for slot, _ in uses], [scale for _, scale in uses])
     expected = velocity(reference, encode(model, "一个红苹果"))
     slots = filled_slots(model, adapters)
-    assert (expected - served_velocity(model, slots, ())).abs().max() > 0.1  # the adapters matter
+    assert (expected - served_velocity(model, slots, ())).abs().max() > 0.1  # the adapters have an effect
     actual = served_velocity(model, slots, uses)
     torch.testing.assert_close(actual, expected, rtol=PEFT_TOLERANCE, atol=PEFT_TOLERANCE)
 

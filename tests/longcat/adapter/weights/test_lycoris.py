@@ -1,4 +1,4 @@
-"""LoKr and LoHa, against the ``lycoris-lora`` package: read from its files, kept, served alone and with other kinds."""
+"""LoKr and LoHa, against the ``lycoris-lora`` package: read from its files, stored, served alone and with other kinds."""
 
 import copy
 import tempfile
@@ -98,7 +98,7 @@ def written(
 
 
 def random_lycoris(model: Components, kind: str, *, seed: int) -> LoraWeights:
-    """An adapter of a kind of ``KINDS``, made by the real package and read through its file."""
+    """Return an adapter of a kind in ``KINDS``, made by the real package and read from its file."""
     network = randomized(create(copy.deepcopy(model.transformer), **KINDS[kind]), seed)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "lycoris.safetensors")
@@ -182,7 +182,7 @@ def test_pairs_are_the_elementwise_product_of_two_updates() -> None:
 
 
 def spoiled(file: Path, change: str, tmp_path: Path) -> Path:
-    """A copy of a LoKr's file with one thing wrong."""
+    """Return a copy of a LoKr's file with one defect."""
     tensors = load_file(file)
     name = next(key for key in tensors if key.endswith(".lokr_w1")).removesuffix(".lokr_w1")
     w1, w2 = tensors[f"{name}.lokr_w1"], tensors[f"{name}.lokr_w2"]

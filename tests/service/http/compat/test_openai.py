@@ -38,7 +38,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory, model: Components) -> Stor
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory, model: Components) -> Path:
-    """A directory of LoRA files that another program wrote."""
+    """Return a directory of LoRA files of another program."""
     folder = tmp_path_factory.mktemp("foreign")
     save_lora(random_lora(lora_targets(model.transformer), seed=7), folder / "style.safetensors")
     (folder / "broken.safetensors").write_bytes(b"nothing of the kind")
@@ -66,7 +66,7 @@ def ai(running: RunningServer) -> Iterator[openai.OpenAI]:
 
 
 def own(http: httpx.Client, **fields: Any) -> bytes:
-    """The picture that our own endpoint draws."""
+    """Return the picture of our own endpoint."""
     reply = http.post("/generate", json=APPLE | fields)
     assert reply.status_code == 200, reply.text
     return reply.content

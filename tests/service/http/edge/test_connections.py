@@ -32,7 +32,7 @@ SECONDS = ("--header-seconds", "2", "--body-seconds", "2", "--keep-alive-seconds
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server of little patience."""
+    """Return a server with short time limits."""
     with serve(tmp_path_factory.mktemp("strict"), *SECONDS) as running:
         yield running
 
@@ -43,7 +43,7 @@ def connect(server: RunningServer) -> socket.socket:
 
 
 def exchange(server: RunningServer, *parts: bytes) -> bytes:
-    """Send bytes, whether or not the server still takes them, and return everything that it sends."""
+    """Send bytes, even if the server no longer reads them, and return everything that it sends."""
     with closing(connect(server)) as connection:
         try:
             for part in parts:
@@ -54,7 +54,7 @@ def exchange(server: RunningServer, *parts: bytes) -> bytes:
 
 
 def takes_all(server: RunningServer, *parts: bytes, pause_seconds: float = 0.0) -> bool:
-    """Send bytes; return whether the server kept the connection until the last."""
+    """Send bytes; return True if the server kept the connection open until the last one."""
     with closing(connect(server)) as connection:
         try:
             for part in parts:
@@ -84,7 +84,7 @@ def read_json(connection: socket.socket) -> tuple[bytes, bytes]:
 
 
 def check_error(reply: bytes, status: int, code: str) -> None:
-    """Assert that a reply is an error in the form of every other, and ends its connection."""
+    """Assert that a reply is an error in the common form and ends its connection."""
     head, _, body = reply.partition(b"\r\n\r\n")
     line, *lines = head.decode().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
@@ -273,7 +273,7 @@ def test_connections_without_a_request_hold_no_shutdown(tmp_path: Path) -> None:
 
 @contextmanager
 def in_thread(app: ASGIApp) -> Iterator[tuple[uvicorn.Server, int]]:
-    """A server of another app with our connections, and its port."""
+    """Run a server of another app with our connection limits, and return its port."""
     arguments = uvicorn_arguments(HttpConfig(), write_error=lambda *_: (400, b"{}"))
     port = free_port()
     running = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="off", **arguments))
@@ -324,7 +324,7 @@ def test_a_client_that_reads_nothing_of_its_reply_is_cut_off(monkeypatch: pytest
         for connection in (slow, stalled):
             connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         received = 0
-        while part := slow.recv(MIB):  # slowly, but for longer than a client may read nothing
+        while part := slow.recv(MIB):  # slowly, and for longer than the limit of a client that reads nothing
             received += len(part)
             time.sleep(0.01)
         assert received > 64 * MIB

@@ -1,4 +1,4 @@
-"""Addresses: a prefix, trailing slashes, HEAD, OPTIONS, and other origins, on a real server."""
+"""Paths: a prefix, trailing slashes, HEAD, OPTIONS, and other origins, on a real server."""
 
 import http.client
 import re
@@ -21,7 +21,7 @@ PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-He
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a server that a proxy publishes below /draw, and that a page of another site may use."""
+    """Return a client of a server that a proxy publishes below /draw, with an allowed origin."""
     folder = tmp_path_factory.mktemp("published")
     with (
         serve(folder, "--root-path", "/draw/", "--cors-origin", ORIGIN) as running,

@@ -1,4 +1,4 @@
-"""Requests that are answered later: jobs, their bounds, their end, and who is told of it."""
+"""Asynchronous jobs: their limits, their end, and its webhooks."""
 
 import json
 import signal
@@ -35,7 +35,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 @dataclass
 class Receiver:
-    """A real HTTP server that notes what it is told."""
+    """A real HTTP server that records webhooks."""
 
     answers: list[int] = field(default_factory=list)
     """Statuses of the next replies; afterwards 204."""
@@ -229,7 +229,7 @@ def test_a_webhook_is_signed_and_tried_again_until_it_arrives(http: httpx.Client
     told = [Webhook(SECRET).verify(body, headers) for headers, body in receiver.heard]
     job = wait_until_over(http, location)
     assert told[0]["type"] == "job.succeeded"
-    assert told[0]["data"] == job | {"result": None}  # pictures are fetched, not sent
+    assert told[0]["data"] == job | {"result": None}  # webhooks contain no pictures
     assert len({headers["webhook-id"] for headers, _ in receiver.heard}) == 1
     assert {body for _, body in receiver.heard} == {receiver.heard[0][1]}
     assert receiver.heard[0][0]["content-type"] == "application/json"

@@ -1,4 +1,4 @@
-"""Receivers of webhooks that mean no good: replies without an end, decompression bombs, silence."""
+"""Hostile receivers of webhooks: endless replies, decompression bombs, silence."""
 
 import asyncio
 import gzip
@@ -31,7 +31,7 @@ async def bomb(writer: asyncio.StreamWriter) -> None:
 
 
 async def drip(writer: asyncio.StreamWriter) -> None:
-    """A byte of the head before each read would time out."""
+    """Send a byte of the head just before each read would time out."""
     for byte in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 1000:
         writer.write(bytes([byte]))
         await writer.drain()
@@ -43,7 +43,7 @@ async def silence(writer: asyncio.StreamWriter) -> None:
 
 
 async def early_hints(writer: asyncio.StreamWriter) -> None:
-    """Interim responses without an end."""
+    """Send endless interim responses."""
     while True:
         writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
         await writer.drain()
@@ -51,7 +51,7 @@ async def early_hints(writer: asyncio.StreamWriter) -> None:
 
 
 async def redirect(writer: asyncio.StreamWriter) -> None:
-    """To itself, as to any address within reach of the server."""
+    """Redirect to itself, as to any address within reach of the server."""
     host, port = writer.get_extra_info("sockname")
     head = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://{host}:{port}/inside\r\nContent-Length: 0\r\n\r\n"
     writer.write(head.encode())

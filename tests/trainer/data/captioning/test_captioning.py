@@ -1,4 +1,4 @@
-"""``lithograph dataset caption`` against a local server that answers in OpenAI's protocol, well or badly."""
+"""``lithograph dataset caption`` against a local server with valid and invalid replies in OpenAI's protocol."""
 
 import base64
 import io
