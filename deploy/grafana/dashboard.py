@@ -1,7 +1,7 @@
 """Writes ``dashboards/lithograph.json``, the Grafana dashboard of the service and its trainings.
 
-Run it after a change: ``python deploy/grafana/dashboard.py``; a test holds that the file is what this writes, and another
-that every query has rows on a real Prometheus after load. What is on it is in ``panels.py``.
+Run it after a change of ``panels.py``: ``python deploy/grafana/dashboard.py``. A test compares the file with its output, and
+another requires rows for every query on a real Prometheus after load.
 """
 
 import json
@@ -79,7 +79,7 @@ HEIGHTS = {"number": 5, "states": 5}
 
 
 def _built(panel: Panel, number: int) -> Any:
-    made = KINDS[panel.kind](panel).id(number).title(panel.title).description(panel.says).datasource(SOURCE)
+    made = KINDS[panel.kind](panel).id(number).title(panel.title).description(panel.description).datasource(SOURCE)
     made.unit(panel.unit)
     if panel.most is not None:
         made.max(panel.most)
@@ -111,13 +111,11 @@ def _variable(name: str, label: str, query: str) -> dashboard.QueryVariable:
 
 
 def build() -> str:
-    """The dashboard as JSON."""
+    """Return the dashboard as JSON."""
     board = (
         dashboard.Dashboard("Lithograph")
         .uid("lithograph")
-        .description(
-            "What users of the service wait for, and how trainings go. docs/operations.md says how to read it."
-        )
+        .description("Latency and load of the service, progress of trainings. See docs/operations.md.")
         .tags(["lithograph"])
         .timezone("browser")
         .time("now-1h", "now")
@@ -144,7 +142,7 @@ def build() -> str:
 
 
 def _lines_of(panels: list[Panel]) -> list[list[Panel]]:
-    """Panels side by side, until 24 are taken."""
+    """Group panels into lines of up to 24 columns."""
     lines: list[list[Panel]] = [[]]
     for panel in panels:
         if sum(other.width for other in lines[-1]) + panel.width > 24:
