@@ -1,9 +1,9 @@
-# The commands of README, developers and CI. `make serve` and `make test` set up what they need, in .venv and, as root on Debian, with apt.
+# The commands of README, developers and CI. `make serve` and `make test` install their requirements in .venv and, as root on Debian, with apt.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# OpenMP reads these when torch is imported. Threads that spin while they wait starve each other on few cores.
+# OpenMP reads these when torch is imported: on few cores, threads that spin while they wait starve each other.
 export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 0
 
@@ -40,17 +40,17 @@ $(VENV)/dev.stamp: $(VENV)/base.stamp
 	touch $@
 
 .PHONY: install
-install: $(VENV)/base.stamp ## Set up .venv: what serving and training need (PIP_ARGS=--extra-index-url ..., for another torch).
+install: $(VENV)/base.stamp ## Set up .venv for serving and training (PIP_ARGS=--extra-index-url ..., for another torch).
 
 .PHONY: serve
 serve: $(VENV)/base.stamp ## Serve the embedded model on http://127.0.0.1:8000 (PORT=, HOST=, FLAVOUR=, ARGS=).
 	$(BIN)/lithograph serve --host $(HOST) --port $(PORT) --flavour $(FLAVOUR) $(ARGS)
 
 .PHONY: studio
-studio: $(VENV)/base.stamp ## Serve the studio, a web page, on http://127.0.0.1:8001 (FLAVOUR=, ARGS=).
+studio: $(VENV)/base.stamp ## Serve the studio, a web interface, on http://127.0.0.1:8001 (FLAVOUR=, ARGS=).
 	$(BIN)/lithograph server --flavour $(FLAVOUR) $(ARGS)
 
-# Programs that the tests start, a font for Chinese pages, and the compiler that torch.compile runs.
+# Programs that the tests start, a font with Chinese characters, and the compiler that torch.compile runs.
 TEST_PROGRAMS := chromium prometheus promtool prometheus-pushgateway curl git g++
 TEST_PACKAGES := chromium prometheus prometheus-pushgateway curl git fonts-noto-cjk g++ python3-dev
 
@@ -59,7 +59,7 @@ test-packages: ## Install, as root on Debian, the programs that the tests start:
 	dpkg-query --status $(TEST_PACKAGES) >/dev/null 2>&1 \
 	  || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $(TEST_PACKAGES); }
 
-# Installs what is missing where that needs no questions asked: as root, with apt. Elsewhere it names the command.
+# Installs missing programs as root with apt; otherwise it prints the command to run.
 .PHONY: test-programs
 test-programs:
 	@for program in $(TEST_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
@@ -79,7 +79,7 @@ test-fast: $(VENV)/dev.stamp ## Run the tests that start no other program: no se
 	$(BIN)/python -m pytest -m "fast and not images and not kube and not simulated_gpu" --numprocesses 2 --dist loadfile $(ARGS)
 
 .PHONY: test-simulated-gpu
-test-simulated-gpu: $(VENV)/dev.stamp ## Run the tests that need a CUDA device, on a simulated one: a minute or two, needs g++.
+test-simulated-gpu: $(VENV)/dev.stamp ## Run the tests of a CUDA device on a simulated one: a minute or two, needs g++.
 	$(BIN)/python -m tests.simulated_gpu $(ARGS)
 
 # Images: ENGINE=docker works too. For a CPU:
@@ -103,7 +103,7 @@ test-images: $(VENV)/dev.stamp ## Test the images that `make images` built: read
 	LITHOGRAPH_TEST_ENGINE=$(ENGINE) LITHOGRAPH_TEST_TAG=$(IMAGE_TAG) $(BIN)/python -m pytest -m images $(ARGS)
 
 .PHONY: test-kube
-test-kube: $(VENV)/dev.stamp ## Apply the manifests to the cluster that KUBECONFIG names, or to one started here (as root), and use them.
+test-kube: $(VENV)/dev.stamp ## Apply the manifests to the cluster of KUBECONFIG, or to one started here (as root), and test them.
 	LITHOGRAPH_TEST_ENGINE=$(ENGINE) LITHOGRAPH_TEST_TAG=$(IMAGE_TAG) $(BIN)/python -m pytest -m kube tests/deploy/test_kube.py $(ARGS)
 
 .PHONY: lint
@@ -119,23 +119,23 @@ format: $(VENV)/dev.stamp ## Format the code and apply lint's automatic fixes.
 	$(BIN)/ruff check --fix .
 
 .PHONY: eval-embedded
-eval-embedded: $(VENV)/dev.stamp ## Measure the embedded model; rewrites its figures and contact sheet.
+eval-embedded: $(VENV)/dev.stamp ## Measure the embedded model; rewrites its results and contact sheet.
 	$(BIN)/python -m recipes.embedded.evaluate
 
 .PHONY: embedded
-embedded: $(VENV)/dev.stamp ## Make the embedded model again: about two hours on two cores, resumable.
+embedded: $(VENV)/dev.stamp ## Train the embedded model again: about two hours on two cores, resumable.
 	$(BIN)/python -m recipes.embedded
 
 .PHONY: bench
-bench: $(VENV)/base.stamp ## Time one picture at default settings (ARGS=--dtype bfloat16, ...).
+bench: $(VENV)/base.stamp ## Time one picture at default settings (ARGS="--dtype bfloat16", ...).
 	$(BIN)/python -m benchmarks.one_picture $(ARGS)
 
 .PHONY: bench-adapters
-bench-adapters: $(VENV)/base.stamp ## Time adapters in a forward.
+bench-adapters: $(VENV)/base.stamp ## Time the cost of adapters in a forward.
 	$(BIN)/python -m benchmarks.adapter_cost $(ARGS)
 
 .PHONY: bench-training
-bench-training: $(VENV)/base.stamp ## Time the training loop and the caches against bare ones.
+bench-training: $(VENV)/base.stamp ## Time the training loop and the caches against minimal ones.
 	$(BIN)/python -m benchmarks.training_speed $(ARGS)
 
 .PHONY: bench-full-size
@@ -143,42 +143,42 @@ bench-full-size: $(VENV)/base.stamp ## Time one training step of a model of Long
 	$(BIN)/python -m benchmarks.full_size_step $(ARGS)
 
 .PHONY: demo
-demo: $(VENV)/base.stamp ## Teach the embedded model an ink style while it is served; pictures before and after.
+demo: $(VENV)/base.stamp ## Train an ink style on the embedded model while it is served, with pictures before and after.
 	$(BIN)/python -m recipes.ink.demo $(ARGS)
 
 .PHONY: alerts
-alerts: ## Write deploy/prometheus/rules.yaml into the monitoring component of k8s, as the Prometheus operator takes it.
+alerts: ## Convert deploy/prometheus/rules.yaml to the Prometheus operator's format in k8s/components/monitoring.
 	{ sed '/^spec:/q' k8s/components/monitoring/rules.yaml; sed 's/^./  &/' deploy/prometheus/rules.yaml; } > .rules.new
 	mv .rules.new k8s/components/monitoring/rules.yaml
 
 .PHONY: dashboard
-dashboard: $(VENV)/dev.stamp ## Write the Grafana dashboard and its pictures in docs again: minutes of load, a real Prometheus.
+dashboard: $(VENV)/dev.stamp ## Regenerate the Grafana dashboard and its pictures in docs: minutes of load, a real Prometheus.
 	$(BIN)/python deploy/grafana/dashboard.py
 	$(BIN)/python -m recipes.dashboard $(ARGS)
 
 .PHONY: loadtest
-loadtest: $(VENV)/dev.stamp ## Load a server for a minute with five scenarios; a report in build/loadtest (ARGS=--seconds 600, ...).
+loadtest: $(VENV)/dev.stamp ## Load a server for a minute with five scenarios; a report in build/loadtest (ARGS="--seconds 600", ...).
 	$(BIN)/python -m loadtest.suite $(ARGS)
 
 .PHONY: chaos
-chaos: $(VENV)/dev.stamp ## Kill, starve and mislead a server under load and check every reply: minutes (ARGS=--kills 50, ...).
+chaos: $(VENV)/dev.stamp ## Inject faults into a server under load and check every reply: minutes (ARGS="--kills 50", ...).
 	$(BIN)/python -m loadtest.chaos $(ARGS)
 
 .PHONY: bench-serving
-bench-serving: $(VENV)/dev.stamp ## Load a server and plain LitServe side by side, briefly (see loadtest/README.md).
+bench-serving: $(VENV)/dev.stamp ## Compare the service with plain LitServe under load, briefly (see loadtest/README.md).
 	$(BIN)/python -m loadtest.closed_loop --rounds 2 --pictures 4 $(ARGS)
 
-# schemathesis has an environment of its own: its pytest plugin would be loaded by every test.
+# schemathesis has its own environment, because every test would load its pytest plugin.
 FUZZ_ENV := build/fuzz-env
 $(FUZZ_ENV)/bin/schemathesis: $(VENV)/dev.stamp
 	$(BIN)/python -m venv $(FUZZ_ENV)
 	$(FUZZ_ENV)/bin/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) schemathesis==4.32.5
 
 .PHONY: fuzz
-fuzz: $(FUZZ_ENV)/bin/schemathesis ## Fuzz the service, the studio and every reader of files; a report in build/fuzz (ARGS=--cases 100000).
+fuzz: $(FUZZ_ENV)/bin/schemathesis ## Fuzz the service, the studio and all parsers of files; a report in build/fuzz (ARGS="--cases 100000").
 	$(BIN)/python -m tests.fuzz --schemathesis $(FUZZ_ENV)/bin/schemathesis $(or $(ARGS),--cases 10000)
 
-# NO_MKDOCS_2_WARNING: Material announces at every build that its maintenance ends in 2027.
+# NO_MKDOCS_2_WARNING silences Material's announcement that its maintenance ends in 2027.
 .PHONY: docs
 docs: $(VENV)/dev.stamp ## Build the site into build/site: quickstart (en, zh), reference, architecture, troubleshooting.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
