@@ -112,7 +112,7 @@ def test_served_velocities_are_those_of_the_package(model: Components, written: 
     assert (foreign.origin, foreign.has_alpha, foreign.warnings) == ("lycoris", True, ())
     slots = filled_slots(model, [foreign.weights], rank=foreign.weights.rank)
     plain = served_velocity(model, slots)
-    assert (expected - plain).abs().max() > 0.1  # the adapter matters
+    assert (expected - plain).abs().max() > 0.1  # the adapter has an effect
     torch.testing.assert_close(served_velocity(model, slots, (0, 1.0)), expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
