@@ -19,11 +19,11 @@ PUBLISHED, DEMO = "final", "embedded"
 
 _GIB = 2**30
 _ITEM_BYTES = 2
-"""Of bfloat16, which GPUs compute in."""
+"""Bytes of a bfloat16 number, the type that GPUs compute in."""
 _WORKING_GIB = 7.0
 """Adapter slots, activations of a full forward at 1024 x 1024, and CUDA's own: estimated, not measured."""
 _SMALLER = Precision.INT8_QUANTO
-"""The precision that is taken where the unchanged weights are too large."""
+"""Precision for GPUs on which the unchanged weights do not fit."""
 
 
 def settled(config: ModelConfig) -> ModelConfig:

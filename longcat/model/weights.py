@@ -16,7 +16,7 @@ _WITH_WEIGHTS = ("text_encoder", "transformer", "vae")
 
 
 class WeightsState(StrEnum):
-    """Where the weights of a flavour are."""
+    """Location of a flavour's weights."""
 
     CACHED = "cached"
     FETCHABLE = "fetchable"
