@@ -1,4 +1,4 @@
-"""All writes on a full disk: the error names the path, and no partial file stays."""
+"""Everything that is written to a disk, on one that is full: the error names the path, and nothing half-written stays."""
 
 import asyncio
 import io
@@ -36,7 +36,7 @@ CONTENT = random.Random(0).randbytes(2**20)
 
 
 def noise() -> bytes:
-    """Return a PNG of a few hundred kB."""
+    """A PNG of a few hundred kB."""
     pixels = np.random.default_rng(0).integers(0, 256, (384, 384, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -45,7 +45,7 @@ def noise() -> bytes:
 
 @pytest.fixture
 def nearly_full(small_disk: Path) -> Path:
-    """Mount a disk with 64 KiB left, on which only directories and small files fit."""
+    """A disk with 64 KiB left: directories and small files fit, nothing else."""
     filler = fill(small_disk)
     with filler.open("r+b") as stream:
         stream.truncate(filler.stat().st_size - 2**16)
@@ -85,7 +85,7 @@ def gallery(folder: Path, _: Components) -> None:
     now = datetime.now(UTC)
     picture = GalleryPicture(
         id=new_id(now), created=now, recipe=PictureRecipe(prompt="a cat"), flavour="embedded", model_hash="0", seconds=1,
-        effective_prompt="",
+        drawn_prompt="",
     )  # fmt: skip
     Gallery(folder / "gallery").add(noise(), picture)
 

@@ -1,4 +1,4 @@
-"""Request bodies, events and results of both clients."""
+"""Request bodies, events and results: the same for the blocking and the asynchronous client."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict

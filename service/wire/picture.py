@@ -1,6 +1,6 @@
 """Picture files, and the recipe that a PNG carries.
 
-A PNG carries its recipe in an iTXt chunk named ``lithograph``: every parameter that determines the file, and nothing else.
+A PNG carries its recipe in an iTXt chunk named ``lithograph``: everything that makes the same file again, and nothing else.
 It has no date and no timings, so that the same recipe gives the same bytes.
 """
 
@@ -20,14 +20,14 @@ from service.wire.schema import AdapterChoice, AppliedAdapter, OutputFormat, Res
 RECIPE_KEY = "lithograph"
 MEDIA_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _PNG_LEVEL = 1
-"""zlib level, of 9: files are a tenth larger than at level 6, in a quarter of the time."""
+"""Of 9: a tenth larger files in a quarter of the time."""
 _JPEG_QUALITY = 95
 _WEBP_QUALITY = 95
 _PREVIEW_QUALITY = 75
 
 
 class ModelIdentity(BaseModel):
-    """The model that generated a picture, as far as it determines the pixels."""
+    """The model that made a picture, as far as it decides the pixels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,7 +41,7 @@ class ModelIdentity(BaseModel):
 
 
 class Recipe(BaseModel):
-    """Every parameter of one picture."""
+    """Everything that makes one picture again."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -93,7 +93,7 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(
             "recipe_not_a_picture",
             "cannot be read as a picture: {reason}",
-            remedy="give a PNG from Lithograph",
+            remedy="give a PNG that Lithograph made",
             field="recipe",
             value=str(path),
             reason=str(error),
@@ -101,8 +101,8 @@ def read_recipe(path: Path) -> Recipe:
     if not isinstance(text, str):
         raise RecipeError(
             "recipe_missing",
-            "has no recipe",
-            remedy="give a PNG from Lithograph that no other program has saved since",
+            "carries no recipe",
+            remedy="give a PNG that Lithograph made and that no program has saved again",
             field="recipe",
             value=str(path),
         )
@@ -112,8 +112,8 @@ def read_recipe(path: Path) -> Recipe:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise RecipeError(
             "recipe_format_unknown",
-            "has a recipe that this version cannot read, at {where}",
-            remedy="use the version that generated it",
+            "carries a recipe that this version cannot read, at {where}",
+            remedy="use the version that made it",
             field="recipe",
             value=str(path),
             where=where,

@@ -1,4 +1,4 @@
-"""The connection to the inference service: its address, its state, a client."""
+"""The connection to the service that generates: its address, its state, a client."""
 
 import asyncio
 import logging
@@ -22,22 +22,22 @@ class ConnectionState(StrEnum):
     """The states of a service, as the studio sees them."""
 
     STARTING = "starting"
-    """Its process is starting, or loading the model."""
+    """Its process starts, or it loads the model."""
     READY = "ready"
     UNREACHABLE = "unreachable"
-    """Its address does not reply."""
+    """No reply comes from its address."""
 
 
 class ServiceConnection:
     """One service, polled every few seconds."""
 
     def __init__(self, url: str, *, admin_key: str | None = None, is_own: bool) -> None:
-        """``is_own``: this studio starts the service, and a missing reply means that it is starting."""
+        """``is_own``: this studio starts the service, so that no reply means that it is starting."""
         self.url = url
         self.is_own = is_own
         self.state = ConnectionState.STARTING
         self.detail: Problem | None = None
-        """The reason for which it is not ready; None while it is starting or ready."""
+        """Reason for which it is not ready; None if it only starts, or is ready."""
         self.info: Mapping[str, Any] | None = None
         """The last reply of ``GET /v1/info``: model, limits, defaults."""
         self.client = AsyncClient(url, admin_key=admin_key)
@@ -62,19 +62,19 @@ class ServiceConnection:
         await self._probe.close()
 
     async def adapters(self) -> AdapterReport:
-        """Return the adapters that the service serves now. Raises ``ServiceError``."""
+        """Return the adapters that it serves now. Raises ``ServiceError``."""
         return await self._probe.adapters()
 
     def lost(self, problem: Problem) -> None:
-        """Record that its process ended and is being restarted."""
+        """Note that its process ended, and that another is being started."""
         self.state, self.detail = ConnectionState.STARTING, problem
 
     async def poll(self) -> None:
-        """Read the service's state once."""
+        """Read its state once."""
         try:
             info = await self._probe.info()
         except ServiceError as error:
-            if self.is_own:  # while it starts, the reason of an earlier end stays
+            if self.is_own:  # it starts: the reason of an earlier end stays
                 self._set(ConnectionState.STARTING, self.detail)
             else:
                 self._set(ConnectionState.UNREACHABLE, error.problems[0])

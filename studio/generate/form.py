@@ -17,7 +17,7 @@ from studio.web.forms import read_form, text_of
 LARGEST_SCALE = 2.0
 LARGEST_GUIDANCE = 30.0
 _LONGEST_PROMPT = 20_000
-"""Longest prompt in characters; the service has its own limit, in tokens."""
+"""Characters; the service has its own limit, in tokens."""
 
 _Prompt = Annotated[str, Field(max_length=_LONGEST_PROMPT)]
 _Scale = Annotated[float, Field(ge=-LARGEST_SCALE, le=LARGEST_SCALE, allow_inf_nan=False)]

@@ -1,4 +1,4 @@
-"""Generated pictures, each with its recipe.
+"""Pictures that were drawn, each with its recipe.
 
 ``gallery/<id>/`` holds ``picture.png``, ``thumbnail.webp`` and ``picture.json``; it appears whole or not at all.
 """
@@ -32,21 +32,21 @@ class GalleryPicture(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
-    """Sortable by creation time."""
+    """Sorts by the time it was made."""
     created: AwareDatetime
     recipe: PictureRecipe
-    """Every field resolved: generating it again gives this picture."""
+    """With nothing left open: drawing it gives this picture again."""
     flavour: str
     model_hash: str
-    """SHA-256 of the model that generated it."""
+    """SHA-256 of the model that drew it."""
     seconds: float
-    """From the request to its last picture."""
-    effective_prompt: str
-    """The prompt after rewriting; the same as the recipe's without rewriting."""
+    """From request to picture, its neighbours' time included."""
+    drawn_prompt: str
+    """What was drawn, if the prompt was rewritten."""
 
     @property
     def file_name(self) -> str:
-        """Return a name for downloads, made of prompt and seed."""
+        """For a download: what it shows, and its seed."""
         words = re.sub(r"\W+", "-", self.recipe.prompt).strip("-")[:40]
         return f"{words or 'picture'}-{self.recipe.seed}.png"
 
@@ -58,7 +58,7 @@ class Gallery:
         self._folder = folder
 
     def add(self, content: bytes, picture: GalleryPicture) -> None:
-        """Store a PNG with its metadata. Raises ``StorageError`` if it cannot be written."""
+        """Keep a PNG and what is known of it. Raises ``StorageError`` if the disk refuses."""
         with writing(self._folder, field="gallery"):
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".new-", dir=self._folder) as scratch:
@@ -70,7 +70,7 @@ class Gallery:
                 partial.rename(self._folder / picture.id)
 
     def page(self, *, before: str | None, count: int) -> list[GalleryPicture]:
-        """Return up to ``count`` pictures, newest first; with ``before``, only older ones."""
+        """The newest pictures, or those older than one."""
         found: list[GalleryPicture] = []
         for picture_id in sorted(self._ids(), reverse=True):
             if before is None or picture_id < before:
@@ -83,21 +83,21 @@ class Gallery:
         return found
 
     def get(self, picture_id: str) -> GalleryPicture:
-        """Return one picture. Raises ``PictureNotFoundError`` if there is none."""
+        """One picture. Raises ``PictureNotFoundError`` if there is none."""
         try:
             return GalleryPicture.model_validate_json((self._path(picture_id) / "picture.json").read_bytes())
         except (OSError, ValidationError) as error:
             raise PictureNotFoundError from error
 
     def file(self, picture_id: str, name: str) -> Path:
-        """Return the path of ``picture.png`` or ``thumbnail.webp``. Raises ``PictureNotFoundError``."""
+        """``picture.png`` or ``thumbnail.webp``. Raises ``PictureNotFoundError`` if it is not there."""
         path = self._path(picture_id) / name
         if not path.is_file():
             raise PictureNotFoundError
         return path
 
     def remove(self, picture_id: str) -> None:
-        """Delete a picture, if it exists."""
+        """Forget a picture; nothing happens if it is not there."""
         path = self._path(picture_id)
         doomed = path.with_name(f".old-{path.name}")
         try:
@@ -107,7 +107,7 @@ class Gallery:
         shutil.rmtree(doomed)
 
     def pair(self, picture_id: str, counterpart_id: str) -> None:
-        """Store the id of the picture that this one is compared with."""
+        """Remember what a picture is compared with."""
         write_atomically(self._path(picture_id) / _COUNTERPART, counterpart_id.encode())
 
     def counterpart(self, picture_id: str) -> GalleryPicture | None:
@@ -128,7 +128,7 @@ class Gallery:
 
 
 def new_id(now: datetime) -> str:
-    """Return an id that sorts by time."""
+    """An id that sorts by time."""
     return f"{now.astimezone(UTC):%Y%m%d-%H%M%S%f}-{secrets.token_hex(3)}"
 
 

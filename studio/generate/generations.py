@@ -21,18 +21,18 @@ from studio.generate.recipe import PictureRecipe, ScaledAdapter
 from studio.web.error_pages import error_of
 from studio.web.errors import MissingPageError
 
-_KEPT_AFTER_END = 16
-"""Generations that are over and still kept, for a page whose stream was interrupted for a moment."""
-_POLL_SECONDS = 0.25
-"""Interval of checks while the model loads."""
+_REMEMBERED = 16
+"""Drawings that are over, so that a page that was away for a moment hears of them."""
+_PATIENCE_SECONDS = 0.25
+"""Between looks at a model that is loading."""
 
 
 class GenerationState(StrEnum):
     """State of a generation."""
 
     WAITING = "waiting"
-    """Until the model is loaded, and then until the first step."""
-    GENERATING = "generating"
+    """For the model to be loaded, or for its first step."""
+    DRAWING = "drawing"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -40,11 +40,11 @@ class GenerationState(StrEnum):
 
 @dataclass(kw_only=True)
 class ImageProgress:
-    """Progress of one picture of a generation."""
+    """One picture of a drawing."""
 
     step: int = 0
     preview: str = ""
-    """The latest preview: a small JPEG in base64; empty before the first."""
+    """A small JPEG in base64 of what it is becoming; empty before the first."""
 
 
 @dataclass(kw_only=True)
@@ -55,14 +55,14 @@ class Generation:
     recipe: PictureRecipe
     progress: list[ImageProgress]
     compares: str | None = None
-    """Id of the picture with adapters that the result is compared with."""
+    """The picture that it is to be put beside."""
     state: GenerationState = GenerationState.WAITING
     steps: int = 0
-    """Denoising steps of each picture; 0 before the first step event."""
+    """Of each picture; 0 before the first is made."""
     pictures: list[GalleryPicture] = field(default_factory=list)
     error: LithographError | None = None
     revision: int = 0
-    """Number of changes so far."""
+    """Counts changes."""
 
     @property
     def is_over(self) -> bool:
@@ -81,18 +81,18 @@ class Generation:
 
 
 class Generations:
-    """All generations of this studio, newest first."""
+    """All drawings of this studio, newest first."""
 
     def __init__(self, service: ServiceConnection, gallery: Gallery) -> None:
         self._service = service
         self._gallery = gallery
         self._generations: dict[str, Generation] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._changed = asyncio.Event()
-        """Set at the next change, which replaces it with a new event."""
+        self._news = asyncio.Event()
+        """Set at the next change, and then another one."""
 
     def start(self, recipe: PictureRecipe, *, compares: str | None = None) -> Generation:
-        """Generate the pictures of a recipe; they are added to the gallery."""
+        """Have a recipe drawn; its pictures come to the gallery."""
         progress = [ImageProgress() for _ in range(recipe.num_images)]
         generation = Generation(id=uuid.uuid4().hex, recipe=recipe, progress=progress, compares=compares)
         self._generations[generation.id] = generation
@@ -106,34 +106,34 @@ class Generations:
         """Return the generations that are not over, newest first."""
         return [generation for generation in reversed(self._generations.values()) if not generation.is_over]
 
-    def get(self, generation_id: str) -> Generation:
-        """Return one generation. Raises ``MissingPageError``."""
-        if generation_id not in self._generations:
+    def get(self, drawing_id: str) -> Generation:
+        """One drawing. Raises ``MissingPageError``."""
+        if drawing_id not in self._generations:
             raise MissingPageError("generation_over", "the generation has ended")
-        return self._generations[generation_id]
+        return self._generations[drawing_id]
 
     def comparing(self, picture_id: str) -> Generation | None:
         """Return the generation under way that will be compared with a picture, if there is one."""
         return next((generation for generation in self.active() if generation.compares == picture_id), None)
 
-    def cancel(self, generation_id: str) -> None:
-        """Cancel one; the service stops denoising it."""
-        if (task := self._tasks.get(self.get(generation_id).id)) is not None:
+    def cancel(self, drawing_id: str) -> None:
+        """Stop one; the service makes no more steps of it."""
+        if (task := self._tasks.get(self.get(drawing_id).id)) is not None:
             task.cancel()
 
     async def changes(self) -> AsyncIterator[Generation]:
-        """Yield every generation as it is now, and again at each of its changes."""
+        """Every drawing as it is now, and again whenever something happens to it."""
         seen: dict[str, int] = {}
         while True:
-            changed = self._changed
+            news = self._news
             for generation in list(self._generations.values()):
                 if seen.get(generation.id) != generation.revision:
                     seen[generation.id] = generation.revision
                     yield generation
-            await changed.wait()
+            await news.wait()
 
     async def close(self) -> None:
-        """Cancel all."""
+        """Stop all."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -142,22 +142,19 @@ class Generations:
     async def _generate(self, generation: Generation) -> None:
         try:
             await self._follow(generation)
-            self._update(generation, GenerationState.DONE)
+            self._tell(generation, GenerationState.DONE)
         except asyncio.CancelledError:
-            self._update(generation, GenerationState.CANCELLED)
+            self._tell(generation, GenerationState.CANCELLED)
             raise
-        except Exception as error:  # any: no one awaits this task, and the page must show that it ended
+        except Exception as error:  # any: no one awaits this task, and the page has to show that it ended
             generation.error = error_of(error)
-            self._update(generation, GenerationState.FAILED)
+            self._tell(generation, GenerationState.FAILED)
 
     async def _follow(self, generation: Generation) -> None:
-        """Generate, and once more if the service ended meanwhile and restarts.
-
-        Only once more: the request itself may be the reason for the end.
-        """
+        """Draw it, and once more if the service was lost meanwhile and starts again: more often might end it each time."""
         await self._wait_for_model()
         try:
-            await self._stream(generation)
+            await self._draw(generation)
         except RequestError:
             raise
         except ServiceError:
@@ -166,15 +163,15 @@ class Generations:
                 raise
             generation.steps = 0
             generation.progress[:] = [ImageProgress() for _ in generation.progress]
-            self._update(generation, GenerationState.WAITING)
+            self._tell(generation, GenerationState.WAITING)
             await self._wait_for_model()
-            await self._stream(generation)
+            await self._draw(generation)
 
     async def _wait_for_model(self) -> None:
         while self._service.state is ConnectionState.STARTING:
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(_PATIENCE_SECONDS)
 
-    async def _stream(self, generation: Generation) -> None:
+    async def _draw(self, generation: Generation) -> None:
         recipe = generation.recipe
         begun = asyncio.get_running_loop().time()
         stream = self._service.client.stream(recipe.prompt, previews=True, **recipe.options())
@@ -184,19 +181,19 @@ class Generations:
                     case StepEvent():
                         generation.steps = event.steps
                         generation.progress[event.image].step = event.step
-                        self._update(generation, GenerationState.GENERATING)
+                        self._tell(generation, GenerationState.DRAWING)
                     case PreviewEvent():
                         generation.progress[event.image].preview = base64.b64encode(event.content).decode("ascii")
-                        self._update(generation, GenerationState.GENERATING)
+                        self._tell(generation, GenerationState.DRAWING)
                     case ResultEvent():
                         await self._keep(generation, event, asyncio.get_running_loop().time() - begun)
 
-    async def _keep(self, generation: Generation, result: ResultEvent, seconds: float) -> None:
-        """Add the pictures to the gallery, the first one as the newest."""
-        request, now = result.request, datetime.now(UTC)
-        adapters = tuple(ScaledAdapter(name=adapter.reference, scale=adapter.scale) for adapter in result.adapters)
+    async def _keep(self, generation: Generation, drawn: ResultEvent, seconds: float) -> None:
+        """Put the pictures into the gallery, the first one newest."""
+        request, now = drawn.request, datetime.now(UTC)
+        adapters = tuple(ScaledAdapter(name=adapter.reference, scale=adapter.scale) for adapter in drawn.adapters)
         info = self._service.info or {"model": {"flavour": ""}}
-        for i, image in enumerate(result.images):
+        for i, image in enumerate(drawn.images):
             created = now - timedelta(microseconds=i)
             picture = GalleryPicture(
                 id=new_id(created),
@@ -212,22 +209,22 @@ class Generations:
                     adapters=adapters,
                 ),
                 flavour=info["model"]["flavour"],
-                model_hash=result.model_hash,
+                model_hash=drawn.model_hash,
                 seconds=seconds,
-                effective_prompt=result.prompt,
+                drawn_prompt=drawn.prompt,
             )
             await asyncio.to_thread(self._gallery.add, image.content, picture)
             generation.pictures.append(picture)
         if generation.compares is not None:
             await asyncio.to_thread(self._gallery.pair, generation.compares, generation.pictures[0].id)
 
-    def _update(self, generation: Generation, state: GenerationState) -> None:
+    def _tell(self, generation: Generation, state: GenerationState) -> None:
         generation.state = state
         generation.revision += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _remove_oldest(self) -> None:
         over = [generation.id for generation in self._generations.values() if generation.is_over]
-        for generation_id in over[: max(0, len(over) - _KEPT_AFTER_END)]:
-            del self._generations[generation_id]
+        for drawing_id in over[: max(0, len(over) - _REMEMBERED)]:
+            del self._generations[drawing_id]

@@ -8,9 +8,9 @@ from typing import Any, Self
 from longcat.model.shape import GRID_PX
 
 _RATIOS = (1.0, 3 / 4, 4 / 3, 9 / 16, 16 / 9)
-"""Aspect ratios, width by height."""
+"""Width by height."""
 _LARGER = (1.5, 2.0)
-"""Sides of further squares, as multiples of the default side."""
+"""Squares, as multiples of the default side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class GenerationLimits:
 
     @classmethod
     def of(cls, info: Mapping[str, Any] | None) -> Self:
-        """Read them from ``GET /v1/info``; LongCat-Image's own before the service has answered."""
+        """From ``GET /v1/info``; LongCat-Image's own before the service has answered."""
         if info is None:
             return cls()
         defaults, limits = info["defaults"], info["limits"]
@@ -43,11 +43,11 @@ class GenerationLimits:
 
     @property
     def longest_px(self) -> int:
-        """Return the longest allowed side, rounded to the grid."""
+        """The longest side that anything can have, on the grid."""
         return self.max_pixels // GRID_PX // GRID_PX * GRID_PX
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Return the usual aspect ratios at the default area, then larger squares, all within the limits."""
+        """The usual shapes at the default area, then larger squares; all of them can be drawn."""
         found = [self._shape(ratio) for ratio in _RATIOS]
         found += [(_on_grid(self.width * factor), _on_grid(self.height * factor)) for factor in _LARGER]
         return [size for size in dict.fromkeys(found) if math.prod(size) <= self.max_pixels]

@@ -1,4 +1,4 @@
-"""The Generate page: the prompt, generations under way, and the gallery."""
+"""Generate: a prompt, what is being drawn, and the gallery."""
 
 import asyncio
 import secrets
@@ -26,14 +26,14 @@ router = APIRouter()
 _PAGE_PICTURES = 24
 _VARIATIONS = 4
 _HEARTBEAT_SECONDS = 15.0
-"""Interval of comments on an idle stream, because proxies close silent ones."""
+"""Between signs of life on a stream where nothing happens: proxies close silent ones."""
 _KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
-"""Headers of pictures, which never change."""
+"""A picture never changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOption:
-    """An adapter that the form offers."""
+    """A line of the form."""
 
     name: str
     trigger_words: tuple[str, ...]
@@ -43,13 +43,11 @@ class AdapterOption:
 
 @router.get("/generate")
 async def generate_page(request: Request, like: str | None = None) -> Response:
-    """Show the page; ``like`` is a picture whose recipe fills the form."""
+    """The page; ``adapter`` is to be tried, ``like`` is a picture whose recipe fills the form."""
     studio = studio_of(request)
     recipe = studio.gallery.get(like).recipe if like else PictureRecipe(prompt="")
-    requested = _adapters_in_query(request)  # of a page whose model was loading: all its adapters
-    recipe = recipe.model_copy(
-        update={"adapters": requested if is_fragment(request) else (*recipe.adapters, *requested)}
-    )
+    asked = _asked(request)  # by a page whose model was loading: of all its adapters, with their scales
+    recipe = recipe.model_copy(update={"adapters": asked if is_fragment(request) else (*recipe.adapters, *asked)})
     limits = GenerationLimits.of(studio.service.info) if studio.service.info is not None else None
     pictures = await asyncio.to_thread(studio.gallery.page, before=None, count=_PAGE_PICTURES)
     return render(
@@ -58,7 +56,7 @@ async def generate_page(request: Request, like: str | None = None) -> Response:
         limits=limits,
         recipe=recipe,
         like=like,
-        decided="all" if like else "adapters" if requested else "",
+        decided="all" if like else "adapters" if asked else "",
         grid_px=GRID_PX,
         largest_guidance=LARGEST_GUIDANCE,
         choices=await _choices(studio, recipe.adapters),
@@ -71,58 +69,58 @@ async def generate_page(request: Request, like: str | None = None) -> Response:
 
 @router.post("/generate")
 async def generate(request: Request) -> Response:
-    """Start a generation from the form."""
+    """Draw what the form says."""
     studio = studio_of(request)
     async with request.form() as form:
         recipe = read_recipe(form, GenerationLimits.of(studio.service.info))
-    return render(request, "generate/generation.html", generation=studio.generations.start(recipe))
+    return render(request, "generate/drawing.html", generation=studio.generations.start(recipe))
 
 
 @router.get("/generate/adapters")
 async def adapter_choices(request: Request, seen: str = "") -> Response:
-    """Return the form's list of adapters, if it has changed; the chosen ones stay chosen."""
+    """The adapters of the form, if there are others than it shows; what was chosen stays so."""
     studio = studio_of(request)
-    choices = await _choices(studio, _adapters_in_query(request))
+    choices = await _choices(studio, _asked(request))
     if ",".join(choice.name for choice in choices or ()) == seen:
         return Response(status_code=204)
     return render(request, "generate/adapters.html", choices=choices, largest_scale=LARGEST_SCALE)
 
 
-@router.get("/generations/events")
-async def generation_events(request: Request) -> Response:
-    """Send server-sent events with fragments of the page, for all generations."""
+@router.get("/drawings/events")
+async def drawing_events(request: Request) -> Response:
+    """Server-sent events: fragments of the page for whatever is being drawn."""
     return StreamingResponse(_events(request, studio_of(request)), media_type="text/event-stream")
 
 
-@router.get("/generations/{generation_id}")
-async def generation_state(request: Request, generation_id: str) -> Response:
+@router.get("/drawings/{drawing_id}")
+async def drawing_state(request: Request, drawing_id: str) -> Response:
     """Return the result of a generation; nothing while it is under way."""
-    generation = studio_of(request).generations.get(generation_id)
+    generation = studio_of(request).generations.get(drawing_id)
     if not generation.is_over:
         return Response(status_code=204)
     return HTMLResponse(_fragment(request, generation))
 
 
-@router.post("/generations/{generation_id}/again")
-async def try_again(request: Request, generation_id: str) -> Response:
-    """Start a failed generation again."""
+@router.post("/drawings/{drawing_id}/again")
+async def try_again(request: Request, drawing_id: str) -> Response:
+    """Draw what could not be drawn."""
     generations = studio_of(request).generations
-    failed = generations.get(generation_id)
+    failed = generations.get(drawing_id)
     return render(
-        request, "generate/generation.html", generation=generations.start(failed.recipe, compares=failed.compares)
+        request, "generate/drawing.html", generation=generations.start(failed.recipe, compares=failed.compares)
     )
 
 
-@router.delete("/generations/{generation_id}")
-async def cancel_generation(request: Request, generation_id: str) -> Response:
-    """Cancel a generation; pages get its end as an event."""
-    studio_of(request).generations.cancel(generation_id)
+@router.delete("/drawings/{drawing_id}")
+async def cancel_drawing(request: Request, drawing_id: str) -> Response:
+    """Stop drawing; the page hears of it as of everything else."""
+    studio_of(request).generations.cancel(drawing_id)
     return Response(status_code=204)
 
 
 @router.get("/gallery")
 async def older_pictures(request: Request, before: str) -> Response:
-    """Return older pictures of the gallery."""
+    """More of the gallery."""
     gallery = studio_of(request).gallery
     pictures = await asyncio.to_thread(gallery.page, before=before, count=_PAGE_PICTURES)
     return render(request, "generate/tiles.html", pictures=pictures, has_more=len(pictures) == _PAGE_PICTURES)
@@ -130,7 +128,7 @@ async def older_pictures(request: Request, before: str) -> Response:
 
 @router.get("/gallery/{picture_id}")
 async def picture_page(request: Request, picture_id: str) -> Response:
-    """Show a picture with its recipe: over the current page, or as a page of its own."""
+    """One picture with its recipe: over the page that is there, or as a page of its own."""
     studio = studio_of(request)
     picture = studio.gallery.get(picture_id)
     template = "generate/viewer.html" if is_fragment(request) else "generate/picture.html"
@@ -140,7 +138,7 @@ async def picture_page(request: Request, picture_id: str) -> Response:
 
 @router.get("/gallery/{picture_id}/picture.png")
 async def picture_file(request: Request, picture_id: str) -> Response:
-    """Send the PNG."""
+    """The PNG."""
     gallery = studio_of(request).gallery
     path = gallery.file(picture_id, "picture.png")
     name = gallery.get(picture_id).file_name
@@ -149,30 +147,30 @@ async def picture_file(request: Request, picture_id: str) -> Response:
 
 @router.get("/gallery/{picture_id}/thumbnail.webp")
 async def thumbnail_file(request: Request, picture_id: str) -> Response:
-    """Send the thumbnail."""
+    """A small copy."""
     return FileResponse(studio_of(request).gallery.file(picture_id, "thumbnail.webp"), headers=_KEPT)
 
 
 @router.post("/gallery/{picture_id}/again")
 async def again(request: Request, picture_id: str) -> Response:
-    """Generate the same recipe; the same model gives the same picture."""
+    """Draw the same recipe: on the same model the same picture."""
     studio = studio_of(request)
     generation = studio.generations.start(studio.gallery.get(picture_id).recipe)
-    return render(request, "generate/generation.html", generation=generation)
+    return render(request, "generate/drawing.html", generation=generation)
 
 
 @router.post("/gallery/{picture_id}/vary")
 async def vary(request: Request, picture_id: str) -> Response:
-    """Generate the same recipe with another seed."""
+    """Draw the same from other noise."""
     studio = studio_of(request)
     count = min(_VARIATIONS, GenerationLimits.of(studio.service.info).max_images)
     recipe = studio.gallery.get(picture_id).recipe.with_seed(secrets.randbelow(2**32), num_images=count)
-    return render(request, "generate/generation.html", generation=studio.generations.start(recipe))
+    return render(request, "generate/drawing.html", generation=studio.generations.start(recipe))
 
 
 @router.get("/gallery/{picture_id}/compare")
 async def compare_page(request: Request, picture_id: str) -> Response:
-    """Show a picture with its adapters beside the same recipe without adapters."""
+    """A picture with its adapters beside the same without."""
     studio = studio_of(request)
     picture = studio.gallery.get(picture_id)
     without = studio.gallery.counterpart(picture_id)
@@ -182,7 +180,7 @@ async def compare_page(request: Request, picture_id: str) -> Response:
 
 @router.post("/gallery/{picture_id}/compare")
 async def compare(request: Request, picture_id: str) -> Response:
-    """Generate the recipe without adapters, unless that is done or under way, and open the comparison."""
+    """Draw the same without adapters, unless that is done or under way; go to where both are."""
     studio = studio_of(request)
     picture = studio.gallery.get(picture_id)
     if studio.gallery.counterpart(picture_id) is None and studio.generations.comparing(picture_id) is None:
@@ -192,13 +190,13 @@ async def compare(request: Request, picture_id: str) -> Response:
 
 @router.delete("/gallery/{picture_id}")
 async def remove_picture(request: Request, picture_id: str) -> Response:
-    """Delete a picture; the empty reply removes its tile."""
+    """Forget a picture; its place on the page becomes empty."""
     await asyncio.to_thread(studio_of(request).gallery.remove, picture_id)
     return Response(status_code=200)
 
 
 async def _choices(studio: StudioContext, chosen: tuple[ScaledAdapter, ...]) -> list[AdapterOption] | None:
-    """Return the adapters that the service can apply now and those chosen; None if neither are known."""
+    """The adapters that the service can apply now and those that are chosen; None if it has no answer and none is chosen."""
     scales = {adapter.name: adapter.scale for adapter in chosen}
     words = await _trigger_words(studio)
     if words is None and not chosen:
@@ -244,7 +242,7 @@ async def _events(request: Request, studio: StudioContext) -> AsyncIterator[byte
 
 
 def _fragment(request: Request, generation: Generation) -> str:
-    """Render a generation: its progress, or its result."""
+    """A drawing as the page shows it: how far it is, or what became of it."""
     pages: Pages = request.app.state.pages
     if not generation.is_over:
         return pages.text(request, "generate/progress.html", generation=generation)
@@ -252,8 +250,8 @@ def _fragment(request: Request, generation: Generation) -> str:
     return pages.text(request, "generate/over.html", generation=generation, error=error)
 
 
-def _adapters_in_query(request: Request) -> tuple[ScaledAdapter, ...]:
-    """Return the adapters in the query string, with their scales."""
+def _asked(request: Request) -> tuple[ScaledAdapter, ...]:
+    """The adapters that an address names, with the scales that it says."""
     query = request.query_params
     return tuple(ScaledAdapter(name=n, scale=_scale(query.get(f"scale:{n}", ""))) for n in query.getlist("adapter"))
 

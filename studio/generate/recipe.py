@@ -1,4 +1,4 @@
-"""Recipes: every parameter that a picture depends on, so that it can be generated again."""
+"""Recipes: everything that a picture is made from, so that it can be made again."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ class _Frozen(BaseModel):
 
 
 class ScaledAdapter(_Frozen):
-    """An adapter and the scale at which it is applied."""
+    """An adapter, and how strongly it is applied."""
 
     name: str
     """``ink``, or ``ink@3``."""
@@ -25,24 +25,24 @@ class PictureRecipe(_Frozen):
     prompt: str
     negative_prompt: str = ""
     width: int | None = None
-    """Width in px, as the height."""
+    """In px, as the height."""
     height: int | None = None
     steps: int | None = None
     guidance_scale: float | None = None
     seed: int | None = None
-    """Seed of the first picture; each further picture adds 1. None picks one at random."""
+    """Of the first picture; the next ones count on from it. None is random."""
     num_images: int = 1
     adapters: tuple[ScaledAdapter, ...] = ()
 
     def options(self) -> dict[str, Any]:
-        """Return the keyword arguments of ``lithograph.Client``, without the prompt."""
+        """As ``lithograph.Client`` takes them, beside the prompt."""
         options = self.model_dump(exclude={"prompt", "adapters"}, exclude_none=True)
         return options | {"adapters": {adapter.name: adapter.scale for adapter in self.adapters}}
 
     def without_adapters(self) -> "PictureRecipe":
-        """Return the recipe for the base model alone."""
+        """The same of the base model."""
         return self.model_copy(update={"adapters": ()})
 
     def with_seed(self, seed: int | None, *, num_images: int) -> "PictureRecipe":
-        """Return the recipe with another seed."""
+        """The same from other noise."""
         return self.model_copy(update={"seed": seed, "num_images": num_images})

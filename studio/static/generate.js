@@ -34,7 +34,7 @@ document.addEventListener("input", (event) => {
   if (event.target.id === "width" || event.target.id === "height") pressSize();
 });
 
-// On narrow screens the settings are folded, so that pictures are in view.
+// Where there is little room, settings wait until they are asked for, so that pictures are near.
 if (matchMedia("(max-width: 60rem)").matches && !document.querySelector(".adapter-choice :checked")) {
   document.querySelector(".settings")?.removeAttribute("open");
 }
@@ -50,6 +50,6 @@ document.addEventListener("htmx:afterSwap", (event) => {
   const viewer = document.getElementById("viewer");
   if (event.target === viewer && !viewer.open) viewer.showModal();
   if (event.target.id === "gallery") {
-    event.target.querySelector(".generation")?.scrollIntoView({ block: "nearest" });
+    event.target.querySelector(".drawing")?.scrollIntoView({ block: "nearest" });
   }
 });

@@ -1,9 +1,9 @@
-// Behaviour of all pages beyond htmx: closable messages, problems beside fields, dropped files, times in the local zone.
+// What pages need beyond htmx: messages that can be closed, problems beside their fields, files dropped, times in the reader's zone.
 "use strict";
 
 const TOAST_MS = 12000;
 
-// While the studio does not answer, the top of the page shows it.
+// The studio does not answer: the top of the page says so until it does.
 function setOffline(isOffline) {
   for (const pill of document.querySelectorAll(".service-slot .pill")) pill.hidden = isOffline !== pill.matches(".pill-offline");
 }
@@ -19,16 +19,16 @@ document.addEventListener("click", (event) => {
   }
 });
 
-// Submitting a form again clears its earlier problems.
+// A form is sent again: what was wrong with it before is forgotten.
 document.addEventListener("htmx:beforeRequest", (event) => {
   const form = event.target.closest("form");
   if (!form || event.detail.requestConfig.verb === "get") return;
   for (const message of document.querySelectorAll("#toasts .toast-trouble")) message.remove();
   for (const control of form.querySelectorAll("[aria-invalid]")) control.removeAttribute("aria-invalid");
-  for (const slot of form.querySelectorAll(".problem")) slot.hidden = true;
+  for (const place of form.querySelectorAll(".problem")) place.hidden = true;
 });
 
-// Problems from the reply also appear beside their fields, and the first such field gets the focus.
+// What the studio refused is said beside its field too, and the first such field gets the focus.
 document.addEventListener("htmx:afterSwap", (event) => {
   const toasts = document.getElementById("toasts");
   if (event.target === toasts) {
@@ -40,14 +40,14 @@ document.addEventListener("htmx:afterSwap", (event) => {
   for (const item of toasts.lastElementChild?.querySelectorAll("[data-problem]") ?? []) {
     const name = item.dataset.problem;
     const control = form.elements[name];
-    const slot = form.querySelector(`#problem-${CSS.escape(name)}`);
-    if (slot) {
-      slot.textContent = item.querySelector("span").textContent;
-      slot.hidden = false;
+    const place = form.querySelector(`#problem-${CSS.escape(name)}`);
+    if (place) {
+      place.textContent = item.querySelector("span").textContent;
+      place.hidden = false;
     }
     if (control instanceof HTMLElement) {
       control.setAttribute("aria-invalid", "true");
-      if (slot) control.setAttribute("aria-errormessage", slot.id);
+      if (place) control.setAttribute("aria-errormessage", place.id);
       first ??= control;
     }
   }
@@ -57,12 +57,12 @@ document.addEventListener("htmx:afterSwap", (event) => {
   }
 });
 
-// Editing a field clears its problem, beside it and in the message.
+// A field that is mended is no problem any more, beside it or in the message.
 document.addEventListener("input", ({ target }) => {
   if (!target.matches("[aria-invalid]")) return;
   target.removeAttribute("aria-invalid");
-  const slot = document.getElementById(`problem-${target.name}`);
-  if (slot) slot.hidden = true;
+  const place = document.getElementById(`problem-${target.name}`);
+  if (place) place.hidden = true;
   for (const item of document.querySelectorAll(`#toasts [data-problem="${CSS.escape(target.name)}"]`)) {
     const message = item.closest(".toast");
     item.remove();
@@ -70,7 +70,7 @@ document.addEventListener("input", ({ target }) => {
   }
 });
 
-// If the focused element is removed from the page, its neighbour of the same kind gets the focus.
+// What had the focus is gone from the page: its neighbour of the same kind gets it.
 document.addEventListener("htmx:beforeSwap", (event) => {
   const gone = event.detail.target;
   if (!gone.contains(document.activeElement) || gone.parentElement?.tagName !== "OL") return;
@@ -83,12 +83,12 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   }, 50);
 });
 
-// <output data-of="…"> shows its slider's value.
+// <output data-of="…"> repeats what its slider says.
 document.addEventListener("input", (event) => {
   for (const output of document.querySelectorAll(`output[data-of="${event.target.id}"]`)) output.textContent = event.target.value;
 });
 
-// .drop holds an <input type=file>; files dropped on it count as chosen.
+// .drop holds an <input type=file>; what is dropped on it is as if chosen.
 for (const name of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
     const zone = event.target.closest?.(".drop");
@@ -114,7 +114,7 @@ function localTimes(root) {
 document.addEventListener("DOMContentLoaded", () => localTimes(document));
 document.addEventListener("htmx:load", (event) => localTimes(event.detail.elt));
 
-// Messages other than errors disappear by themselves.
+// Messages that are no errors leave by themselves.
 new MutationObserver((changes) => {
   for (const node of changes.flatMap((change) => [...change.addedNodes])) {
     if (node instanceof HTMLElement && !node.classList.contains("toast-trouble")) setTimeout(() => node.remove(), TOAST_MS);

@@ -86,7 +86,7 @@ def test_generate_draws_without_a_server_and_its_picture_can_be_repeated(tmp_pat
         (["generate", "cat", "--precision", "int4-torchao"], "use int4-quanto"),
         (["generate", "cat", "--device", "cuda:9"], "error: device = cuda:9: "),
         (["generate", "cat", "--offload", "model"], "use none"),
-        (["generate", "--recipe", "plain.png"], "has no recipe"),
+        (["generate", "--recipe", "plain.png"], "carries no recipe"),
         (["generate", "--recipe", "foreign.png"], "name that model with --flavour"),
         (["generate", "cat", "--recipe", "plain.png"], "give no prompt and no request options with it"),
         (["serve", "--port", "80"], "Error: --port = 80: too small; give at least 1024"),

@@ -86,7 +86,7 @@ def test_a_sentence_becomes_a_picture_that_can_be_looked_at_varied_and_deleted(
         page.get_by_role("button", name=say("generate.draw")).click()
         expect(page.locator(".preview img").first).to_be_visible()
         expect(page.get_by_role("progressbar")).to_be_visible()
-        expect(page.locator(".generation")).to_have_count(0)
+        expect(page.locator(".drawing")).to_have_count(0)
         page.locator(".tile-picture").first.click()
         viewer = page.get_by_role("dialog")
         expect(viewer.get_by_role("heading")).to_have_text(prompt)
@@ -103,7 +103,7 @@ def test_a_sentence_becomes_a_picture_that_can_be_looked_at_varied_and_deleted(
         expect(page.locator(".tile")).to_have_count(before + 3)
 
 
-def test_a_generation_is_cancelled_on_every_page_that_shows_it(studio: RunningStudio, browser: Browser) -> None:
+def test_a_drawing_is_cancelled_on_every_page_that_shows_it(studio: RunningStudio, browser: Browser) -> None:
     say = LANGUAGES["en"]
     with visit(browser, studio.url, language="en") as page, visit(browser, studio.url, language="zh") as other:
         page.goto("/generate")
@@ -113,10 +113,10 @@ def test_a_generation_is_cancelled_on_every_page_that_shows_it(studio: RunningSt
         page.get_by_role("button", name=say("generate.draw")).click()
         expect(page.locator(".preview img").first).to_be_visible()
         other.goto("/generate")
-        expect(other.locator(".generation")).to_have_count(1)
+        expect(other.locator(".drawing")).to_have_count(1)
         page.get_by_role("button", name=say("generate.cancel")).click()
-        expect(page.locator(".generation")).to_have_count(0)
-        expect(other.locator(".generation")).to_have_count(0)
+        expect(page.locator(".drawing")).to_have_count(0)
+        expect(other.locator(".drawing")).to_have_count(0)
 
 
 def test_what_is_wrong_is_said_beside_its_field_which_gets_the_focus(studio: RunningStudio, browser: Browser) -> None:
@@ -142,7 +142,7 @@ def test_what_the_service_refuses_is_said_where_it_would_have_been_drawn(
         page.goto("/generate")
         page.get_by_label("Prompt", exact=True).fill("word " * 200)
         page.get_by_role("button", name="Draw").click()
-        failed = page.locator(".generation-failed")
+        failed = page.locator(".drawing-failed")
         expect(failed).to_contain_text("at most 32")
         failed.get_by_role("button", name="Dismiss").click()
         expect(failed).to_have_count(0)
@@ -288,7 +288,7 @@ def test_its_service_is_started_again_when_it_dies_and_pictures_outlive_the_stud
         expect(page.locator(".tile")).to_have_count(tiles + 1)
 
 
-def test_a_generation_whose_engine_dies_is_drawn_again_by_itself(studio: RunningStudio, browser: Browser) -> None:
+def test_a_drawing_whose_engine_dies_is_drawn_again_by_itself(studio: RunningStudio, browser: Browser) -> None:
     with visit(browser, studio.url, language="en") as page:
         page.goto("/generate")
         expect(page.locator(".service-slot")).to_contain_text("Ready")
@@ -300,7 +300,7 @@ def test_a_generation_whose_engine_dies_is_drawn_again_by_itself(studio: Running
         engine = engine_of(studio)
         engine.kill()
         expect(page.locator(".tile")).to_have_count(before + 1)
-        expect(page.locator(".generation-failed")).to_have_count(0)
+        expect(page.locator(".drawing-failed")).to_have_count(0)
         assert engine_of(studio).pid != engine.pid
 
 
@@ -309,7 +309,7 @@ def test_what_was_refused_can_be_tried_again_with_a_button(studio: RunningStudio
         page.goto("/generate")
         page.get_by_label("提示词", exact=True).fill("word " * 200)
         page.get_by_role("button", name="开始绘制").click()
-        failed = page.locator(".generation-failed")
+        failed = page.locator(".drawing-failed")
         failed.get_by_role("button", name="重试").click()
         expect(failed).to_have_count(1)  # rejected again, in the same tile
 

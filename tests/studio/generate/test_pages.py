@@ -1,4 +1,4 @@
-"""The Generate page on the real service: from the form to the gallery, rejections, and stored pictures."""
+"""Generate, over HTTP: a form to a drawing to the gallery, on the real service; what is refused, and what is kept."""
 
 import re
 import time
@@ -34,7 +34,7 @@ WAIT_SECONDS = 120
 
 @pytest.fixture(scope="module")
 def visitor(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """Return a client of a studio that uses a running service."""
+    """A browser at a studio that uses a service which runs already."""
     home = tmp_path_factory.mktemp("studio")
     with TestClient(create_app(StudioConfig(home=home, service_url=server.url)), base_url=HERE) as client:
         wait_for(lambda: "pill-ready" in client.get("/service").text)
@@ -49,8 +49,8 @@ def wait_for(happened: Callable[[], bool]) -> None:
 
 
 def drawn(visitor: TestClient, reply_text: str) -> list[str]:
-    """Wait for a generation; return the ids of its pictures in the gallery."""
-    generation = re.findall(r'id="generation-(\w+)"', reply_text)[0]
+    """Wait for a drawing; the ids of the pictures that the gallery has more."""
+    generation = re.findall(r'id="drawing-(\w+)"', reply_text)[0]
     wait_for(lambda: generation not in visitor.get("/generate").text)
     return pictures(visitor)
 
@@ -136,7 +136,7 @@ def test_what_is_wrong_is_named_with_its_remedy(
 
 def test_what_the_service_refuses_is_said_in_the_stream(visitor: TestClient) -> None:
     reply = visitor.post("/generate", data=FORM | {"prompt": "word " * 200}, headers=HTMX)
-    generation = re.findall(r'id="generation-(\w+)"', reply.text)[0]
+    generation = re.findall(r'id="drawing-(\w+)"', reply.text)[0]
     wait_for(lambda: generation not in visitor.get("/generate").text)
     generations = studio_of(visitor).generations
     error = generations.get(generation).error
@@ -144,11 +144,11 @@ def test_what_the_service_refuses_is_said_in_the_stream(visitor: TestClient) -> 
     assert "at most 32" in str(error)
 
 
-def test_a_generation_can_be_cancelled(visitor: TestClient) -> None:
+def test_a_drawing_can_be_cancelled(visitor: TestClient) -> None:
     before = pictures(visitor)
     reply = visitor.post("/generate", data=FORM | {"steps": "100", "num_images": "8"}, headers=HTMX)
-    generation = re.findall(r'id="generation-(\w+)"', reply.text)[0]
-    assert visitor.delete(f"/generations/{generation}").status_code == 204
+    generation = re.findall(r'id="drawing-(\w+)"', reply.text)[0]
+    assert visitor.delete(f"/drawings/{generation}").status_code == 204
     wait_for(lambda: generation not in visitor.get("/generate").text)
     assert pictures(visitor) == before
 
@@ -177,11 +177,11 @@ def test_the_gallery_survives_a_restart_and_comes_in_pages(tmp_path: Path) -> No
             png.read_bytes(),
             GalleryPicture(
                 id=new_id(created), created=created, recipe=recipe, flavour="embedded", model_hash="0" * 64, seconds=1,
-                effective_prompt=recipe.prompt,
+                drawn_prompt=recipe.prompt,
             ),
         )  # fmt: skip
     (tmp_path / "gallery" / ".new-half").mkdir()
-    (tmp_path / "gallery" / "20260101-000000000000-aaaaaa").mkdir()  # an incomplete picture of another program
+    (tmp_path / "gallery" / "20260101-000000000000-aaaaaa").mkdir()  # half of a picture, from elsewhere
     visitor = TestClient(create_app(StudioConfig(home=tmp_path)), base_url=HERE)
     page = visitor.get("/generate").text
     assert [f"picture {i}" in page for i in (29, 6, 5)] == [True, True, False]
