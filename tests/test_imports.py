@@ -16,7 +16,7 @@ OURS = (*PRODUCT, "benchmarks", "loadtest", "recipes")
 HTTP = ("fastapi", "litserve", "starlette", "uvicorn")
 
 LONGCAT = ("longcat.checksum", "longcat.errors", "longcat.problem", "longcat.validation")
-"""Modules below every folder of the package."""
+"""Modules that every folder of the package may import."""
 
 ALLOWED = {
     "longcat": ("longcat",),

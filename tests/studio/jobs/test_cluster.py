@@ -261,7 +261,7 @@ def page(api: Api, settings: ClusterSettings, tmp_path: Path) -> Iterator[TestCl
 
 def submitted(visitor: TestClient, tmp_path: Path) -> tuple[JobQueue, str]:
     jobs = studio_of(visitor).training.jobs
-    identity = jobs.submit(config(tmp_path), name="cats", place="kubernetes").id
+    identity = jobs.submit(config(tmp_path), name="cats", executor="kubernetes").id
     jobs.tick()
     return jobs, identity
 
