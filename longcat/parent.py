@@ -39,7 +39,7 @@ def end_with_parent() -> None:
 
 
 def kill_with_parent() -> None:
-    """On Linux, have the kernel kill this process when its parent's thread that started it ends; elsewhere, do nothing.
+    """Make Linux' kernel kill this process when its parent's thread that started it ends; elsewhere, do nothing.
 
     It holds for as long as the calling thread lives.
     """

@@ -9,7 +9,7 @@ PROMPTS = ("a red apple", "一只猫", "a rocket on a black background", "一辆
 
 
 async def main(url: str) -> None:
-    """One picture of each prompt."""
+    """Generate one picture of each prompt."""
     async with lithograph.AsyncClient(url) as client:
         drawn = await asyncio.gather(*(client.generate(prompt, seed=1) for prompt in PROMPTS))
     for i, result in enumerate(drawn):

@@ -9,7 +9,7 @@ from openai.types import ImageGenCompletedEvent
 
 
 def main(url: str) -> None:
-    """A picture, and one with what it was becoming."""
+    """Generate a picture, and one with its previews."""
     client = OpenAI(base_url=f"{url}/v1", api_key="not needed")
     print("models:", ", ".join(model.id for model in client.models.list()))
 

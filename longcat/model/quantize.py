@@ -22,7 +22,7 @@ _FP8_MATMUL_CAPABILITY = (8, 9)
 
 
 def check_precision(precision: Precision, *, device: torch.device, field: str = "precision") -> None:
-    """Raise ``PrecisionError``, before anything is loaded, for what would fail on this device."""
+    """Raise ``PrecisionError``, before anything is loaded, for a precision that would fail on this device."""
     if precision in (Precision.FP8_QUANTO, Precision.FP8_TORCHAO) and device.type == "mps":
         raise PrecisionError(
             "precision_no_fp8_on_mps",

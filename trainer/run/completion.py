@@ -1,4 +1,4 @@
-"""Runs that an earlier attempt finished."""
+"""Checks whether an earlier attempt has finished a run."""
 
 from contextlib import suppress
 
@@ -13,7 +13,7 @@ from trainer.run.preparation import Prepared
 
 
 def nothing_to_do(prepared: Prepared) -> Problem | None:
-    """Return the note of a run that has made all its steps before and published; None for one that has work to do.
+    """Return the note of a run that has already made all its steps and published; None if there is work to do.
 
     A run that was killed after its last step still validates and publishes.
     """
@@ -25,7 +25,7 @@ def nothing_to_do(prepared: Prepared) -> Problem | None:
 
 
 def _has_stopped_early(config: TrainConfig, step: int) -> bool:
-    """Return whether the run's evaluations up to a checkpoint end it, with the patience that is configured now."""
+    """Return True if the evaluations up to a checkpoint end the run under the current patience."""
     with suppress(DataError):  # no record, or a damaged one
         card = read_run(config.output_dir).report
         return (
@@ -37,7 +37,7 @@ def _has_stopped_early(config: TrainConfig, step: int) -> bool:
 
 
 def _is_published(config: TrainConfig) -> bool:
-    """Return whether an earlier attempt finished, and published where this one would."""
+    """Return True if an earlier attempt has finished and published to the same storage."""
     with suppress(DataError):  # no record, or a damaged one
         return read_run(config.output_dir).state == "finished" and select(config, PublishSettings).is_done()
     return False

@@ -41,7 +41,7 @@ def train(config: TrainConfig, *, show_bar: bool) -> Outcome:
 
 
 def _finish(prepared: Prepared, context: RunContext) -> Outcome:
-    """Run the stages and record how they ended."""
+    """Run the stages and record their outcome."""
     try:
         is_complete = run_stages(prepared, context)
     except InterruptedTraining:
@@ -79,7 +79,7 @@ class ValidatedAdapter:
 
 
 def validate(prepared: Prepared, training: TrainingRun, context: RunContext) -> ValidatedAdapter | None:
-    """Generate the validation pictures of the chosen step's adapter and hold it against the thresholds.
+    """Generate the validation pictures of the chosen step's adapter and check it against the thresholds.
 
     Return None if the run was interrupted: starting again from the last checkpoint validates and publishes.
     """

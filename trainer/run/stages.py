@@ -88,7 +88,7 @@ class TrainingRun:
     """The parts of a training, ready to run."""
 
     transformer: LongCatImageTransformer2DModel
-    """With LoRA layers in it."""
+    """The transformer with LoRA layers."""
     validation: ValidationStage
     evaluations: Evaluations
     loop: Loop

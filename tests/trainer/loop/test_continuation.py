@@ -93,7 +93,7 @@ def steps(parameter: nn.Parameter, optimizer: Any, schedule: Any, count: int) ->
     ],
 )
 def test_an_optimizer_goes_on_with_the_rate_of_its_new_options(name: str, scheduler: str) -> None:
-    """The result equals that of an optimizer with the new options from the start; with the same options, bit for bit."""
+    """Expect the result of an optimizer with the new options from the start; with the same options, bit for bit."""
     whole = settings(optimizer=name, lr_scheduler=scheduler, learning_rate=5e-4)
     expected = steps(*(made := machine(whole)), 8)
     for before in (settings(optimizer=name), whole):

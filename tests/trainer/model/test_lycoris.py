@@ -88,7 +88,7 @@ def package(transformer: nn.Module, config: dict[str, Any]) -> LycorisNetwork:
 
 
 def by_layer(network: LycorisNetwork, transformer: nn.Module) -> dict[str, nn.Module]:
-    """Its modules by the names of the layers that they are around."""
+    """Return a network's modules by the names of the layers around which they are."""
     names = {"lycoris_" + name.replace(".", "_"): name for name in linear_modules(transformer)}
     return {names[lora.lora_name]: lora for lora in network.loras}
 

@@ -65,7 +65,7 @@ def create(
     target_module: Sequence[str] | None = None,
     **config: Any,
 ) -> LycorisNetwork:
-    """A network of the real package on a transformer, as SimpleTuner makes it: the preset is the class's own."""
+    """Create a network of the real package on a transformer as SimpleTuner does: the preset is a class attribute."""
     preset = PRESET if target_module is None else {**PRESET, "target_module": target_module, "exclude_name": []}
     LycorisNetwork.apply_preset({**preset, "module_algo_map": dict(module_algo_map or {})})
     network = create_lycoris(transformer, 1.0, **config)
@@ -89,7 +89,7 @@ def randomized(network: LycorisNetwork, seed: int) -> LycorisNetwork:
 def written(
     model: Components, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> tuple[Path, Tensor]:
-    """A file of the real package, and the velocity of the model with it."""
+    """Write a file by the real package; return it with the velocity of the model under it."""
     transformer = copy.deepcopy(model.transformer)
     network = randomized(create(transformer, **KINDS[request.param]), seed=1)
     file = tmp_path_factory.mktemp("lycoris") / "lycoris.safetensors"
