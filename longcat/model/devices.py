@@ -24,18 +24,35 @@ class DeviceFacts:
     """Threads that torch computes with on a CPU."""
 
 
-def probe_devices(index: int = 0) -> DeviceFacts:
-    """Return the facts of this machine, with the GPU of that index. Raises ``DeviceError`` if torch cannot be asked."""
+def start_probe(index: int = 0) -> subprocess.Popen[str]:
+    """Start the child process that reads the facts, with the GPU of that index. Raises ``DeviceError``."""
     command = [sys.executable, "-P", "-c", _CODE.format(index=index)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        log = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else ""
-        raise DeviceError(
-            "devices_not_detected", "this machine's devices cannot be detected: {reason}",
-            remedy="check that torch is installed", reason=log.rpartition("\n")[2] or reason_of(error),
-        ) from error  # fmt: skip
-    return DeviceFacts(**json.loads(done.stdout.splitlines()[-1]))
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    except OSError as error:
+        raise _not_detected(reason_of(error)) from error
+
+
+def probe_result(probe: subprocess.Popen[str]) -> DeviceFacts:
+    """Wait for the facts of a probe. Raises ``DeviceError`` if torch cannot be asked, or the probe was killed."""
+    output, log = probe.communicate()
+    if probe.returncode:
+        raise _not_detected(log.strip().rpartition("\n")[2] or f"exit code {probe.returncode}")
+    return DeviceFacts(**json.loads(output.splitlines()[-1]))
+
+
+def probe_devices(index: int = 0) -> DeviceFacts:
+    """Return the facts of this machine, with the GPU of that index. Raises ``DeviceError`` if torch cannot be asked."""
+    return probe_result(start_probe(index))
+
+
+def _not_detected(reason: str) -> DeviceError:
+    return DeviceError(
+        "devices_not_detected",
+        "this machine's devices cannot be detected: {reason}",
+        remedy="check that torch is installed",
+        reason=reason,
+    )
 
 
 def read_devices(index: int = 0) -> DeviceFacts:

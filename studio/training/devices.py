@@ -1,10 +1,11 @@
 """Devices of this machine, read from torch in a child process, and the memory plan for them. No torch here."""
 
+import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 
 from longcat.errors import DeviceError
-from longcat.model.devices import DeviceFacts, probe_devices
+from longcat.model.devices import DeviceFacts, probe_result, start_probe
 from trainer.config.options import TrainConfig
 from trainer.memory.forecast import Forecast, forecast
 
@@ -17,13 +18,20 @@ class LocalDevices:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="machine")
         self._facts: Future[DeviceFacts] | None = None
+        self._probe: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Start the probe."""
-        self._facts = self._pool.submit(probe_devices)
+        self._facts = self._pool.submit(self._read)
+
+    def _read(self) -> DeviceFacts:
+        self._probe = start_probe()
+        return probe_result(self._probe)
 
     def close(self) -> None:
-        """Cancel the probe."""
+        """End the probe: importing torch takes seconds, for which nobody who closes the studio waits."""
+        if self._probe is not None:
+            self._probe.kill()
         self._pool.shutdown(cancel_futures=True)
 
     def plan(self, config: TrainConfig, *, gpu_gib: int | None = None) -> Forecast:
