@@ -16,6 +16,7 @@ from service.wire.limits import Limits
 from service.wire.picture import ModelIdentity, Recipe, encode_picture, read_recipe
 from service.wire.schema import GenerateRequest, ResolvedRequest
 from tests.conftest import run_lithograph
+from tests.warm import run_warm
 
 
 def a_recipe(**changes: object) -> Recipe:
@@ -113,7 +114,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
     }
     for name, recipe in recipes.items():
         (tmp_path / name).write_bytes(encode_picture(black, recipe))
-    finished = run_lithograph(*arguments, cwd=tmp_path)
+    finished = run_warm(*arguments, cwd=tmp_path)
     assert finished.returncode != 0
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr

@@ -17,6 +17,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an uninterrupted, published run with every feature that has state."""
     output = tmp_path_factory.mktemp("finished") / "run"
-    done = train(pictures, output, publish_to=(output.parent / "adapters").as_uri(), adapter_name="flat", **STATEFUL)
+    publish_to = (output.parent / "adapters").as_uri()
+    done = train(pictures, output, environment={}, publish_to=publish_to, adapter_name="flat", **STATEFUL)
     assert done.returncode == 0, done.stderr
     return output

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tests.conftest import run_lithograph
+from tests.warm import run_warm
 
 STEPS = 8
 SMALL = {
@@ -49,7 +50,11 @@ def arguments(pictures: Path, output: Path, **changes: object) -> list[str]:
 def train(
     pictures: Path, output: Path, *, environment: Mapping[str, str] | None = None, **changes: object
 ) -> subprocess.CompletedProcess[str]:
-    return run_lithograph("train", *arguments(pictures, output, **changes), cwd=output.parent, **(environment or {}))
+    """Train. With ``environment``, also an empty one, the command is started as a user starts it."""
+    given = arguments(pictures, output, **changes)
+    if environment is None:
+        return run_warm("train", *given, cwd=output.parent)
+    return run_lithograph("train", *given, cwd=output.parent, **environment)
 
 
 def train_in_two(pictures: Path, output: Path, **changes: object) -> subprocess.CompletedProcess[str]:
