@@ -75,7 +75,7 @@ test: $(if $(ARGS),,test-programs) $(VENV)/dev.stamp ## Run the tests, two files
 	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2 --dist loadfile)
 
 .PHONY: test-fast
-test-fast: $(VENV)/dev.stamp ## Run the tests that start no other program: no server, training, browser, compiler or container.
+test-fast: $(VENV)/dev.stamp ## Run the tests that start no other program (server, training, browser, compiler, container) and are not heavy.
 	$(BIN)/python -m pytest -m "fast and not images and not kube and not simulated_gpu" --numprocesses 2 --dist loadfile $(ARGS)
 
 .PHONY: test-simulated-gpu

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import boto3
 import httpx
@@ -27,10 +28,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from longcat.logs import silence_import_noise
 from longcat.model.flavour import Flavour, resolve
-from longcat.model.loading import Components, load
 from longcat.storage.interface import Storage
 from longcat.storage.opening import open_storage
 from tests.fast import is_fast
+
+if TYPE_CHECKING:
+    from longcat.model.loading import Components
 
 silence_import_noise()
 # No deadline, because other load makes examples slow. The same examples every time, so that a failure can be reproduced.
@@ -71,7 +74,9 @@ def flavour() -> Flavour:
 
 
 @pytest.fixture(scope="session")
-def model(flavour: Flavour) -> Components:
+def model(flavour: Flavour) -> "Components":
+    from longcat.model.loading import load  # not above: a process that hands tests to others needs no torch
+
     return load(flavour, device="cpu")
 
 

@@ -1,4 +1,6 @@
-"""The marker ``fast`` for tests that start no other program. It is derived from the tests' code, without a hand-kept list.
+"""The marker ``fast`` for tests that start no other program and do not compute for seconds.
+
+It is derived from the tests' code, without a hand-kept list; tests that compute for seconds are marked ``heavy``.
 
 A test is slow if its code, or that of a fixture or of a function of these tests that it uses, reaches one of ``_STARTERS``:
 servers, trainings, browsers, containers and commands all begin there.
@@ -22,8 +24,10 @@ _STARTING_NAMES = {LocalExecutor.__name__, "_dynamo"}
 
 
 def is_fast(item: pytest.Item) -> bool:
-    """Return True for a test that starts no other program. The parameter ``s3`` stands for a real S3 server."""
-    if not isinstance(item, pytest.Function) or ("callspec" in vars(item) and "s3" in item.callspec.params.values()):
+    """Return True for a fast test. The parameter ``s3`` stands for a real S3 server."""
+    if not isinstance(item, pytest.Function) or item.get_closest_marker("heavy"):
+        return False
+    if "callspec" in vars(item) and "s3" in item.callspec.params.values():
         return False
     fixtures = [one.func for found in item._fixtureinfo.name2fixturedefs.values() for one in found]  # no public name
     seen: set[object] = set()

@@ -5,21 +5,16 @@ has none for Python, so only the structure is checked.
 """
 
 import importlib
+import pkgutil
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pydantic
 import pytest
 import yaml
-from cloudcoil.models.keda.v1alpha1 import ScaledObject
-from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule, ServiceMonitor
-from kubeflow_trainer_api.models.trainer_v1alpha1_train_job import TrainerV1alpha1TrainJob as TrainJob
-from kubeflow_trainer_api.models.trainer_v1alpha1_training_runtime import (
-    TrainerV1alpha1TrainingRuntime as TrainingRuntime,
-)
 from prometheus_client import REGISTRY
 
 from tests.deploy.manifest_rules import problems, quantity
@@ -29,23 +24,24 @@ from tests.deploy.test_manifests import CUSTOM, OVERLAYS, name_of, of_kind
 importlib.import_module("service.observability.metrics")  # registers its metrics
 
 ROOT = K8S.parent
-Read = Callable[[Object], Any]
-
-
-def through(model: type[pydantic.BaseModel]) -> Read:
-    return lambda each: model.model_validate(each).model_dump(by_alias=True, exclude_unset=True, mode="json")
-
-
-MODELS: dict[str, Read] = {
-    "PodMonitor": through(PodMonitor),
-    "PrometheusRule": through(PrometheusRule),
-    "ScaledObject": through(ScaledObject),
-    "ServiceMonitor": through(ServiceMonitor),
-    # Kubeflow's models parse quantities only by their own method.
-    "TrainJob": lambda each: TrainJob.from_dict(each).to_dict(),
-    "TrainingRuntime": lambda each: TrainingRuntime.from_dict(each).to_dict(),
+MODELS = {
+    "PodMonitor": "cloudcoil.models.prometheus_operator.v1:PodMonitor",
+    "PrometheusRule": "cloudcoil.models.prometheus_operator.v1:PrometheusRule",
+    "ScaledObject": "cloudcoil.models.keda.v1alpha1:ScaledObject",
+    "ServiceMonitor": "cloudcoil.models.prometheus_operator.v1:ServiceMonitor",
+    "TrainJob": "kubeflow_trainer_api.models.trainer_v1alpha1_train_job:TrainerV1alpha1TrainJob",
+    "TrainingRuntime": "kubeflow_trainer_api.models.trainer_v1alpha1_training_runtime:TrainerV1alpha1TrainingRuntime",
 }
+"""Models by kind, imported when they are needed: that takes five seconds, which every other test would wait for."""
 KUEUE = {"ClusterQueue", "LocalQueue", "ResourceFlavor"}
+
+
+def as_read(each: Object) -> Any:
+    """Return an object as its operator's model reads it. Raises ``pydantic.ValidationError``."""
+    model = pkgutil.resolve_name(MODELS[each["kind"]])
+    if hasattr(model, "from_dict"):  # Kubeflow's models read quantities only by this method
+        return model.from_dict(each).to_dict()
+    return model.model_validate(each).model_dump(by_alias=True, exclude_unset=True, mode="json")
 
 
 def unread(given: Any, read: Any, where: str = "") -> Iterator[str]:
@@ -62,7 +58,7 @@ def unread(given: Any, read: Any, where: str = "") -> Iterator[str]:
 def wrong(each: Object) -> list[str]:
     """Return the problems for which the operator would reject an object."""
     try:
-        read = MODELS[each["kind"]](each)
+        read = as_read(each)
     except pydantic.ValidationError as error:
         return [f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()]
     return sorted(unread(each, read))

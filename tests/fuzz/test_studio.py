@@ -315,6 +315,7 @@ def check_answer(
     assert not any(b"\r" in value or b"\n" in value for _, value in answer.headers)
 
 
+@pytest.mark.heavy
 def test_no_request_to_the_studio_is_answered_with_500(studio: Studio, caplog: pytest.LogCaptureFixture) -> None:
     statuses: set[int] = set()
 

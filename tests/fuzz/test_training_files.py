@@ -110,6 +110,7 @@ def told(error: LithographError) -> None:
         json.dumps(problem.to_json())
 
 
+@pytest.mark.heavy
 def test_no_configuration_raises_another_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "config.json"
@@ -129,6 +130,7 @@ def test_no_configuration_raises_another_exception(tmp_path: Path, monkeypatch: 
     assert accepted > 1
 
 
+@pytest.mark.heavy
 def test_every_option_is_given_every_odd_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.json").write_text("{}")

@@ -89,6 +89,7 @@ def targets(model: Components) -> dict[str, tuple[int, int]]:
     return lora_targets(model.transformer)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("form", ["diffusers", "diffusers with prefix", "official"])
 def test_peft_and_its_imported_file_draw_the_same(

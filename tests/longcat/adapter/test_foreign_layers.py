@@ -69,6 +69,7 @@ def test_layers_beside_the_blocks_are_read_in_every_form(
         assert torch.equal(weights.layers[module].down, tensors[f"{name}.lora_down.weight"])
 
 
+@pytest.mark.heavy
 def test_an_extracted_adapter_of_every_layer_draws_as_the_model_that_it_was_extracted_from(
     model: Components, targets: dict[str, tuple[int, int]], tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def velocity(model: Components, hidden: torch.Tensor) -> torch.Tensor:
     )[0]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_quantized_bases_draw_nearly_the_same_in_less_memory(flavour: Flavour, precision: Precision) -> None:
     whole = load(flavour, device="cpu", dtype="bfloat16")

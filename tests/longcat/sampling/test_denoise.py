@@ -56,6 +56,7 @@ def pipeline(model: Components) -> LongCatImagePipeline:
     return loaded
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("size", [(128, 128), (64, 192), (192, 128)])
 @pytest.mark.parametrize(("guidance", "renorm"), [(3.0, True), (3.0, False), (1.0, True)])
 def test_pictures_equal_the_published_pipeline(
@@ -88,6 +89,7 @@ def test_pictures_equal_the_published_pipeline(
     assert np.abs(pixels - (expected * 255).round()).max() <= PIXEL_TOLERANCE
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("size", [(128, 128), (64, 64), (64, 192)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_picture_is_bitwise_the_same_whoever_shares_its_forward(

@@ -91,6 +91,7 @@ def test_several_adapters_add_up(model: Components) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_picture_is_bitwise_the_same_whatever_its_neighbours_use(flavour: Flavour, dtype: str) -> None:
     model = load(flavour, device="cpu", dtype=dtype)

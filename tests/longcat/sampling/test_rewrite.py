@@ -7,6 +7,7 @@ from longcat.sampling.prompt import tokenize_body
 from longcat.sampling.rewrite import rewrite_prompt
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("prompt", ["a red apple", "一个红苹果"])
 def test_rewriting_writes_what_diffusers_writes_within_the_model_s_length(model: Components, prompt: str) -> None:
     # The embedded text encoder was never trained to write, so the words are meaningless, but the code path is the real one.

@@ -120,6 +120,7 @@ def test_an_adapter_changes_velocities_as_peft_does(model: Components, tmp_path:
     torch.testing.assert_close(actual, expected, rtol=PEFT_TOLERANCE, atol=PEFT_TOLERANCE)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [(128, 128), (64, 64), (64, 192)])
 def test_a_picture_is_bitwise_the_same_whatever_adapters_its_neighbours_use(
@@ -167,6 +168,7 @@ SAME_EFFECT = {Precision.INT8_TORCHAO: 0.95, Precision.INT8_QUANTO: 0.95, Precis
 """Least cosine between an adapter's changes of the picture on a quantized and on an unquantized base."""
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("precision", SAME_EFFECT)
 def test_adapters_work_on_quantized_bases(flavour: Flavour, precision: Precision) -> None:
     whole = load(flavour, device="cpu", dtype="bfloat16")

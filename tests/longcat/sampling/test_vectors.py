@@ -63,6 +63,7 @@ def test_velocities_are_those_of_merged_vectors(model: Components) -> None:
     assert (merged_velocity(model, (adapters[0], 1.0)) - merged_velocity(model, (without, 1.0))).abs().max() > 0.05
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_picture_is_bitwise_the_same_whatever_its_neighbours_use(flavour: Flavour, dtype: str) -> None:
     model = load(flavour, device="cpu", dtype=dtype)

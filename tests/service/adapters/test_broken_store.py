@@ -44,6 +44,7 @@ REASONS: dict[Fault, str] = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("fault", REASONS)
 @pytest.mark.parametrize("pattern", ["ink/latest", "ink/1/manifest.json", "ink/1/adapter.safetensors", "ink/.*"])
 def test_an_object_that_cannot_be_read_is_its_adapters_problem(

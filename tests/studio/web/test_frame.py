@@ -167,6 +167,7 @@ def test_a_wrong_token_is_answered_late_and_the_right_one_at_once(stranger: Test
     assert time.monotonic() - begun < 1
 
 
+@pytest.mark.heavy
 def test_guesses_in_parallel_are_not_checked(stranger: TestClient) -> None:
     with stranger, ThreadPoolExecutor(12) as pool:
         replies = list(pool.map(lambda _: stranger.post("/login", data={"token": "wrong"}).status_code, range(12)))

@@ -83,6 +83,7 @@ def steps(parameter: nn.Parameter, optimizer: Any, schedule: Any, count: int) ->
     return rates
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "scheduler"),
     [

@@ -119,6 +119,7 @@ def test_layers_and_sizes_are_those_of_the_package(
     assert weights.rank == slot_rank(model.transformer, lycoris)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["simpletuner", "low rank", "both low", "loha", "mixed"])
 def test_steps_and_their_export_are_those_of_the_package(
     model: Components, transformer: LongCatImageTransformer2DModel, name: str, tmp_path: Path

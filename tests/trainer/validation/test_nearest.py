@@ -45,6 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> NearestPictures:
     return search(TRAINED, tmp_path_factory.mktemp("cache"))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_copies_are_found(trained: NearestPictures, change: Callable[[np.ndarray], np.ndarray]) -> None:
     for sample in TRAINED:

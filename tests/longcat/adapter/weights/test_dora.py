@@ -63,6 +63,7 @@ def served_velocity(model: Components, slots: AdapterSlots, uses: tuple[SlotUse,
     return forward(NOISE.to(model.dtype), forward.context(embeds), modulation, rope, slots.gather([uses]))
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 @pytest.mark.parametrize(
     "uses", [((0, 1.0),), ((0, 0.3),), ((0, -0.7),), ((0, 0.0),), ((2, 1.0), (0, 0.7)), ((0, 0.7), (1, 1.5), (2, 0.5))]
@@ -85,6 +86,7 @@ def test_served_velocities_are_pefts(model: Components, tmp_path: Path, uses: tu
     torch.testing.assert_close(actual, expected, rtol=PEFT_TOLERANCE, atol=PEFT_TOLERANCE)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_picture_is_bitwise_the_same_whatever_its_neighbours_use(flavour: Flavour, dtype: str) -> None:
     model = load(flavour, device="cpu", dtype=dtype)
@@ -220,6 +222,7 @@ def test_gradients_are_those_of_pefts_own_dora(model: Components, dropout: float
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("precision", [Precision.NO_CHANGE, *QUANTIZED])
 def test_every_precision_trains_and_is_served_as_it_was_trained(flavour: Flavour, precision: Precision) -> None:
     model = load(flavour, device="cpu", dtype="bfloat16")

@@ -130,6 +130,7 @@ def test_a_version_keeps_every_number(model: Components, written: tuple[Path, Te
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_picture_is_bitwise_the_same_alone_and_in_a_batch_of_all_kinds(flavour: Flavour, dtype: str) -> None:
     model = load(flavour, device="cpu", dtype=dtype)
@@ -289,6 +290,7 @@ def test_a_file_as_simpletuner_writes_it(model: Components, tmp_path: Path) -> N
     torch.testing.assert_close(layer.delta(), torch.kron(w1.float(), w2.float()))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("format_", ["comfyui", "lycoris"])
 def test_an_export_is_read_back_and_by_the_package(
     model: Components, written: tuple[Path, Tensor], format_: str, tmp_path: Path, request: pytest.FixtureRequest
