@@ -84,6 +84,9 @@ def main() -> None:
     # Read by OpenMP when torch is imported, here or in a child process: spinning threads starve each other on few cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    # Read by torch when it first allocates on a GPU: segments that grow leave fewer gaps of sizes that come only once.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # Child processes (the engine, data loading, compilation) do not import from the working directory either.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     silence_import_noise()

@@ -94,9 +94,20 @@ def load_transformer(flavour: Flavour, dtype: torch.dtype) -> LongCatImageTransf
     return _frozen(flavour, "transformer", LongCatImageTransformer2DModel, dtype)
 
 
-def load_text_encoder(flavour: Flavour, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
-    """Load the text encoder, frozen, into main memory. Raises ``FlavourError``."""
-    return _frozen(flavour, "text_encoder", Qwen2_5_VLForConditionalGeneration, dtype)
+def load_text_encoder(
+    flavour: Flavour, dtype: torch.dtype, *, writes: bool = True
+) -> Qwen2_5_VLForConditionalGeneration:
+    """Load the text encoder without its vision tower, frozen, into main memory. Raises ``FlavourError``.
+
+    ``writes``: keep the language head, which writes text and encodes none.
+    """
+    model: Qwen2_5_VLForConditionalGeneration = _frozen(
+        flavour, "text_encoder", Qwen2_5_VLForConditionalGeneration, dtype
+    )
+    del model.model.visual
+    if not writes:
+        del model.lm_head
+    return model
 
 
 def load_vae(flavour: Flavour, dtype: torch.dtype) -> AutoencoderKL:
@@ -216,24 +227,30 @@ def parse_dtype(name: str, device: torch.device) -> torch.dtype:
 def place(
     transformer: nn.Module, text_encoder: nn.Module, vae: nn.Module, *, device: torch.device, offload: Offload
 ) -> None:
-    """Move the components to the device, or offload them: each as a whole, or their largest layers one by one."""
-    components = (text_encoder, transformer, vae)
+    """Move the components to the device, or offload them: each as a whole, or their largest layers one by one.
+
+    The text encoder's language head stays in main memory: ``longcat.sampling.rewrite`` moves it for as long as it writes.
+    """
+    components = [
+        [module for module in component.modules() if module is not getattr(component, "lm_head", None)]
+        for component in (text_encoder, transformer, vae)
+    ]
     offloader = Offloader(device)
     if offload is Offload.MODEL:
-        for component in components:
-            offloader.add(component.modules())
+        for modules in components:
+            offloader.add(modules)
         return
     # The VAE is small, and its convolutions need more memory for their results than for their weights.
     layers = [
         module
-        for component in (text_encoder, transformer)
-        for module in component.modules()
+        for modules in components[:2]
+        for module in modules
         if offload is Offload.GROUP and isinstance(module, nn.Linear | nn.Embedding)
     ]
     for layer in layers:
         offloader.add([layer])
     offloaded = set(layers)
-    for component in components:
-        for module in component.modules():
+    for modules in components:
+        for module in modules:
             if module not in offloaded:
                 move_own(module, device)

@@ -10,6 +10,7 @@ One thread at a time may call the modules of an ``Offloader``.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +68,18 @@ class Offloader:
         for weight in self._current:
             setattr(weight.module, weight.name, weight.host)
         self._current = ()
+
+
+@contextmanager
+def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep a copy of the module's own weights on the device meanwhile. One thread at a time may do so."""
+    weights = [_Weight(module, name, tensor) for name, tensor in _own(module)]
+    move_own(module, device)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            setattr(weight.module, weight.name, weight.host)
 
 
 def move_own(module: nn.Module, device: torch.device) -> None:

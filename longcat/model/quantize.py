@@ -15,8 +15,7 @@ from longcat.model.precision import Offload, Precision
 
 # The transformer's first and last layers see every token and are tiny: quantizing them costs quality and saves nothing.
 _KEPT_AT_TOP = {"x_embedder", "context_embedder", "time_embed", "norm_out", "proj_out"}
-# The text encoder's language head and vision tower: neither is used to encode a prompt.
-_KEPT_ANYWHERE = {"lm_head", "visual"}
+_KEPT_ANYWHERE = {"lm_head"}  # the text encoder's language head, which encodes no prompt
 
 _FP8_MATMUL_CAPABILITY = (8, 9)
 

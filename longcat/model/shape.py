@@ -37,6 +37,12 @@ TEMPLATE_PREFIX_TOKENS = 36
 POSITION_POLICY = "transformers-4"
 """Numbering of the prompt's positions (``longcat.sampling.text_encoder``). Part of cache keys and of adapter manifests."""
 
+WHOLE_DECODE_PIXELS = 1024 * 1024
+"""Most pixels of an image that the VAE decodes as a whole on a GPU: 1.5 GiB; 2048 x 2048 px would take 6."""
+STEP_WIDTHS = 12
+"""Widths of a row that are live at once in a step, at the feed-forward of a single block (``longcat.sampling.blocks``)."""
+PROMPT_CACHE_BYTES = 256 * 2**20
+"""Most that the service keeps of embeddings: about 70 prompts of LongCat-Image, 512 tokens of 3584 bfloat16 numbers each."""
 MODULATION_CACHE_BYTES = 256 * 2**20
 """Most that ``longcat.sampling.forward`` keeps of modulations."""
 

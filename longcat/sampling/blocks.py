@@ -6,6 +6,8 @@ linear layers round differently), and sums that would be split by the number of 
 
 Updates of LoKr and LoHa are computed from their factors, whose meaning is in ``longcat.adapter.weights.lycoris``.
 
+Tensors of a block's whole width are deleted after their last use: they decide how many rows fit a device.
+
 Shapes: R rows, N image tokens, L prompt rows, T = L + N, D the inner width, r rank.
 """
 
@@ -25,28 +27,41 @@ Rope = Tensor
 
 
 class Update(NamedTuple):
-    """The change of a linear layer's output by adapters, in some rows of the forward."""
+    """The change of a linear layer's output by one adapter, in rows of the forward that are next to one another."""
 
-    rows: slice | None
-    """Rows of the forward; None for all."""
+    rows: slice
     kind: str
     """lora, lokr or loha."""
     matrices: tuple[Tensor, ...]
-    """The layer's matrices as ``longcat.adapter.weights.lora.served`` has them, with the rows in front: a LoRA's are
-    (rows, in, r) and (rows, r, out)."""
+    """Views of the adapter's slot: the layer's matrices as ``longcat.adapter.weights.lora.served`` has them, a LoRA's
+    (in, r) and (r, out)."""
+    scale: float = 1.0
+    """Multiplies the last matrix: the scale of an image, rounded to the dtype of the slots."""
     rescaling: tuple[Tensor, Tensor] | None = None
-    """With DoRA, a gain and a shift, each (rows, 1, out) in float32, applied to the sum of the layer and this update."""
+    """With DoRA, a gain and a shift, each (out,) in float32, applied to the sum of the layer and this update."""
 
     def within(self, first: int, end: int) -> "Update | None":
         """Return the update of rows ``first`` to ``end``, numbered from ``first``; None if it changes none of them."""
-        if self.rows is None:
-            assert self.rescaling is None
-            return Update(None, self.kind, tuple(matrix[first:end] for matrix in self.matrices))
-        rows, inside = _overlap(self.rows, first, end)
-        if rows is None:
-            return None
-        rescaling = self.rescaling and (self.rescaling[0][inside], self.rescaling[1][inside])
-        return Update(rows, self.kind, tuple(matrix[inside] for matrix in self.matrices), rescaling)
+        rows, _ = _overlap(self.rows, first, end)
+        return None if rows is None else self._replace(rows=rows)
+
+
+class SelectedUpdate(NamedTuple):
+    """The change of a linear layer's output in every row, each by the LoRA of a slot; its shapes do not change.
+
+    The matrices of a row are selected while the layer computes, so that those of one layer at a time are copied.
+    """
+
+    slots_R: Tensor
+    scales_R11: Tensor
+    down: Tensor
+    """View of all slots, (S, in, r)."""
+    up: Tensor
+    """View of all slots, (S, r, out)."""
+
+    def within(self, first: int, end: int) -> "SelectedUpdate":
+        """Return the update of rows ``first`` to ``end``."""
+        return self._replace(slots_R=self.slots_R[first:end], scales_R11=self.scales_R11[first:end])
 
 
 class BiasUpdate(NamedTuple):
@@ -84,7 +99,7 @@ def _overlap(rows: slice, first: int, end: int) -> tuple[slice | None, slice]:
 
 
 BlockUpdates = Mapping[str, Sequence[Any]]
-"""By the name within its block, each ``Update`` and ``BiasUpdate`` of a linear layer and each ``NormUpdate`` of a norm."""
+"""By the name within its block, each update of a linear layer, and each ``NormUpdate`` of a norm."""
 Updates = Mapping[str, BlockUpdates]
 """Updates by the block's name; a block without an entry is unchanged."""
 BESIDE_BLOCKS = ""
@@ -121,6 +136,7 @@ def double_block(
     value = torch.cat([heads("add_v_proj", text), heads("to_v", image)], dim=1)
     attended = _attend(_rotate(query, rope), _rotate(key, rope), value)
     text, image = attended[:, : text.shape[1]].contiguous(), attended[:, text.shape[1] :].contiguous()
+    del query, key, value, attended
 
     image_RND = torch.addcmul(image_RND, gate, linear(attn.to_out[0], image, updates.get("attn.to_out.0")))
     image = _feed_forward(block.ff, _normed(image_RND, mlp_scale, mlp_shift), updates, "ff")
@@ -149,8 +165,12 @@ def single_block(
     query = _rotate(heads("to_q", querying, "norm_q"), rope[..., skip:, :])
     key = _rotate(heads("to_k", attending, "norm_k"), rope)
     attended = _attend(query, key, heads("to_v", attending))
+    del query, key, attending
     mlp = F.gelu(linear(proj_mlp, querying, updates.get("proj_mlp")), approximate="tanh")
-    out = linear(proj_out, torch.cat([attended, mlp], dim=2), updates.get("proj_out"))
+    del querying
+    joined = torch.cat([attended, mlp], dim=2)
+    del attended, mlp
+    out = linear(proj_out, joined, updates.get("proj_out"))
     return _in_range(torch.addcmul(tokens_RTD[:, skip:], gate, out))
 
 
@@ -196,24 +216,32 @@ def _in_range(x: Tensor) -> Tensor:
     return x.clip(-FLOAT16_MAX, FLOAT16_MAX) if x.dtype == torch.float16 else x
 
 
-def linear(layer: nn.Module, x_RTD: Tensor, updates: Sequence[Update | BiasUpdate] | None) -> Tensor:
+def linear(layer: nn.Module, x_RTD: Tensor, updates: Sequence[Update | SelectedUpdate | BiasUpdate] | None) -> Tensor:
     """Return ``layer(x)`` plus each row's updates."""
     y = _row_by_row(layer, x_RTD) if _sums_depend_on_rows(x_RTD) else layer(x_RTD)
     for update in updates or ():
         if isinstance(update, BiasUpdate):
             y[update.rows] += update.bias
-            continue
-        rows, kind, matrices, rescaling = update
-        part, x = (y, x_RTD) if rows is None else (y[rows], x_RTD[rows])
-        _APPLY[kind](part, x, *matrices)
-        if rescaling is not None:
-            gain, shift = rescaling
-            part.copy_(part * gain + shift)
+        elif isinstance(update, SelectedUpdate):
+            down, up = update.down.index_select(0, update.slots_R), update.up.index_select(0, update.slots_R)
+            _apply_lora(y, x_RTD, down, up * update.scales_R11)
+        else:
+            _apply(update, y[update.rows], x_RTD[update.rows])
     return y
 
 
+def _apply(update: Update, y: Tensor, x_RTD: Tensor) -> None:
+    *first, last = update.matrices
+    _APPLY[update.kind](y, x_RTD, *first, last if update.scale == 1 else last * update.scale)
+    if update.rescaling is not None:
+        gain, shift = update.rescaling
+        y.copy_(y * gain + shift)
+
+
 def _apply_lora(y: Tensor, x_RTD: Tensor, down: Tensor, up: Tensor) -> None:
+    """Add x A^T B^T; the matrices are those of each row, or of all rows, which are not copied for each."""
     hidden = _product(x_RTD, down)
+    up = _each_row(up, y)
     if not _sums_depend_on_rows(hidden):
         y.baddbmm_(hidden, up)
         return
@@ -232,7 +260,7 @@ def _apply_lokr(y: Tensor, x_RTD: Tensor, *factors: Tensor) -> None:
     hidden = x_RTD.reshape(x_RTD.shape[0], tokens * groups, -1)
     for matrix in chain:
         hidden = _product(hidden, matrix)
-    y += torch.matmul(mixing[:, None], hidden.unflatten(1, (tokens, groups))).flatten(2)
+    y += torch.matmul(_each_row(mixing, y)[:, None], hidden.unflatten(1, (tokens, groups))).flatten(2)
 
 
 _APPLY: Mapping[str, Callable[..., None]] = {"lora": _apply_lora, "loha": _apply_loha, "lokr": _apply_lokr}
@@ -251,7 +279,12 @@ def _sums_depend_on_rows(x_RTD: Tensor) -> bool:
     )
 
 
+def _each_row(matrix: Tensor, rows: Tensor) -> Tensor:
+    return matrix.expand(rows.shape[0], *matrix.shape[-2:])
+
+
 def _product(x_RTD: Tensor, down: Tensor) -> Tensor:
+    down = _each_row(down, x_RTD)
     if not _sums_depend_on_rows(x_RTD):
         return torch.bmm(x_RTD, down)
     return torch.cat([torch.bmm(x_RTD[i : i + 1], down[i : i + 1]) for i in range(x_RTD.shape[0])])

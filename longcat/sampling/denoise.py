@@ -19,7 +19,7 @@ from torch import Tensor
 
 from longcat.errors import EngineError
 from longcat.model.device_errors import first_that_fits
-from longcat.model.shape import image_tokens
+from longcat.model.shape import WHOLE_DECODE_PIXELS, image_tokens
 from longcat.sampling import flow, latents
 from longcat.sampling.blocks import Rope
 from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates
@@ -160,6 +160,7 @@ def advance(
     """
     first = pictures[0]
     assert all((p.height_px, p.width_px) == (first.height_px, first.width_px) and not p.is_done for p in pictures)
+    pictures = sorted(pictures, key=lambda picture: picture.adapters)  # rows of the same adapters are computed together
     rows = [(picture, context) for picture in pictures for context in picture.contexts]
     share = max_rows or len(rows)
     velocities = [
@@ -202,15 +203,19 @@ def _velocity(
 def decode(vae: AutoencoderKL, picture: Denoising) -> np.ndarray:
     """Decode an image to pixels, (H, W, 3) in uint8. One at a time: a batch rounds differently.
 
-    Where a GPU's memory is not enough, it is decoded in tiles that overlap, which changes the last bits of some pixels.
+    On a GPU, an image of more than ``WHOLE_DECODE_PIXELS``, or one for which memory is not enough, is decoded in tiles that
+    overlap, which changes the last bits of some pixels.
 
     Raises ``EngineError`` if numbers exceed the dtype's range.
     """
     unpacked = latents.unpack(picture.latents_1NC, height_px=picture.height_px, width_px=picture.width_px)
     with one_core(unpacked.device):
-        image = first_that_fits(
-            lambda: latents.decode(vae, unpacked)[0], lambda: latents.decode(vae, unpacked, tiled=True)[0]
-        )
+        if unpacked.device.type != "cpu" and picture.height_px * picture.width_px > WHOLE_DECODE_PIXELS:
+            image = latents.decode(vae, unpacked, tiled=True)[0]
+        else:
+            image = first_that_fits(
+                lambda: latents.decode(vae, unpacked)[0], lambda: latents.decode(vae, unpacked, tiled=True)[0]
+            )
     if not torch.isfinite(image).all():
         raise EngineError(
             "image_not_finite",

@@ -6,6 +6,7 @@ import torch
 from diffusers.pipelines.longcat_image.system_messages import SYSTEM_PROMPT_EN, SYSTEM_PROMPT_ZH
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
+from longcat.model.offload import on_device
 from longcat.model.tokenizer import plain_ids
 from longcat.sampling.prompt import tokenize_body
 
@@ -23,7 +24,8 @@ def rewrite_prompt(
 ) -> str:
     """Rewrite a prompt in its own language with more detail, in at most ``max_tokens`` tokens, on ``device``.
 
-    Decoding is greedy, so that a prompt is always rewritten in the same way.
+    Decoding is greedy, so that a prompt is always rewritten in the same way. One thread at a time may call it: the language
+    head is on the device for as long as it takes.
     """
     if _CHINESE.search(prompt):
         question = f"{SYSTEM_PROMPT_ZH}\n用户输入为：{prompt}\n改写后的prompt为："
@@ -35,15 +37,16 @@ def rewrite_prompt(
     inputs = tokenizer(text, return_tensors="pt").to(device)
     # transformers asks the weights for their device: offloaded ones are there only after a call (``longcat.model.offload``).
     text_encoder.get_input_embeddings()(inputs["input_ids"])
-    generated = text_encoder.generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        max_new_tokens=max_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-    )
+    with on_device(text_encoder.lm_head, device):
+        generated = text_encoder.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+        )
     written = generated[0, inputs["input_ids"].shape[1] :]
     rewritten = _decode(tokenizer, written)
     # Decoded text may tokenise to more tokens than were generated: drop from the end until it fits.

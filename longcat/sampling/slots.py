@@ -3,7 +3,8 @@
 Every linear layer that an adapter may change has a buffer, allocated once: (S, r (in + out)) for S slots of rank up to r.
 A layer's matrices lie in its slot one after another: a LoRA's two, or the factors of a LoKr or LoHa, which fit if they have
 no more numbers than a LoRA of rank r. Loading an adapter is a copy into one slot: no module changes, nothing is recompiled,
-other slots stay as they are. ``gather`` selects each row's matrices, and ``longcat.sampling.blocks`` applies them.
+other slots stay as they are. ``gather`` returns views of the slots, each for the rows that use it, and
+``longcat.sampling.blocks`` applies them: no row has a copy of an adapter.
 
 The buffers of layers beside the blocks' own (``longcat.adapter.modules``) are allocated once an adapter changes them.
 ``conditioning`` selects the updates of those that depend on the time or the prompt alone.
@@ -37,7 +38,7 @@ from longcat.adapter.verification import check_lora, check_rank
 from longcat.adapter.weights.dora import RowNorms, plain_weight, row_norms
 from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights, served
 from longcat.errors import AdapterError
-from longcat.sampling.blocks import BESIDE_BLOCKS, Update, Updates
+from longcat.sampling.blocks import BESIDE_BLOCKS, SelectedUpdate, Update, Updates
 from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates
 from longcat.sampling.threads import one_core
 from longcat.sampling.vectors import SlotVectors
@@ -50,7 +51,7 @@ SlotUse = tuple[int, float]
 
 
 class _Layout(NamedTuple):
-    """The matrices of a layer in a slot: rows with the same layout are computed together."""
+    """The matrices of a layer in a slot."""
 
     kind: str
     shapes: tuple[tuple[int, int], ...]
@@ -88,7 +89,7 @@ class AdapterSlots:
     ) -> None:
         """Allocate empty slots.
 
-        ``transformer``: the unmodified model, whose layers' names adapters use. ``whole``: gather every layer at full rank
+        ``transformer``: the unmodified model, whose layers' names adapters use. ``whole``: return every layer at full rank
         whatever is loaded, so that shapes never change and compiled code stays valid; DoRA, which would change the
         computation, is then rejected.
         """
@@ -218,10 +219,11 @@ class AdapterSlots:
             return None
         updates: dict[str, dict[str, list[Any]]] = {}
         for uses in itertools.zip_longest(*rows):  # each row's first adapter, then each row's second, ...
+            selection = self._selection(uses) if self._whole else None
             for name in self._buffers:
                 if place := _place(name):
-                    is_whole = self._whole and is_blocks_own(name)
-                    parts = [self._whole_update(name, uses)] if is_whole else self._updates(name, uses)
+                    is_selected = selection is not None and is_blocks_own(name)
+                    parts = [self._selected(name, *selection)] if is_selected else self._updates(name, uses)
                     updates.setdefault(place[0], {}).setdefault(place[1], []).extend(parts)
         for name in self._vectors.names(rows):
             if place := _place(name):
@@ -243,48 +245,48 @@ class AdapterSlots:
             return UNCHANGED
         return ConditioningUpdates(tuple((self._loads[slot], scale) for slot, scale in uses), layers)
 
-    def _updates(self, name: str, uses: Sequence[SlotUse | None]) -> Iterator[Update]:
-        """Yield one update for each run of rows whose adapters change this layer with matrices of the same shapes.
-
-        A row's matrices keep the shapes that they have when the row is alone: padded to the rank of another row, they
-        would round differently.
-        """
+    def _updates(self, name: str, uses: Iterable[SlotUse | None]) -> Iterator[Update]:
+        """Yield one update for each run of rows that use the same adapter at the same scale, if it changes this layer."""
         first = 0
-        for layout, run in itertools.groupby(
-            uses, lambda use: None if use is None else self._layouts[use[0]].get(name)
-        ):
+        for use, run in itertools.groupby(uses):
             rows = slice(first, first + len(list(run)))
             first = rows.stop
-            if layout is None:
+            layout = None if use is None else self._layouts[use[0]].get(name)
+            if use is None or layout is None:
                 continue
-            selected = [use for use in uses[rows] if use is not None]
-            rescaling = self._rescaling(name, selected) if layout.uses_dora else None
-            yield Update(rows, layout.kind, self._selected(name, selected, layout), rescaling)
+            slot, scale = use
+            rescaling = self._rescaling(name, slot, scale) if layout.uses_dora else None
+            matrices = tuple(self._matrices(self._buffers[name][slot], layout.shapes))
+            yield Update(rows, layout.kind, matrices, self._rounded(scale), rescaling)
 
-    def _rescaling(self, name: str, uses: Sequence[SlotUse]) -> tuple[Tensor, Tensor]:
+    def _rescaling(self, name: str, slot: int, scale: float) -> tuple[Tensor, Tensor]:
         bias: Tensor | None = self._base[name].bias  # type: ignore[assignment]
         if bias is not None:
             bias = bias.to(self._buffers[name].device)
-        pairs = [self._magnitudes[slot][name].rescaling(scale, bias) for slot, scale in uses]
-        gains, shifts = zip(*pairs, strict=True)
-        return torch.stack(gains)[:, None], torch.stack(shifts)[:, None]
+        return self._magnitudes[slot][name].rescaling(scale, bias)
 
-    def _whole_update(self, name: str, uses: Sequence[SlotUse | None]) -> Update:
+    def _rounded(self, scale: float) -> float:
+        """Round a scale to the dtype of the slots."""
+        return scale if scale == 1 else float(torch.tensor(scale, dtype=self._dtype))
+
+    def _selection(self, uses: Sequence[SlotUse | None]) -> tuple[Tensor, Tensor]:
+        """Return each row's slot, the empty one without an adapter, (R,), and its scale, (R, 1, 1)."""
+        slots, scales = zip(*(use or (self.count, 1.0) for use in uses), strict=True)
+        scales_R = torch.tensor(scales, dtype=self._dtype)
+        return torch.tensor(slots).to(self._device), scales_R.to(self._device)[:, None, None]
+
+    def _selected(self, name: str, slots_R: Tensor, scales_R11: Tensor) -> SelectedUpdate:
         width_in, width_out = self._targets[name]
-        layout = _Layout("lora", ((width_in, self.rank), (self.rank, width_out)))
-        return Update(None, "lora", self._selected(name, [use or (self.count, 1.0) for use in uses], layout))
+        down, up = self._matrices(self._buffers[name], ((width_in, self.rank), (self.rank, width_out)))
+        return SelectedUpdate(slots_R, scales_R11, down, up)
 
-    def _selected(self, name: str, uses: Sequence[SlotUse], layout: _Layout) -> tuple[Tensor, ...]:
-        """Return the matrices of these uses, each (uses, rows, columns), the last one scaled."""
-        buffer, end, matrices = self._buffers[name], 0, []
-        slots = torch.tensor([slot for slot, _ in uses], device=buffer.device)
-        for shape in layout.shapes:
+    @staticmethod
+    def _matrices(numbers: Tensor, shapes: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
+        """Yield views of the matrices that lie one after another in the last dimension: of one slot, or of all."""
+        end = 0
+        for shape in shapes:
             begin, end = end, end + math.prod(shape)
-            matrices.append(buffer[:, begin:end].index_select(0, slots).view(-1, *shape))
-        if any(scale != 1 for _, scale in uses):
-            scales = torch.tensor([scale for _, scale in uses], device=buffer.device, dtype=buffer.dtype)
-            matrices[-1] *= scales[:, None, None]
-        return tuple(matrices)
+            yield numbers[..., begin:end].unflatten(-1, shape)
 
 
 def _place(name: str) -> tuple[str, str] | None:

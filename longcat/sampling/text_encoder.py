@@ -45,15 +45,13 @@ def encode_prompt(
     if pads:
         mask[:, -1] = 0
     with one_core(device):
-        output = text_encoder(
+        output = text_encoder.model(  # without the language head
             input_ids=torch.tensor([ids], device=device),
             attention_mask=mask,
             position_ids=position_ids(mask),
             use_cache=False,
-            output_hidden_states=True,
-            logits_to_keep=1,
         )
-    rows: Tensor = output.hidden_states[-1][:, len(tokens.prefix) :]
+    rows: Tensor = output.last_hidden_state[:, len(tokens.prefix) :]
     if pads > 1:
         rows = torch.cat([rows, rows[:, -1:].expand(-1, pads - 1, -1)], dim=1)
     return rows

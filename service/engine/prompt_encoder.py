@@ -1,5 +1,6 @@
 """Prompts to embeddings: optional rewriting, the text encoder, and a cache of embeddings."""
 
+import threading
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -8,13 +9,11 @@ from torch import Tensor
 
 from longcat.model.device_errors import first_that_fits
 from longcat.model.loading import Components
+from longcat.model.shape import PROMPT_CACHE_BYTES
 from longcat.model.tokenizer import plain_ids
 from longcat.sampling.prompt import tokenize_prompt
 from longcat.sampling.rewrite import rewrite_prompt
 from longcat.sampling.text_encoder import encode_prompt
-
-_CACHE_BYTES = 256 * 2**20
-"""Memory for cached embeddings: about 70 prompts of LongCat-Image, at 512 tokens of 3584 bfloat16 numbers each."""
 
 
 class CacheCounts(NamedTuple):
@@ -29,9 +28,11 @@ class PromptEncoder:
 
     def __init__(self, model: Components) -> None:
         self._model = model
+        self._rewriting = threading.Lock()
+        """One prompt at a time: the language head is on the device meanwhile, and so are the keys and values of the text."""
         self._max_tokens = model.flavour.settings.max_prompt_tokens
         embedding_bytes = self._max_tokens * model.transformer.config.joint_attention_dim * model.dtype.itemsize
-        self._cached_encode = lru_cache(max(1, _CACHE_BYTES // embedding_bytes))(self._encode)
+        self._cached_encode = lru_cache(max(1, PROMPT_CACHE_BYTES // embedding_bytes))(self._encode)
 
     @property
     def cache_counts(self) -> CacheCounts:
@@ -43,9 +44,10 @@ class PromptEncoder:
     def rewrite(self, prompt: str) -> str:
         """Return the prompt, rewritten by the model's own text encoder."""
         model = self._model
-        return rewrite_prompt(
-            model.text_encoder, model.tokenizer, prompt, max_tokens=self._max_tokens, device=model.device
-        )
+        with self._rewriting:
+            return rewrite_prompt(
+                model.text_encoder, model.tokenizer, prompt, max_tokens=self._max_tokens, device=model.device
+            )
 
     @torch.no_grad()
     def encode(self, prompt: str) -> Tensor:

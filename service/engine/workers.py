@@ -2,9 +2,11 @@
 
 import copy
 import queue
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -69,6 +71,10 @@ class Workers:
         self._workers: Executor = (
             ThreadPoolExecutor(_WORKER_THREADS, "workers") if background else InlineExecutor(inbox)
         )
+        self._decoding: AbstractContextManager[object] = (
+            nullcontext() if model.device.type == "cpu" else threading.Lock()
+        )
+        """One image at a time on a GPU, whose memory two would need."""
         self._downloads = ThreadPoolExecutor(_DOWNLOAD_THREADS, "downloads")
 
     def prepare(self, state: RequestState, on_prepared: OnRequest) -> None:
@@ -145,7 +151,8 @@ class Workers:
     def _write_picture(self, state: RequestState, image: ScheduledImage, on_last: OnRequest) -> None:
         index, timeline = image.index, state.timeline
         timeline.begin(Phase.DECODE, device_time(self._model.device), index)
-        pixels = denoise.decode(self._model.vae, image.denoising)
+        with self._decoding:
+            pixels = denoise.decode(self._model.vae, image.denoising)
         decoded = device_time(self._model.device)
         timeline.end(Phase.DECODE, decoded, index)
         timeline.begin(Phase.ENCODE, decoded, index)

@@ -207,7 +207,7 @@ def _embed(
 
 
 def _text_encoder(encoders: Encoders) -> Qwen2_5_VLForConditionalGeneration:
-    model = load_text_encoder(encoders.flavour, encoders.dtype)
+    model = load_text_encoder(encoders.flavour, encoders.dtype, writes=False)
     quantize_base(model, encoders.text_encoder_precision, device=encoders.device, training=False)
     return model.to(encoders.device)
 

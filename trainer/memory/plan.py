@@ -20,7 +20,7 @@ from longcat.model.memory.weights import (
     read_transformer,
 )
 from longcat.model.precision import Precision
-from longcat.model.shape import MLP_RATIO, MODULATION_CACHE_BYTES, image_tokens, modulation_numbers
+from longcat.model.shape import MLP_RATIO, MODULATION_CACHE_BYTES, STEP_WIDTHS, image_tokens, modulation_numbers
 from trainer.config.simpletuner.lycoris import LayerOptions, LycorisConfig
 from trainer.memory.activations import Walk, saved, saved_by_adapter
 from trainer.model.targets import selects
@@ -28,8 +28,8 @@ from trainer.model.targets import selects
 _FLOAT32 = 4
 _STATE_BYTES = {"adamw": 8.0, "adamw-schedulefree": 8.0, "prodigy": 16.0, "adamw8bit": 2 + 2 * _FLOAT32 / 256}
 """Bytes of optimizer state per trained number: two averages; with prodigy also the initial value and a sum."""
-_PRIOR_WIDTHS, _DENOISING_WIDTHS = 3 * MLP_RATIO + 4, 2 * MLP_RATIO + 4
-"""Widths of a row that are live at once in a forward without gradients: training's, and the shorter one of serving."""
+_PRIOR_WIDTHS = 3 * MLP_RATIO + 4
+"""Widths of a row that are live at once in training's forward without gradients."""
 _VALIDATION_STEPS = 50
 """Denoising steps of a validation picture; each step has modulations of its own."""
 
@@ -329,7 +329,7 @@ def _denoising_bytes(model: Transformer, workload: Workload) -> int:
     modulations = min(
         MODULATION_CACHE_BYTES, _VALIDATION_STEPS * item * modulation_numbers(**blocks, width=model.width)
     )
-    return _forward_bytes(model, workload, rows * _DENOISING_WIDTHS) + slot * item + modulations
+    return _forward_bytes(model, workload, rows * STEP_WIDTHS) + slot * item + modulations
 
 
 def _weight(layer: Linear) -> int:

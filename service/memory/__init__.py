@@ -1,0 +1,1 @@
+"""The memory of serving: its plan, and the choice of settings that fit a device. No torch."""

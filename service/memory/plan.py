@@ -1,0 +1,225 @@
+"""The memory plan of serving: the bytes that a model, its slots and its requests take on a device. No torch.
+
+Weights follow from the model's config.json (``longcat.model.memory.weights``). Step activations are those of
+``longcat.sampling.blocks``, whose attention keeps no scores on a GPU.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from longcat.model.memory.weights import (
+    ITEM_BYTES,
+    Autoencoder,
+    TextEncoder,
+    Transformer,
+    read_autoencoder,
+    read_text_encoder,
+    read_transformer,
+)
+from longcat.model.precision import Offload, Precision
+from longcat.model.shape import (
+    MODULATION_CACHE_BYTES,
+    PROMPT_CACHE_BYTES,
+    STEP_WIDTHS,
+    WHOLE_DECODE_PIXELS,
+    image_tokens,
+    modulation_numbers,
+)
+
+_DECODE_SHARE = 1.25
+"""Decoding as measured, of the tensors that are counted for it: normalizing copies what is channels last."""
+_USUAL_STEPS = 50
+"""Denoising steps of the images that a plan has room for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingWorkload:
+    """The settings that decide how much device memory serving takes."""
+
+    folder: Path
+    """The model's folder, with transformer, vae and text_encoder in it."""
+    precision: Precision
+    text_encoder_precision: Precision
+    dtype: str
+    """Compute type: float32, bfloat16 or float16."""
+    offload: Offload
+    slots: int
+    """Adapter slots; 0 without adapters."""
+    rank: int
+    """Rank of the slots."""
+    rows: int
+    """Most rows of a forward at the default size; an image with guidance has two."""
+    default_px: int
+    """Width and height of the default size."""
+    largest_pixels: int
+    """Largest width times height of a request."""
+    prompt_tokens: int
+    """Tokens of a prompt as the model reads it, padding included."""
+    rewrites: bool
+    """True if requests may have their prompt rewritten."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingPlan:
+    """A workload's device memory, in bytes."""
+
+    workload: ServingWorkload
+    transformer: Transformer
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
+
+    @property
+    def _item(self) -> int:
+        return ITEM_BYTES[self.workload.dtype]
+
+    @cached_property
+    def transformer_bytes(self) -> int:
+        """The transformer's weights."""
+        model = self.transformer
+        return model.top_bytes(self._item) + sum(model.block_bytes(self.workload.precision, self._item))
+
+    @cached_property
+    def text_encoder_bytes(self) -> int:
+        """The text encoder's weights, without its language head."""
+        return self.text_encoder.weight_bytes(self.workload.text_encoder_precision, self._item)
+
+    @property
+    def vae_bytes(self) -> int:
+        """The VAE's weights."""
+        return self.autoencoder.weight_bytes(self._item)
+
+    @property
+    def slot_bytes(self) -> int:
+        """The slots, and the empty one, for the layers of blocks: allocated at the start."""
+        return self._slots(sum(layer.width_in + layer.width_out for layer in self.transformer.targets()))
+
+    @property
+    def other_slot_bytes(self) -> int:
+        """The same for all other layers: allocated once an adapter changes them."""
+        every = sum(layer.width_in + layer.width_out for layer in self.transformer.linears())
+        return self._slots(every) - self.slot_bytes
+
+    def _slots(self, width: int) -> int:
+        load = self.workload
+        return (load.slots + 1) * load.rank * width * self._item if load.slots else 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Cached embeddings of prompts, and modulations."""
+        return PROMPT_CACHE_BYTES + MODULATION_CACHE_BYTES
+
+    def row_bytes(self, *, width_px: int, height_px: int) -> int:
+        """Return the activations of one row of a forward."""
+        tokens = image_tokens(width_px=width_px, height_px=height_px) + self.workload.prompt_tokens
+        return STEP_WIDTHS * tokens * self.transformer.width * self._item
+
+    def image_bytes(self, *, width_px: int, height_px: int, steps: int) -> int:
+        """Return the bytes that an image keeps from its admission to its end: latents, contexts, modulations."""
+        model, load = self.transformer, self.workload
+        blocks = {"double_blocks": model.double_blocks, "single_blocks": model.single_blocks}
+        numbers = 3 * image_tokens(width_px=width_px, height_px=height_px) * model.channels
+        numbers += 2 * load.prompt_tokens * (model.width + model.joint_width)
+        return (numbers + steps * modulation_numbers(**blocks, width=model.width)) * self._item
+
+    @property
+    def dequantized_bytes(self) -> int:
+        """The largest weight of a block, which is dequantized while it is used."""
+        if self.workload.precision is Precision.NO_CHANGE:
+            return 0
+        return max(layer.width_in * layer.width_out for block in self.transformer.blocks for layer in block) * self._item
+
+    @property
+    def step_bytes(self) -> int:
+        """A forward of ``rows`` rows at the default size, or of one row at the largest size."""
+        load, side = self.workload, int(self.workload.largest_pixels**0.5)
+        rows = load.rows * self.row_bytes(width_px=load.default_px, height_px=load.default_px)
+        return max(rows, self.row_bytes(width_px=side, height_px=side)) + self.dequantized_bytes
+
+    @property
+    def images_bytes(self) -> int:
+        """The images of those rows, with guidance."""
+        load = self.workload
+        return -(-load.rows // 2) * self.image_bytes(
+            width_px=load.default_px, height_px=load.default_px, steps=_USUAL_STEPS
+        )
+
+    @property
+    def decode_bytes(self) -> int:
+        """The working memory of decoding one image; larger ones are decoded in tiles."""
+        pixels = min(self.workload.largest_pixels, WHOLE_DECODE_PIXELS)
+        return int(self.autoencoder.decoding_bytes(pixels, self._item) * _DECODE_SHARE)
+
+    @property
+    def encode_bytes(self) -> int:
+        """The working memory of encoding one prompt, or of rewriting one."""
+        encoding = self.text_encoder.encoding_bytes(self.workload.prompt_tokens, self._item)
+        return encoding + (self.text_encoder.head_bytes(self._item) if self.workload.rewrites else 0)
+
+    @property
+    def kept_bytes(self) -> int:
+        """All that is on the device whatever computes, except weights and images."""
+        return self.slot_bytes + self.other_slot_bytes + self.cache_bytes
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by part."""
+        load = self.workload
+        parts = {
+            f"transformer, {load.precision}": self.transformer_bytes,
+            f"text encoder, {load.text_encoder_precision}": self.text_encoder_bytes,
+            "VAE": self.vae_bytes,
+            f"{load.slots} adapter slots of rank {load.rank}": self.slot_bytes,
+            "slots of layers beside the blocks": self.other_slot_bytes,
+            "cached prompts and modulations": self.cache_bytes,
+            f"images of {load.rows} rows": self.images_bytes,
+            f"a step of {load.rows} rows at {load.default_px} px": self.step_bytes,
+            "encoding or rewriting a prompt": self.encode_bytes,
+            "decoding an image": self.decode_bytes,
+        }
+        return {name: size for name, size in parts.items() if size}
+
+    @property
+    def peak_bytes(self) -> dict[str, int]:
+        """Most bytes at once by phase: steps, prompts and decoding run at the same time unless weights are offloaded."""
+        kept = self.kept_bytes + self.images_bytes
+        step, encode, decode = self.step_bytes, self.encode_bytes, self.decode_bytes
+        weights = self.transformer_bytes, self.text_encoder_bytes, self.vae_bytes
+        match self.workload.offload:
+            case Offload.NONE:
+                return {"serving": kept + sum(weights) + step + encode + decode}
+            case Offload.MODEL:
+                parts = zip(weights, (step, encode, decode), strict=True)
+            case Offload.GROUP:
+                parts = ((self._ungrouped_bytes, work) for work in (step, encode, decode))
+        phases = ("steps", "prompts", "decoding")
+        return {phase: kept + weight + work for phase, (weight, work) in zip(phases, parts, strict=True)}
+
+    @property
+    def _ungrouped_bytes(self) -> int:
+        """What stays on the device while linear layers are offloaded one by one: the VAE, and the largest layer."""
+        load, item = self.workload, self._item
+        layers = [layer.stored(load.precision, item) for block in self.transformer.blocks for layer in block]
+        embedding = self.text_encoder.vocabulary * self.text_encoder.width * item
+        return self.vae_bytes + max(embedding, *layers)
+
+    @property
+    def most_bytes(self) -> int:
+        """The device memory that serving takes."""
+        return max(self.peak_bytes.values())
+
+    def free_bytes(self, usable_bytes: int) -> int:
+        """Return the part of the device's usable memory that images and their steps may fill."""
+        step_phase = next(iter(self.peak_bytes.values()))
+        return usable_bytes - (step_phase - self.step_bytes - self.images_bytes) - self.dequantized_bytes
+
+
+def plan(workload: ServingWorkload) -> ServingPlan:
+    """Plan the memory of a workload. Raises ``FlavourError`` if the model's configuration cannot be read."""
+    folder = workload.folder
+    return ServingPlan(
+        workload=workload,
+        transformer=read_transformer(folder),
+        autoencoder=read_autoencoder(folder),
+        text_encoder=read_text_encoder(folder),
+    )
