@@ -1,7 +1,9 @@
 """``lithograph serve``: options to configuration, then run."""
 
+import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,16 +18,35 @@ from service.run_folder import METRICS_VARIABLE, run_folder
 
 
 @click.command()
+@click.option("--plan", is_flag=True, help="Show the device memory that this takes, part by part; nothing is loaded.")
+@click.option(
+    "--gpu-gib",
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --plan: plan for a CUDA GPU with this much memory instead of this machine's device.",
+)
+@click.option("--json", "as_json", is_flag=True, help="With --plan: print JSON instead of text.")
 @command_options(ServiceConfig)
-def serve(**options: Any) -> None:
+def serve(plan: bool, gpu_gib: float | None, as_json: bool, **options: Any) -> None:
     """Serve POST /generate over HTTP."""
     set_up_logging(options["log_format"])
+    if plan:
+        _show_plan(configure(ServiceConfig, options | {"adapter_folder": Path()}), gpu_gib, as_json=as_json)
+        return
+    if gpu_gib is not None or as_json:
+        raise click.UsageError("--gpu-gib and --json need --plan")
     with run_folder(os.environ.get(METRICS_VARIABLE)) as (folder, metrics):
         os.environ[METRICS_VARIABLE] = str(metrics)
         config = configure(ServiceConfig, options | {"adapter_folder": folder / "adapters"})
         if options["require_adapter"] and config.adapters is None:
             raise click.UsageError("--require-adapter needs --adapters")
         sys.exit(_run(config))
+
+
+def _show_plan(config: ServiceConfig, gpu_gib: float | None, *, as_json: bool) -> None:
+    from service.memory.forecast import forecast
+
+    made = forecast(config, gpu_bytes=None if gpu_gib is None else int(gpu_gib * 2**30))
+    click.echo(json.dumps(made.as_json(), indent=1) if as_json else made.text())
 
 
 def _run(config: ServiceConfig) -> int:

@@ -14,7 +14,7 @@ from longcat.adapter.reference import parse_reference
 from longcat.errors import ConfigError, LithographError
 from longcat.logs import LogFormat
 from longcat.model.flavour import ModelSettings
-from longcat.model.precision import Offload, parse_precision
+from longcat.model.precision import parse_precision
 from longcat.options import Configuration, Directories, Flag
 from longcat.problem import Problem
 from longcat.storage.address import parse_address
@@ -27,6 +27,10 @@ from service.wire.webhook_host import WebhookHost
 
 _LEAST_SECRET_BYTES = 24
 """Minimum length of a secret in the specification of Standard Webhooks."""
+
+AUTO = "auto"
+DEFAULT_ROWS = 12
+_FITS = "{}; on a CUDA device, what fits"
 
 _Count = Annotated[int, Field(ge=1)]
 
@@ -41,17 +45,18 @@ class ModelConfig(Configuration):
     """Reason of auto's choice; None where the flavour was given."""
     revision: str | None = None
     """The hub's branch, tag or commit; by default its main branch."""
-    precision: str = "no_change"
-    """Storage of the transformer's weights, which are most of the memory: no_change, int8-quanto, int4-quanto, fp8-quanto,
-    int8-torchao, fp8-torchao."""
-    text_encoder_precision: str = "no_change"
-    """Storage of the text encoder's weights, which are nearly all the rest: the same choices."""
+    precision: str = "auto"
+    """Storage of the transformer's weights: no_change, int8-quanto, int4-quanto, fp8-quanto, int8-torchao, fp8-torchao; auto
+    takes what fits a CUDA device, and no_change elsewhere."""
+    text_encoder_precision: str = "auto"
+    """Storage of the text encoder's weights, of which there are more: the same choices."""
     device: str = "auto"
     """Device that computes: cpu, cuda, cuda:N or mps; auto takes CUDA, else MPS, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type that is computed in; auto takes float32 on a CPU, where it is exact and portable, else bfloat16."""
-    offload: Offload = Offload.NONE
-    """Keep weights in main memory until they are needed: less GPU memory, slower."""
+    offload: Literal["auto", "none", "model", "group"] = "auto"
+    """Keep weights in main memory until they are needed: less GPU memory, slower. model moves one component at a time, group
+    one layer; auto takes what fits a CUDA device, and none elsewhere."""
     compile: bool = False
     """Run the blocks through torch.compile: minutes more of warm-up, faster steps."""
 
@@ -60,7 +65,8 @@ class ModelConfig(Configuration):
     def _check_precision(cls, given: str) -> str:
         """Reject an unsupported precision before anything is downloaded."""
         with _as_value_error():
-            parse_precision(given)
+            if given != AUTO:
+                parse_precision(given)
         return given
 
 
@@ -71,9 +77,9 @@ class AdapterConfig(Configuration):
     """Storage of LoRA adapters: file:///directory or s3://bucket/prefix. Without it, the base model alone is served."""
     endpoint_url: Annotated[str | None, Flag(name="adapters-endpoint-url", metavar="URL")] = None
     """Endpoint of an S3 store other than AWS."""
-    slots: Annotated[int, Field(ge=MAX_ADAPTERS), Flag(name="adapter-slots")] = 8
+    slots: Annotated[int | None, Field(ge=MAX_ADAPTERS), Flag(name="adapter-slots", default=_FITS.format(8))] = None
     """Adapters that the rows of one forward can use; each slot takes device memory for all layers at full rank."""
-    rank: Annotated[_Count, Flag(name="adapter-rank")] = 64
+    rank: Annotated[int | None, Field(ge=1), Flag(name="adapter-rank", default=_FITS.format(64))] = None
     """Largest rank that is served; every slot has room for it."""
     poll_seconds: Annotated[float, Field(ge=0.1), Flag(name="adapter-poll-seconds")] = 2.0
     """Interval between listings of the storage, and so the longest delay before a new version is found."""
@@ -105,11 +111,6 @@ class AdapterConfig(Configuration):
             for name in given:
                 parse_reference(name)
         return given
-
-    @property
-    def most_pinned(self) -> int:
-        """The number of slots that may be pinned: one request must always find as many as it can use."""
-        return self.slots - MAX_ADAPTERS
 
 
 class JobConfig(Configuration):
@@ -178,8 +179,8 @@ class ServiceConfig(Configuration):
     """Most denoising steps of a request; with max_images, they bound how long one request can take."""
     max_images: _Count = 8
     """Most images of a request."""
-    max_rows: Annotated[int, Field(ge=2)] = 12
-    """Most rows in one forward at the default size, which bounds activation memory; with guidance, an image has two."""
+    max_rows: Annotated[int | None, Field(ge=2), Flag(default=_FITS.format(DEFAULT_ROWS))] = None
+    """Most rows in one forward at the default size; with guidance, an image has two."""
     max_queue: _Count = 64
     """Most requests queued or running; beyond it, 429 with the time after which to retry."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024

@@ -13,9 +13,9 @@ from longcat.adapter.reference import parse_new_name
 from longcat.errors import NoAdapterStorageError
 from longcat.logs import log_event
 from longcat.model.flavour import Flavour
-from longcat.model.loading import check_compiler, load, parse_device
+from longcat.model.loading import check_compiler, load, parse_device, parse_dtype
 from longcat.model.memory.in_use import memory_of
-from longcat.model.precision import Offload, parse_precision
+from longcat.model.precision import Offload
 from longcat.storage.opening import open_storage
 from service.adapters.cache import AdapterCache, Checks
 from service.adapters.registry import Registry
@@ -23,11 +23,12 @@ from service.config import AdapterConfig, ModelConfig
 from service.engine.engine import Engine
 from service.engine.request_state import OnEvent
 from service.engine.timeline import Timeline
+from service.memory.settings import decide
 from service.observability import metrics
 from service.wire.events import ErrorEvent, Event, ResultEvent, StepEvent
 from service.wire.messages import AdapterAction, AdapterCommand, AdapterReport, GenerateCommand, SlotStatus
 from service.wire.picture import ModelIdentity
-from service.wire.schema import ResolvedRequest
+from service.wire.schema import MAX_ADAPTERS, ResolvedRequest
 
 log = logging.getLogger("lithograph")
 
@@ -41,19 +42,33 @@ class Renderer:
     """A model, its engine and its adapters."""
 
     def __init__(
-        self, config: ModelConfig, flavour: Flavour, *, max_rows: int, adapters: AdapterConfig | None = None
+        self,
+        config: ModelConfig,
+        flavour: Flavour,
+        *,
+        max_rows: int | None = None,
+        max_pixels: int | None = None,
+        adapters: AdapterConfig | None = None,
     ) -> None:
-        """Load the model. Raises ``DeviceError`` or ``PrecisionError`` if this machine cannot."""
+        """Load the model.
+
+        ``max_rows``: most rows of a forward at the default size; None lets the device's memory decide. ``max_pixels``: of an
+        image; None is the model's own limit. Raises ``ConfigError``, ``DeviceError`` or ``PrecisionError`` if this machine
+        cannot.
+        """
+        device = parse_device(config.device)
         if config.compile:
-            check_compiler(parse_device(config.device))
-        self.model = load(
+            check_compiler(device)
+        self.settings = settings = decide(
+            config,
+            adapters,
             flavour,
-            precision=parse_precision(config.precision),
-            text_encoder_precision=parse_precision(config.text_encoder_precision),
-            device=config.device,
-            dtype=config.dtype,
-            offload=Offload(config.offload),
+            max_rows=max_rows,
+            max_pixels=max_pixels,
+            device=device,
+            dtype=str(parse_dtype(config.dtype, device)).removeprefix("torch."),
         )
+        self.model = load(flavour, device=config.device, dtype=config.dtype, **settings.format._asdict())
         self.identity = ModelIdentity(
             flavour=flavour.name,
             revision=flavour.revision,
@@ -65,11 +80,12 @@ class Renderer:
         self.engine = Engine(
             self.model,
             self.identity,
-            max_rows=max_rows,
-            adapter_slots=adapters.slots if adapters else 0,
-            adapter_rank=adapters.rank if adapters else 1,
+            max_rows=settings.capacity.rows,
+            adapter_slots=settings.capacity.slots if adapters else 0,
+            adapter_rank=settings.capacity.rank if adapters else 1,
             compiled=config.compile,
-            background=config.offload == Offload.NONE.value,
+            background=settings.format.offload is Offload.NONE,
+            memory=settings.memory,
         )
         self.registry = self._open_registry(adapters) if adapters else None
         self.observe: Observe | None = None
@@ -183,7 +199,7 @@ class Renderer:
         registry = Registry(
             storage,
             cache=cache,
-            most_pinned=config.most_pinned,
+            most_pinned=slots.count - MAX_ADAPTERS,  # one request must always find as many slots as it can use
             on_pins=self.engine.pin,
             prefetch=config.prefetch,
         )

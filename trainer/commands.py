@@ -116,7 +116,10 @@ def validate(path: Path | None, adapter: str | None, options: tuple[str, ...]) -
 )
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def plan(path: Path | None, as_json: bool, gpu_gib: float | None, processes: int, options: tuple[str, ...]) -> None:
-    """Show how much memory a training takes, part by part. Nothing is loaded."""
+    """Show how much memory a training takes, part by part. Nothing is loaded.
+
+    For serving: lithograph serve --plan.
+    """
     set_up_logging()
 
     def run() -> int:

@@ -219,12 +219,14 @@ class AdapterSlots:
             return None
         updates: dict[str, dict[str, list[Any]]] = {}
         for uses in itertools.zip_longest(*rows):  # each row's first adapter, then each row's second, ...
-            selection = self._selection(uses) if self._whole else None
+            selected = self._selection(uses) if self._whole else None
             for name in self._buffers:
                 if place := _place(name):
-                    is_selected = selection is not None and is_blocks_own(name)
-                    parts = [self._selected(name, *selection)] if is_selected else self._updates(name, uses)
-                    updates.setdefault(place[0], {}).setdefault(place[1], []).extend(parts)
+                    parts = updates.setdefault(place[0], {}).setdefault(place[1], [])
+                    if selected is not None and is_blocks_own(name):
+                        parts.append(self._selected(name, *selected))
+                    else:
+                        parts.extend(self._updates(name, uses))
         for name in self._vectors.names(rows):
             if place := _place(name):
                 updates.setdefault(place[0], {}).setdefault(place[1], []).extend(self._vectors.updates(name, rows))
@@ -271,9 +273,10 @@ class AdapterSlots:
 
     def _selection(self, uses: Sequence[SlotUse | None]) -> tuple[Tensor, Tensor]:
         """Return each row's slot, the empty one without an adapter, (R,), and its scale, (R, 1, 1)."""
-        slots, scales = zip(*(use or (self.count, 1.0) for use in uses), strict=True)
-        scales_R = torch.tensor(scales, dtype=self._dtype)
-        return torch.tensor(slots).to(self._device), scales_R.to(self._device)[:, None, None]
+        chosen = [use or (self.count, 1.0) for use in uses]
+        slots_R = torch.tensor([slot for slot, _ in chosen])
+        scales_R = torch.tensor([scale for _, scale in chosen], dtype=self._dtype)
+        return slots_R.to(self._device), scales_R.to(self._device)[:, None, None]
 
     def _selected(self, name: str, slots_R: Tensor, scales_R11: Tensor) -> SelectedUpdate:
         width_in, width_out = self._targets[name]

@@ -11,7 +11,7 @@ image has its own step, schedule, guidance, seed and adapters.
 Fairness:
 
 - Sizes take turns: between two steps of an image there is at most one forward of each other size.
-- Images of one size are admitted in the order of arrival, as rows of the forward become free.
+- Images of one size are admitted in the order of arrival, as rows of the forward and device memory become free.
 - Once an image finds no slot for its adapters, no later image with adapters is admitted before it, so that slots become free
   as the images that use them finish. Later images without adapters may pass it.
 """
@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from longcat.errors import DeadlineError, EngineError, LithographError
+from longcat.errors import DeadlineError, EngineError, LithographError, UserError
 from longcat.model.device_errors import free_memory, is_device_lost, is_out_of_memory
 from longcat.model.loading import Components
 from longcat.sampling import denoise
@@ -35,6 +35,7 @@ from service.engine.scheduler import Scheduler, rows_of
 from service.engine.slot_table import Adapter, SlotTable
 from service.engine.timeline import Phase, StepInterval, Timeline
 from service.engine.workers import Workers, device_time
+from service.memory.admission import StepMemory
 from service.wire.errors import wrapped
 from service.wire.events import ErrorEvent, StepEvent
 from service.wire.messages import GenerateCommand
@@ -56,11 +57,13 @@ class Engine:
         adapter_rank: int = 1,
         compiled: bool = False,
         background: bool = True,
+        memory: StepMemory | None = None,
     ) -> None:
         """Allocate the slots; nothing runs yet.
 
         ``max_rows``: most rows of a forward at the default size (an image with guidance has two), at least 2; larger images
-        get fewer. ``background``: encode and decode in threads; False with weights that are offloaded between devices.
+        get fewer. ``memory`` bounds them by bytes, too. ``background``: encode and decode in threads; False for weights that
+        are offloaded between devices.
         """
         self.model = model
         self.forward = Forward(model.transformer, model.device, compiled=compiled)
@@ -82,7 +85,10 @@ class Engine:
         self._queue: list[RequestState] = []
         """Requests with images to admit, in the order of arrival."""
         self._max_rows = max_rows
-        self._scheduler = Scheduler(max_rows=max_rows, default_size_px=model.flavour.settings.default_size_px)
+        self._memory = memory
+        self._scheduler = Scheduler(
+            max_rows=max_rows, default_size_px=model.flavour.settings.default_size_px, memory=memory
+        )
         self._arrivals = itertools.count()
         self.out_of_memory = 0
         """Forwards that ran out of the device's memory."""
@@ -113,6 +119,13 @@ class Engine:
         )
         state.timeline.begin(Phase.QUEUE, command.submitted_at)
         self._inbox.put(lambda: self._requests.update({command.id: state}))
+        try:
+            if self._memory is not None:
+                self._memory.check(command.request)
+        except UserError as error:
+            refusal = error
+            self._inbox.put(lambda: self._fail(state, refusal))
+            return
         self.workers.prepare(state, self._enqueue)
 
     def cancel(self, request_id: str) -> None:
@@ -157,7 +170,7 @@ class Engine:
         slots_are_short = False
         for state in list(self._queue):
             while state.pending and state.size not in full and not (state.adapters and slots_are_short):
-                if not self._scheduler.fits(state.size, state.rows_per_image):
+                if not self._scheduler.fits(state):
                     full.add(state.size)
                 elif (slots := self.slot_table.acquire(state.adapters)) is None:
                     slots_are_short = True

@@ -127,7 +127,9 @@ class ServingPlan:
         """The largest weight of a block, which is dequantized while it is used."""
         if self.workload.precision is Precision.NO_CHANGE:
             return 0
-        return max(layer.width_in * layer.width_out for block in self.transformer.blocks for layer in block) * self._item
+        return (
+            max(layer.width_in * layer.width_out for block in self.transformer.blocks for layer in block) * self._item
+        )
 
     @property
     def step_bytes(self) -> int:
@@ -189,11 +191,11 @@ class ServingPlan:
             case Offload.NONE:
                 return {"serving": kept + sum(weights) + step + encode + decode}
             case Offload.MODEL:
-                parts = zip(weights, (step, encode, decode), strict=True)
+                present = weights
             case Offload.GROUP:
-                parts = ((self._ungrouped_bytes, work) for work in (step, encode, decode))
-        phases = ("steps", "prompts", "decoding")
-        return {phase: kept + weight + work for phase, (weight, work) in zip(phases, parts, strict=True)}
+                present = self._ungrouped_bytes, self._ungrouped_bytes, self._ungrouped_bytes
+        works = {"steps": step, "prompts": encode, "decoding": decode}
+        return {phase: kept + weight + work for (phase, work), weight in zip(works.items(), present, strict=True)}
 
     @property
     def _ungrouped_bytes(self) -> int:

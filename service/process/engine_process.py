@@ -113,8 +113,20 @@ class EngineProcess:
             from service.renderer import Renderer  # here, so that the HTTP processes never import torch
 
             config = self.config
-            renderer = Renderer(config.model, self.flavour, max_rows=config.max_rows, adapters=config.adapters)
-            self.state.set_model(device=str(renderer.model.device), **renderer.identity.model_dump())
+            renderer = Renderer(
+                config.model,
+                self.flavour,
+                max_rows=config.max_rows,
+                max_pixels=self.limits.max_pixels,
+                adapters=config.adapters,
+            )
+            settings = renderer.settings
+            self.state.set_model(
+                device=str(renderer.model.device),
+                **renderer.identity.model_dump(),
+                offload=settings.format.offload,
+                **settings.capacity._asdict(),
+            )
             self.state.set_engine(ServicePhase.WARMING_UP)
             renderer.engine.warm_up()
             tokenize = plain_ids(renderer.model.tokenizer)

@@ -28,7 +28,7 @@ from longcat.errors import LithographError, UserError
 from longcat.model.flavour import Flavour
 from longcat.model.tokenizer import load_tokenizer, plain_ids
 from longcat.parent import end_with_parent
-from service.config import ServiceConfig
+from service.config import DEFAULT_ROWS, ServiceConfig
 from service.http.admission import Admission
 from service.http.app import set_up
 from service.http.edge.server import uvicorn_arguments
@@ -101,7 +101,7 @@ class Server(litserve.LitServer):
         config = api.config
         mailboxes: dict[str, Any] = {}
         self._exchange = Exchange(
-            mailboxes, max_requests=config.max_queue, pictures_at_a_time=max(1, config.max_rows // 2)
+            mailboxes, max_requests=config.max_queue, pictures_at_a_time=max(1, (config.max_rows or DEFAULT_ROWS) // 2)
         )
         self._supervisor = Supervisor(config, api.state, self._exchange)
         tokenize = plain_ids(load_tokenizer(api.flavour.folder))

@@ -6,6 +6,9 @@ from pathlib import Path
 _SHARE = 0.9
 """Share of a device that a plan may fill: the rest goes to fragmentation, libraries and the driver."""
 
+_FREE_SHARE = 0.95
+"""Share of the memory that is free now: that of other programs' fragments is known."""
+
 
 def usable_bytes(available_bytes: int) -> int:
     """Return the bytes that a plan may fill of a device with that much memory."""
@@ -25,6 +28,14 @@ def device_bytes(device: object) -> int:
     if name.startswith("mps"):
         return int(torch.mps.recommended_max_memory())
     return int(torch.cuda.get_device_properties(name).total_memory)
+
+
+def free_bytes(device: object) -> int:
+    """Return the bytes of a CUDA device that a plan may fill beside what other programs use."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(str(device))
+    return min(usable_bytes(total), int(free * _FREE_SHARE))
 
 
 def main_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:

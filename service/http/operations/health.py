@@ -88,8 +88,8 @@ async def info(admission: AdmissionDependency) -> dict[str, Any]:
         if adapters is None
         else {
             "storage": adapters.uri,
-            "slots": adapters.slots,
-            "max_rank": adapters.rank,
+            "slots": state.model.get("slots", adapters.slots),
+            "max_rank": state.model.get("rank", adapters.rank),
             "required": adapters.required,
         },
         "defaults": {

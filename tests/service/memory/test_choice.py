@@ -1,0 +1,109 @@
+"""The plan of serving against full-size models without data, and the settings that are chosen for cards of any size."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, LongCatImageTransformer2DModel
+
+from longcat.errors import ConfigError, PrecisionError
+from longcat.model.flavour import PUBLISHED_FOLDER, Description, ModelSettings
+from longcat.model.memory.device import usable_bytes
+from longcat.model.precision import Offload, Precision
+from longcat.sampling.forward import Forward
+from longcat.sampling.slots import AdapterSlots
+from service.memory.choice import Wanted, check_format, choose
+from service.memory.plan import ServingPlan, plan
+from service.memory.settings import workload_of
+from tests.conftest import run_lithograph
+from tests.service.memory.meta import peak_of
+
+META = torch.device("meta")
+BF16 = torch.bfloat16
+WORKLOAD = workload_of(
+    Description(folder=PUBLISHED_FOLDER, settings=ModelSettings()), dtype="bfloat16", has_adapters=True, max_pixels=None
+)
+
+
+@cache
+def transformer() -> LongCatImageTransformer2DModel:
+    config = json.loads((PUBLISHED_FOLDER / "transformer" / "config.json").read_text())
+    with META:
+        return LongCatImageTransformer2DModel(**config).to(BF16).requires_grad_(False)
+
+
+def nbytes(module: torch.nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def test_weights_and_slots_are_those_of_the_full_size_model() -> None:
+    made = plan(WORKLOAD)
+    config = json.loads((PUBLISHED_FOLDER / "vae" / "config.json").read_text())
+    with META:
+        vae = AutoencoderKL(
+            **config, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            use_quant_conv=False, use_post_quant_conv=False,
+        ).to(BF16)  # fmt: skip
+    slots = AdapterSlots(transformer(), count=8, rank=64, device=META, dtype=BF16)
+    assert made.transformer_bytes == pytest.approx(nbytes(transformer()), rel=1e-3)
+    assert made.vae_bytes == pytest.approx(nbytes(vae), rel=1e-3)
+    assert made.slot_bytes == pytest.approx(slots.nbytes, rel=1e-3)
+
+
+@pytest.mark.parametrize(("side_px", "rows"), [(512, 12), (1024, 1), (1024, 12), (2048, 2)])
+def test_steps_take_what_is_planned(side_px: int, rows: int) -> None:
+    model = transformer()
+    forward = Forward(model, META)
+    rope = forward.rope(height_px=side_px, width_px=side_px, prompt_rows=512)
+    inputs = (
+        torch.empty(rows, (side_px // 16) ** 2, 64, device=META, dtype=BF16),
+        torch.empty(rows, 512, model.inner_dim, device=META, dtype=BF16),
+        torch.empty(rows, 182 * model.inner_dim, device=META, dtype=BF16),
+    )
+    planned = rows * plan(WORKLOAD).row_bytes(width_px=side_px, height_px=side_px)
+    assert planned == pytest.approx(peak_of(lambda: forward(*inputs, rope)), rel=0.02)
+
+
+def choice(gib: float, **wanted: object) -> ServingPlan:
+    made = choose(Wanted(**wanted), WORKLOAD, usable_bytes(int(gib * 2**30)))  # type: ignore[arg-type]
+    assert made.fits
+    assert made.plan.most_bytes <= usable_bytes(int(gib * 2**30))
+    return made.plan
+
+
+def test_cards_that_people_own_are_served_without_options() -> None:
+    small, middle, large = (choice(gib).workload for gib in (15.6, 23.5, 79.2))
+    assert (small.precision, small.text_encoder_precision, small.offload) == ("int8-torchao", "int8-torchao", "model")
+    assert (middle.precision, middle.text_encoder_precision, middle.offload) == ("int8-torchao", "int8-torchao", "none")
+    assert (large.precision, large.text_encoder_precision, large.offload) == ("no_change", "no_change", "none")
+    assert min(load.rows for load in (small, middle, large)) >= 4
+    assert (large.rows, large.slots, large.rank) == (12, 8, 64)
+
+
+def test_explicit_settings_win() -> None:
+    given = choice(79, precision=Precision.FP8_TORCHAO, offload=Offload.MODEL, rows=5, slots=6, rank=16).workload
+    assert (given.precision, given.offload) == (Precision.FP8_TORCHAO, Offload.MODEL)
+    assert (given.rows, given.slots, given.rank) == (5, 6, 16)
+    tight = choose(Wanted(precision=Precision.INT8_TORCHAO, rows=500), WORKLOAD, usable_bytes(24 * 2**30))
+    assert tight.plan.workload.rows == 500
+    assert not tight.fits  # its requests wait for memory
+
+
+def test_what_no_setting_fits_is_refused_before_loading() -> None:
+    with pytest.raises(ConfigError) as raised:
+        choose(Wanted(offload=Offload.NONE, precision=Precision.NO_CHANGE), WORKLOAD, usable_bytes(16 * 2**30))
+    assert raised.value.problems[0].code == "serving_does_not_fit"
+    with pytest.raises(PrecisionError, match="int8-torchao"):
+        check_format(Wanted(text_encoder_precision=Precision.INT4_QUANTO))
+
+
+def test_the_plan_is_shown_without_weights(tmp_path: Path) -> None:
+    done = run_lithograph("serve", "--plan", "--json", "--gpu-gib", "24", "--flavour", "final", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["fits"]
+    assert printed["settings"]["precision"] == "int8-torchao"
+    assert printed["most_bytes"] == max(printed["phases"].values()) <= printed["usable_bytes"]
+    assert list(tmp_path.iterdir()) == []
