@@ -17,7 +17,7 @@ from longcat.problem import reason_of
 from longcat.storage.disk import disk_full, is_disk_full
 from longcat.validation import validated
 from service.config import AdapterConfig, ModelConfig
-from service.flavour_choice import settled
+from service.memory.flavour_choice import settled
 from service.wire.events import ResultEvent, StepEvent
 from service.wire.limits import Limits
 from service.wire.picture import read_recipe

@@ -13,7 +13,7 @@ from longcat.model.flavour import resolve
 from longcat.options import command_options, configure
 from longcat.storage.opening import open_storage
 from service.config import ServiceConfig
-from service.flavour_choice import settled
+from service.memory.flavour_choice import settled
 from service.run_folder import METRICS_VARIABLE, run_folder
 
 

@@ -13,7 +13,7 @@ from service.memory.settings import words, workload_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
+class ServingForecast:
     """The settings that a configuration takes on a GPU, and their memory."""
 
     device: str
@@ -53,7 +53,7 @@ class Forecast:
         }
 
 
-def forecast(config: ServiceConfig, *, gpu_bytes: int | None = None) -> Forecast:
+def forecast(config: ServiceConfig, *, gpu_bytes: int | None = None) -> ServingForecast:
     """Plan for the configured CUDA device, or for a GPU with ``gpu_bytes``, which need not be in this machine.
 
     For a GPU elsewhere no torch is imported; of a model on the hub, at most its JSON files are downloaded. Raises
@@ -70,7 +70,7 @@ def forecast(config: ServiceConfig, *, gpu_bytes: int | None = None) -> Forecast
     wanted = Wanted.of(model, config.adapters, config.max_rows)
     check_format(wanted)
     name, usable = ("a GPU", usable_bytes(gpu_bytes)) if gpu_bytes is not None else _device(model.device)
-    return Forecast(device=name, choice=choose(wanted, workload, usable))
+    return ServingForecast(device=name, choice=choose(wanted, workload, usable))
 
 
 def _device(name: str) -> tuple[str, int]:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from longcat.adapter.lora import lora_targets
 
+from longcat.adapter.modules import lora_targets
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.model.memory.weights import read_autoencoder, read_text_encoder, read_transformer
