@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", type=Path, required=True, help="a directory that LongCatImagePipeline reads")
     parser.add_argument("--adapters", type=Path, help="a directory of NAME.safetensors")
+    parser.add_argument("--device", default="cpu", help="cpu, or a CUDA device: cuda or cuda:N")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each worker")
     parser.add_argument("--workers-per-device", type=int, default=1)
@@ -191,8 +192,8 @@ def main() -> None:
     )
     server = litserve.LitServer(
         api,
-        accelerator="cpu",
-        devices=1,
+        accelerator="cpu" if arguments.device == "cpu" else "cuda",
+        devices=[int(index)] if (index := arguments.device.partition(":")[2]) else 1,
         workers_per_device=arguments.workers_per_device,
         timeout=_QUEUE_TIMEOUT_SECONDS,
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.contestants.comparison import OURS
-from loadtest.contestants.servers import ServerSetup, baseline, service
+from loadtest.contestants.servers import EMBEDDED, ServerSetup, baseline, service
 from loadtest.traffic.adapters import RANK, make_adapters, publish
 
 PLAIN = "plain"
@@ -25,6 +25,8 @@ def add_options(parser: argparse.ArgumentParser, *, servers: Sequence[str], adap
 def add_service_options(parser: argparse.ArgumentParser, *, adapters: int) -> None:
     """Add the options of the service."""
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--model", default=str(EMBEDDED), help="a model's directory")
     parser.add_argument("--adapters", type=int, default=adapters, help="how many; 0 for none")
     parser.add_argument("--targets", choices=("attention", "all-linear"), default="attention")
     parser.add_argument("--serve-options", default="", help="more options of `lithograph serve`, in quotes")
@@ -45,6 +47,8 @@ def contestants(arguments: argparse.Namespace, folder: Path) -> tuple[list[Serve
                 baseline(
                     name,
                     dtype=arguments.baseline_dtype or arguments.dtype,
+                    model=Path(arguments.model),
+                    device=arguments.device,
                     adapters=folder / "files" if files else None,
                     threads=max(1, (os.cpu_count() or 1) // workers),
                     batch=batch,
@@ -78,7 +82,13 @@ def service_on(
     options += [text for name in required for text in ("--require-adapter", name)]
     if endpoint_url is not None:
         options += ["--adapters-endpoint-url", endpoint_url]
-    return service(OURS, dtype=arguments.dtype, options=[*options, *shlex.split(arguments.serve_options)])
+    return service(
+        OURS,
+        dtype=arguments.dtype,
+        model=arguments.model,
+        device=arguments.device,
+        options=[*options, *shlex.split(arguments.serve_options)],
+    )
 
 
 def steps_option(text: str) -> tuple[int, ...]:

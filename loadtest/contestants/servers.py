@@ -45,24 +45,33 @@ class ServerSetup:
     """More variables, as in ``NAME=VALUE``."""
 
 
-def service(name: str, *, dtype: str, options: Sequence[str]) -> ServerSetup:
+def service(
+    name: str, *, dtype: str, options: Sequence[str], model: str = "embedded", device: str = "auto"
+) -> ServerSetup:
     """Set up the service: ``lithograph serve`` with these options."""
-    return ServerSetup(
-        name=name, module="lithograph", options=("serve", "--dtype", dtype, *options), ready_path="/readyz"
-    )
+    common = ("--flavour", model, "--device", device, "--dtype", dtype)
+    return ServerSetup(name=name, module="lithograph", options=("serve", *common, *options), ready_path="/readyz")
 
 
 def baseline(
-    name: str, *, dtype: str, adapters: Path | None, threads: int, batch: int = 1, workers: int = 1
+    name: str,
+    *,
+    dtype: str,
+    model: Path,
+    device: str,
+    adapters: Path | None,
+    threads: int,
+    batch: int = 1,
+    workers: int = 1,
 ) -> ServerSetup:
-    """``loadtest.contestants.contestants.baseline``. ``threads`` are torch's in each worker; ``adapters`` is a folder."""
+    """``loadtest.contestants.baseline``. ``threads`` are torch's in each worker; ``model`` and ``adapters`` are folders."""
     folder = () if adapters is None else ("--adapters", str(adapters))
     numbers = {"threads": threads, "max-batch-size": batch, "workers-per-device": workers}
     return ServerSetup(
         name=name,
         module="loadtest.contestants.baseline",
         options=(
-            *("--model", str(EMBEDDED), "--dtype", dtype),
+            *("--model", str(model), "--device", device, "--dtype", dtype),
             *folder,
             *(text for key, value in numbers.items() for text in (f"--{key}", str(value))),
         ),
@@ -151,8 +160,11 @@ class ServerProcess:
         """Suspend all its processes, so that they take no time from the server under measurement."""
         self._signal(signal.SIGSTOP)
 
-    def stop(self) -> None:
-        """Send SIGTERM, then SIGKILL to the processes that remain (plain LitServe leaves its children running)."""
+    def stop(self) -> int:
+        """Send SIGTERM, then SIGKILL to the processes that remain (plain LitServe leaves its children running).
+
+        Return the exit code of the main process.
+        """
         tree = self._tree()
         self._signal(signal.SIGCONT)
         self._main.terminate()
@@ -164,7 +176,7 @@ class ServerProcess:
                     end(process)
             # Multiprocessing's resource tracker ignores SIGTERM; it cleans up after the others and ends by itself.
             _, tree = psutil.wait_procs(tree, timeout=_KILL_SECONDS)
-        self._main.wait()
+        return self._main.wait()
 
     def _tree(self) -> list[psutil.Process]:
         try:

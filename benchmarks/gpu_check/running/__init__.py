@@ -1,0 +1,1 @@
+"""Running groups of checks as processes, and the report."""

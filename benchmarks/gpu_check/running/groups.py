@@ -1,0 +1,52 @@
+"""The groups of checks, each of which has a process of its own. No torch.
+
+A process of its own keeps what one group does to torch (compilation, an allocator's limit, a lost device) from the others.
+"""
+
+from dataclasses import dataclass
+
+PART_SECONDS = 600.0
+"""The most time of a part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The checks of one module's ``run``."""
+
+    part: int
+    name: str
+    module: str
+    argument: str = ""
+    """Handed to ``run``, where several groups share a module."""
+    seconds: float = 180.0
+    """The most time of the group: a check that hangs ends with it."""
+    is_short: bool = False
+    """True for a group of the short form."""
+
+
+_PRECISIONS = ("int8-torchao", "int8-quanto", "fp8-torchao", "int4-quanto", "fp8-quanto")
+
+GROUPS = (
+    Group(part=1, name="ceilings", module="serving.ceilings", seconds=60, is_short=True),
+    Group(part=1, name="embedded", module="serving.embedded", seconds=180),
+    Group(part=1, name="forward", module="serving.forward", is_short=True),
+    Group(part=1, name="adapters", module="serving.adapters", seconds=120, is_short=True),
+    Group(part=1, name="encoders", module="serving.encoders", seconds=90, is_short=True),
+    Group(part=1, name="cold start", module="serving.cold_start", seconds=240),
+    *(
+        Group(
+            part=2, name=name, module="variants.precision", argument=name, seconds=60, is_short=name == "int8-torchao"
+        )
+        for name in _PRECISIONS
+    ),
+    Group(part=2, name="offload", module="variants.offload", seconds=120, is_short=True),
+    Group(part=2, name="memory", module="variants.memory", seconds=120, is_short=True),
+    Group(part=2, name="device lost", module="variants.device_lost", seconds=60, is_short=True),
+    Group(part=2, name="compile", module="variants.compiled", seconds=180),
+    Group(part=2, name="server", module="variants.server", seconds=240),
+    Group(part=2, name="throughput", module="variants.throughput", seconds=240),
+    Group(part=3, name="steps", module="training.steps", seconds=240, is_short=True),
+    Group(part=3, name="ways", module="training.ways", seconds=180, is_short=True),
+    Group(part=3, name="distributed", module="training.distributed", seconds=120),
+    Group(part=3, name="run", module="training.lifecycle", seconds=240),
+)

@@ -1,0 +1,1 @@
+"""Part 1: correctness, and the speed of serving."""

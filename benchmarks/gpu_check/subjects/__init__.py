@@ -1,0 +1,1 @@
+"""The model that is checked, and its inputs."""
