@@ -142,6 +142,18 @@ bench-training: $(VENV)/base.stamp ## Time the training loop and the caches agai
 bench-full-size: $(VENV)/base.stamp ## Time one training step of a model of LongCat-Image's size: about 8 GB, minutes.
 	$(BIN)/python -m benchmarks.full_size_step $(ARGS)
 
+# GPU_PYTHON: a Python that has torch and the other packages already; nothing is installed then.
+DEVICE ?= cuda
+SIZE ?= full
+PART ?= all
+MODEL ?=
+GPU_PYTHON ?=
+
+.PHONY: gpu-check
+gpu-check: $(if $(GPU_PYTHON),,$(VENV)/base.stamp) ## Check and measure a CUDA GPU in three parts of at most 10 minutes (PART=1, MODEL=, DEVICE=cpu SIZE=embedded).
+	$(or $(GPU_PYTHON),$(BIN)/python) -m benchmarks.gpu_check --device $(DEVICE) --size $(SIZE) --part $(PART) \
+	  $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
 .PHONY: demo
 demo: $(VENV)/base.stamp ## Train an ink style on the embedded model while it is served, with pictures before and after.
 	$(BIN)/python -m recipes.ink.demo $(ARGS)

@@ -95,6 +95,17 @@ class Checks:
         self._append(asdict(record))
         print(record.line, flush=True)
 
+    def group(self, function: Callable[[], object]) -> None:
+        """Run the checks of a group, and record an exception outside them as the end of the group."""
+        try:
+            function()
+        except Exception as error:  # any: it is recorded as what it is
+            traceback.print_exc()
+            status, reason = _outcome(error)
+            record = Record(part=self._part, group=self._group, name="all", status=status, reason=reason)
+            self._append(asdict(record))
+            print(record.line, flush=True)
+
     def _measure(self, record: Record, function: Callable[[Check], object]) -> str:
         begin, raised = time.monotonic(), None
         try:

@@ -1,14 +1,18 @@
-"""What a group of checks works with: its checks, the settings and the model."""
+"""What a group of checks works with: its checks, the settings and the model. Imports torch when a group needs it."""
 
 import gc
+import sys
 from dataclasses import dataclass
-
-import torch
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from benchmarks.gpu_check.checks import Checks
 from benchmarks.gpu_check.settings import Settings
-from benchmarks.gpu_check.subjects.models import CheckedModel, empty_cache
-from longcat.model.device_errors import is_device_lost
+
+if TYPE_CHECKING:
+    import torch
+
+    from benchmarks.gpu_check.subjects.models import CheckedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +21,19 @@ class Kit:
 
     checks: Checks
     settings: Settings
-    model: CheckedModel
+
+    def __post_init__(self) -> None:
+        self.checks.after = _free
+
+    @cached_property
+    def model(self) -> "CheckedModel":
+        """The model that is checked."""
+        from benchmarks.gpu_check.subjects.models import CheckedModel
+
+        return CheckedModel(self.settings)
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         """The device under check."""
         return self.model.device
 
@@ -37,17 +50,19 @@ class Kit:
         return 1 if self.settings.is_short else 5 if self.settings.is_full else 2
 
 
-def make_kit(checks: Checks, settings: Settings) -> Kit:
-    """Return the kit of a process; the memory of a check is freed after it."""
-
-    def free(error: BaseException | None) -> str:
-        if error is not None and is_device_lost(error):
-            return "the device was lost in an earlier check of this process"
-        if error is not None:
-            error.__traceback__ = None  # its frames keep tensors alive
-        gc.collect()
-        empty_cache()
+def _free(error: BaseException | None) -> str:
+    """Free the memory of a check; return why no later one can run in this process, or nothing."""
+    if "torch" not in sys.modules:
         return ""
+    import torch
 
-    checks.after = free
-    return Kit(checks=checks, settings=settings, model=CheckedModel(settings))
+    from longcat.model.device_errors import is_device_lost
+
+    if error is not None and is_device_lost(error):
+        return "the device was lost in an earlier check of this process"
+    if error is not None:
+        error.__traceback__ = None  # its frames keep tensors alive
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return ""

@@ -319,6 +319,8 @@ void reset_counts() {
   ledger.to_device = ledger.to_host = ledger.host_bytes = ledger.waits = ledger.operations = 0;
 }
 
+void reset_peak() { ledger.peak = ledger.used.load(); }
+
 void set_faults(int64_t capacity, int64_t until_failure, bool lost) {
   ledger.capacity = capacity < 0 ? kUnlimited : capacity;
   ledger.until_failure = until_failure;
@@ -390,6 +392,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
 TORCH_LIBRARY(simulated_gpu, m) {
   m.def("count(str name) -> int", &count_of);
   m.def("reset_counts() -> ()", &reset_counts);
+  m.def("reset_peak() -> ()", &reset_peak);
   m.def("inject(int capacity, int until_failure, bool lost) -> ()", &set_faults);
   m.def("synchronize() -> ()", &wait_for_device);
 }

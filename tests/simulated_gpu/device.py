@@ -67,7 +67,8 @@ def attach() -> None:
         "memory_allocated": lambda _device=None: _count("used"),
         "memory_reserved": lambda _device=None: _count("used"),
         "max_memory_allocated": lambda _device=None: _count("peak"),
-        "reset_peak_memory_stats": lambda _device=None: None,
+        "reset_peak_memory_stats": lambda _device=None: torch.ops.simulated_gpu.reset_peak(),
+        "set_per_process_memory_fraction": _set_memory_fraction,
         "mem_get_info": lambda _device=None: (TOTAL_BYTES - _count("used"), TOTAL_BYTES),
         "manual_seed": lambda _seed: None,
         "manual_seed_all": lambda _seed: None,
@@ -147,6 +148,10 @@ _python_counts = _PythonCounts()
 def _synchronize(_device: object = None) -> None:
     _python_counts.synchronizations += 1
     torch.ops.simulated_gpu.synchronize()
+
+
+def _set_memory_fraction(fraction: float, _device: object = None) -> None:
+    torch.ops.simulated_gpu.inject(int(fraction * TOTAL_BYTES) if fraction < 1 else -1, -1, False)
 
 
 def _empty_cache() -> None:

@@ -31,6 +31,7 @@ def run_group(group: Group, settings: Settings, *, seconds: float) -> list[Recor
     log = file.with_suffix(".log")
     file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu_check.running.group", group.name]
+    command += ["--part", str(group.part), "--module", group.module, "--argument", group.argument]
     command += ["--settings", settings.to_json(), "--records", str(file)]
     begin = time.time()
     with log.open("wb") as stream:
@@ -64,7 +65,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     except PackageNotFoundError:
         paths.append(str(_metadata(settings.folder)))
     paths += filter(None, [os.environ.get("PYTHONPATH")])
-    added = {"PYTHONPATH": os.pathsep.join(paths)}
+    added = {"PYTHONPATH": os.pathsep.join(paths), "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
     if settings.model is None:
         added["HF_HUB_OFFLINE"] = "1"
     return os.environ | added

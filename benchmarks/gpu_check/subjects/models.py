@@ -153,7 +153,6 @@ class CheckedModel:
             module: Any = make()
             module.save_pretrained(folder / part)
             del module
-            empty_cache()
         for part in ("scheduler", "tokenizer", "text_processor"):
             shutil.copytree(EMBEDDED_FOLDER / part, folder / part, dirs_exist_ok=True)
         if not self._settings.is_full:
@@ -180,9 +179,3 @@ class CheckedModel:
     def _frozen(self, module: Any) -> Any:
         frozen: nn.Module = module.to(self.dtype).eval().requires_grad_(False)
         return frozen
-
-
-def empty_cache() -> None:
-    """Give back device memory that nothing uses."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

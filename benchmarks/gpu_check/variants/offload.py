@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,6 +16,8 @@ from longcat.errors import UserError
 from longcat.model.precision import Offload, Precision
 
 _STEPS = 4
+_SOURCES = {"aten.copy_.default": 1, "aten._to_copy.default": 0}
+"""The operators that copy, and the place of the source among their arguments."""
 
 
 def run(kit: Kit) -> None:
@@ -49,16 +50,17 @@ def _measure(kit: Kit, precision: Precision, offload: Offload, check: Check) -> 
 class Copies(TorchDispatchMode):
     """The bytes of all copies between main memory and the device, in this thread."""
 
-    to_device = to_host = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.to_device = self.to_host = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run an operation, and count it if it is a copy."""
         result = func(*args, **(kwargs or {}))
-        if func in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default):
-            source = args[1] if func is torch.ops.aten.copy_.default else args[0]
-            self._count(source, result)
+        if (place := _SOURCES.get(str(func))) is not None:
+            self._count(args[place], result)
         return result
 
     def _count(self, source: Tensor, result: Tensor) -> None:
