@@ -33,7 +33,7 @@ GROUPS = (
     Group(part=1, name="forward", module=f"{_HERE}.serving.forward", is_short=True),
     Group(part=1, name="adapters", module=f"{_HERE}.serving.adapters", seconds=120, is_short=True),
     Group(part=1, name="encoders", module=f"{_HERE}.serving.encoders", seconds=90, is_short=True),
-    Group(part=1, name="cold start", module=f"{_HERE}.serving.cold_start", seconds=240),
+    Group(part=1, name="cold start", module=f"{_HERE}.serving.cold_start", seconds=300),
     *(
         Group(
             part=2,

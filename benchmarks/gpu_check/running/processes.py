@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.gpu_check.checks import Record, Status
 from benchmarks.gpu_check.running.groups import Group
@@ -99,13 +100,17 @@ def _entries(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all that it started: they are in a session of their own."""
-    if process.poll() is None:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_SECONDS)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """End a process that has had its time, and what it started: servers and trainings."""
+    if process.poll() is not None:
+        return
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_SECONDS)
+    process.kill()
+    for each in started:
+        with suppress(psutil.NoSuchProcess):  # psutil makes sure that the id has not become another process's
+            each.kill()
     process.wait()
 
 

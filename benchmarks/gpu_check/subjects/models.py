@@ -31,6 +31,7 @@ from longcat.model.loading import (
     parse_dtype,
     place,
 )
+from longcat.model.memory import memory_of
 from longcat.model.precision import Offload, Precision
 from longcat.model.quantize import check_precision, quantize_base
 from longcat.model.tokenizer import load_tokenizer
@@ -43,6 +44,7 @@ _AUTOENCODER = {
 }  # fmt: skip
 """The autoencoder's settings that its size does not depend on."""
 _ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+_TRANSFORMER_GIB, _TEXT_ENCODER_GIB = 12.0, 16.0
 _FREE_BYTES = 40 * GIB
 """Free disk that a model of full size needs, with room for what else is written."""
 
@@ -80,6 +82,7 @@ class CheckedModel:
 
     def transformer(self, **changes: Any) -> LongCatImageTransformer2DModel:
         """Make the frozen transformer on the device. ``changes`` of its sizes are for random weights."""
+        self._require_memory(_TRANSFORMER_GIB)
         if not self.is_random and not changes:
             return load_transformer(self.flavour, self.dtype).to(self.device)
         with self._making():
@@ -87,6 +90,7 @@ class CheckedModel:
 
     def text_encoder(self) -> Qwen2_5_VLForConditionalGeneration:
         """Make the frozen text encoder on the device."""
+        self._require_memory(_TEXT_ENCODER_GIB)
         if not self.is_random:
             return load_text_encoder(self.flavour, self.dtype).to(self.device)
         config = self.configuration("text_encoder")
@@ -119,8 +123,13 @@ class CheckedModel:
             )  # fmt: skip
         for kind in (precision, text_encoder_precision):
             check_precision(kind, device=self.device, dtype=self.dtype, offload=offload)
+        is_offloaded = offload is not Offload.NONE
         text_encoder = self.text_encoder()
         quantize_base(text_encoder, text_encoder_precision, device=self.device, training=False, offload=offload)
+        if is_offloaded:
+            text_encoder.to("cpu")
+        elif text_encoder_precision is Precision.NO_CHANGE:
+            self._require_memory(_TEXT_ENCODER_GIB + _TRANSFORMER_GIB)
         transformer = self.transformer()
         quantize_base(transformer, precision, device=self.device, training=False, offload=offload)
         vae = self.vae()
@@ -177,5 +186,13 @@ class CheckedModel:
             torch.set_default_dtype(before)
 
     def _frozen(self, module: Any) -> Any:
-        frozen: nn.Module = module.to(self.dtype).eval().requires_grad_(False)
+        for parameter in module.parameters():  # buffers keep their type, as in models that are loaded
+            parameter.data = parameter.data.to(self.dtype)
+        frozen: nn.Module = module.eval().requires_grad_(False)
         return frozen
+
+    def _require_memory(self, needed_gib: float) -> None:
+        """Raise ``Skipped`` if the device is too small for what is made on it at full size."""
+        total = memory_of(self.device)["total"] / GIB
+        if self._settings.is_full and total < needed_gib:
+            raise Skipped(f"needs {needed_gib:.0f} GiB of device memory for weights; there are {total:.0f}")
