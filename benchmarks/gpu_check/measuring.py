@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.gpu_check.checks import Figure
-from longcat.model.memory import memory_of
+from longcat.model.memory.in_use import memory_of
 
 GIB = 2**30
 

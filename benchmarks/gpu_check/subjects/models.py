@@ -31,7 +31,7 @@ from longcat.model.loading import (
     parse_dtype,
     place,
 )
-from longcat.model.memory import memory_of
+from longcat.model.memory.in_use import memory_of
 from longcat.model.precision import Offload, Precision
 from longcat.model.quantize import check_precision, quantize_base
 from longcat.model.tokenizer import load_tokenizer

@@ -10,7 +10,7 @@ from benchmarks.gpu_check.checks import Check, Skipped
 from benchmarks.gpu_check.kit import Kit
 from benchmarks.gpu_check.measuring import GIB, Memory
 from benchmarks.gpu_check.subjects.pictures import Pictures
-from longcat.model.memory import memory_of
+from longcat.model.memory.in_use import memory_of
 from longcat.model.precision import Offload, Precision
 from service.wire.events import ErrorEvent
 
