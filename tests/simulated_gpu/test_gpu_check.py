@@ -22,7 +22,7 @@ def test_no_check_fails(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": paths},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         check=False,
     )
     checks = json.loads((tmp_path / "report.json").read_text())["checks"]

@@ -28,6 +28,8 @@ def run(kit: Kit) -> None:
 
 
 def _measure(kit: Kit, precision: Precision, offload: Offload, check: Check) -> None:
+    if kit.settings.is_cpu and offload is not Offload.NONE:
+        raise Skipped("offloading moves weights off a GPU")
     try:
         model = kit.model.components(precision=precision, text_encoder_precision=precision, offload=offload)
     except UserError as error:
