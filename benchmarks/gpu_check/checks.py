@@ -1,4 +1,4 @@
-"""Checks: functions that measure and require, and the records of how they ended. No torch.
+"""GroupChecks: functions that measure and require, and the records of how they ended. No torch.
 
 A check that raises has failed, and the next one runs. A check that cannot run here is skipped, with its reason.
 """
@@ -72,7 +72,7 @@ class Check:
             raise Failed(reason)
 
 
-class Checks:
+class GroupChecks:
     """The checks of a group in its own process. Each is printed and appended to a file as soon as it ends."""
 
     def __init__(self, part: int, group: str, records: Path, *, only: str = "") -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from benchmarks.gpu_check.checks import Checks
+from benchmarks.gpu_check.checks import GroupChecks
 from benchmarks.gpu_check.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Kit:
     """The checks of a group, the settings and the model."""
 
-    checks: Checks
+    checks: GroupChecks
     settings: Settings
 
     def __post_init__(self) -> None:

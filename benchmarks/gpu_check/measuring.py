@@ -31,7 +31,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class Memory:
+class PeakMemory:
     """The device memory that a computation takes."""
 
     def __init__(self, device: torch.device) -> None:

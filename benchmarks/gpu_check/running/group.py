@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.gpu_check.checks import Checks
+from benchmarks.gpu_check.checks import GroupChecks
 from benchmarks.gpu_check.kit import Kit
 from benchmarks.gpu_check.settings import Settings
 from longcat.logs import silence_import_noise
@@ -22,7 +22,7 @@ def main(name: str, part: int, module: str, argument: str, as_json: str, records
     """Run the checks of one group."""
     silence_import_noise()
     settings = Settings.from_json(as_json)
-    checks = Checks(part, name, records, only=settings.only)
+    checks = GroupChecks(part, name, records, only=settings.only)
     kit = Kit(checks=checks, settings=settings)
     # Imported here: a package that is missing is the reason why a group is skipped, and not the end of the kit.
     checks.group(lambda: importlib.import_module(module).run(kit, *filter(None, [argument])))

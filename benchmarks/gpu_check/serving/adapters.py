@@ -5,7 +5,7 @@ from functools import partial
 
 from benchmarks.gpu_check.checks import Check
 from benchmarks.gpu_check.kit import Kit
-from benchmarks.gpu_check.measuring import GIB, Memory, relative_error, seconds_of, synchronize
+from benchmarks.gpu_check.measuring import GIB, PeakMemory, relative_error, seconds_of, synchronize
 from benchmarks.gpu_check.subjects.adapters import ALL_LAYERS, ATTENTION, random_adapter
 from benchmarks.gpu_check.subjects.inputs import Inputs
 from longcat.sampling.forward import Forward
@@ -24,7 +24,7 @@ def run(kit: Kit) -> None:
 
 
 def _measure(kit: Kit, forward: Forward, rank: int, endings: tuple[str, ...], check: Check) -> None:
-    memory = Memory(kit.device)
+    memory = PeakMemory(kit.device)
     slots = AdapterSlots(forward.transformer, count=_ADAPTERS, rank=rank, device=kit.device, dtype=kit.model.dtype)
     check.note(slots_gib=slots.nbytes / GIB)
     check.note(load_ms=1000 * _fill(kit, slots, forward, rank, endings))

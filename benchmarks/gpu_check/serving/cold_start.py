@@ -6,7 +6,7 @@ from functools import partial
 
 from benchmarks.gpu_check.checks import Check
 from benchmarks.gpu_check.kit import Kit
-from benchmarks.gpu_check.measuring import GIB, Memory
+from benchmarks.gpu_check.measuring import GIB, PeakMemory
 from longcat.model.flavour import resolve
 from longcat.model.tokenizer import plain_ids
 from service.config import ModelConfig
@@ -23,7 +23,7 @@ def run(kit: Kit) -> None:
 
 def _start(kit: Kit, precision: str, check: Check) -> None:
     folder = kit.model.written()
-    memory = Memory(kit.device)
+    memory = PeakMemory(kit.device)
     begin = time.monotonic()
     flavour = resolve(folder)
     check.note(files_s=time.monotonic() - begin)

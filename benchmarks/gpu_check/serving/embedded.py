@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.gpu_check.checks import Check, Skipped
 from benchmarks.gpu_check.kit import Kit
-from benchmarks.gpu_check.subjects.pictures import Pictures
+from benchmarks.gpu_check.subjects.pictures import EngineRun
 from longcat.errors import UserError
 from longcat.model.flavour import resolve
 from longcat.model.loading import load
@@ -50,7 +50,7 @@ def _on_cpu(precision: Precision) -> list[np.ndarray]:
 def _draw(device: str, precision: Precision, offload: Offload) -> list[np.ndarray]:
     """Generate all requests together."""
     model = load(resolve("embedded"), device=device, dtype="bfloat16", precision=precision, offload=offload)
-    pictures = Pictures(model, background=offload is Offload.NONE)
+    pictures = EngineRun(model, background=offload is Offload.NONE)
     for number, fields in enumerate(_REQUESTS):
         pictures.submit(str(number), **{"steps": 3} | fields)
     pictures.run()

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.gpu_check.checks import Check
 from benchmarks.gpu_check.kit import Kit
-from benchmarks.gpu_check.measuring import Memory, seconds_of
+from benchmarks.gpu_check.measuring import PeakMemory, seconds_of
 from benchmarks.gpu_check.subjects.inputs import Inputs
 from longcat.model.flavour import EMBEDDED_FOLDER
 from longcat.model.shape import LATENT_CHANNELS, LATENT_PX
@@ -33,7 +33,7 @@ def run(kit: Kit) -> None:
 def _decode(kit: Kit, side_px: int, tiled: bool, check: Check) -> None:
     vae, side = kit.model.vae(), side_px // LATENT_PX
     noise = torch.randn(1, LATENT_CHANNELS, side, side, device=kit.device, dtype=kit.model.dtype)
-    memory = Memory(kit.device)
+    memory = PeakMemory(kit.device)
     seconds = seconds_of(lambda: latents.decode(vae, noise, tiled=tiled), kit.device, rounds=kit.rounds)
     check.note(ms=seconds * 1000, **memory.figures())
     check.require(bool(latents.decode(vae, noise, tiled=tiled).isfinite().all()), "the picture is not finite")
@@ -47,7 +47,7 @@ def _encode(kit: Kit, check: Check) -> None:
         encode_prompt, text_encoder, tokens, pad_token_id=tokenizer.pad_token_id, max_tokens=kit.model.prompt_tokens,
         device=kit.device,
     )  # fmt: skip
-    memory = Memory(kit.device)
+    memory = PeakMemory(kit.device)
     check.note(ms=1000 * seconds_of(encode, kit.device, rounds=kit.rounds), **memory.figures())
     check.require(bool(encode().isfinite().all()), "the embedding is not finite")
 

@@ -4,10 +4,10 @@ from functools import partial
 
 from benchmarks.gpu_check.checks import Check
 from benchmarks.gpu_check.kit import Kit
-from benchmarks.gpu_check.measuring import Memory, relative_error, seconds_of
+from benchmarks.gpu_check.measuring import PeakMemory, relative_error, seconds_of
 from benchmarks.gpu_check.serving.ceilings import product_flop_per_second, product_side
 from benchmarks.gpu_check.subjects.inputs import Inputs, row_flop
-from benchmarks.gpu_check.subjects.pictures import Pictures
+from benchmarks.gpu_check.subjects.pictures import EngineRun
 from longcat.sampling.forward import Forward
 
 _LARGEST_ERROR = 1e-2
@@ -49,7 +49,7 @@ def _equality(kit: Kit, is_block: bool, check: Check) -> None:
 def _step(kit: Kit, forward: Forward, rows: int, side_px: int, speed: float, check: Check) -> None:
     inputs = Inputs.make(kit.model, rows=rows, side_px=side_px)
     step = inputs.ours(forward)
-    memory = Memory(kit.device)
+    memory = PeakMemory(kit.device)
     ours = seconds_of(step, kit.device, rounds=kit.rounds)
     figures = memory.figures()
     floor = rows * row_flop(kit.model, side_px) / speed
@@ -59,11 +59,11 @@ def _step(kit: Kit, forward: Forward, rows: int, side_px: int, speed: float, che
 
 
 def _picture(kit: Kit, check: Check) -> None:
-    pictures = Pictures(kit.model.components())
+    pictures = EngineRun(kit.model.components())
     steps = 2 if kit.settings.is_short else _GOAL_STEPS
     pictures.submit("first", steps=1)
     pictures.run()
-    memory = Memory(kit.device)
+    memory = PeakMemory(kit.device)
     pictures.submit("picture", steps=steps, guidance_scale=4.5)
     check.note(s=pictures.run(), steps=steps, **memory.figures())
     check.require(bool(pictures.pixels("picture").std() > 0), "the picture is of one colour")

@@ -21,7 +21,7 @@ from service.wire.schema import GenerateRequest
 _WAIT_SECONDS = 0.05
 
 
-class Pictures:
+class EngineRun:
     """An engine without adapters, and the outcomes of its requests by their names."""
 
     def __init__(self, model: Components, *, max_rows: int = 12, background: bool = True) -> None:

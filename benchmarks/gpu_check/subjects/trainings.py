@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.gpu_check.checks import Figure
 from benchmarks.gpu_check.kit import Kit
-from benchmarks.gpu_check.measuring import GIB, Memory, seconds_of
+from benchmarks.gpu_check.measuring import GIB, PeakMemory, seconds_of
 from benchmarks.memory_plan import PlanCase, noise
 from longcat.model.precision import Offload, Precision
 from longcat.model.quantize import check_precision, quantize_base
@@ -23,7 +23,7 @@ from trainer.model.offload import PlacementSettings, place
 DTYPE = torch.bfloat16
 
 
-class Training:
+class RepeatedTraining:
     """A frozen base with an adapter, an optimizer, and a batch that is repeated."""
 
     def __init__(self, kit: Kit, case: PlanCase, *, offload_type: str | None = None) -> None:
@@ -35,7 +35,7 @@ class Training:
         offload = Offload.NONE if offload_type is None else Offload.GROUP
         precision = Precision(case.precision)
         check_precision(precision, device=kit.device, dtype=DTYPE, offload=offload)
-        self._memory = Memory(kit.device)
+        self._memory = PeakMemory(kit.device)
         self._transformer = transformer = kit.model.transformer().to(DTYPE)
         quantize_base(transformer, precision, device=kit.device, training=True, offload=offload)
         parameters = inject(transformer, select(case.config, LoraSettings))
@@ -50,6 +50,8 @@ class Training:
         self._parameters = parameters
         self._optimizer = make_optimizer(parameters, select(case.config, OptimizerSettings))
         self._batch = batch_of(kit, case)
+        self.changed = 0
+        """Parameters that ``measure`` has changed."""
 
     def step(self) -> float:
         """Make an optimizer's step; return the loss."""
@@ -62,10 +64,12 @@ class Training:
 
     def measure(self) -> dict[str, Figure]:
         """Return the seconds of a step, the first and the last loss, and the peak beside the plan's."""
+        before = [parameter.detach().clone() for parameter in self._parameters]
         first = self.step()
-        memory = Memory(self._kit.device)
+        memory = PeakMemory(self._kit.device)
         seconds = seconds_of(self.step, self._kit.device, rounds=self._kit.rounds)
         figures: dict[str, Figure] = {"ms": seconds * 1000, "first_loss": first, "last_loss": self.step()}
+        self.changed = sum(not torch.equal(*pair) for pair in zip(before, self._parameters, strict=True))
         if peak := memory.peak_bytes:
             planned = self._planned_bytes()
             figures |= {"peak_gib": peak / GIB, "planned_gib": planned / GIB, "plan_over_peak": planned / peak}

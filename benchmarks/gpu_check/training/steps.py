@@ -10,8 +10,8 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from benchmarks.gpu_check.checks import Check, Skipped
 from benchmarks.gpu_check.kit import Kit
-from benchmarks.gpu_check.measuring import GIB, Memory, seconds_of
-from benchmarks.gpu_check.subjects.trainings import DTYPE, Training, batch_of
+from benchmarks.gpu_check.measuring import GIB, PeakMemory, seconds_of
+from benchmarks.gpu_check.subjects.trainings import DTYPE, RepeatedTraining, batch_of
 from benchmarks.memory_plan import PlanCase
 from longcat.errors import UserError
 from trainer.model.lora import target_modules
@@ -25,7 +25,7 @@ def run(kit: Kit) -> None:
     sides = sides_px(kit)
     kit.checks.run(f"bare peft loop, {sides[0]} px", partial(_bare, kit, sides[0]))
     for side_px in sides:
-        for precision in _PRECISIONS[:2] if kit.settings.is_short else _PRECISIONS:
+        for precision in _PRECISIONS[1:2] if kit.settings.is_short else _PRECISIONS:
             for every in (0, 1):
                 case = PlanCase(precision=precision, dtype=_DTYPE_NAME, side_px=side_px, every=every)
                 way = "every block checkpointed" if every else "nothing checkpointed"
@@ -34,21 +34,20 @@ def run(kit: Kit) -> None:
 
 def sides_px(kit: Kit) -> tuple[int, ...]:
     """Return the sides of the pictures that are trained on, the smaller first."""
-    sides = (512, 1024) if kit.settings.is_full else (64, 128)
+    sides = (512, 1024) if kit.settings.is_full else (64,)
     return sides[:1] if kit.settings.is_short else sides
 
 
 def measure(kit: Kit, case: PlanCase, offload_type: str | None, check: Check) -> None:
-    """Train for a few steps; the loss must be finite and change, and the peak must not exceed the plan."""
+    """Train for a few steps; the loss must be finite, the adapter must change, and the peak must not exceed the plan."""
     try:
-        training = Training(kit, case, offload_type=offload_type)
+        training = RepeatedTraining(kit, case, offload_type=offload_type)
     except UserError as error:
         raise Skipped(f"refused before loading: {error}") from error
     figures = training.measure()
     check.note(**figures)
-    first, last = float(figures["first_loss"]), float(figures["last_loss"])
-    check.require(math.isfinite(last), "the loss is not finite")
-    check.require(first != last, "the loss does not change")
+    check.require(math.isfinite(float(figures["last_loss"])), "the loss is not finite")
+    check.require(training.changed > 0, "the adapter does not change")
     if kit.settings.is_full and "plan_over_peak" in figures:
         check.require(float(figures["plan_over_peak"]) >= 1, "a step takes more memory than planned")
 
@@ -56,12 +55,12 @@ def measure(kit: Kit, case: PlanCase, offload_type: str | None, check: Check) ->
 def _bare(kit: Kit, side_px: int, check: Check) -> None:
     """Measure a loop as one writes it first: peft, AdamW, diffusers' forward; and the trainer's step beside it."""
     case = PlanCase(dtype=_DTYPE_NAME, side_px=side_px)
-    memory = Memory(kit.device)
+    memory = PeakMemory(kit.device)
     bare = seconds_of(_bare_step(kit, case), kit.device, rounds=kit.rounds)
     check.note(ms=bare * 1000)
     if peak := memory.peak_bytes:
         check.note(peak_gib=peak / GIB)
-    ours = float(Training(kit, case).measure()["ms"])
+    ours = float(RepeatedTraining(kit, case).measure()["ms"])
     check.note(trainer_ms=ours, trainer_of_bare=ours / bare / 1000)
 
 

@@ -16,12 +16,12 @@ def run(kit: Kit) -> None:
     make = partial(
         PlanCase, precision="int8-torchao", dtype=str(DTYPE).removeprefix("torch."), side_px=sides_px(kit)[0]
     )
-    for optimizer in _OPTIMIZERS[:3] if kit.settings.is_short else _OPTIMIZERS:
+    for optimizer in _OPTIMIZERS[2:3] if kit.settings.is_short else _OPTIMIZERS:
         kit.checks.run(f"optimizer {optimizer}", partial(measure, kit, make(optimizer=optimizer), None))
     kit.checks.run("DoRA", partial(measure, kit, make(dora=True), None))
     kit.checks.run("all linear layers", partial(measure, kit, make(targets="all-linear", every=1), None))
     for offload_type in ("block_level", "leaf_level"):
-        for every in (0, 1):
+        for every in (int(offload_type == "leaf_level"),) if kit.settings.is_short else (0, 1):
             way = "every block checkpointed" if every else "nothing checkpointed"
             kit.checks.run(
                 f"group offload, {offload_type}, {way}", partial(_offloaded, kit, make(every=every), offload_type)

@@ -7,7 +7,7 @@ import torch
 from benchmarks.gpu_check.checks import Check, Failed, Skipped
 from benchmarks.gpu_check.kit import Kit
 from benchmarks.gpu_check.measuring import synchronize
-from benchmarks.gpu_check.subjects.pictures import Pictures
+from benchmarks.gpu_check.subjects.pictures import EngineRun
 from longcat.model.device_errors import is_device_lost
 
 
@@ -19,7 +19,7 @@ def run(kit: Kit) -> None:
 def _lose(kit: Kit, check: Check) -> None:
     if kit.settings.is_cpu:
         raise Skipped("a CPU has no device-side assertions")
-    pictures = Pictures(kit.model.components())
+    pictures = EngineRun(kit.model.components())
     pictures.submit("before", steps=1)
     pictures.run()
     pictures.submit("after", steps=2)

@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.gpu_check.checks import Check, Skipped
 from benchmarks.gpu_check.kit import Kit
-from benchmarks.gpu_check.measuring import GIB, Memory
-from benchmarks.gpu_check.subjects.pictures import Pictures
+from benchmarks.gpu_check.measuring import GIB, PeakMemory
+from benchmarks.gpu_check.subjects.pictures import EngineRun
 from longcat.model.memory.in_use import memory_of
 from longcat.model.precision import Offload, Precision
 from service.wire.events import ErrorEvent
@@ -32,14 +32,14 @@ def _capped(kit: Kit, gib: int, offload: Offload, check: Check) -> None:
     _require_gpu(kit)
     precision = Precision.INT8_TORCHAO
     model = kit.model.components(precision=precision, text_encoder_precision=precision, offload=offload)
-    pictures = Pictures(model, background=offload is Offload.NONE)
+    pictures = EngineRun(model, background=offload is Offload.NONE)
     used = memory_of(kit.device)["used"]
     cap = gib * GIB if kit.settings.is_full else used + _EMBEDDED_MIB[gib] * 2**20
     check.note(weights_gib=used / GIB, cap_gib=cap / GIB)
     check.require(used < cap, "the weights alone exceed the cap")
-    memory = Memory(kit.device)
+    memory = PeakMemory(kit.device)
     with _cap(kit, cap):
-        for number in range(_PICTURES):
+        for number in range(3 if kit.settings.is_short else _PICTURES):
             pictures.submit(str(number), steps=_STEPS, seed=number, guidance_scale=4.5)
         side = 2 * kit.model.side_px
         pictures.submit("large", steps=_STEPS, guidance_scale=4.5, width=side, height=side)
@@ -53,11 +53,11 @@ def _capped(kit: Kit, gib: int, offload: Offload, check: Check) -> None:
 def _exhausted(kit: Kit, check: Check) -> None:
     """Take the memory that a step of several pictures needs; the engine repeats it in parts, and goes on."""
     _require_gpu(kit)
-    pictures = Pictures(kit.model.components())
+    pictures = EngineRun(kit.model.components())
     pictures.submit("alone", steps=2)
     pictures.run()
     used = memory_of(kit.device)["used"]
-    memory = Memory(kit.device)
+    memory = PeakMemory(kit.device)
     for number in range(4):
         pictures.submit(f"free {number}", steps=2, guidance_scale=4.5)
     pictures.run()

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu_check.checks import Check, Skipped
 from benchmarks.gpu_check.kit import Kit
-from benchmarks.gpu_check.measuring import GIB, Memory
-from benchmarks.gpu_check.subjects.pictures import Pictures
+from benchmarks.gpu_check.measuring import GIB, PeakMemory
+from benchmarks.gpu_check.subjects.pictures import EngineRun
 from benchmarks.memory_plan import storages
 from longcat.errors import UserError
 from longcat.model.precision import Offload, Precision
@@ -22,7 +22,9 @@ _SOURCES = {"aten.copy_.default": 1, "aten._to_copy.default": 0}
 
 def run(kit: Kit) -> None:
     """Measure each mode, plain and quantized."""
-    for precision in (Precision.NO_CHANGE, Precision.INT8_TORCHAO):
+    for precision in (
+        (Precision.INT8_TORCHAO,) if kit.settings.is_short else (Precision.NO_CHANGE, Precision.INT8_TORCHAO)
+    ):
         for offload in Offload:
             kit.checks.run(f"{offload.value}, {precision.value}", partial(_measure, kit, precision, offload))
 
@@ -34,10 +36,10 @@ def _measure(kit: Kit, precision: Precision, offload: Offload, check: Check) -> 
         model = kit.model.components(precision=precision, text_encoder_precision=precision, offload=offload)
     except UserError as error:
         raise Skipped(f"refused before loading: {error}") from error
-    pictures = Pictures(model, max_rows=2, background=False)
+    pictures = EngineRun(model, max_rows=2, background=False)
     pictures.submit("first", steps=1)
     pictures.run()
-    memory = Memory(kit.device)
+    memory = PeakMemory(kit.device)
     pictures.submit("timed", steps=_STEPS, guidance_scale=4.5)
     check.note(s=pictures.run(), steps=_STEPS, **memory.figures())
     pictures.submit("counted", steps=_STEPS, guidance_scale=4.5, seed=2)

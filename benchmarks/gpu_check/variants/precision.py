@@ -4,7 +4,7 @@ from functools import partial
 
 from benchmarks.gpu_check.checks import Check, Skipped
 from benchmarks.gpu_check.kit import Kit
-from benchmarks.gpu_check.measuring import GIB, Memory, relative_error, seconds_of
+from benchmarks.gpu_check.measuring import GIB, PeakMemory, relative_error, seconds_of
 from benchmarks.gpu_check.subjects.inputs import Inputs
 from benchmarks.memory_plan import storages
 from longcat.errors import UserError
@@ -35,7 +35,7 @@ def _measure(kit: Kit, precision: Precision, check: Check) -> None:
     places = {place: size for parameter in transformer.parameters() for place, size in storages(parameter)}
     check.note(weights_gib=sum(places.values()) / GIB)
     step = inputs.ours(Forward(transformer, kit.device))
-    memory = Memory(kit.device)
+    memory = PeakMemory(kit.device)
     seconds = seconds_of(step, kit.device, rounds=kit.rounds)
     difference = relative_error(step(), expected)
     check.note(ms=seconds * 1000, of_unquantized=seconds / plain, relative_error=difference, **memory.figures())
