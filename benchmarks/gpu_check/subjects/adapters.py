@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from longcat.adapter.lora import LoraLayer, LoraWeights, lora_targets
+from longcat.adapter.modules import lora_targets
+from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 ALL_LAYERS = ("",)

@@ -122,7 +122,7 @@ class CheckedModel:
                 device=self._settings.device,
             )  # fmt: skip
         for kind in (precision, text_encoder_precision):
-            check_precision(kind, device=self.device, dtype=self.dtype, offload=offload)
+            check_precision(kind, device=self.device)
         is_offloaded = offload is not Offload.NONE
         text_encoder = self.text_encoder()
         quantize_base(text_encoder, text_encoder_precision, device=self.device, training=False, offload=offload)

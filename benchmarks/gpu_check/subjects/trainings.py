@@ -34,7 +34,7 @@ class RepeatedTraining:
         self._kit, self._case, self._offload = kit, case, offload_type
         offload = Offload.NONE if offload_type is None else Offload.GROUP
         precision = Precision(case.precision)
-        check_precision(precision, device=kit.device, dtype=DTYPE, offload=offload)
+        check_precision(precision, device=kit.device)
         self._memory = PeakMemory(kit.device)
         self._transformer = transformer = kit.model.transformer().to(DTYPE)
         quantize_base(transformer, precision, device=kit.device, training=True, offload=offload)
@@ -55,7 +55,7 @@ class RepeatedTraining:
 
     def step(self) -> float:
         """Make an optimizer's step; return the loss."""
-        loss = loss_of(self._transformer, self._batch, dtype=DTYPE)
+        loss = loss_of(self._transformer, self._batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, 1.0, foreach=True)
         self._optimizer.step()

@@ -8,7 +8,7 @@ from benchmarks.gpu_check.measuring import GIB, PeakMemory, relative_error, seco
 from benchmarks.gpu_check.subjects.inputs import Inputs
 from benchmarks.memory_plan import storages
 from longcat.errors import UserError
-from longcat.model.precision import Offload, Precision
+from longcat.model.precision import Precision
 from longcat.model.quantize import check_precision, quantize_base
 from longcat.sampling.forward import Forward
 
@@ -23,7 +23,7 @@ def run(kit: Kit, name: str) -> None:
 
 def _measure(kit: Kit, precision: Precision, check: Check) -> None:
     try:
-        check_precision(precision, device=kit.device, dtype=kit.model.dtype, offload=Offload.NONE)
+        check_precision(precision, device=kit.device)
     except UserError as error:
         raise Skipped(f"refused before loading: {error}") from error
     transformer = kit.model.transformer()

@@ -15,8 +15,8 @@ from benchmarks.gpu_check.subjects.pictures import read_pixels
 from lithograph.client.client import Client
 from lithograph.client.errors import ServiceError
 from loadtest.contestants.servers import ServerProcess, ServerSetup
-from longcat.adapter.lora import draft_of, publish_lora
 from longcat.adapter.publishing import set_latest
+from longcat.adapter.weights.draft import draft_of, publish_lora
 from longcat.model.flavour import resolve
 from longcat.storage.opening import open_storage
 from service.wire.events import ResultEvent, StepEvent
