@@ -276,7 +276,7 @@ def test_an_import_warns_of_what_it_cannot_know_and_of_no_effect(tmp_path: Path)
         "warning: all its updates are zero: images with it are those of the base model; check that it was trained, and "
         "saved after the training\n"
     )
-    assert "rank 4, alpha 4 (the file says none" in done.stdout
+    assert "rank 4, alpha 4 (the rank" in done.stdout
     as_json = json.loads(run("import", str(tmp_path / "a.safetensors"), "--name", "ink", *store, "--json").stdout)
     codes = [Problem.from_json(warning).code for warning in as_json["warnings"]]
     assert codes == ["adapter_alpha_unusable", "adapter_changes_nothing"]
