@@ -131,7 +131,7 @@ def test_an_adapter_by_simpletuners_conventions_is_served_as_it_draws(
     tensors = {f"transformer.{key}": tensor for key, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
     said = run("import", str(tmp_path), "--name", "simpletuner", "--storage", storage.uri)
-    assert "diffusers format, 20 modules, rank 16, alpha 16 (the file says none" in said
+    assert "diffusers format, 20 modules, rank 16, alpha 16 (the rank" in said
     assert_same_picture(running, "simpletuner", drawn(plain))
 
 
