@@ -72,7 +72,7 @@ from trainer.memory.forecast import forecast
 config = TrainConfig(
     model_flavour="embedded", resolution=128, gradient_checkpointing="auto", train_batch_size=4, validation_disable=True
 )
-roomy, tight = (forecast(config, gpu_bytes=size * 2**20).as_json() for size in (4000, 44))
+roomy, tight = (forecast(config, gpu_bytes=size * 2**20).as_json() for size in (4000, 38))
 assert roomy["fits"] and roomy["dtype"] == "bfloat16", roomy
 assert not roomy["settings"]["gradient_checkpointing"]
 assert tight["fits"] and tight["settings"]["gradient_checkpointing"], tight
