@@ -17,6 +17,7 @@ from studio.config import StudioConfig
 from studio.connection.own_service import OwnService
 from studio.connection.service_connection import ServiceConnection
 from studio.context import StudioContext
+from studio.datasets import bulk_pages
 from studio.datasets import pages as dataset_pages
 from studio.generate import pages as generate_pages
 from studio.generate.gallery import Gallery
@@ -32,7 +33,7 @@ from studio.web.navigation import NAVIGATION
 from studio.web.pages import Pages
 from studio.web.static_files import StaticAssets
 
-_PAGES = (preferences, generate_pages, dataset_pages, train_pages, job_pages, adapter_pages)
+_PAGES = (preferences, generate_pages, dataset_pages, bulk_pages, train_pages, job_pages, adapter_pages)
 
 
 def create_app(config: StudioConfig) -> FastAPI:

@@ -54,6 +54,12 @@ class StudioConfig(Configuration):
     ] = ()
     """Address that trainings may read from, publish to or report to, beside the studio's own adapters: s3://bucket/prefix,
     file:///directory or http(s)://host:port, and what is below it. Repeatable."""
+    caption_endpoint: Annotated[str | None, Flag(metavar="URL", default="no captions by a model")] = None
+    """OpenAI-compatible endpoint of a vision-language model that captions pictures, as in http://127.0.0.1:8000/v1."""
+    caption_model: str | None = None
+    """Name of the model at the caption endpoint."""
+    caption_key: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
+    """Key of the caption endpoint."""
     parallel_jobs: _Count = 1
     """Trainings that run at once on this machine; further ones are queued."""
     stop_jobs: bool = False
@@ -97,7 +103,7 @@ class StudioConfig(Configuration):
                 cls._check_address(address)
         return given
 
-    @field_validator("service_url")
+    @field_validator("service_url", "caption_endpoint")
     @classmethod
     def _check_url(cls, given: str | None) -> str | None:
         if given is not None and urlsplit(given).scheme not in ("http", "https"):
@@ -110,6 +116,17 @@ class StudioConfig(Configuration):
                 )
             )
         return given
+
+    @model_validator(mode="after")
+    def _check_captioning(self) -> Self:
+        if self.caption_endpoint is not None and not self.caption_model:
+            raise ProblemValueError(
+                Problem(
+                    code="caption_model_missing", template="missing, and --caption-endpoint needs it",
+                    remedy_template="give the name of the model there", field="caption_model",
+                )
+            )  # fmt: skip
+        return self
 
     @model_validator(mode="after")
     def _check_token(self) -> Self:

@@ -1,14 +1,18 @@
 """The services behind the training pages: datasets, jobs with their executors, the memory plan. No torch."""
 
 from studio.config import StudioConfig
-from studio.datasets.datasets import Datasets, Scans
+from studio.datasets.bulk import CaptionHistory
+from studio.datasets.datasets import Dataset, Datasets, Scans
+from studio.datasets.describing import Describer
 from studio.datasets.thumbnails import Thumbnails
 from studio.datasets.uploads import UploadLimits
 from studio.jobs.executor import Executor, LocalExecutor
+from studio.jobs.gauges import GaugeReader
 from studio.jobs.queue import JobQueue
 from studio.jobs.record import ExecutorName
 from studio.training.boundary import Boundary
 from studio.training.devices import LocalDevices
+from trainer.data.captioning.endpoint import EndpointSettings
 
 _UNPACKED = 8
 """Largest ratio of an upload's unpacked size to its size; pictures hardly shrink in a zip."""
@@ -24,6 +28,9 @@ class TrainingServices:
         self.scans = Scans(cache / "pictures")
         self.thumbnails = Thumbnails(cache / "thumbnails")
         self.devices = LocalDevices()
+        self.gauges = GaugeReader()
+        self.describer = Describer(_endpoint(config))
+        self._changes = config.home / "captions"
         own = (config.adapters_uri, *filter(None, [config.adapters_endpoint_url]))
         self.boundary = Boundary(datasets=self.datasets, own=own, destinations=config.reachable)
         executors: dict[ExecutorName, Executor] = {
@@ -41,10 +48,21 @@ class TrainingServices:
         self.devices.start()
         self.jobs.start()
 
+    def history(self, dataset: Dataset) -> CaptionHistory:
+        """Return the changes of a dataset's captions, which can be undone."""
+        return CaptionHistory(self._changes, dataset.folder, self.datasets.allowed)
+
     def close(self) -> None:
         """Stop the queue; trainings continue, or are suspended."""
         self.jobs.close()
         if self._stop_jobs:
             self.jobs.suspend()
         self.scans.close()
+        self.describer.close()
         self.devices.close()
+
+
+def _endpoint(config: StudioConfig) -> EndpointSettings | None:
+    if config.caption_endpoint is None or config.caption_model is None:
+        return None
+    return EndpointSettings(url=config.caption_endpoint, model=config.caption_model, key=config.caption_key)

@@ -42,6 +42,11 @@ def read_captions(picture: Path) -> str:
 
 def write_captions(picture: Path, text: str) -> None:
     """Replace the captions. Raises ``DataError`` for an invalid text, ``StorageError`` if it cannot be written."""
+    write_atomically(caption_file(picture), caption_lines(text))
+
+
+def caption_lines(text: str) -> bytes:
+    """Return the content of a caption file, one caption a line. Raises ``DataError`` for a text that no caption can be."""
     lines = [line.strip() for line in text.replace("\0", "").splitlines()]
     text = "\n".join(line for line in lines if line)
     if len(text) > MOST_CHARACTERS:
@@ -50,13 +55,12 @@ def write_captions(picture: Path, text: str) -> None:
             field="caption", length=len(text), limit=MOST_CHARACTERS,
         )  # fmt: skip
     try:
-        content = (text + "\n").encode() if text else b""
+        return (text + "\n").encode() if text else b""
     except UnicodeEncodeError as error:
         raise DataError(
             "typed_caption_not_unicode", "character {position} is not valid Unicode", remedy="remove it",
             field="caption", position=error.start,
         ) from error  # fmt: skip
-    write_atomically(caption_file(picture), content)
 
 
 def _same(name: str) -> str:

@@ -19,10 +19,10 @@ class Card:
     """Some of them."""
 
 
-def card_of(dataset: Dataset) -> Card:
+def card_of(dataset: Dataset, *, most: int = _SHOWN) -> Card:
     """Return the card of a dataset; pictures one folder below count where there are none in the folder itself."""
     pictures = sorted(entry.name for entry in dataset.folder.iterdir() if entry.suffix.lower() in ENDINGS)
     if not pictures:
         nested = dataset.folder.glob("*/*")
         pictures = sorted(str(e.relative_to(dataset.folder)) for e in nested if e.suffix.lower() in ENDINGS)
-    return Card(dataset=dataset, pictures=len(pictures), first=tuple(pictures[:_SHOWN]))
+    return Card(dataset=dataset, pictures=len(pictures), first=tuple(pictures[:most]))

@@ -1,6 +1,6 @@
 """The Datasets pages: the list, contents and dropped pictures of a dataset, uploads, caption editing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +19,7 @@ from studio.context import studio_of
 from studio.datasets.captions import read_captions, write_captions
 from studio.datasets.cards import card_of
 from studio.datasets.datasets import Dataset, ScanProgress, ScanTerms, Strategy
+from studio.datasets.filters import KINDS, CaptionedPicture, Filter, entries_of, tag_counts
 from studio.datasets.uploads import Received, add, create
 from studio.training_services import TrainingServices
 from studio.web.errors import ChangeForbiddenError, FormError, PageNotFoundError
@@ -27,12 +28,13 @@ from studio.web.pages import is_fragment, render
 from studio.web.static_files import STATIC_FOLDER
 from trainer.data.inventory import Dropped, Inventory
 from trainer.data.pictures import ENDINGS
-from trainer.data.sample import Sample
 
 router = APIRouter(prefix="/datasets")
 
 PAGE_PICTURES = 48
 _FORM_FIELDS = 8
+_FIRST_PICTURES = 12
+"""Shown while a dataset is being scanned."""
 _PICTURE_SECONDS = 3600
 _LARGE_PX = 1024
 _REFRESH_SECONDS = 10.0
@@ -96,6 +98,8 @@ def view(
     flavour: str = "embedded",
     resolution: str = "",
     page: int = 1,
+    kind: str = "all",
+    text: str = "",
     refresh: bool = False,
 ) -> Response:
     """Show the contents of a dataset. A long scan is shown in progress, and the page polls for its result.
@@ -104,8 +108,9 @@ def view(
     """
     training = studio_of(request).training
     dataset = training.datasets.open(path)
-    if caption_strategy not in _STRATEGIES or flavour not in _FLAVOURS:
+    if caption_strategy not in _STRATEGIES or flavour not in _FLAVOURS or kind not in KINDS:
         raise PageNotFoundError
+    chosen = Filter(kind=kind, text=text.strip())
     terms = ScanTerms(
         flavour=flavour,
         resolution=resolution or _USUAL[flavour],
@@ -113,6 +118,7 @@ def view(
     )
     shown: dict[str, Any] = {"dataset": dataset, "terms": terms, "url": _url, "strategies": _STRATEGIES}
     shown |= {"flavours": _FLAVOURS, "looking": None, "report": None, "problem": None, "page": page}
+    shown |= {"filter": chosen, "kinds": KINDS, "first": (), "describing": training.describer.state(dataset)}
     try:
         found = training.scans.ask(
             dataset, terms, wait_seconds=_REFRESH_SECONDS if refresh else 1.5 if is_fragment(request) else 0.5
@@ -123,9 +129,10 @@ def view(
         if isinstance(found, ScanProgress):
             if refresh:
                 return Response(status_code=204)
-            shown["looking"] = found
+            shown |= {"looking": found, "first": card_of(dataset, most=_FIRST_PICTURES).first}
         else:
-            shown["report"] = _report(training, dataset, terms, found, page)
+            shown["report"] = _report(training, dataset, terms, found, chosen, page)
+            shown |= {"changes": training.history(dataset).list(), "can_describe": training.describer.is_configured}
     return render(request, "dataset_report.html" if is_fragment(request) else "dataset.html", **shown)
 
 
@@ -182,25 +189,37 @@ class Report:
     buckets: tuple[tuple[str, int, float], ...]
     """Size, number of pictures, and that number as a share of the largest bucket's."""
     captions: int
-    samples: tuple[Sample, ...]
-    """Samples on this page."""
+    entries: tuple[CaptionedPicture, ...]
+    """Pictures of this page that the filter keeps."""
+    kept: int
+    """Pictures that the filter keeps, on all pages."""
+    without_caption: int
+    tags: Sequence[tuple[str, int]]
+    """The most frequent parts between commas, with the number of pictures that have them."""
     left_out: tuple[LeftOut, ...]
     pages: int
     is_editable: bool
     """True if captions are text files beside the pictures."""
 
 
-def _report(training: TrainingServices, dataset: Dataset, terms: ScanTerms, found: Inventory, page: int) -> Report:
+def _report(
+    training: TrainingServices, dataset: Dataset, terms: ScanTerms, found: Inventory, chosen: Filter, page: int
+) -> Report:
     is_editable = terms.caption_strategy == "textfile"
+    entries = entries_of(found, lambda key: read_captions(training.datasets.file(dataset, key)))
+    kept = [entry for entry in entries if chosen.keeps(entry) and (entry.sample or chosen.is_on)]
     most = max(found.buckets.values(), default=1)
     start = (max(1, page) - 1) * PAGE_PICTURES
     return Report(
         inventory=found,
         buckets=tuple((str(bucket), count, count / most) for bucket, count in sorted(found.buckets.items())),
         captions=sum(found.languages.values()),
-        samples=found.samples[start : start + PAGE_PICTURES],
+        entries=tuple(kept[start : start + PAGE_PICTURES]),
+        kept=len(kept),
+        without_caption=sum(not entry.captions for entry in entries),
+        tags=tag_counts(entries),
         left_out=tuple(_left_out(training, dataset, dropped) for dropped in found.dropped),
-        pages=-(-len(found.samples) // PAGE_PICTURES),
+        pages=-(-len(kept) // PAGE_PICTURES),
         is_editable=is_editable,
     )
 

@@ -28,7 +28,7 @@ from trainer.config.options import TrainConfig
 from trainer.record.run_file import MetricsLine, RunRecord, read_metrics, read_run
 
 _SHELL = f"""trap : TERM INT HUP
-"$1" -P -m lithograph {PARENT_OPTION} $$ train --log-format text --config "$2"
+"$1" -P -m lithograph {PARENT_OPTION} $$ train --log-format json --config "$2"
 printf %s $? > "$0.part" && mv "$0.part" "$0"
 """
 """Waits for the trainer, also while the group receives a signal, and records its exit code; the trainer stops without it."""

@@ -1,6 +1,7 @@
 """The view of a job: its record, with the reports of its executor and its trainer. No torch."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from longcat.problem import Problem
@@ -39,6 +40,15 @@ class JobView:
         if self.run is not None and self.run.state == "failed" and self.run.problems:
             return self.run.problems
         return () if self.reason is None else (self.reason,)
+
+    @property
+    def elapsed_seconds(self) -> float | None:
+        """Return the time of the last try so far, or in all; None before it has begun."""
+        if self.run is None:
+            return None
+        return (
+            (self.run.ended or (self.run.updated if self.state.is_over else datetime.now(UTC))) - self.run.started
+        ).total_seconds()
 
     @property
     def share(self) -> float:

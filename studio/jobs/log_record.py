@@ -18,7 +18,7 @@ _FIGURES = (
 def record_of_log(text: str, job: JobRecord) -> RunRecord | None:
     """Return the run as far as its log goes; None before it has begun."""
     fields: dict[str, Any] = {}
-    for event, values in _events(text):
+    for event, values in events_of(text):
         match event:
             case "started":
                 fields = {"run_id": values.get("run_id", job.id), "total_steps": values.get("total_steps", 0)}
@@ -46,7 +46,7 @@ def record_of_log(text: str, job: JobRecord) -> RunRecord | None:
 def metrics_of_log(text: str, after_step: int) -> list[MetricsLine]:
     """Return the logged steps after one; the trainer logs a step about every half minute."""
     lines: dict[int, MetricsLine] = {}
-    for event, values in _events(text):
+    for event, values in events_of(text):
         if event == "step":
             try:
                 line = MetricsLine.model_validate({"time": 0, **{k: values[k] for k in _COLUMNS if k in values}})
@@ -59,7 +59,8 @@ def metrics_of_log(text: str, after_step: int) -> list[MetricsLine]:
 _COLUMNS = tuple(name for name in MetricsLine.model_fields if name != "time")
 
 
-def _events(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def events_of(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the events of a log, with their fields; other lines are left out."""
     for line in text.splitlines():
         try:
             event = json.loads(line)

@@ -11,18 +11,25 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 
+from longcat.errors import DataError
 from studio.context import studio_of
 from studio.jobs.job_view import JobView
+from studio.jobs.log_words import log_entries
 from studio.jobs.record import State
 from studio.jobs.report import report_view
 from studio.web.errors import PageNotFoundError
+from studio.web.forms import read_form, text_of
 from studio.web.pages import is_fragment, render
 from studio.web.validation_scene import scene_of
+from trainer.record.prompts_file import ChangedPrompts
 from trainer.record.run_file import MetricsLine
 
 router = APIRouter(prefix="/jobs")
 
 _LOG_LINES = 200
+_MOST_COMPARED = 8
+"""Curves that can be told apart by colour."""
+_ENDED_BADLY = (State.FAILED, State.KILLED)
 _MOST_POINTS = 1500
 """Points of a curve that is sent whole: more than a screen has columns."""
 _CAUSES = (65, 69, 71, 75, 77, 78, 130, 137, 143)
@@ -41,6 +48,21 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListRow:
+    """A job in the list."""
+
+    view: JobView
+    place: int | None
+    """Place in the queue, from 1; None for one that does not wait."""
+    cause: str | None = None
+    """Key of the texts on its end, if it ended badly."""
+    repair: Literal["dataset", "configuration"] | None = None
+    """What has to be changed before it can be resumed."""
+    dataset: str | None = None
+    """Its folder of pictures, where that is what has to be changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Grid:
     """Validation pictures, prompt by step."""
 
@@ -51,9 +73,16 @@ class Grid:
 
 @router.get("")
 def list_page(request: Request) -> Response:
-    """Show all jobs, the newest first."""
-    views = studio_of(request).training.jobs.list()
-    return render(request, "jobs_table.html" if is_fragment(request) else "jobs.html", views=views)
+    """All jobs, the newest first; those that wait, in their order, above the rest."""
+    return _list(request, "jobs_table.html" if is_fragment(request) else "jobs.html")
+
+
+@router.get("/compare")
+def compare_page(request: Request) -> Response:
+    """Curves of several jobs, one over the other."""
+    jobs = studio_of(request).training.jobs
+    views = [jobs.get(identity) for identity in dict.fromkeys(request.query_params.getlist("job"))][:_MOST_COMPARED]
+    return render(request, "jobs_compare.html", views=views)
 
 
 @router.get("/{identity}")
@@ -71,7 +100,9 @@ def job_page(request: Request, identity: str) -> Response:
         dataset=config.get("instance_data_dir"),
         grid=_grid(view),
         report=report_view(view.run),
-        log=_log(request, identity),
+        prompts=_prompts(request, view, config),
+        **_machine(request, view),
+        **_log(request, identity),
     )
 
 
@@ -81,13 +112,13 @@ def figures(request: Request, identity: str, state: str) -> Response:
     view = _find(request, identity)
     if view.state != state:
         return Response(status_code=204, headers={"HX-Refresh": "true"})
-    return render(request, "job_figures.html", view=view)
+    return render(request, "job_figures.html", view=view, **_machine(request, view))
 
 
 @router.get("/{identity}/log")
 def log(request: Request, identity: str) -> Response:
     """Send the end of the log."""
-    return render(request, "job_log.html", view=_find(request, identity), log=_log(request, identity))
+    return render(request, "job_log.html", view=_find(request, identity), **_log(request, identity))
 
 
 @router.get("/{identity}/grid")
@@ -143,9 +174,20 @@ def picture(request: Request, identity: str, path: str) -> Response:
     return FileResponse(found, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 
+@router.post("/{identity}/prompts")
+async def change_prompts(request: Request, identity: str) -> Response:
+    """Have the next validations sample other prompts."""
+    async with request.form() as form:
+        lines = [line.strip() for line in text_of(form, "prompts").splitlines() if line.strip()]
+        prompts = read_form(ChangedPrompts, form, prompts=lines)
+    jobs = studio_of(request).training.jobs
+    await run_in_threadpool(jobs.change_prompts, identity, prompts)
+    return render(request, "job_prompts_saved.html", count=len(prompts.prompts))
+
+
 @router.post("/{identity}/{action}")
 async def act(request: Request, identity: str, action: str) -> Response:
-    """Stop, kill, resume or delete it."""
+    """Stop, kill, resume or delete it, or move it in the queue."""
     jobs = studio_of(request).training.jobs
     _find(request, identity)
     match action:
@@ -157,12 +199,56 @@ async def act(request: Request, identity: str, action: str) -> Response:
             await run_in_threadpool(jobs.resume, identity)
         case "delete":
             await run_in_threadpool(jobs.delete, identity)
+        case "earlier" | "later":
+            await run_in_threadpool(jobs.move, identity, places=-1 if action == "earlier" else 1)
         case _:
             raise PageNotFoundError
-    path = "/jobs" if action == "delete" else f"/jobs/{identity}"
+    if request.headers.get("hx-target") == "jobs-table":
+        return await run_in_threadpool(_list, request, "jobs_table.html")
+    path = "/jobs" if action in ("delete", "earlier", "later") else f"/jobs/{identity}"
     if is_fragment(request):
         return Response(status_code=204, headers={"HX-Redirect": path})
     return RedirectResponse(path, status_code=303)
+
+
+def _list(request: Request, template: str) -> Response:
+    jobs = studio_of(request).training.jobs
+    queue = {view.job.id: place for place, view in enumerate(jobs.waiting(), 1)}
+    views = sorted(jobs.list(), key=lambda view: queue.get(view.job.id, len(queue) + 1))
+    rows = [_row(request, view, queue.get(view.job.id)) for view in views]
+    return render(request, template, rows=rows, last_place=len(queue))
+
+
+def _row(request: Request, view: JobView, place: int | None) -> ListRow:
+    if view.state not in _ENDED_BADLY:
+        return ListRow(view=view, place=place)
+    try:
+        config = studio_of(request).training.jobs.config(view.job.id)
+    except (OSError, ValueError):  # the record tells what is wrong with it
+        config = {}
+    return ListRow(
+        view=view,
+        place=place,
+        cause=_cause(view),
+        repair=_repair(view, config),
+        dataset=config.get("instance_data_dir"),
+    )
+
+
+def _machine(request: Request, view: JobView) -> dict[str, Any]:
+    """Return the gauges of this machine for a job that runs on it."""
+    runs_here = view.job.executor == "local" and view.state in (State.RUNNING, State.STOPPING)
+    return {"gauges": studio_of(request).training.gauges.read() if runs_here else None}
+
+
+def _prompts(request: Request, view: JobView, config: Mapping[str, Any]) -> str | None:
+    """Return the prompts that can be changed, a line each; None where the trainer would not read them."""
+    if view.output is None or view.state.is_over or config.get("validation_disable"):
+        return None
+    try:
+        return "\n".join(studio_of(request).training.jobs.prompts(view.job.id))
+    except DataError:  # the trainer warns of it; here they are written anew
+        return ""
 
 
 def _find(request: Request, identity: str) -> JobView:
@@ -187,8 +273,9 @@ def _repair(view: JobView, config: Mapping[str, Any]) -> Literal["dataset", "con
     return None
 
 
-def _log(request: Request, identity: str) -> str:
-    return studio_of(request).training.jobs.log_tail(identity, _LOG_LINES)
+def _log(request: Request, identity: str) -> dict[str, Any]:
+    text = studio_of(request).training.jobs.log_tail(identity, _LOG_LINES)
+    return {"log": text, "entries": log_entries(text)}
 
 
 def _grid(view: JobView) -> Grid | None:

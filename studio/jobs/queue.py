@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from studio.jobs.record import (
     write_job,
 )
 from trainer.config.options import TrainConfig
+from trainer.record.prompts_file import ChangedPrompts, read_changed_prompts, write_changed_prompts
 from trainer.record.run_file import MetricsLine
 
 TICK_SECONDS = 1.0
@@ -192,13 +193,53 @@ class JobQueue:
             view.folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
+    def waiting(self) -> Sequence[JobView]:
+        """Return those that have not begun, the next one first."""
+        found = [view for view in self.list() if view.state is State.QUEUED and not view.job.has_begun]
+        return sorted(found, key=lambda view: (view.job.queued, view.job.id))
+
+    def move(self, identity: str, *, places: int) -> None:
+        """Move a waiting job towards the front (negative) or the end of the queue. One that does not wait stays."""
+        with self._lock:
+            queue = [*self.waiting()]
+            index = next((i for i, view in enumerate(queue) if view.job.id == identity), None)
+            if index is None:
+                return
+            target = min(max(index + places, 0), len(queue) - 1)
+            times = [view.job.queued for view in queue]
+            queue.insert(target, queue.pop(index))
+            for view, queued in zip(queue, _increasing(times), strict=True):
+                if view.job.queued != queued:
+                    write_job(view.folder, view.job.model_copy(update={"queued": queued}))
+
+    def prompts(self, identity: str) -> tuple[str, ...]:
+        """Return the prompts of the next validation: changed ones, else the configured ones. Raises ``DataError``."""
+        output = self.get(identity).output
+        changed = None if output is None else read_changed_prompts(output)
+        if changed is not None:
+            return changed
+        config = self.config(identity)
+        first = config.get("validation_prompt")
+        return (*((first,) if first else ()), *config.get("validation_prompts", ()))
+
+    def change_prompts(self, identity: str, prompts: ChangedPrompts) -> None:
+        """Have the next validations sample other prompts. Raises ``JobStateError`` where the trainer cannot read them."""
+        view = self.get(identity)
+        if view.output is None or view.state.is_over:
+            raise JobStateError(
+                "job_prompts_fixed", "the job is {state}, or its directory cannot be seen from here",
+                remedy="train again with other validation_prompts", field="job", value=identity, state=view.state.word,
+            )  # fmt: skip
+        with writing(view.output, field="jobs"):
+            view.output.mkdir(parents=True, exist_ok=True)
+            write_changed_prompts(view.output, prompts)
+
     def tick(self) -> None:
         """Start queued jobs, up to the limit."""
         with self._lock:
             views = self.list()
             busy = sum(v.job.executor == "local" and v.job.has_begun and not v.state.is_over for v in views)
-            waiting = [v for v in views if v.state is State.QUEUED and not v.job.has_begun]
-            for view in sorted(waiting, key=lambda waiting: (waiting.job.queued, waiting.job.id)):
+            for view in self.waiting():
                 if view.job.executor == "local":
                     if busy >= self._parallel:
                         continue
@@ -248,3 +289,11 @@ class JobQueue:
                 self.tick()
             except (LithographError, OSError) as error:  # such as a full disk: the queue retries
                 log_event(_log, "jobs_stuck", logging.ERROR, reason=str(error))
+
+
+def _increasing(times: Sequence[datetime]) -> list[datetime]:
+    """Return the times, each later than the one before it: jobs of the same moment can be told apart then."""
+    found: list[datetime] = []
+    for time_queued in times:
+        found.append(max(time_queued, found[-1] + timedelta(microseconds=1)) if found else time_queued)
+    return found

@@ -92,20 +92,23 @@ document.getElementById("log-scale").addEventListener("change", () => chart && d
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => chart && draw());
 new ResizeObserver(() => chart?.setSize({ width: box.clientWidth, height: 280 })).observe(box);
 
-// The log stays scrolled to its end, unless the user has scrolled up.
-const logBottom = (log) => log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-let wasAtBottom = true;
-let scrolledTo = 0;
-document.addEventListener("htmx:beforeSwap", (event) => {
-  if (event.detail.target.id !== "log-text") return;
-  wasAtBottom = logBottom(event.detail.target);
-  scrolledTo = event.detail.target.scrollTop;
-});
-document.addEventListener("htmx:afterSettle", () => {
-  const log = document.getElementById("log-text");
-  log.scrollTop = wasAtBottom ? log.scrollHeight : scrolledTo;
-});
+// A log stays at its end, unless someone has scrolled up to read.
+const LOGS = ["log-words", "log-text"];
+const places = new Map();
 
-const log = document.getElementById("log-text");
-log.scrollTop = log.scrollHeight;
+function noteLogs() {
+  for (const log of LOGS.map((id) => document.getElementById(id))) {
+    places.set(log.id, log.scrollHeight - log.scrollTop - log.clientHeight < 40 ? Infinity : log.scrollTop);
+  }
+}
+
+function scrollLogs() {
+  for (const log of LOGS.map((id) => document.getElementById(id))) log.scrollTop = Math.min(places.get(log.id) ?? Infinity, log.scrollHeight);
+}
+
+document.addEventListener("htmx:beforeSwap", noteLogs);
+document.addEventListener("htmx:afterSettle", scrollLogs);
+document.querySelector("#job-log details").addEventListener("toggle", scrollLogs);
+
+scrollLogs();
 follow();

@@ -132,7 +132,7 @@ def see_it_through(page: Page, say: Language, name: str) -> None:
         "images => Promise.all(images.map(image => image.decode().then(() => image.naturalWidth)))"
     )
     assert widths == [128] * 6
-    expect(page.locator("#log-text")).to_contain_text(f"adapter {name}@1")
+    expect(page.locator("#log-words")).to_contain_text(f"{name}@1")
     page.locator(".pages").get_by_role("link", name=say("frame.jobs")).click()
     expect(page.locator(".jobs")).to_contain_text(name)
     page.get_by_role("link", name=name, exact=True).click()

@@ -19,6 +19,7 @@ from trainer.model.base import check_machine, prepare_model
 from trainer.publish import PublishSettings
 from trainer.record.run_file import make_output_dir
 from trainer.record.trackers import check_trackers
+from trainer.validation.changed_prompts import with_changes
 from trainer.validation.probes import Probe, probes_of
 from trainer.validation.prompts import (
     PromptSettings,
@@ -80,7 +81,9 @@ def prepare(config: TrainConfig, process_group: ProcessGroup) -> Prepared:
         config=config,
         encoders=encoders,
         inventory=inventory,
-        prompts=validation_prompts(select(config, PromptSettings), encoders, inventory.samples),
+        prompts=validation_prompts(
+            with_changes(select(config, PromptSettings), config.output_dir), encoders, inventory.samples
+        ),
         probes=probes_of(inventory.held_out, most=config.num_eval_images),
         sampler=sampler,
         steps=total_steps(config, sampler),

@@ -24,10 +24,12 @@ from trainer.model.lycoris import slot_rank
 from trainer.model.offload import PlacementSettings, place
 from trainer.record.progress import RunProgress
 from trainer.run.preparation import Prepared
+from trainer.validation.changed_prompts import NextPrompts
 from trainer.validation.evaluations import Evaluations, EvaluationSettings
 from trainer.validation.held_out_loss import HeldOutLoss
 from trainer.validation.nearest import NearestPictures
 from trainer.validation.prompts import (
+    PromptSettings,
     language_warning,
     texts_of,
 )
@@ -132,7 +134,11 @@ def make_validation(
         context.interruption,
         context.progress,
         output_dir=config.output_dir,
-    )
+        prompts=NextPrompts(
+            select(config, PromptSettings), config.output_dir, encoders, cache, prepared.inventory.samples,
+            prepared.prompts, warn=context.progress.warn,
+        ),
+    )  # fmt: skip
 
 
 def make_trainable(

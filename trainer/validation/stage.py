@@ -1,6 +1,6 @@
 """Validation as a stage of a training: in every process, recorded, and interruptible."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from longcat.adapter.weights.lora import LoraWeights
 from trainer.loop.distributed import ProcessGroup
 from trainer.loop.interruption import InterruptedTraining, Interruption
 from trainer.record.progress import RunProgress
+from trainer.validation.prompts import ValidationPrompt
 from trainer.validation.validation import OnStep, Validation, ValidationResult
 
 
@@ -25,14 +26,16 @@ class ValidationStage:
         progress: RunProgress,
         *,
         output_dir: Path,
+        prompts: Callable[[], Sequence[ValidationPrompt]],
     ) -> None:
-        """Call ``make`` in rank 0. It is None if there are no validation prompts."""
+        """Call ``make`` in rank 0; None if there are no validation prompts. Call ``prompts`` before each validation."""
         self._is_enabled = make is not None
         self._transformer = transformer
         self._process_group = process_group
         self._interruption = interruption
         self._progress = progress
         self._output_dir = output_dir
+        self._prompts = prompts
         self._validation = make(self._on_step) if make is not None and process_group.is_rank_0 else None
 
     def run(self, step: int, weights: LoraWeights) -> ValidationResult | None:
@@ -51,6 +54,7 @@ class ValidationStage:
         if self._validation is None:
             return None
         self._progress.phase("validating")
+        self._validation.use(self._prompts())
         result = self._validation.run(weights, step=step)
         images = [str(path.relative_to(self._output_dir)) for path in result.files]
         self._progress.validation(

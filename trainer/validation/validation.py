@@ -99,6 +99,10 @@ class Validation:
         self._steps_done = self._steps_total = 0
         self._slots = AdapterSlots(transformer, count=1, rank=rank, device=self.device, dtype=self.dtype)
 
+    def use(self, prompts: Sequence[ValidationPrompt]) -> None:
+        """Sample these prompts from the next validation on; their embeddings are in the cache."""
+        self._prompts = prompts
+
     def run(self, weights: LoraWeights, *, step: int) -> ValidationResult:
         """Sample every prompt, write the pictures and the grid, and compare them with the base's."""
         self._count_steps(*self._prompts)

@@ -1,7 +1,7 @@
 """The pictures of a directory that get captions: a text file beside each. No torch."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -39,7 +39,7 @@ def caption_folder(
     template: str,
     overwrites: bool = False,
     workers: int = 4,
-) -> Iterator[Captioned]:
+) -> Generator[Captioned, None, None]:
     """Caption the pictures that have no caption, or all; yield each as it is done.
 
     A caption file is written whole or not at all, so that the same call again continues. Raises ``DataError`` if the
