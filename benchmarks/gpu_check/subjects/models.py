@@ -125,6 +125,7 @@ class CheckedModel:
             check_precision(kind, device=self.device)
         is_offloaded = offload is not Offload.NONE
         text_encoder = self.text_encoder()
+        del text_encoder.model.visual  # as ``load`` does
         quantize_base(text_encoder, text_encoder_precision, device=self.device, training=False, offload=offload)
         if is_offloaded:
             text_encoder.to("cpu")

@@ -17,7 +17,7 @@ from trainer.record.run_file import read_run
 
 _STEPS = 12
 _NAME = "ink"
-_FIRST_CHECKPOINT_SECONDS = 200.0
+_FIRST_CHECKPOINT_SECONDS = 500.0
 
 
 def run(kit: Kit) -> None:

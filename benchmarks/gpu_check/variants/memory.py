@@ -16,6 +16,8 @@ from service.wire.events import ErrorEvent
 
 _PICTURES = 12
 _STEPS = 4
+_TOGETHER, _LONG = 4, 12
+"""Requests of a step that runs out of memory, and their steps: enough to be denoised together."""
 _EMBEDDED_MIB = {24: 64, 16: 32}
 """MiB beyond the weights that stand for a card's GiB at the embedded model's size."""
 
@@ -54,25 +56,28 @@ def _exhausted(kit: Kit, check: Check) -> None:
     """Take the memory that a step of several pictures needs; the engine repeats it in parts, and goes on."""
     _require_gpu(kit)
     pictures = EngineRun(kit.model.components())
-    pictures.submit("alone", steps=2)
-    pictures.run()
-    used = memory_of(kit.device)["used"]
+    _admit(pictures, "free")
     memory = PeakMemory(kit.device)
-    for number in range(4):
-        pictures.submit(f"free {number}", steps=2, guidance_scale=4.5)
+    pictures.engine.step()
+    added = (memory.peak_bytes or 0) - memory.before_bytes
     pictures.run()
-    added = (memory.peak_bytes or used) - used
-    with _cap(kit, used + int(0.6 * added)):
-        for number in range(4):
-            pictures.submit(f"capped {number}", steps=2, guidance_scale=4.5)
-        pictures.run()
+    _admit(pictures, "capped")
+    with _cap(kit, memory_of(kit.device)["used"] + int(0.7 * added)):
+        pictures.engine.step()
+    pictures.run()
     check.note(added_gib=added / GIB, forwards_repeated=pictures.engine.out_of_memory)
     check.require(pictures.engine.out_of_memory > 0, "memory did not run out")
-    for number in range(4):
+    for number in range(_TOGETHER):
         pictures.pixels(f"capped {number}")
-    pictures.submit("after", steps=2)
-    pictures.run()
-    pictures.pixels("after")
+
+
+def _admit(pictures: EngineRun, name: str) -> None:
+    """Submit requests, and step until all are denoised together."""
+    for number in range(_TOGETHER):
+        pictures.submit(f"{name} {number}", steps=_LONG, seed=number, guidance_scale=4.5)
+    while pictures.engine.active_rows < 2 * _TOGETHER:
+        Check.require(f"{name} 0" not in pictures.outcomes, "a request was over before the others began")
+        pictures.engine.step(0.05)
 
 
 def _require_gpu(kit: Kit) -> None:
