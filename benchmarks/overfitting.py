@@ -4,16 +4,16 @@
 pictures each, with other pictures, ranks and learning rates, and evaluates each of them densely. ``… judge FOLDER`` then
 measures every evaluated step on all the other ink pictures, which the card has not seen, with two noise levels each: the
 card's chosen step is compared with the best one on those pictures. ``… copies`` searches for planted copies, ``… cost``
-measures the time of evaluations at their default interval. Finished cases stay in FOLDER, from which an interrupted
+measures the share of evaluations at their default interval. Finished cases stay in FOLDER, from which an interrupted
 benchmark continues.
 """
 
 import json
-import statistics
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -32,11 +32,13 @@ from trainer.data.scan import take_inventory
 from trainer.encode.cache import Cache
 from trainer.encode.preparation import encode_captions, encode_pictures
 from trainer.loop.distributed import ProcessGroup
+from trainer.loop.loop import Loop
 from trainer.model.base import prepare_model
 from trainer.model.lora import LoraSettings, inject, load_weights
 from trainer.record.report_card import ReportCard
 from trainer.record.run_file import read_run
 from trainer.run.pipeline import train
+from trainer.validation.evaluations import Evaluations
 from trainer.validation.held_out_loss import HeldOutLoss
 from trainer.validation.nearest import NearestPictures
 from trainer.validation.probes import probes_of
@@ -141,50 +143,50 @@ def copies(folder: Path) -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--rounds", default=3, show_default=True)
 @click.option("--steps", default=1000, show_default=True)
-def cost(folder: Path, rounds: int, steps: int) -> None:
-    """Compare the CPU time of trainings with and without a card, in turn, with all other options at their defaults."""
-    for name, batch in (("one picture a step", 1), ("four pictures a step", 4)):
-        ratios = []
-        for number in range(rounds):
-            seconds = {}
-            for share in (0.0, 0.2) if number % 2 else (0.2, 0.0):
-                output = folder / f"cost-{batch}-{share}-{number}"
-                if not (output / "seconds").exists():
-                    _timed(output, folder / "cache", share, batch, steps)
-                seconds[share] = float((output / "seconds").read_text())
-            ratios.append(seconds[0.2] / seconds[0.0])
-            print(f"{name}: {seconds[0.2]:.1f} s with, {seconds[0.0]:.1f} s without; {ratios[-1]:.3f}", flush=True)
+def cost(folder: Path, steps: int) -> None:
+    """Measure the share of evaluations in a training's processor time, all at defaults, with one and four pictures a step.
+
+    The parts of one process are compared: processor time of two processes differs by more than the share on a busy machine.
+    """
+    for batch in (1, 4):
+        seconds = dict.fromkeys(("run", "evaluations", "sweep"), 0.0)
+        with (
+            _timed(Loop, "run", seconds, "run"), _timed(Evaluations, "run", seconds, "evaluations"),
+            _timed(Evaluations, "sweep", seconds, "sweep"),
+        ):  # fmt: skip
+            options = {
+                "model_flavour": "embedded", "resolution": 128, "train_batch_size": batch, "max_train_steps": steps,
+                "instance_data_dir": str(INK), "output_dir": str(folder / f"cost-{batch}"),
+                "cache_dir": str(folder / "cache"), "eval_share": 0.2, "validation_disable": True,
+                "checkpointing_steps": 10**6,
+            }  # fmt: skip
+            train(TrainConfig.model_validate(options), show_bar=False)
+        made, rest = seconds["evaluations"] + seconds["sweep"], seconds["run"] - seconds["evaluations"]
         print(
-            f"{name}, {steps} steps: {100 * (statistics.median(ratios) - 1):.1f}% more, median of {rounds}", flush=True
+            f"{batch} pictures a step, {steps} steps: {made:.1f} s of evaluations beside {rest:.1f} s of training, "
+            f"{100 * made / rest:.1f}%",
+            flush=True,
         )
 
 
-def _timed(output: Path, cache: Path, share: float, batch: int, steps: int) -> None:
-    """Train; return the seconds from the first step to the end of the sweep. Both variants include the final validation."""
-    options = [
-        "model_flavour=embedded", "resolution=128", f"train_batch_size={batch}", f"max_train_steps={steps}",
-        f"instance_data_dir={INK}", f"output_dir={output}", f"cache_dir={cache}", f"eval_share={share}",
-        "validation_disable=true", "checkpointing_steps=1000000",
-    ]  # fmt: skip
-    command = [sys.executable, "-m", "lithograph", "train", "--log-format", "json", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    begin = None
-    for line in process.stderr:
-        if begin is None and '"name": "training"' in line:
-            begin = _processor_seconds(process.pid)
-        if '"name": "publishing"' in line:
-            assert begin is not None
-            (output / "seconds").write_text(str(_processor_seconds(process.pid) - begin))
-    assert process.wait() == 0
+@contextmanager
+def _timed(kind: type, method: str, seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the processor time of a method's calls to ``seconds``."""
+    original = getattr(kind, method)
 
+    def timed(*arguments: Any, **named: Any) -> Any:
+        begin = time.process_time()
+        try:
+            return original(*arguments, **named)
+        finally:
+            seconds[name] += time.process_time() - begin
 
-def _processor_seconds(pid: int) -> float:
-    """Return the CPU time of a process with all its threads, which other load on the machine hardly changes."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
+    setattr(kind, method, timed)
+    try:
+        yield
+    finally:
+        setattr(kind, method, original)
 
 
 def _link(folder: Path, number: int, trained: int) -> list[dict[str, object]]:

@@ -53,7 +53,8 @@ class ModelConfig(Configuration):
     device: str = "auto"
     """Device that computes: cpu, cuda, cuda:N or mps; auto takes CUDA, else MPS, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type that is computed in; auto takes float32 on a CPU, where it is exact and portable, else bfloat16."""
+    """Type that is computed in; auto takes float32 on a CPU, where it is exact and portable, else bfloat16
+    (float16 on NVIDIA's GPUs before Ampere)."""
     offload: Literal["auto", "none", "model", "group"] = "auto"
     """Keep weights in main memory until they are needed: less GPU memory, slower. model moves one component at a time, group
     one layer; auto takes what fits a CUDA device, and none elsewhere."""

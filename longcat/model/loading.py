@@ -22,6 +22,8 @@ from longcat.model.precision import Offload, Precision
 from longcat.model.quantize import check_precision, quantize_base
 from longcat.model.tokenizer import load_tokenizer
 
+_AMPERE = (8, 0)
+"""Compute capability of the first NVIDIA GPUs that compute in bfloat16."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -209,9 +211,12 @@ def check_compiler(device: torch.device) -> None:
 
 
 def parse_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the compute dtype of that name; ``auto`` is float32 on a CPU, else bfloat16. Raises ``DeviceError``."""
+    """Return the compute dtype of that name. Raises ``DeviceError``.
+
+    ``auto`` is float32 on a CPU, else bfloat16; float16 on NVIDIA's GPUs before Ampere, which compute no bfloat16.
+    """
     if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+        return torch.float32 if device.type == "cpu" else _half(device)
     if name not in _DTYPES:
         raise DeviceError(
             "dtype_unknown",
@@ -222,6 +227,11 @@ def parse_dtype(name: str, device: torch.device) -> torch.dtype:
             known=", ".join(_DTYPES),
         )
     return _DTYPES[name]
+
+
+def _half(device: torch.device) -> torch.dtype:
+    is_old = device.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device) < _AMPERE
+    return torch.float16 if is_old else torch.bfloat16
 
 
 def place(

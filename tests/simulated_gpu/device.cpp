@@ -268,6 +268,16 @@ Tensor as_real(const Tensor& t) { return at::native::view_as_real(t); }
 Tensor as_complex(const Tensor& t) { return at::native::view_as_complex(t); }
 void record_stream(Tensor&, Stream) {}
 
+// As on a GPU, attention without a mask is one kernel, which keeps no matrix of the rows' products.
+Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const Maybe<Tensor>& mask, double dropout, bool is_causal, Maybe<double> scale, bool grouped) {
+  const bool is_fused = !(mask && mask->defined()) && !grouped && dropout == 0 && query.dim() == 4 && query.size(1) == key.size(1);
+  if (is_fused) return std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout, is_causal, {}, scale));
+  Maybe<Tensor> added = mask;  // a mask of booleans is true where there is attention
+  if (mask && mask->defined() && mask->scalar_type() == at::kBool)
+    added = at::zeros_like(*mask, query.options()).masked_fill_(mask->logical_not(), -std::numeric_limits<double>::infinity());
+  return std::get<0>(at::_scaled_dot_product_attention_math(query, key, value, added, dropout, is_causal, {}, scale, grouped));
+}
+
 Tensor& set_part(Tensor& self, c10::Storage source, c10::SymInt offset, Sizes size, Sizes stride) {
   self.unsafeGetTensorImpl()->set_storage_keep_dtype(std::move(source));
   self.unsafeGetTensorImpl()->set_storage_offset(offset.expect_int());
@@ -382,12 +392,15 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("view_as_real", as_real);
   m.impl("view_as_complex", as_complex);
   m.impl("record_stream", record_stream);
+  m.impl("scaled_dot_product_attention", attention);
   m.impl("set_.source_Storage", set_whole);
   m.impl("set_.source_Storage_storage_offset", set_part);
   // A CPU decomposes these; CUDA has kernels for them.
   for (auto name : {"native_layer_norm", "native_layer_norm_backward", "native_group_norm", "native_group_norm_backward", "mse_loss", "mse_loss_backward"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
 }
+
+TORCH_LIBRARY_IMPL(aten, AutogradCUDA, m) { m.impl("scaled_dot_product_attention", attention); }
 
 TORCH_LIBRARY(simulated_gpu, m) {
   m.def("count(str name) -> int", &count_of);

@@ -152,7 +152,7 @@ class DatasetConfig(BaseModel):
             raise ProblemValueError(
                 Problem(
                     code="several_conditionings", template="several datasets",
-                    remedy_template="give the one that has the masks",
+                    remedy_template="give the one that has the masks, or put all masks into one dataset",
                 )
             )  # fmt: skip
         return given[0] if given else None

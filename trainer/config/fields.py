@@ -50,7 +50,8 @@ class TrainFields(BaseModel):
     text_encoder_1_precision: str = "no_change"
     """Storage of the text encoder's weights while captions are embedded; the same choices."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Compute type; the adapter itself is always float32. auto is no (float32) on a CPU, else bf16."""
+    """Compute type; the adapter itself is always float32. auto is no (float32) on a CPU, else bf16
+    (fp16 on NVIDIA's GPUs before Ampere). Losses are scaled with fp16."""
     device: str = "auto"
     """The device: auto, cpu, cuda, cuda:N or mps."""
 

@@ -39,6 +39,12 @@ def mask_problems(datasets: Sequence[DatasetConfig]) -> Iterator[Problem]:
         if (other := dataset.source_dataset_id if is_mask else dataset.conditioning_data) is not None:
             if other not in by_id or (by_id[other].dataset_type == _CONDITIONING) == is_mask:
                 yield _not_linked(other, is_mask).within(field=f"{place}.{name}", value=other)
+            elif is_mask and masks_of(datasets)[other].id != dataset.id:
+                yield Problem(
+                    code="pictures_have_masks", template="dataset {id!r} has the masks {masks!r} already; it can have one",
+                    remedy_template="put all masks into one dataset, or leave one out",
+                    details={"id": other, "masks": masks_of(datasets)[other].id},
+                ).within(field=f"{place}.{name}", value=other)  # fmt: skip
         elif is_mask and dataset.id not in linked:
             yield Problem(
                 code="masks_of_no_dataset", template="no dataset of pictures is linked to these masks",

@@ -17,10 +17,12 @@ import torch
 from diffusers import LongCatImageTransformer2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import ConfigError
 from longcat.problem import Problem
+from trainer.loop.batch_source import BatchSource
 from trainer.loop.checkpoint import Origin, find_checkpoint, save_checkpoint
 from trainer.loop.distributed import ProcessGroup
 from trainer.loop.interruption import Interruption
@@ -83,15 +85,22 @@ class Loop:
         self.step = 0
         self._settings = settings
         self._model = model
-        self._batches = batches
-        self._sampler = sampler
         self._process_group = process_group
         self._evaluations = evaluations
         self._origin = origin
         self._checkpoints = settings.output_dir / "checkpoints"
+        self._source = BatchSource(
+            batches,
+            sampler,
+            device=process_group.device,
+            size=settings.train_batch_size,
+            rank=process_group.rank,
+        )
         self._replicated = process_group.replicate(model.transformer)
         self._optimizer = make_optimizer(model.parameters, optimizer)
         self._schedule = make_schedule(self._optimizer, optimizer, steps=steps)
+        # Gradients of activations are float16 too, in which small ones would be zero.
+        self._scaler = GradScaler(process_group.device.type, enabled=model.dtype is torch.float16)
         self._ema: EMAModel | None = None
         if settings.use_ema:
             self._ema = EMAModel(model.parameters, decay=settings.ema_decay, foreach=True)
@@ -118,10 +127,13 @@ class Loop:
             progress.warn(_OTHER_DATA)
         load_weights(self._model.transformer, checkpoint.weights, field="resume_from_checkpoint", source=requested)
         restore(self._optimizer, self._schedule, checkpoint.state)
+        if scale := checkpoint.state.get("scaler"):  # empty without float16, missing in an earlier version's checkpoint
+            self._scaler.load_state_dict(scale)
         if self._ema is not None:
             if "ema" in checkpoint.state:
                 self._ema.load_state_dict(checkpoint.state["ema"])
                 self._ema.decay = self._settings.ema_decay
+                self._ema.to(self._process_group.device)
             else:  # switched on now: the average begins with the checkpoint's adapter
                 self._ema = EMAModel(self._model.parameters, decay=self._settings.ema_decay, foreach=True)
         self._evaluations.restore(checkpoint.state, checkpoint.best)
@@ -209,30 +221,29 @@ class Loop:
         count = self._settings.gradient_accumulation_steps
         total = torch.zeros((), device=self._model.parameters[0].device)
         for micro in range(count):
-            number = self.step * count + micro
-            first = process_group.rank * batch_size
-            indices = self._sampler.batch(number)[first : first + batch_size]
-            batch = self._batches.batch(number, indices, first=first)
-            batch = with_prior(self._model.transformer, batch)
+            batch = with_prior(self._model.transformer, self._source.batch(self.step * count + micro))
             with process_group.accumulating(self._replicated, last=micro == count - 1):
                 loss = loss_of(self._replicated, batch) / count
-                loss.backward()
+                self._scaler.scale(loss).backward()
             total += loss.detach()
         process_group.average_gradients(self._model.parameters)
         norm = self._clip()
-        self._optimizer.step()
+        self._scaler.step(self._optimizer)  # which leaves a step out whose gradients are not finite, and scales by less
+        self._scaler.update()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._ema is not None:
             self._ema.step(self._model.parameters)
         self.step += 1
-        loss_mean = float(process_group.mean(total))
+        loss_mean, norm_mean = torch.stack(
+            (process_group.mean(total), norm)
+        ).tolist()  # the step's one wait for the device
         self._record_loss(loss_mean)
         return StepReport(
             step=self.step,
             loss=loss_mean,
             learning_rate=float(self._schedule.get_last_lr()[0]),
-            gradient_norm=float(norm),
+            gradient_norm=norm_mean if math.isfinite(norm_mean) else 0.0,
             step_seconds=time.perf_counter() - begin,
             images=batch_size * count * process_group.size,
         )
@@ -249,6 +260,7 @@ class Loop:
         return every > 0 and self.step > 0 and not self._is_over and self.step % every == 0
 
     def _clip(self) -> Tensor:
+        self._scaler.unscale_(self._optimizer)
         limit = self._settings.max_grad_norm or math.inf
         return torch.nn.utils.clip_grad_norm_(self._model.parameters, limit, foreach=True)
 
@@ -258,6 +270,7 @@ class Loop:
         state: dict[str, Any] = {
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
             "recent": self._recent,
             **self._evaluations.state(),
         }

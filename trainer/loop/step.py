@@ -32,7 +32,7 @@ from trainer.model.base import without_adapter
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The inputs of one forward, on the device."""
+    """The inputs of one forward."""
 
     noisy_BNC: Tensor
     target_BNC: Tensor
@@ -82,8 +82,11 @@ class Batches:
         self._embedding_key = lru_cache(maxsize=None)(encoders.embedding_key)
 
     def batch(self, number: int, indices: Sequence[int], *, first: int) -> Batch:
-        """Make batch ``number`` of these samples. ``first`` is the first one's place in the batch of all processes."""
-        seed, device = self._settings.seed, self._encoders.device
+        """Make batch ``number`` of these samples, in main memory.
+
+        ``first`` is the first one's place in the batch of all processes.
+        """
+        seed, dtype = self._settings.seed, self._encoders.dtype
         size = self._samples[indices[0]].bucket
         places = range(first, first + len(indices))
         clean = torch.stack([self._latents(index) for index in indices]).float()
@@ -94,12 +97,12 @@ class Batches:
         noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in generators])
         text_ids, image_ids = self._ids(size.height_px, size.width_px)
         return Batch(
-            noisy_BNC=flow.add_noise(clean, noise, sigma).to(device, self._encoders.dtype),
-            target_BNC=flow.velocity(clean, noise).to(device),
+            noisy_BNC=flow.add_noise(clean, noise, sigma).to(dtype),
+            target_BNC=flow.velocity(clean, noise),
             weights_BNC=self._weights(indices, number, clean),
             is_prior=self._samples[indices[0]].is_prior,
-            sigma_B=sigma.to(device, self._encoders.dtype),
-            embeds_BLJ=embeds.to(device),
+            sigma_B=sigma.to(dtype),
+            embeds_BLJ=embeds,
             text_ids_L3=text_ids,
             image_ids_N3=image_ids,
             seed=derive(seed, "dropout", number, first),
@@ -120,7 +123,7 @@ class Batches:
         for row, (index, key) in enumerate(zip(indices, keys, strict=True)):
             if key is not None:
                 weights[row] = mask_weights(self._cache.require(key, self._samples[index].key))[0]
-        return weights.to(self._encoders.device)
+        return weights
 
     def _embedding(self, index: int, number: int, place: int) -> Tensor:
         rng = python_rng(self._settings.seed, "caption", number, place)
@@ -136,7 +139,7 @@ class Batches:
 
     def _make_ids(self, height_px: int, width_px: int) -> tuple[Tensor, Tensor]:
         image = latents.image_ids(height_px=height_px, width_px=width_px, max_tokens=self._length)
-        return latents.text_ids(self._length).to(self._encoders.device), image.to(self._encoders.device)
+        return latents.text_ids(self._length), image
 
 
 def mask_weights(mask_HW: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ by itself), and on how weights are stored:
 
 - optimum-quanto saves the input of every linear layer, needed or not;
 - torchao saves the dequantized weight: without checkpointing, the whole base again, at full precision;
-- an offloaded base does too: a block that has been brought to the device stays there until the backward pass.
+- of an offloaded base, other layers save the weight that was brought to the device (``trainer.memory.offloading``).
 
 A tensor's size is rows (batch times tokens) times width times bytes an element. CUDA differs from a CPU in that the mask of
 PEFT's dropout takes a byte, and a layer norm's mean and deviation are float32 (torch, ``Dropout.cpp``,
@@ -49,7 +49,7 @@ class Walk:
     is_target: Callable[[str], bool]
     """Returns True if the adapter changes the layer of that name."""
     frozen_saves: Literal["nothing", "input", "weight"]
-    """The tensor that a frozen linear layer saves."""
+    """The tensor that a frozen linear layer saves, beside an offloaded weight."""
     uses_dora: bool = False
     lycoris_of: Callable[[str], LayerOptions] | None = None
     """Returns the options of a target's LoKr or LoHa; None for LoRA."""
@@ -65,15 +65,22 @@ class Saved:
     """Bytes of the input of one block: all that a checkpointed block keeps."""
     rest: int
     """Bytes outside of blocks: rotations, the last normalization, the loss."""
+    read_layers: tuple[frozenset[str], ...]
+    """Names of each block's linear layers whose weights the backward pass reads."""
 
-    def peak(self, every: int) -> int:
-        """Return the most bytes held at once while every n-th block (0: none) is checkpointed."""
-        kept, most = 0, 0
+    def peak(self, every: int, beside: Callable[[int], int]) -> tuple[int, int]:
+        """Return the block in whose backward pass the most memory is in use, and the bytes that autograd holds then.
+
+        ``every``: every n-th block is checkpointed, 0 is none; ``beside``: returns the bytes of other things that are on the
+        device in the backward pass of a block.
+        """
+        kept, held = 0, []
         for place, whole in enumerate(self.blocks):
             again = every > 0 and place % every == 0
-            most = max(most, kept + whole + (self.inputs if again else 0))
+            held.append(self.rest + kept + whole + (self.inputs if again else 0))
             kept += self.inputs if again else whole
-        return self.rest + most
+        most = max(range(len(held)), key=lambda place: held[place] + beside(place))
+        return most, held[most]
 
 
 @dataclass(eq=False)
@@ -99,6 +106,8 @@ class _Tape:
     held: dict[int, _Value] = field(default_factory=dict)
     others: int = 0
     """Bytes of tensors that only one operation can save."""
+    read: set[str] = field(default_factory=set)
+    """Names of layers whose weights the backward pass reads."""
 
     @property
     def total(self) -> int:
@@ -110,6 +119,8 @@ class _Tape:
 
     def linear(self, name: str, x: _Value, width: int) -> _Value:
         walk = self.walk
+        if x.grad:
+            self.read.add(name)
         if x.grad and walk.frozen_saves == "input":
             self.keep(x)
         if x.grad and walk.frozen_saves == "weight":
@@ -225,24 +236,28 @@ def saved(walk: Walk) -> Saved:
     """Walk one forward and return what it keeps."""
     rows = walk.batch * walk.image_tokens, walk.batch * walk.text_tokens
     image, text = (_Value(count, walk.width, walk.item_bytes, False) for count in rows)
-    blocks = []
+    blocks, read = [], []
     for index in range(walk.double_blocks):
         tape = _Tape(walk)
         image, text = _double(tape, f"transformer_blocks.{index}", image, text)
         blocks.append(tape.total)
+        read.append(frozenset(tape.read))
     both = _Value(sum(rows), walk.width, walk.item_bytes, image.grad or text.grad)
     for index in range(walk.single_blocks):
         tape = _Tape(walk)
         queries = image if index == walk.single_blocks - 1 else both
         both = _single(tape, f"single_transformer_blocks.{index}", both, queries.rows)
         blocks.append(tape.total)
+        read.append(frozenset(tape.read))
     tape = _Tape(walk)
     last = tape.layer_norm(both)
     tape.scale(last)
     prediction = 2 * rows[0] * TOKEN_CHANNELS * _FLOAT32
     head_width = walk.width // walk.heads
     rotations = 2 * (walk.image_tokens + walk.text_tokens) * head_width * walk.item_bytes
-    return Saved(blocks=tuple(blocks), inputs=both.size, rest=tape.total + prediction + rotations)
+    return Saved(
+        blocks=tuple(blocks), inputs=both.size, rest=tape.total + prediction + rotations, read_layers=tuple(read)
+    )
 
 
 def saved_by_adapter(walk: Walk, name: str, *, rows: int, width_in: int, width_out: int) -> int:

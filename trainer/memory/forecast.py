@@ -185,6 +185,8 @@ def _workload(config: TrainConfig, model: Flavour | Description, hardware: _Hard
         prompt_tokens=model.settings.max_prompt_tokens,
         checkpointing=checkpointing,
         offload=config.enable_group_offload,
+        offload_type=config.group_offload_type,
+        blocks_per_group=config.group_offload_blocks_per_group,
         validation=not config.validation_disable,
         device=hardware.kind,
         lora_dropout=config.lora_dropout,

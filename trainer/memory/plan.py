@@ -5,6 +5,7 @@ Weights follow from the model's config.json (``longcat.model.memory.weights``), 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from longcat.model.precision import Precision
 from longcat.model.shape import MLP_RATIO, MODULATION_CACHE_BYTES, STEP_WIDTHS, image_tokens, modulation_numbers
 from trainer.config.simpletuner.lycoris import LayerOptions, LycorisConfig
 from trainer.memory.activations import Walk, saved, saved_by_adapter
+from trainer.memory.offloading import Groups, block_groups, layer_groups
 from trainer.model.targets import selects
 
 _FLOAT32 = 4
@@ -63,11 +65,15 @@ class Workload:
     checkpointing: int | Literal["auto"] | None
     """Every n-th block is checkpointed: 0 or None is none, 1 is all."""
     offload: bool
-    """True if the base is kept in main memory."""
+    """True if the base is kept in main memory, except for a group of blocks or a layer at a time."""
     validation: bool
     """True if validation pictures are generated, at width_px x height_px, while the adapter is in memory."""
     device: str = "cuda"
     """cpu, cuda or mps. A CPU holds the base unquantized while it loads."""
+    offload_type: str = "block_level"
+    """block_level or leaf_level."""
+    blocks_per_group: int = 1
+    """Blocks that are on the device together, with block_level."""
     lora_dropout: float = 0.1
     use_dora: bool = False
     lycoris: LycorisConfig | None = None
@@ -200,7 +206,8 @@ def plan(workload: Workload) -> Plan:
     text_encoder_bytes = text_encoder.weight_bytes(workload.text_encoder_precision, item) + embedding
     if on_cpu:
         text_encoder_bytes = max(text_encoder_bytes, text_encoder.weight_bytes(Precision.NO_CHANGE, item))
-    on_device = model.top_bytes(item) + (max(blocks) if workload.offload else sum(blocks))
+    on_device = model.top_bytes(item) + (_group_bytes(model, workload) if workload.offload else sum(blocks))
+    activations, gradients = _activations(model, workload)
     return Plan(
         workload=workload,
         # A split base holds two whole blocks at a time: the one that computes and the next one.
@@ -210,8 +217,8 @@ def plan(workload: Workload) -> Plan:
         gradient_bytes=trained * _FLOAT32,
         optimizer_bytes=int(trained * _STATE_BYTES[workload.optimizer]),
         ema_bytes=trained * _FLOAT32 if workload.ema else 0,
-        activation_bytes=_activations(model, workload),
-        workspace_bytes=_workspace(model, workload),
+        activation_bytes=activations,
+        workspace_bytes=gradients + _workspace(model, workload),
         prior_bytes=_forward_bytes(model, workload, _rows(workload) * _PRIOR_WIDTHS) if workload.prior else 0,
         text_encoder_bytes=text_encoder_bytes,
         vae_encode_bytes=vae.weight_bytes(item) + vae.encoding_bytes(pixels, item) * workload.vae_batch,
@@ -260,9 +267,10 @@ def _rows(workload: Workload) -> int:
     return workload.batch * (workload.image_tokens + workload.prompt_tokens)
 
 
-def _activations(model: Transformer, workload: Workload) -> int:
+def _activations(model: Transformer, workload: Workload) -> tuple[int, int]:
+    """Return the bytes that autograd holds, and those of gradients, in the block's backward pass that needs the most."""
     precision, item = Precision(workload.precision), ITEM_BYTES[workload.dtype]
-    saves_weight = precision.value.endswith("-torchao") or workload.offload
+    saves_weight = precision.value.endswith("-torchao")
     walk = Walk(
         width=model.width,
         heads=model.heads,
@@ -282,34 +290,70 @@ def _activations(model: Transformer, workload: Workload) -> int:
         frozen_saves="weight" if saves_weight else "input" if precision.value.endswith("-quanto") else "nothing",
     )
     assert workload.checkpointing != "auto"
-    most = saved(walk).peak(workload.checkpointing or 0)
+    kept, every = saved(walk), workload.checkpointing or 0
+    groups = _groups(model, workload, kept.read_layers) if workload.offload else None
+
+    def weights(place: int) -> int:
+        return groups.held(place, every=every) - max(groups.group_bytes) if groups else 0
+
+    def gradients(place: int) -> int:
+        return _gradients(model, workload, place)
+
+    place, held = kept.peak(every, lambda place: weights(place) + gradients(place))
+    held += weights(place)
     for layer, rows in (*model.embedders(workload.image_tokens, workload.prompt_tokens), *model.modulations()):
         if walk.is_target(layer.name):
-            most += saved_by_adapter(walk, layer.name, rows=rows, width_in=layer.width_in, width_out=layer.width_out)
-    if (
-        workload.offload and precision is Precision.NO_CHANGE
-    ):  # the saved weights of one block are counted with the base
-        most -= (
-            max(sum(_weight(layer) for layer in block if ".norm" not in layer.name) for block in model.blocks) * item
-        )
-    return most
+            held += saved_by_adapter(walk, layer.name, rows=rows, width_in=layer.width_in, width_out=layer.width_out)
+    return held, gradients(place)
+
+
+def _group_bytes(model: Transformer, workload: Workload) -> int:
+    """Return the most bytes of an offloaded base that are on the device beside those that autograd keeps."""
+    groups = _groups(model, workload, [frozenset()] * len(list(model.blocks)))
+    return max(groups.group_bytes)
+
+
+def _groups(model: Transformer, workload: Workload, read_layers: Sequence[frozenset[str]]) -> Groups:
+    """Return the groups of an offloaded base. A torchao layer keeps its decoded weight, which activations count."""
+    precision, item = Precision(workload.precision), ITEM_BYTES[workload.dtype]
+    stored = [{layer.name: layer.stored(precision, item) for layer in block} for block in model.blocks]
+    is_kept = not precision.value.endswith("-torchao")
+    kept = [
+        sum(size for name, size in block.items() if is_kept and name in read)
+        for block, read in zip(stored, read_layers, strict=True)
+    ]
+    if workload.offload_type == "leaf_level":
+        return layer_groups([max(block.values()) for block in stored], kept)
+    return block_groups(model.block_bytes(precision, item), kept, blocks_per_group=workload.blocks_per_group)
+
+
+def _gradients(model: Transformer, workload: Workload, place: int) -> int:
+    """Return the bytes of gradients in the backward pass of a block's feed-forward.
+
+    Those before and after the activation (4 widths each) and of another tensor are live at once; fewer under quanto, which
+    releases the saved input of the last layer first. A double-stream block has a feed-forward for each stream; the last
+    block's has no rows of the prompt.
+    """
+    is_quanto = Precision(workload.precision).value.endswith("-quanto")
+    widths = MLP_RATIO + 1 if is_quanto else 2 * MLP_RATIO + 1
+    last = model.double_blocks + model.single_blocks - 1
+    is_joint = model.double_blocks <= place < last
+    rows = workload.image_tokens + workload.prompt_tokens if is_joint else workload.image_tokens
+    return workload.batch * max(rows, workload.prompt_tokens) * widths * model.width * ITEM_BYTES[workload.dtype]
 
 
 def _workspace(model: Transformer, workload: Workload) -> int:
-    """Return the bytes of the backward pass through a single block's feed-forward, and of the batch.
+    """Return the bytes of the batch, and of the largest weight as it is decoded while it is used.
 
-    Gradients before and after the activation (4 and 5 widths) and of three more tensors are live at once; fewer under
-    quanto, which releases the saved input of the last layer first. A quanto weight is dequantized while it is used.
+    quanto decodes it to the compute type in the backward pass; torchao decodes one in fp8 through float32.
     """
     item, precision = ITEM_BYTES[workload.dtype], Precision(workload.precision)
-    is_quanto = precision.value.endswith("-quanto")
-    widths = MLP_RATIO + 4 if is_quanto else 2 * MLP_RATIO + 4
-    gradients = _rows(workload) * widths * model.width * item
     batch = workload.batch * workload.prompt_tokens * model.joint_width * item
     batch += 3 * workload.batch * workload.image_tokens * model.channels * _FLOAT32
     largest = max(_weight(layer) for block in model.blocks for layer in block)
-    copies = 2 if precision is Precision.INT4_QUANTO else int(is_quanto)
-    return gradients + batch + copies * largest * item
+    is_quanto = precision.value.endswith("-quanto")
+    decoded = item if is_quanto else item + _FLOAT32 if precision is Precision.FP8_TORCHAO else 0
+    return batch + largest * decoded
 
 
 def _forward_bytes(model: Transformer, workload: Workload, widths: int) -> int:

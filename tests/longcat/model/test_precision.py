@@ -75,6 +75,15 @@ def test_apple_gpus_have_no_fp8() -> None:
         check_precision(Precision.FP8_TORCHAO, device=torch.device("mps"))
 
 
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_auto_is_float16_on_gpus_that_compute_no_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    assert parse_dtype("auto", torch.device("cuda")) is dtype
+
+
 def test_devices_that_are_not_there_are_refused(flavour: Flavour) -> None:
     assert parse_dtype("auto", CPU) is torch.float32
     assert parse_dtype("auto", torch.device("cuda")) is torch.bfloat16

@@ -138,6 +138,8 @@ LINKS = [
     ([{"conditioning_data": ["b", "c"]}], "several_conditionings", "0.conditioning_data"),
     ([{}, {"dataset_type": "conditioning", "conditioning_type": "mask"}], "masks_of_no_dataset", "1.id"),
     ([{"conditioning_data": "b"}, {"dataset_type": "conditioning"}], "conditioning_type_missing", "1.conditioning_type"),
+    ([{}, *({"dataset_type": "conditioning", "conditioning_type": "mask", "source_dataset_id": "a"} for _ in range(2))],
+     "pictures_have_masks", "1.source_dataset_id"),
     ([{"conditioning_type": "mask"}], "option_of_masks", "0.conditioning_type"),
     ([{}, {"dataset_type": "conditioning", "conditioning_type": "mask", "source_dataset_id": "x"}], "mask_source_missing",
      "1.source_dataset_id"),
@@ -146,7 +148,9 @@ LINKS = [
 
 @pytest.mark.parametrize(("entries", "code", "field"), LINKS)
 def test_links_that_lead_nowhere_are_named(entries: list[dict[str, object]], code: str, field: str) -> None:
-    given = [{"id": "ab"[place], "instance_data_dir": f"/data/{place}", **entry} for place, entry in enumerate(entries)]
+    given = [
+        {"id": "abc"[place], "instance_data_dir": f"/data/{place}", **entry} for place, entry in enumerate(entries)
+    ]
     _, _, problems = make_config({"data_backend_config": given})
     assert [(problem.code, problem.field) for problem in problems] == [(code, f"data_backend_config.{field}")]
     assert problems[0].remedy

@@ -1,6 +1,8 @@
 """The memory plan against training: the counted bytes that autograd holds between forward and backward."""
 
 import copy
+import itertools
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,12 +14,14 @@ from longcat.model.loading import Components
 from longcat.model.precision import Precision
 from longcat.model.shape import image_tokens
 from longcat.sampling import latents
+from tests import ROOT
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
 from trainer.config.simpletuner.lycoris import LycorisConfig, Preset
 from trainer.loop.optimizer import OptimizerSettings, make_optimizer
 from trainer.loop.step import Batch, loss_of
 from trainer.memory.alternatives import alternatives, choose
+from trainer.memory.forecast import forecast
 from trainer.memory.plan import Workload, plan
 from trainer.model.checkpointing import checkpoint_blocks
 from trainer.model.lora import LoraSettings, inject
@@ -177,3 +181,24 @@ def kept_bytes(model: Components, load: Workload) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss_of(transformer, batch)
     return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("quickstart.md", "| base and text"), ("quickstart.zh.md", "| 基础模型与文本")]
+)
+def test_the_quickstarts_figures_are_the_plans(name: str, first: str) -> None:
+    """Every row begins with its precisions; only the last one trains without checkpointing."""
+    lines = (ROOT / "docs" / name).read_text(encoding="utf-8").splitlines()
+    begin = next(place for place, line in enumerate(lines) if line.startswith(first)) + 2
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines[begin:]))
+    assert len(rows) == 4
+    for row in rows:
+        settings, figure, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        for precision in re.findall(r"`(.+?)`", settings):
+            options = {
+                "model_flavour": "final", "resolution": 1024, "lora_rank": 16, "base_model_precision": precision,
+                "text_encoder_1_precision": precision, "gradient_checkpointing": row is not rows[-1],
+                "gradient_checkpointing_interval": 1, "validation_resolution": "1024x1024",
+            }  # fmt: skip
+            planned = forecast(TrainConfig.model_validate(options), gpu_bytes=80 * 2**30).plan
+            assert f"{planned.most_bytes / 2**30:.1f} GiB" == figure
