@@ -23,6 +23,7 @@ def write_comfyui(weights: LoraWeights, path: Path) -> None:
     reads the same file with the same scale; only the time's embedding has another name in ComfyUI, that of diffusers' other
     Flux models. Raises ``AdapterError`` for DoRA, for which ComfyUI has no keys.
     """
+    _reject_columns(weights)
     if weights.uses_dora:
         raise AdapterError(
             "adapter_dora_in_comfyui",
@@ -38,6 +39,7 @@ def write_comfyui(weights: LoraWeights, path: Path) -> None:
 
 def write_diffusers(weights: LoraWeights, path: Path) -> None:
     """Write a file for diffusers and SimpleTuner. Raises ``AdapterError`` for changes of vectors, which they do not read."""
+    _reject_columns(weights)
     if weights.vectors:
         raise AdapterError(
             "adapter_vectors_in_diffusers",
@@ -71,6 +73,16 @@ def write_lycoris(weights: LoraWeights, path: Path) -> None:
         for end, tensor in layer.tensors().items()
     }
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _reject_columns(weights: LoraWeights) -> None:
+    if weights.column_magnitudes:
+        raise AdapterError(
+            "adapter_columns_exported",
+            "the adapter uses DoRA over the input axis, such as on {module}, which no format here keeps",
+            remedy="use the file that it was imported from",
+            module=next(iter(weights.column_magnitudes))[0],
+        )
 
 
 def _comfyui_vectors(weights: LoraWeights) -> dict[str, Tensor]:

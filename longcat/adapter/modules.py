@@ -58,6 +58,11 @@ def is_norm(name: str) -> bool:
     return name.rpartition(".")[2] in ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
 
 
+def is_conditioning(name: str) -> bool:
+    """Return True for a linear layer whose input is the time or the prompt alone."""
+    return name == PROMPT_EMBEDDER or depends_on_time(name)
+
+
 def depends_on_time(name: str) -> bool:
     """Return True for a linear layer whose input is the time alone: it is computed once for a time."""
     return name.startswith(_TIME_EMBEDDER) or name.endswith(".linear")

@@ -62,6 +62,7 @@ def check_lora(
         )
     for module, vector in weights.vectors.items():
         _check_tensor(module, vector_end(module), vector, targets[module][-1:], dtype=dtype)
+    _check_columns(weights, targets)
     ranks = {layer.rank for layer in weights.layers.values() if isinstance(layer, LoraLayer)}
     if len(ranks) > 1:
         raise AdapterError(
@@ -82,6 +83,23 @@ def check_lora(
                 dtype=str(dtype).removeprefix("torch."),
                 alpha=weights.alpha,
             )
+
+
+def _check_columns(weights: LoraWeights, targets: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that the magnitudes of columns belong to LoRA layers of one width, each layer to one."""
+    seen: set[str] = set()
+    for modules, magnitude in weights.column_magnitudes.items():
+        for module in modules:
+            layer = weights.layers.get(module)
+            if not isinstance(layer, LoraLayer) or layer.magnitude is not None or module in seen:
+                raise AdapterError(
+                    "adapter_columns_alone",
+                    "holds magnitudes of the columns of {module!r}, which has no LoRA for them alone",
+                    remedy="import it from the file that its program wrote",
+                    module=module,
+                )
+            seen.add(module)
+            _check_tensor(module, "dora_scale", magnitude, targets[module][:1])
 
 
 def changes_nothing(weights: LoraWeights) -> bool:

@@ -77,6 +77,19 @@ class BiasUpdate(NamedTuple):
         return None if rows is None else BiasUpdate(rows, self.bias[inside])
 
 
+class InputUpdate(NamedTuple):
+    """The change of the input of a linear layer's base weight by one adapter: DoRA over the input axis."""
+
+    rows: slice
+    change: Tensor
+    """Gains less 1, (in,)."""
+
+    def within(self, first: int, end: int) -> "InputUpdate | None":
+        """Return the update of rows ``first`` to ``end``, numbered from ``first``; None if it changes none of them."""
+        rows, _ = _overlap(self.rows, first, end)
+        return None if rows is None else self._replace(rows=rows)
+
+
 class NormUpdate(NamedTuple):
     """The weights of a norm of heads in some rows of the forward."""
 
@@ -99,7 +112,8 @@ def _overlap(rows: slice, first: int, end: int) -> tuple[slice | None, slice]:
 
 
 BlockUpdates = Mapping[str, Sequence[Any]]
-"""By the name within its block, each update of a linear layer, and each ``NormUpdate`` of a norm."""
+"""By the name within its block, each ``LinearUpdate`` of a linear layer and each ``NormUpdate`` of a norm."""
+LinearUpdate = Update | SelectedUpdate | InputUpdate | BiasUpdate
 Updates = Mapping[str, BlockUpdates]
 """Updates by the block's name; a block without an entry is unchanged."""
 BESIDE_BLOCKS = ""
@@ -216,16 +230,17 @@ def _in_range(x: Tensor) -> Tensor:
     return x.clip(-FLOAT16_MAX, FLOAT16_MAX) if x.dtype == torch.float16 else x
 
 
-def linear(layer: nn.Module, x_RTD: Tensor, updates: Sequence[Update | SelectedUpdate | BiasUpdate] | None) -> Tensor:
+def linear(layer: nn.Module, x_RTD: Tensor, updates: Sequence[LinearUpdate] | None) -> Tensor:
     """Return ``layer(x)`` plus each row's updates."""
-    y = _row_by_row(layer, x_RTD) if _sums_depend_on_rows(x_RTD) else layer(x_RTD)
+    base_x = _base_input(x_RTD, updates or ())
+    y = _row_by_row(layer, base_x) if _sums_depend_on_rows(base_x) else layer(base_x)
     for update in updates or ():
         if isinstance(update, BiasUpdate):
             y[update.rows] += update.bias
         elif isinstance(update, SelectedUpdate):
             down, up = update.down.index_select(0, update.slots_R), update.up.index_select(0, update.slots_R)
             _apply_lora(y, x_RTD, down, up * update.scales_R11)
-        else:
+        elif isinstance(update, Update):
             _apply(update, y[update.rows], x_RTD[update.rows])
     return y
 
@@ -236,6 +251,17 @@ def _apply(update: Update, y: Tensor, x_RTD: Tensor) -> None:
     if update.rescaling is not None:
         gain, shift = update.rescaling
         y.copy_(y * gain + shift)
+
+
+def _base_input(x_RTD: Tensor, updates: Sequence[LinearUpdate]) -> Tensor:
+    """Return the input of the base weight. The changes of several adapters add up, as those of their weights do."""
+    changes = [update for update in updates if isinstance(update, InputUpdate)]
+    if not changes:
+        return x_RTD
+    changed = x_RTD.clone()
+    for rows, change in changes:
+        changed[rows] += x_RTD[rows] * change
+    return changed
 
 
 def _apply_lora(y: Tensor, x_RTD: Tensor, down: Tensor, up: Tensor) -> None:

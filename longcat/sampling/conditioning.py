@@ -6,8 +6,9 @@ in a step, and other images cannot change a bit of them.
 Shapes: K times, L prompt rows, D the inner width, J the text encoder's width, M numbers of modulation.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -15,25 +16,35 @@ from diffusers import LongCatImageTransformer2DModel
 from torch import Tensor, nn
 
 from longcat.adapter.modules import PROMPT_EMBEDDER, depends_on_time
-from longcat.sampling.blocks import BiasUpdate, Update, linear
+from longcat.sampling.blocks import LinearUpdate, linear
+
+Layers = Mapping[str, Sequence[LinearUpdate]]
+"""Updates by the layer's name, of one row."""
 
 
 @dataclass(frozen=True)
 class ConditioningUpdates:
-    """The updates of one image's adapters to the layers of this file."""
+    """The updates of one image's adapters to the layers of this file (``longcat.sampling.conditioner`` makes them)."""
 
     key: Hashable
     """Equal for the same adapters at the same scales."""
-    layers: Mapping[str, Sequence[Update | BiasUpdate]]
-    """Updates by the layer's name, of one row."""
+    names: frozenset[str]
+    """Names of the layers that are changed."""
+    make: Callable[[], Layers]
+    """Makes ``layers``: where results are cached, their updates are not needed."""
+
+    @cached_property
+    def layers(self) -> Layers:
+        """The updates themselves."""
+        return self.make()
 
     @property
     def time_key(self) -> Hashable:
         """The key, or None if no layer that depends on the time is changed."""
-        return self.key if any(map(depends_on_time, self.layers)) else None
+        return self.key if any(map(depends_on_time, self.names)) else None
 
 
-UNCHANGED = ConditioningUpdates(None, {})
+UNCHANGED = ConditioningUpdates(None, frozenset(), dict)
 
 
 def project_prompt(

@@ -104,21 +104,57 @@ def start(
     ``adapters``: loaded in ``slots``. They may change the prompt's projection and the modulations, which are computed here.
     """
     updates = UNCHANGED if slots is None else slots.conditioning(adapters)
+    if guidance_scale <= 1:
+        negative_embeds_1LJ = None
+    return begin(
+        model,
+        forward,
+        context_1LD=forward.context(embeds_1LJ, updates),
+        negative_context_1LD=None if negative_embeds_1LJ is None else forward.context(negative_embeds_1LJ, updates),
+        height_px=height_px,
+        width_px=width_px,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        cfg_renorm=cfg_renorm,
+        seed=seed,
+        adapters=adapters,
+        updates=updates,
+    )
+
+
+def begin(
+    model: Base,
+    forward: Forward,
+    *,
+    context_1LD: Tensor,
+    negative_context_1LD: Tensor | None,
+    height_px: int,
+    width_px: int,
+    steps: int,
+    guidance_scale: float,
+    cfg_renorm: bool,
+    seed: int,
+    adapters: tuple[SlotUse, ...] = (),
+    updates: ConditioningUpdates = UNCHANGED,
+) -> Denoising:
+    """Return an image that is still noise, of prompts that are projected already.
+
+    ``updates``: of its adapters, with which the prompts were projected. Modulations are computed unless ``schedule`` was
+    called before.
+    """
     noise = latents.seeded_noise(seed=seed, height_px=height_px, width_px=width_px)
     noise = noise.to(dtype=model.dtype).to(device=model.device, non_blocking=True)
     sigmas, modulations = schedule(model, forward, height_px=height_px, width_px=width_px, steps=steps, updates=updates)
-    if guidance_scale <= 1:
-        negative_embeds_1LJ = None
     return Denoising(
         height_px=height_px,
         width_px=width_px,
-        context_1LD=forward.context(embeds_1LJ, updates),
-        negative_context_1LD=None if negative_embeds_1LJ is None else forward.context(negative_embeds_1LJ, updates),
+        context_1LD=context_1LD,
+        negative_context_1LD=negative_context_1LD,
         guidance_scale=guidance_scale,
         cfg_renorm=cfg_renorm,
         sigmas=sigmas,
         modulations=modulations,
-        rope=forward.rope(height_px=height_px, width_px=width_px, prompt_rows=embeds_1LJ.shape[1]),
+        rope=forward.rope(height_px=height_px, width_px=width_px, prompt_rows=context_1LD.shape[1]),
         latents_1NC=noise,
         clean_1NC=noise,
         adapters=adapters,

@@ -6,8 +6,8 @@ no more numbers than a LoRA of rank r. Loading an adapter is a copy into one slo
 other slots stay as they are. ``gather`` returns views of the slots, each for the rows that use it, and
 ``longcat.sampling.blocks`` applies them: no row has a copy of an adapter.
 
-The buffers of layers beside the blocks' own (``longcat.adapter.modules``) are allocated once an adapter changes them.
-``conditioning`` selects the updates of those that depend on the time or the prompt alone.
+The buffers of the embedder of image tokens and the output layer are allocated once an adapter changes them. Layers that
+depend on the time or the prompt alone have none: their updates are made from the weights (``longcat.sampling.conditioner``).
 
 A slot whose adapter uses DoRA also keeps vectors for each layer, computed at loading, that give the norms of its rows at
 any scale (``longcat.adapter.weights.dora``). Of several adapters of an image, each rescales the result of those before it,
@@ -17,7 +17,7 @@ as in PEFT.
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -28,19 +28,18 @@ from longcat.adapter.manifest import Manifest
 from longcat.adapter.modules import (
     IMAGE_EMBEDDER,
     OUTPUT,
-    PROMPT_EMBEDDER,
     adaptable_modules,
-    depends_on_time,
     is_blocks_own,
+    is_conditioning,
     linear_modules,
 )
 from longcat.adapter.verification import check_lora, check_rank
-from longcat.adapter.weights.dora import RowNorms, plain_weight, row_norms
 from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights, served
 from longcat.errors import AdapterError
-from longcat.sampling.blocks import BESIDE_BLOCKS, SelectedUpdate, Update, Updates
-from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates
-from longcat.sampling.threads import one_core
+from longcat.sampling.blocks import BESIDE_BLOCKS, InputUpdate, SelectedUpdate, Update, Updates
+from longcat.sampling.conditioner import AdapterUse, Conditioner, conditioning_part
+from longcat.sampling.conditioning import ConditioningUpdates
+from longcat.sampling.magnitudes import ColumnMagnitude, Magnitudes, RowMagnitude
 from longcat.sampling.vectors import SlotVectors
 
 _HEADER_BYTES = 16 * 2**20
@@ -56,22 +55,8 @@ class _Layout(NamedTuple):
     kind: str
     shapes: tuple[tuple[int, int], ...]
     uses_dora: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Magnitude:
-    """A layer's DoRA magnitude in a slot, (out,) in float32, and the terms of the norms that it replaces."""
-
-    magnitude: Tensor
-    norms: RowNorms
-    scale: float
-    """alpha / rank, which the norms' terms do not include."""
-
-    def rescaling(self, use: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return gain and shift at an image's scale; the shift undoes the rescaling of the bias."""
-        gain = self.magnitude / self.norms.at(use * self.scale)
-        shift = torch.zeros_like(gain) if bias is None else bias.float() * (1 - gain)
-        return gain, shift
+    rescales_input: bool = False
+    """True with DoRA over the input axis."""
 
 
 class AdapterSlots:
@@ -99,16 +84,17 @@ class AdapterSlots:
         self._device = device
         self._targets = targets = linear_modules(transformer)
         self._modules = adaptable_modules(transformer)
-        self._base = {name: transformer.get_submodule(name) for name in targets}
         self._whole = whole
         self._buffers: dict[str, Tensor] = {}
         self._allocate(filter(is_blocks_own, targets))
         self._layouts: list[dict[str, _Layout]] = [{} for _ in range(count + 1)]
-        self._magnitudes: list[dict[str, _Magnitude]] = [{} for _ in range(count + 1)]
-        self._base_norms: dict[str, Tensor] = {}
+        self._magnitudes = Magnitudes(transformer, device)
+        self._slot_magnitudes: list[dict[str, RowMagnitude]] = [{} for _ in range(count + 1)]
+        self._slot_columns: list[dict[str, ColumnMagnitude]] = [{} for _ in range(count + 1)]
         self._vectors = SlotVectors(transformer, count=count + 1, device=device, dtype=dtype)
-        self._loads = [0] * (count + 1)
-        """Number of the load that filled each slot, of all slots' loads."""
+        self.conditioner = Conditioner(transformer, device=device, dtype=dtype)
+        self._loaded: dict[int, tuple[object, LoraWeights]] = {}
+        """The part of each slot's adapter that has no buffers, with a key of its own."""
         self._gathered: tuple[tuple[tuple[SlotUse, ...], ...], Updates | None] = ((), None)
 
     def _allocate(self, names: Iterable[str]) -> None:
@@ -149,9 +135,10 @@ class AdapterSlots:
     def check_manifest(self, manifest: Manifest) -> None:
         """Raise ``AdapterError`` if the weights that a manifest describes fit no slot."""
         check_rank(manifest.rank, self.rank)
-        vectors = 2  # a magnitude and a bias
+        vectors = 2  # a magnitude and a bias; one of the input's width if the magnitudes are of columns
         numbers = sum(
-            self.rank * (width_in + width_out) + vectors * width_out for width_in, width_out in self._targets.values()
+            self.rank * (width_in + width_out) + width_in + vectors * width_out
+            for width_in, width_out in self._targets.values()
         )
         most = _HEADER_BYTES + torch.float64.itemsize * numbers
         if manifest.weights.size_bytes > most:
@@ -167,20 +154,29 @@ class AdapterSlots:
     @torch.no_grad()
     def load(self, slot: int, weights: LoraWeights) -> None:
         """Copy checked weights into a slot, replacing its adapter."""
-        self._allocate(weights.layers)
-        layouts = {}
-        for name in self._layouts[slot].keys() - weights.layers.keys():
+        layers = {name: layer for name, layer in weights.layers.items() if not is_conditioning(name)}
+        self._allocate(layers)
+        for name in self._layouts[slot].keys() - layers.keys():
             self._buffers[name][slot].zero_()
-        for name, layer in weights.layers.items():
-            layouts[name] = self._load_layer(name, slot, layer, weights.alpha)
-        self._magnitudes[slot] = {
-            name: self._magnitude(name, layer, layer.magnitude, weights.alpha / layer.rank)
-            for name, layer in weights.layers.items()
-            if isinstance(layer, LoraLayer) and layer.magnitude is not None
+        columns = {
+            modules: magnitude
+            for modules, magnitude in weights.column_magnitudes.items()
+            if not is_conditioning(modules[0])
         }
-        self._vectors.load(slot, weights.vectors)
-        self._layouts[slot] = layouts
-        self._loads[slot] = 1 + max(self._loads)
+        self._slot_columns[slot] = found = self._magnitudes.columns_of(replace(weights, column_magnitudes=columns))
+        self._layouts[slot] = {
+            name: self._load_layer(name, slot, layer, weights.alpha)._replace(rescales_input=name in found)
+            for name, layer in layers.items()
+        }
+        self._slot_magnitudes[slot] = {
+            name: magnitude
+            for name, layer in layers.items()
+            if isinstance(layer, LoraLayer)
+            and (magnitude := self._magnitudes.of(name, layer, weights.alpha / layer.rank))
+        }
+        vectors = {name: vector for name, vector in weights.vectors.items() if not is_conditioning(name)}
+        self._vectors.load(slot, vectors)
+        self._loaded[slot] = (object(), conditioning_part(weights))
         self._gathered = ((), None)
 
     def _load_layer(self, name: str, slot: int, layer: Layer, alpha: float) -> _Layout:
@@ -195,16 +191,6 @@ class AdapterSlots:
             buffer[begin:end].view(matrix.shape).copy_(matrix)
         shapes = tuple((matrix.shape[0], matrix.shape[1]) for matrix in matrices)
         return _Layout(layer.kind, shapes, layer.magnitude is not None)
-
-    def _magnitude(self, name: str, layer: LoraLayer, magnitude: Tensor, scale: float) -> _Magnitude:
-        device = self._buffers[name].device
-        weight = plain_weight(self._base[name])
-        down, up = (matrix.to(weight.device, torch.float32) for matrix in (layer.down, layer.up))
-        with one_core(weight.device):  # trainer and service get the same bits with any number of threads
-            if name not in self._base_norms:
-                self._base_norms[name] = weight.square().sum(1)
-            norms = row_norms(self._base_norms[name], weight @ down.T, down, up).to(device)
-        return _Magnitude(magnitude=magnitude.to(device, torch.float32), norms=norms, scale=scale)
 
     @torch.no_grad()
     def gather(self, rows: Sequence[tuple[SlotUse, ...]]) -> Updates | None:
@@ -221,33 +207,22 @@ class AdapterSlots:
         for uses in itertools.zip_longest(*rows):  # each row's first adapter, then each row's second, ...
             selected = self._selection(uses) if self._whole else None
             for name in self._buffers:
-                if place := _place(name):
-                    parts = updates.setdefault(place[0], {}).setdefault(place[1], [])
-                    if selected is not None and is_blocks_own(name):
-                        parts.append(self._selected(name, *selected))
-                    else:
-                        parts.extend(self._updates(name, uses))
+                block, layer = _place(name)
+                parts = updates.setdefault(block, {}).setdefault(layer, [])
+                if selected is not None and is_blocks_own(name):
+                    parts.append(self._selected(name, *selected))
+                else:
+                    parts.extend(self._updates(name, uses))
         for name in self._vectors.names(rows):
-            if place := _place(name):
-                updates.setdefault(place[0], {}).setdefault(place[1], []).extend(self._vectors.updates(name, rows))
+            block, layer = _place(name)
+            updates.setdefault(block, {}).setdefault(layer, []).extend(self._vectors.updates(name, rows))
         return updates
 
-    @torch.no_grad()
     def conditioning(self, uses: tuple[SlotUse, ...]) -> ConditioningUpdates:
         """Return the updates of one image's adapters to the layers that depend on its times or its prompt alone."""
-        layers: dict[str, list[Any]] = {}
-        for use in uses:
-            for name in self._layouts[use[0]]:
-                if _place(name) is None:
-                    layers.setdefault(name, []).extend(self._updates(name, [use]))
-        for name in self._vectors.names([uses]):
-            if _place(name) is None:
-                layers.setdefault(name, []).extend(self._vectors.updates(name, [uses]))
-        if not layers:
-            return UNCHANGED
-        return ConditioningUpdates(tuple((self._loads[slot], scale) for slot, scale in uses), layers)
+        return self.conditioner.updates([AdapterUse(*self._loaded[slot], scale) for slot, scale in uses])
 
-    def _updates(self, name: str, uses: Iterable[SlotUse | None]) -> Iterator[Update]:
+    def _updates(self, name: str, uses: Iterable[SlotUse | None]) -> Iterator[Update | InputUpdate]:
         """Yield one update for each run of rows that use the same adapter at the same scale, if it changes this layer."""
         first = 0
         for use, run in itertools.groupby(uses):
@@ -259,13 +234,14 @@ class AdapterSlots:
             slot, scale = use
             rescaling = self._rescaling(name, slot, scale) if layout.uses_dora else None
             matrices = tuple(self._matrices(self._buffers[name][slot], layout.shapes))
+            if layout.rescales_input:
+                gain = self._slot_columns[slot][name].gain(scale)
+                yield InputUpdate(rows, (gain - 1).to(self._dtype))
+                matrices = (matrices[0] * gain.to(self._dtype)[:, None], *matrices[1:])
             yield Update(rows, layout.kind, matrices, self._rounded(scale), rescaling)
 
     def _rescaling(self, name: str, slot: int, scale: float) -> tuple[Tensor, Tensor]:
-        bias: Tensor | None = self._base[name].bias  # type: ignore[assignment]
-        if bias is not None:
-            bias = bias.to(self._buffers[name].device)
-        return self._magnitudes[slot][name].rescaling(scale, bias)
+        return self._magnitudes.rescaling(name, self._slot_magnitudes[slot][name], scale)
 
     def _rounded(self, scale: float) -> float:
         """Round a scale to the dtype of the slots."""
@@ -292,11 +268,9 @@ class AdapterSlots:
             yield numbers[..., begin:end].unflatten(-1, shape)
 
 
-def _place(name: str) -> tuple[str, str] | None:
-    """Return the block of a module in a forward, and its name there; None if its result depends on time or prompt alone."""
+def _place(name: str) -> tuple[str, str]:
+    """Return the block of a module in a forward, and its name there."""
     if name in (IMAGE_EMBEDDER, OUTPUT):
         return BESIDE_BLOCKS, name
-    if name == PROMPT_EMBEDDER or depends_on_time(name):
-        return None
     stack, index, layer = name.split(".", 2)
     return f"{stack}.{index}", layer

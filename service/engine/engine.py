@@ -79,7 +79,13 @@ class Engine:
         self._identity = identity
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.workers = Workers(
-            model, self.forward, identity, inbox=self._inbox, on_failure=self._fail, background=background
+            model,
+            self.forward,
+            slots.conditioner,
+            identity,
+            inbox=self._inbox,
+            on_failure=self._fail,
+            background=background,
         )
         self._requests: dict[str, RequestState] = {}
         self._queue: list[RequestState] = []
@@ -191,12 +197,12 @@ class Engine:
         begin = time.monotonic()
         state.timeline.end(Phase.QUEUE, begin)  # at the request's first image; for later ones it has ended
         state.timeline.begin(Phase.DENOISE, begin, index)
-        assert state.embeds_1LJ is not None
-        denoising = denoise.start(
+        assert state.context_1LD is not None
+        denoising = denoise.begin(
             self.model,
             self.forward,
-            embeds_1LJ=state.embeds_1LJ,
-            negative_embeds_1LJ=state.negative_embeds_1LJ,
+            context_1LD=state.context_1LD,
+            negative_context_1LD=state.negative_context_1LD,
             height_px=request.height,
             width_px=request.width,
             steps=request.steps,
@@ -204,7 +210,7 @@ class Engine:
             cfg_renorm=request.cfg_renorm,
             seed=request.seed + index,
             adapters=tuple((slot, choice.scale) for slot, choice in zip(slots, request.adapters, strict=True)),
-            slots=self.slot_table.slots,
+            updates=self.slot_table.slots.conditioner.updates(state.conditioning_uses),
         )
         self._scheduler.add(ScheduledImage(state, index, denoising))
 

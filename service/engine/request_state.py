@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from longcat.sampling.conditioner import AdapterUse
 from longcat.sampling.denoise import Denoising
 from service.engine.slot_table import Adapter
 from service.engine.timeline import Timeline
@@ -32,8 +33,9 @@ class RequestState:
     """Number in the order of arrival."""
     prompt: str = ""
     """The prompt as encoded: the rewritten one with ``rewrite_prompt``."""
-    embeds_1LJ: Tensor | None = None
-    negative_embeds_1LJ: Tensor | None = None
+    context_1LD: Tensor | None = None
+    """The projected prompt, once it is prepared."""
+    negative_context_1LD: Tensor | None = None
     """None without guidance."""
     adapters: tuple[Adapter, ...] = ()
     """Adapters in the order of ``request.adapters``."""
@@ -60,7 +62,15 @@ class RequestState:
     @property
     def rows_per_image(self) -> int:
         """Rows of a forward that each image takes: two with guidance."""
-        return 2 if self.negative_embeds_1LJ is not None else 1
+        return 2 if self.negative_context_1LD is not None else 1
+
+    @property
+    def conditioning_uses(self) -> tuple[AdapterUse, ...]:
+        """The adapters that may change the layers of its times and its prompts."""
+        return tuple(
+            AdapterUse(adapter.digest, adapter.weights, choice.scale)
+            for adapter, choice in zip(self.adapters, self.request.adapters, strict=True)
+        )
 
     @property
     def applied(self) -> tuple[AppliedAdapter, ...]:

@@ -14,6 +14,7 @@ import torch
 from longcat.errors import LithographError
 from longcat.model.loading import Components
 from longcat.sampling import denoise
+from longcat.sampling.conditioner import Conditioner
 from longcat.sampling.denoise import Denoising
 from longcat.sampling.forward import Forward
 from service.engine.inline_executor import InlineExecutor
@@ -49,6 +50,7 @@ class Workers:
         self,
         model: Components,
         forward: Forward,
+        conditioner: Conditioner,
         identity: ModelIdentity,
         *,
         inbox: queue.SimpleQueue[Callable[[], None]],
@@ -65,6 +67,7 @@ class Workers:
         """Set before the first request that names an adapter."""
         self._model = model
         self._forward = forward
+        self._conditioner = conditioner
         self._identity = identity
         self._inbox = inbox
         self._on_failure = on_failure
@@ -126,12 +129,18 @@ class Workers:
         timeline.end(Phase.QUEUE, begin)
         timeline.begin(Phase.TEXT, begin)
         state.prompt = self.prompts.rewrite(request.prompt) if request.rewrite_prompt else request.prompt
-        state.embeds_1LJ = self.prompts.encode(state.prompt)
+        updates = self._conditioner.updates(state.conditioning_uses)
+        state.context_1LD = self._forward.context(self.prompts.encode(state.prompt), updates)
         if request.guidance_scale > 1:
-            state.negative_embeds_1LJ = self.prompts.encode(request.negative_prompt)
+            state.negative_context_1LD = self._forward.context(self.prompts.encode(request.negative_prompt), updates)
         # Fills the cache of modulations, so that the step loop does not compute them between two steps.
         denoise.schedule(
-            self._model, self._forward, height_px=request.height, width_px=request.width, steps=request.steps
+            self._model,
+            self._forward,
+            height_px=request.height,
+            width_px=request.width,
+            steps=request.steps,
+            updates=updates,
         )
         end = device_time(self._model.device)
         timeline.end(Phase.TEXT, end)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from longcat.adapter.modules import is_blocks_own, linear_modules
 from longcat.adapter.verification import check_lora
-from longcat.adapter.weights.dora import RowNorms, plain_weight, row_norms
+from longcat.adapter.weights.dora import Norms, plain_weight, row_norms
 from longcat.adapter.weights.file import load_lora
 from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights
 from longcat.errors import AdapterError, ConfigError
@@ -91,7 +91,7 @@ class Magnitude(nn.Module):
         return (gain - 1).to(dtype) * (base_result - bias) + low_rank
 
     @torch.no_grad()
-    def _norms(self, base_layer: Any, lora_A: Any, lora_B: Any) -> RowNorms:
+    def _norms(self, base_layer: Any, lora_A: Any, lora_B: Any) -> Norms:
         """Return the rows' norms. The layer itself computes W A^T, so that a quantized weight is never decoded whole."""
         down: Tensor = lora_A.weight
         up: Tensor = lora_B.weight
@@ -219,6 +219,14 @@ def load_weights(transformer: nn.Module, weights: LoraWeights, *, field: str, so
     Raises ``ConfigError`` unless layers, rank, scale and DoRA are the configured ones.
     """
     layers = dict(adapter_layers(transformer))
+    if weights.column_magnitudes:
+        raise ConfigError(
+            "adapter_columns_trained",
+            "uses DoRA over the input axis, which cannot be trained on",
+            remedy="give an adapter without it",
+            field=field,
+            value=source,
+        )
     if layers.keys() != weights.layers.keys():
         raise ConfigError(
             "adapter_layers_differ",

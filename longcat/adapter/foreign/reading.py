@@ -15,6 +15,7 @@ from torch import Tensor
 from longcat.adapter.foreign.alpha import Alphas
 from longcat.adapter.foreign.fused import split_layer
 from longcat.adapter.foreign.keys import Source, parse_keys, reject_other_kinds
+from longcat.adapter.foreign.magnitudes import check_dora, row_magnitude, take_column_magnitudes
 from longcat.adapter.foreign.module_names import module_names
 from longcat.adapter.foreign.peft_config import PeftConfig
 from longcat.adapter.foreign.unification import unify
@@ -61,7 +62,8 @@ def read_foreign(path: Path, targets: Targets, *, max_rank: int = 128) -> Foreig
         parts = module_names(targets)
         _check_modules(sources, parts)
         vectors = take_vectors(sources, parts, targets)
-        _check_dora(sources, config)
+        columns = take_column_magnitudes(sources, parts)
+        check_dora(sources, config)
         read = {name: _layer(name, source) for name, source in sources.items()}
         alphas = Alphas(config, header, {layer.dim for layer in read.values()})
         layers: dict[str, tuple[Layer, float]] = {}
@@ -80,7 +82,11 @@ def read_foreign(path: Path, targets: Targets, *, max_rank: int = 128) -> Foreig
                 layers[module] = (part, alpha)
             if (bias := sources[name].get("bias")) is not None:
                 vectors |= split_vector(name, scaled(bias, alpha / layer.dim), parts[name], targets)
-        weights = replace(unify(layers), vectors={name: _at_least_16_bit(vectors[name]) for name in sorted(vectors)})
+        weights = replace(
+            unify(layers),
+            vectors={name: _at_least_16_bit(vectors[name]) for name in sorted(vectors)},
+            column_magnitudes={modules: _at_least_16_bit(magnitude) for modules, magnitude in columns.items()},
+        )
         check_lora(weights, targets, max_rank=max_rank)
     except AdapterError as error:
         raise error.within(field="file", value=str(file)) from error
@@ -176,47 +182,6 @@ def _check_modules(sources: Mapping[str, Source], parts: Mapping[str, tuple[str,
         )
 
 
-def _check_dora(sources: Mapping[str, Source], config: PeftConfig | None) -> None:
-    """Check that all layers have magnitudes if the configuration says ``use_dora``, and none otherwise."""
-    having = [name for name, source in sources.items() if "magnitude" in source]
-    if having and config is not None and not config.use_dora:
-        raise AdapterError(
-            "adapter_dora_unannounced",
-            "holds DoRA's magnitudes, such as that of {module!r}, although its configuration has use_dora false",
-            remedy="save the adapter again",
-            module=having[0],
-        )
-    if config is not None and config.use_dora and len(having) < len(sources):
-        raise AdapterError(
-            "adapter_dora_incomplete",
-            "has use_dora in its configuration, and {missing} of its {count} layers have no lora_magnitude_vector",
-            remedy="save the adapter again",
-            missing=len(sources) - len(having),
-            count=len(sources),
-        )
-
-
-def _row_magnitude(name: str, source: Source) -> Tensor | None:
-    """Return DoRA's magnitudes of rows, as PEFT has them: LyCORIS and OneTrainer write those as (out, 1).
-
-    (1, in) are norms of columns, which are another computation; other shapes do not tell the axis.
-    """
-    scale = source.get("dora_scale")
-    if scale is None:
-        return source.get("magnitude")
-    rows = source["up"].shape[0] if "up" in source else None
-    if tuple(scale.shape) != (rows, 1):
-        raise AdapterError(
-            "adapter_dora_scale",
-            "uses DoRA over the input axis or an unknown one: {key!r} has shape {shape}, and only ({rows}, 1) can be served",
-            remedy="train it with DoRA over the output axis, or with PEFT's use_dora",
-            key=f"{name}.dora_scale",
-            shape=str(tuple(scale.shape)),
-            rows=rows or "-",
-        )
-    return scale.flatten()
-
-
 def _alpha(name: str, layer: Layer, tensor: Tensor | None, alphas: Alphas) -> float:
     """Return a layer's alpha. LyCORIS has a tensor for each layer, and no configuration that would be another's."""
     if isinstance(layer, LokrLayer) and layer.is_whole:
@@ -227,7 +192,7 @@ def _alpha(name: str, layer: Layer, tensor: Tensor | None, alphas: Alphas) -> fl
 
 
 def _layer(name: str, source: Source) -> Layer:
-    magnitude = _row_magnitude(name, source)
+    magnitude = row_magnitude(name, source)
     if source.keys() & LYCORIS_KEYS:
         return lycoris_layer(name, {key: _at_least_16_bit(tensor) for key, tensor in source.items()})
     missing = [slot for slot in ("down", "up") if slot not in source]

@@ -26,7 +26,9 @@ def describe_lora(weights: LoraWeights) -> dict[str, Any]:
         "kind": weights.kind,
         "use_dora": weights.uses_dora,
         "target_modules": tuple(sorted(weights.layers.keys() | weights.vectors.keys())),
-        "tensors": sum(len(layer.tensors()) for layer in weights.layers.values()) + len(weights.vectors),
+        "tensors": sum(len(layer.tensors()) for layer in weights.layers.values())
+        + len(weights.vectors)
+        + len(weights.column_magnitudes),
     }
 
 

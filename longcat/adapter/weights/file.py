@@ -1,10 +1,11 @@
 """The file of an adapter's weights.
 
-A file holds ``transformer.<module>.lora_A.weight`` (rank, in), ``transformer.<module>.lora_B.weight`` (out, rank) and, with
-DoRA, ``transformer.<module>.lora_magnitude_vector`` (out,), as diffusers names them. Its header holds the configuration
-under diffusers' key ``lora_adapter_metadata``: without it, alpha would be lost and the scale silently 1. Layers of LoKr and
-LoHa (``longcat.adapter.weights.lycoris``) have the tensors of ``lycoris-lora`` under the same prefix, each with its alpha.
-Files are safetensors; nothing is unpickled.
+A file holds ``transformer.<module>.lora_A.weight`` (rank, in), ``transformer.<module>.lora_B.weight`` (out, rank) and,
+with DoRA, ``transformer.<module>.lora_magnitude_vector`` (out,), as diffusers names them. With DoRA over the input axis,
+it holds ``transformer.<module>.dora_scale`` (1, in); names of modules that are fused there are joined by "+". The header
+holds the configuration under diffusers' key ``lora_adapter_metadata``: without it, alpha would be lost and the scale
+silently 1. Layers of LoKr and LoHa (``longcat.adapter.weights.lycoris``) have the tensors of ``lycoris-lora`` under the same
+prefix, each with its alpha. Files are safetensors; nothing is unpickled.
 
 Errors are about the adapter itself and name no input; callers add theirs (``LithographError.within``).
 """
@@ -28,6 +29,9 @@ from longcat.problem import show
 METADATA = "lora_adapter_metadata"
 """Key of an adapter's configuration in a file's header, as diffusers names it."""
 _PREFIX = "transformer."
+COLUMNS = "dora_scale"
+"""End of the key of magnitudes of columns, as LyCORIS and OneTrainer name it."""
+_SEPARATOR = "+"
 
 
 def save_lora(weights: LoraWeights, path: Path) -> None:
@@ -54,6 +58,8 @@ def as_file(weights: LoraWeights) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors[f"{_PREFIX}{module}.{end}"] = tensor.contiguous()
     for module, vector in weights.vectors.items():
         tensors[f"{_PREFIX}{module}.{vector_end(module)}"] = vector.contiguous()
+    for modules, magnitude in weights.column_magnitudes.items():
+        tensors[f"{_PREFIX}{_SEPARATOR.join(modules)}.{COLUMNS}"] = magnitude.contiguous()[None]
     config = {"r": weights.rank, "lora_alpha": weights.alpha, "target_modules": sorted(weights.layers)}
     if weights.uses_dora:
         config["use_dora"] = True
@@ -131,8 +137,8 @@ def parse_lora(content: bytes, path: Path) -> LoraWeights:
             least=ALPHA_RANGE[0],
             most=ALPHA_RANGE[1],
         )
-    vectors = _vectors(tensors)
-    return LoraWeights(alpha=float(alpha), layers=_layers(path, tensors), vectors=vectors)
+    vectors, columns = _vectors(tensors), _column_magnitudes(tensors)
+    return LoraWeights(alpha=float(alpha), layers=_layers(path, tensors), vectors=vectors, column_magnitudes=columns)
 
 
 def vector_end(module: str) -> str:
@@ -148,6 +154,15 @@ def _vectors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if name.startswith(_PREFIX) and end == vector_end(module):
             vectors[module] = tensors.pop(name)
     return vectors
+
+
+def _column_magnitudes(tensors: dict[str, Tensor]) -> dict[tuple[str, ...], Tensor]:
+    """Take the magnitudes of columns out of a file's tensors."""
+    names = [name for name in tensors if name.startswith(_PREFIX) and name.endswith(f".{COLUMNS}")]
+    return {
+        tuple(name.removeprefix(_PREFIX).removesuffix(f".{COLUMNS}").split(_SEPARATOR)): tensors.pop(name).flatten()
+        for name in names
+    }
 
 
 def _lycoris_layers(tensors: dict[str, Tensor]) -> dict[str, Layer]:

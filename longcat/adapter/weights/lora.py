@@ -57,6 +57,8 @@ class LoraWeights:
     layers: Mapping[str, Layer]
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
     """Changes of vectors by their module: of a linear layer's bias (out,), or of the weight of a heads' norm (width,)."""
+    column_magnitudes: Mapping[tuple[str, ...], Tensor] = field(default_factory=dict)
+    """With DoRA over the input axis, (in,) by the modules whose rows the norms of a column are of."""
 
     @property
     def kind(self) -> str:
@@ -71,7 +73,7 @@ class LoraWeights:
     @property
     def uses_dora(self) -> bool:
         """True if layers have magnitudes."""
-        return any(layer.magnitude is not None for layer in self.layers.values())
+        return bool(self.column_magnitudes) or any(layer.magnitude is not None for layer in self.layers.values())
 
 
 def served(layer: Layer, alpha: float) -> tuple[Tensor, ...]:

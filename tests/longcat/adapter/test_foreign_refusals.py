@@ -32,14 +32,19 @@ REFUSALS: dict[str, tuple[dict[str, Tensor], str, str]] = {
         "adapter_layer_incomplete",
         "down, up",
     ),
-    "DoRA of columns": ({f"transformer.{Q}.dora_scale": torch.ones(1, 256)}, "adapter_dora_scale", "(1, 256)"),
+    "DoRA of other columns": ({f"transformer.{Q}.dora_scale": torch.ones(1, 128)}, "adapter_dora_scale", "(1, 256)"),
+    "DoRA alone": (
+        {"transformer.transformer_blocks.1.attn.to_q.dora_scale": torch.ones(1, 256)},
+        "adapter_layer_incomplete",
+        "down, up",
+    ),
     "DoRA of an unknown axis": ({f"transformer.{Q}.dora_scale": torch.ones(256)}, "adapter_dora_scale", "(256,)"),
     "LoKr with DoRA": (
         {
             "transformer.transformer_blocks.1.attn.to_q.lokr_w1": torch.ones(2, 2),
             "transformer.transformer_blocks.1.attn.to_q.dora_scale": torch.ones(256, 1),
         },
-        "adapter_dora_scale",
+        "adapter_dora_of_lycoris",
         "dora_scale",
     ),
     "LoKr": ({f"transformer.{Q}.lokr_w1": torch.ones(2, 2)}, "adapter_factors_incomplete", "lokr_w1"),

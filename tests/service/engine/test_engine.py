@@ -26,6 +26,7 @@ from service.wire.events import ErrorEvent, Event, ResultEvent, StepEvent
 from service.wire.messages import GenerateCommand
 from service.wire.picture import ModelIdentity
 from service.wire.schema import AdapterChoice, ResolvedRequest
+from tests.longcat.sampling.test_layers_beside_blocks import beside
 from tests.longcat.sampling.test_slots import random_lora
 
 
@@ -46,13 +47,14 @@ def as_adapter(name: str, weights: LoraWeights, model: Components) -> Adapter:
 
 
 class Adapters:
-    """An adapter source with six adapters, and a slow one."""
+    """An adapter source with six adapters, one that changes every layer, and a slow one."""
 
     def __init__(self, model: Components) -> None:
         self.is_downloaded = threading.Event()
         """Set when the slow adapter is downloaded."""
         targets = lora_targets(model.transformer)
         self._there = {f"a{i}": as_adapter(f"a{i}", random_lora(targets, seed=i), model) for i in range(6)}
+        self._there["whole"] = as_adapter("whole", beside(model, seed=6, only=("",), rank=4, uses_dora=True), model)
 
     def resolve(self, reference: str) -> Adapter:
         if reference == "slow":
@@ -283,3 +285,29 @@ def test_without_background_threads_pictures_are_the_same(harness: Callable[...,
         s.run(1)
         pictures.append(s.pictures("one"))
     assert pictures[0] == pictures[1]
+
+
+def recorded(compute: Callable[..., Any], threads: set[threading.Thread]) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        threads.add(threading.current_thread())
+        return compute(*arguments)
+
+    return run
+
+
+def test_the_step_loop_does_not_compute_what_an_adapter_changes_before_the_steps(
+    harness: Callable[..., EngineHarness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = []
+    for background in (True, False):
+        s = harness(background=background, adapter_slots=1)
+        threads = set[threading.Thread]()
+        for name in ("_modulate", "context"):
+            monkeypatch.setattr(s.engine.forward, name, recorded(getattr(s.engine.forward, name), threads))
+        s.submit("adapted", "whole", steps=2)
+        s.run(1)
+        pictures.append(s.pictures("adapted"))
+        assert (threading.current_thread() in threads) != background
+    s.submit("plain", steps=2)
+    s.run(2)
+    assert pictures[0] == pictures[1] != s.pictures("plain")
