@@ -7,7 +7,7 @@ other slots stay as they are. ``gather`` returns views of the slots, each for th
 ``longcat.sampling.blocks`` applies them: no row has a copy of an adapter.
 
 The buffers of the embedder of image tokens and the output layer are allocated once an adapter changes them. Layers that
-depend on the time or the prompt alone have none: their updates are made from the weights (``longcat.sampling.conditioner``).
+depend on the time or the prompt alone have none: their updates are made from the weights (``longcat.sampling.updates.conditioner``).
 
 A slot whose adapter uses DoRA also keeps vectors for each layer, computed at loading, that give the norms of its rows at
 any scale (``longcat.adapter.weights.dora``). Of several adapters of an image, each rescales the result of those before it,
@@ -37,10 +37,10 @@ from longcat.adapter.verification import check_lora, check_rank
 from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights, served
 from longcat.errors import AdapterError
 from longcat.sampling.blocks import BESIDE_BLOCKS, InputUpdate, SelectedUpdate, Update, Updates
-from longcat.sampling.conditioner import AdapterUse, Conditioner, conditioning_part
 from longcat.sampling.conditioning import ConditioningUpdates
-from longcat.sampling.magnitudes import ColumnMagnitude, Magnitudes, RowMagnitude
-from longcat.sampling.vectors import SlotVectors
+from longcat.sampling.updates.conditioner import AdapterUse, Conditioner, conditioning_part
+from longcat.sampling.updates.magnitudes import ColumnMagnitude, Magnitudes, RowMagnitude
+from longcat.sampling.updates.vectors import SlotVectors
 
 _HEADER_BYTES = 16 * 2**20
 """More than the header of any adapter has."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from longcat.sampling.conditioner import AdapterUse
 from longcat.sampling.denoise import Denoising
+from longcat.sampling.updates.conditioner import AdapterUse
 from service.engine.slot_table import Adapter
 from service.engine.timeline import Timeline
 from service.wire.events import Event, Picture, ResultEvent

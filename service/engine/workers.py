@@ -14,9 +14,9 @@ import torch
 from longcat.errors import LithographError
 from longcat.model.loading import Components
 from longcat.sampling import denoise
-from longcat.sampling.conditioner import Conditioner
 from longcat.sampling.denoise import Denoising
 from longcat.sampling.forward import Forward
+from longcat.sampling.updates.conditioner import Conditioner
 from service.engine.inline_executor import InlineExecutor
 from service.engine.prompt_encoder import PromptEncoder
 from service.engine.request_state import RequestState, ScheduledImage

@@ -15,7 +15,7 @@ from longcat.adapter.modules import is_conditioning
 from longcat.adapter.weights.lora import LoraLayer, LoraWeights, served
 from longcat.sampling.blocks import BiasUpdate, InputUpdate, LinearUpdate, Update
 from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates, Layers
-from longcat.sampling.magnitudes import ColumnMagnitude, Magnitudes, RowMagnitude
+from longcat.sampling.updates.magnitudes import ColumnMagnitude, Magnitudes, RowMagnitude
 
 _MAX_ADAPTERS = 8
 """Adapters whose matrices stay on the device: at LongCat-Image's size and rank 16, about 25 MB each in bfloat16."""
