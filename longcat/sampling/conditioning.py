@@ -24,7 +24,7 @@ Layers = Mapping[str, Sequence[LinearUpdate]]
 
 @dataclass(frozen=True)
 class ConditioningUpdates:
-    """The updates of one image's adapters to the layers of this file (``longcat.sampling.updates.conditioner`` makes them)."""
+    """The updates of one image's adapters to the layers of this file (``updates.conditioner`` makes them)."""
 
     key: Hashable
     """Equal for the same adapters at the same scales."""

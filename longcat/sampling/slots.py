@@ -7,7 +7,7 @@ other slots stay as they are. ``gather`` returns views of the slots, each for th
 ``longcat.sampling.blocks`` applies them: no row has a copy of an adapter.
 
 The buffers of the embedder of image tokens and the output layer are allocated once an adapter changes them. Layers that
-depend on the time or the prompt alone have none: their updates are made from the weights (``longcat.sampling.updates.conditioner``).
+depend on the time or the prompt alone have none: their updates are made from the weights (``updates.conditioner``).
 
 A slot whose adapter uses DoRA also keeps vectors for each layer, computed at loading, that give the norms of its rows at
 any scale (``longcat.adapter.weights.dora``). Of several adapters of an image, each rescales the result of those before it,
