@@ -192,7 +192,7 @@ class Generations:
         """Put the pictures into the gallery, the first one newest."""
         request, now = drawn.request, datetime.now(UTC)
         adapters = tuple(ScaledAdapter(name=adapter.reference, scale=adapter.scale) for adapter in drawn.adapters)
-        info = self._service.info or {"model": {"flavour": ""}}
+        model = self._service.model
         for i, image in enumerate(drawn.images):
             created = now - timedelta(microseconds=i)
             picture = GalleryPicture(
@@ -206,9 +206,12 @@ class Generations:
                     steps=request.steps,
                     guidance_scale=request.guidance_scale,
                     seed=image.seed,
+                    cfg_renorm=request.cfg_renorm,
+                    rewrite_prompt=request.rewrite_prompt,
                     adapters=adapters,
                 ),
-                flavour=info["model"]["flavour"],
+                flavour=model.get("flavour", ""),
+                precision=model.get("precision", ""),
                 model_hash=drawn.model_hash,
                 seconds=seconds,
                 drawn_prompt=drawn.prompt,
