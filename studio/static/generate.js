@@ -1,4 +1,4 @@
-// The Generate page: sizes to fields, examples to the prompt, pictures into the viewer.
+// The Generate page: sizes to fields, examples to the prompt.
 "use strict";
 
 const promptField = () => document.getElementById("prompt");
@@ -57,8 +57,6 @@ document.addEventListener("keydown", (event) => {
 });
 
 document.addEventListener("htmx:afterSwap", (event) => {
-  const viewer = document.getElementById("viewer");
-  if (event.target === viewer && !viewer.open) viewer.showModal();
   if (event.target.id === "gallery") {
     event.target.querySelector(".drawing")?.scrollIntoView({ block: "nearest" });
   }
