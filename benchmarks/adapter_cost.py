@@ -3,9 +3,9 @@
 Run it with ``make bench-adapters``. Ratios are medians over pairs measured one after the other in one run. ``loaded`` is the
 number of adapters in slots, of which eight are in use: the cost must not depend on it.
 
-``whole-transformer`` also changes modulations, embedders and the output layer. Modulations and the prompt's projection are
-computed before the steps: ``start_ms`` is their time for one guided picture of 20 steps whose times are not cached, without
-adapters and with one.
+``mixed-kinds`` are LoRA, DoRA, LoKr and LoHa in turn, on all linear layers of the blocks. ``whole-transformer`` also changes
+modulations, embedders and the output layer. Modulations and the prompt's projection are computed before the steps:
+``start_ms`` is their time for one guided picture of 20 steps whose times are not cached, without adapters and with one.
 """
 
 import argparse
@@ -14,12 +14,23 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from longcat.logs import silence_import_noise
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from longcat.adapter.weights.lora import Layer
+
 PICTURES = 8
 RANK = 16
-TARGETS = {"attention": ("to_q", "to_k", "to_v", "to_out.0"), "all-linear": ("",), "whole-transformer": ("",)}
+LOHA_RANK = 4
+LOKR_FACTOR = 16
+"""As in SimpleTuner's example: Kronecker products of 16 x 16 and (out / 16) x (in / 16)."""
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+TARGETS = ("attention", "all-linear", "mixed-kinds", "whole-transformer")
+KINDS = ("lora", "dora", "lokr", "loha")
 STEPS = 20
 
 
@@ -43,7 +54,7 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
     import torch
 
     from longcat.adapter.modules import linear_modules, lora_targets
-    from longcat.adapter.weights.lora import LoraLayer, LoraWeights
+    from longcat.adapter.weights.lora import LoraWeights
     from longcat.model.flavour import resolve
     from longcat.model.loading import load
     from longcat.sampling import latents
@@ -53,14 +64,16 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
     model = load(resolve("embedded"), device="cpu", dtype=dtype)
     forward = Forward(model.transformer, model.device)
     widths = (linear_modules if targets == "whole-transformer" else lora_targets)(model.transformer)
-    slots = AdapterSlots(model.transformer, count=loaded, rank=RANK, device=model.device, dtype=model.dtype)
-    for slot in range(loaded):
-        layers = {
-            name: LoraLayer(torch.randn(RANK, width_in) / width_in**0.5, torch.randn(width_out, RANK) * 0.05)
-            for name, (width_in, width_out) in widths.items()
-            if name.endswith(TARGETS[targets])
-        }
-        slots.load(slot, LoraWeights(alpha=RANK, layers=layers))
+    adapters = []
+    for i in range(loaded):
+        kind = KINDS[i % len(KINDS)] if targets == "mixed-kinds" else "lora"
+        modules = [name for name in widths if targets != "attention" or name.endswith(ATTENTION)]
+        layers = {name: make_layer(model.transformer.get_submodule(name), kind) for name in modules}
+        adapters.append(LoraWeights(alpha=RANK, layers=layers))
+    rank = max(adapter.rank for adapter in adapters)
+    slots = AdapterSlots(model.transformer, count=loaded, rank=rank, device=model.device, dtype=model.dtype)
+    for slot, adapter in enumerate(adapters):
+        slots.load(slot, adapter)
     rows, width = 2 * PICTURES, model.transformer.config.joint_attention_dim
     inputs = (
         latents.seeded_noise(seed=0, height_px=128, width_px=128).to(model.dtype).repeat(rows, 1, 1),
@@ -102,6 +115,27 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
         "ratio": round(statistics.median(ratios), 3),
         "start_ms": [round(statistics.median(kind) * 1000, 2) for kind in zip(*starts, strict=True)],
     }
+
+
+def make_layer(module: "nn.Module", kind: str) -> "Layer":
+    """Return a random layer of that kind for a linear module."""
+    import torch
+
+    from longcat.adapter.weights.dora import plain_weight
+    from longcat.adapter.weights.lora import LoraLayer
+    from longcat.adapter.weights.lycoris import LohaLayer, LokrLayer
+
+    weight = plain_weight(module)
+    width_out, width_in = weight.shape
+    match kind:
+        case "lokr":
+            left = torch.randn(LOKR_FACTOR, LOKR_FACTOR) / LOKR_FACTOR
+            return LokrLayer((left,), (torch.randn(width_out // LOKR_FACTOR, width_in // LOKR_FACTOR) * 0.02,))
+        case "loha":
+            up, up2 = (torch.randn(width_out, LOHA_RANK) for _ in range(2))
+            return LohaLayer(up, torch.randn(LOHA_RANK, width_in), up2, torch.randn(LOHA_RANK, width_in) * 0.02)
+    magnitude = weight.norm(dim=1) if kind == "dora" else None
+    return LoraLayer(torch.randn(RANK, width_in) / width_in**0.5, torch.randn(width_out, RANK) * 0.05, magnitude)
 
 
 if __name__ == "__main__":
