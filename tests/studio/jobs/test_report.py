@@ -85,7 +85,7 @@ def visitor(tmp_path: Path) -> Iterator[TestClient]:
                 "Report card",
                 "it overfits",
                 "lowest after step 20, and 14.3% higher after step 30",
-                "Change of unrelated",
+                "Change on unrelated",
             ],
         ),
         (
