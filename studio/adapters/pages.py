@@ -25,7 +25,7 @@ from studio.context import StudioContext, studio_of
 from studio.web.errors import FormError, PageNotFoundError
 from studio.web.forms import read_form
 from studio.web.pages import render
-from studio.web.samples import ShownSample, render_sample
+from studio.web.samples import Sample, render_sample
 
 router = APIRouter()
 
@@ -155,9 +155,9 @@ async def version_sample(request: Request, name: str, version: Version, key: str
     shown = await asyncio.to_thread(studio.catalogue.described, manifest, key)
     say = request.app.state.pages.language(request)
 
-    def sample_of(made_by: Manifest) -> ShownSample:
+    def sample_of(made_by: Manifest) -> Sample:
         address = f"/adapters/{made_by.name}/{made_by.version}"
-        return ShownSample(
+        return Sample(
             key=str(made_by.version), url=f"{address}/samples/{key}", src=f"{address}/pictures/{key}",
             prompt=shown.prompt or key, label=say("adapters.version", version=made_by.version),
         )  # fmt: skip

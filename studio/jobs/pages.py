@@ -20,7 +20,7 @@ from studio.jobs.report import report_view
 from studio.web.errors import PageNotFoundError
 from studio.web.forms import read_form, text_of
 from studio.web.pages import is_fragment, render
-from studio.web.samples import ShownSample, render_sample
+from studio.web.samples import Sample, render_sample
 from studio.web.validation_scene import scene_of
 from trainer.record.prompts_file import ChangedPrompts
 from trainer.record.run_file import MetricsLine
@@ -185,7 +185,7 @@ def sample(request: Request, identity: str, path: str, below: str | None = None)
     say = request.app.state.pages.language(request)
     labels = [say("jobs.base"), *(say("jobs.at_step", step=step) for step in shown.steps)]
     samples = {
-        picture: ShownSample(
+        picture: Sample(
             key=picture, url=f"/jobs/{identity}/sample/{picture}", src=f"/jobs/{identity}/picture/{picture}",
             prompt=row.prompt, label=label,
         )

@@ -10,7 +10,7 @@ from studio.web.pages import render
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShownSample:
+class Sample:
     """One picture of a prompt."""
 
     key: str
@@ -24,9 +24,7 @@ class ShownSample:
     """The checkpoint or the version that drew it, in the reader's language."""
 
 
-def render_sample(
-    request: Request, sample: ShownSample, others: Sequence[ShownSample], *, below: str | None
-) -> Response:
+def render_sample(request: Request, sample: Sample, others: Sequence[Sample], *, below: str | None) -> Response:
     """Return the viewer of a sample, laid over the one with the key ``below``: the first of the others by default."""
     chosen = next((other for other in others if other.key == below), None)
     if below is None and others:

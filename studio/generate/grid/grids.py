@@ -23,7 +23,7 @@ _AT_ONCE = 16
 """Requests under way: the service batches them, and others still get their turn."""
 
 
-class PictureGrid(BaseModel):
+class Grid(BaseModel):
     """One grid."""
 
     model_config = ConfigDict(frozen=True)
@@ -49,14 +49,14 @@ class Grids:
         self._service = service
         self._gallery = gallery
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._live: dict[str, PictureGrid] = {}
+        self._live: dict[str, Grid] = {}
         self.errors: dict[str, LithographError] = {}
         """Why a grid's last try ended early."""
 
-    def start(self, plan: GridPlan) -> PictureGrid:
+    def start(self, plan: GridPlan) -> Grid:
         """Keep a grid and have it drawn."""
         now = datetime.now(UTC)
-        grid = PictureGrid(id=new_id(now), created=now, plan=plan)
+        grid = Grid(id=new_id(now), created=now, plan=plan)
         self._save(grid)
         self.resume(grid.id)
         return grid
@@ -81,18 +81,18 @@ class Grids:
         """Return True while cells are drawn."""
         return identity in self._tasks
 
-    def get(self, identity: str) -> PictureGrid:
+    def get(self, identity: str) -> Grid:
         """One grid. Raises ``PageNotFoundError`` if there is none."""
         if identity in self._live:
             return self._live[identity]
         if not _ID.fullmatch(identity):
             raise PageNotFoundError
         try:
-            return PictureGrid.model_validate_json((self._folder / identity / "grid.json").read_bytes())
+            return Grid.model_validate_json((self._folder / identity / "grid.json").read_bytes())
         except (OSError, ValidationError) as error:
             raise PageNotFoundError from error
 
-    def list(self, *, count: int) -> list[PictureGrid]:
+    def list(self, *, count: int) -> list[Grid]:
         """The newest grids."""
         if not self._folder.is_dir():
             return []
@@ -105,7 +105,7 @@ class Grids:
                 continue
         return found
 
-    def pictures(self, grid: PictureGrid) -> dict[str, GalleryPicture]:
+    def pictures(self, grid: Grid) -> dict[str, GalleryPicture]:
         """Return the pictures of the cells that are drawn, but for those that were deleted since."""
         found = {}
         for cell, identity in grid.cells.items():
@@ -154,7 +154,7 @@ class Grids:
         self._tasks.pop(identity, None)
         self._live.pop(identity, None)
 
-    def _save(self, grid: PictureGrid) -> None:
+    def _save(self, grid: Grid) -> None:
         with writing(self._folder, field="gallery"):
             write_atomically(
                 self._folder / grid.id / "grid.json", grid.model_dump_json(indent=1).encode(), durable=False

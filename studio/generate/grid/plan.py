@@ -8,7 +8,7 @@ from studio.generate.recipe import PictureRecipe, ScaledAdapter
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridRow:
+class Row:
     """A prompt and a seed."""
 
     prompt: str
@@ -16,7 +16,7 @@ class GridRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridColumn:
+class Column:
     """An adapter at a scale; without a name, the base model."""
 
     adapter: str
@@ -37,16 +37,14 @@ class GridPlan(BaseModel):
     scales: tuple[float, ...]
 
     @property
-    def rows(self) -> list[GridRow]:
+    def rows(self) -> list[Row]:
         """Every prompt with every seed."""
-        return [GridRow(prompt=prompt, seed=seed) for prompt in self.prompts for seed in self.seeds]
+        return [Row(prompt=prompt, seed=seed) for prompt in self.prompts for seed in self.seeds]
 
     @property
-    def columns(self) -> list[GridColumn]:
+    def columns(self) -> list[Column]:
         """Every adapter at every scale; the base model once."""
-        found = (
-            GridColumn(adapter=name, scale=scale if name else 0.0) for name in self.adapters for scale in self.scales
-        )
+        found = (Column(adapter=name, scale=scale if name else 0.0) for name in self.adapters for scale in self.scales)
         return list(dict.fromkeys(found))
 
     @property
@@ -54,7 +52,7 @@ class GridPlan(BaseModel):
         """The number of pictures."""
         return len(self.rows) * len(self.columns)
 
-    def recipe_of(self, row: GridRow, column: GridColumn) -> PictureRecipe:
+    def recipe_of(self, row: Row, column: Column) -> PictureRecipe:
         """Return the recipe of one cell."""
         own = (ScaledAdapter(name=column.adapter, scale=column.scale),) if column.adapter else ()
         name = column.adapter.partition("@")[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from studio.generate.grid.plan import GridColumn, GridPlan, GridRow
+from studio.generate.grid.plan import Column, GridPlan, Row
 from trainer.data.report import Font, drawable, find_font, wrapped
 
 _MOST_PIXELS = 60_000_000
@@ -18,12 +18,7 @@ _INK, _SOFT, _PAPER = "#22201d", "#5f584d", "#ffffff"
 
 
 def draw_sheet(
-    plan: GridPlan,
-    files: dict[str, Path],
-    *,
-    title: str,
-    label: Callable[[GridColumn], str],
-    seed: Callable[[GridRow], str],
+    plan: GridPlan, files: dict[str, Path], *, title: str, label: Callable[[Column], str], seed: Callable[[Row], str]
 ) -> bytes:
     """Return a PNG of the cells' pictures with their headers. ``files``: by ``row,column``; one without stays blank."""
     rows, columns = plan.rows, plan.columns
