@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from lithograph.client.errors import ServiceError
 from lithograph.client.recipe import recipe_in
+from longcat.errors import UserError
 from longcat.model.shape import GRID_PX
 from longcat.validation import problems_of
 from studio.connection.service_connection import ConnectionState
@@ -86,7 +87,7 @@ async def read_picture(request: Request) -> Response:
     async with request.form(max_files=1, max_fields=1) as form:
         file = form.get("picture")
         if not isinstance(file, UploadFile):
-            raise FormError("no_picture_sent", "no file", remedy="choose a PNG", field="picture")
+            raise UserError("field_missing", "missing", remedy="add it", field="file")
         carried = await asyncio.to_thread(recipe_in, file.file, name=file.filename or "")
     composer = Composer(recipe=PictureRecipe.of_file(carried), decided="all")
     context = await composer.context(studio)
