@@ -10,7 +10,6 @@ from studio.config import StudioConfig
 from studio.connection.service_connection import ServiceConnection
 from studio.generate.gallery import Gallery
 from studio.generate.generations import Generations
-from studio.generate.grid.grids import Grids
 from studio.training_services import TrainingServices
 from studio.web.access import Access
 
@@ -24,7 +23,6 @@ class StudioContext:
     service: ServiceConnection
     gallery: Gallery
     generations: Generations
-    grids: Grids
     training: TrainingServices
     catalogue: AdapterCatalogue
     importer: Importer

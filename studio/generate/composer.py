@@ -18,9 +18,9 @@ from longcat.model.shape import GRID_PX
 from longcat.validation import problems_of
 from studio.connection.service_connection import ConnectionState
 from studio.context import StudioContext, studio_of
-from studio.generate.form import LARGEST_GUIDANCE
+from studio.generate.form import LARGEST_GUIDANCE, LARGEST_SCALE
 from studio.generate.limits import GenerationLimits
-from studio.generate.recipe import LARGEST_SCALE, PictureRecipe, ScaledAdapter
+from studio.generate.recipe import PictureRecipe, ScaledAdapter
 from studio.web.error_pages import view_of
 from studio.web.errors import FormError
 from studio.web.forms import text_of

@@ -10,27 +10,24 @@ from longcat.adapter.reference import parse_reference
 from longcat.errors import AdapterError
 from longcat.model.shape import GRID_PX
 from studio.generate.limits import GenerationLimits
-from studio.generate.recipe import LARGEST_SEED, PictureRecipe, Scale, ScaledAdapter
+from studio.generate.recipe import LARGEST_SEED, PictureRecipe, ScaledAdapter
 from studio.web.errors import FormError
 from studio.web.forms import read_form, text_of
 
+LARGEST_SCALE = 10.0
+"""The service's limit, for negative scales too."""
 LARGEST_GUIDANCE = 30.0
 _LONGEST_PROMPT = 20_000
 """Characters; the service has its own limit, in tokens."""
 
 _Prompt = Annotated[str, Field(max_length=_LONGEST_PROMPT)]
+_Scale = Annotated[float, Field(ge=-LARGEST_SCALE, le=LARGEST_SCALE, allow_inf_nan=False)]
 
 
-def read_recipe(form: FormData, limits: GenerationLimits, *, prompt: str = "") -> PictureRecipe:
-    """Return the recipe that the form describes; ``prompt`` stands for one that it leaves out.
-
-    Raises ``FormError`` naming every field that is wrong.
-    """
-    names = [name for name in form.getlist("adapter") if isinstance(name, str) and is_reference(name)]
-    values: dict[str, object] = {"adapters": {name: text_of(form, f"scale:{name}") or 0.0 for name in names}}
-    if prompt and not text_of(form, "prompt"):
-        values["prompt"] = prompt
-    given = read_form(_model(limits), form, **values)
+def read_recipe(form: FormData, limits: GenerationLimits) -> PictureRecipe:
+    """Return the recipe that the form describes. Raises ``FormError`` naming every field that is wrong."""
+    names = [name for name in form.getlist("adapter") if isinstance(name, str) and _is_reference(name)]
+    given = read_form(_model(limits), form, adapters={name: text_of(form, f"scale:{name}") or 0.0 for name in names})
     fields = given.model_dump()
     adapters = tuple(ScaledAdapter(name=name, scale=scale) for name, scale in fields.pop("adapters").items())
     recipe = PictureRecipe(**fields, adapters=adapters)
@@ -58,12 +55,11 @@ def _model(limits: GenerationLimits) -> type[BaseModel]:
         num_images=(Annotated[int, Field(ge=1, le=limits.max_images)], 1),
         cfg_renorm=(bool, True),
         rewrite_prompt=(bool, False),
-        adapters=(dict[str, Scale], {}),
+        adapters=(dict[str, _Scale], {}),
     )
 
 
-def is_reference(name: str) -> bool:
-    """Return True for a name that an adapter or a version of one can have."""
+def _is_reference(name: str) -> bool:
     try:
         parse_reference(name)
     except AdapterError:

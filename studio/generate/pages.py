@@ -1,29 +1,33 @@
-"""Generate: a prompt, and the generations under way."""
+"""Generate: a prompt, what is being drawn, and the gallery."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 
 from fastapi import APIRouter
 from fastapi.sse import format_sse_event
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, Response, StreamingResponse
 
 from lithograph.client.errors import RequestError, ServiceError
 from longcat.errors import LithographError
 from studio.context import StudioContext, studio_of
 from studio.generate.composer import Composer, adapters_in
 from studio.generate.form import read_recipe
-from studio.generate.gallery_pages import filter_in, gallery_page
 from studio.generate.generations import Generation
 from studio.generate.limits import GenerationLimits
 from studio.generate.recipe import PictureRecipe
 from studio.web.error_pages import view_of
-from studio.web.pages import Pages, render
+from studio.web.pages import Pages, is_fragment, render
 
 router = APIRouter()
 
+_PAGE_PICTURES = 24
+_VARIATIONS = 4
 _HEARTBEAT_SECONDS = 15.0
 """Between signs of life on a stream where nothing happens: proxies close silent ones."""
+_KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
+"""A picture never changes."""
 
 
 @router.get("/generate")
@@ -36,11 +40,14 @@ async def generate_page(request: Request, like: str | None = None) -> Response:
         recipe=recipe.model_copy(update={"adapters": (*recipe.adapters, *asked)}),
         decided="all" if like else "adapters" if asked else "",
     )
+    pictures = await asyncio.to_thread(studio.gallery.page, before=None, count=_PAGE_PICTURES)
     return render(
         request,
         "generate/page.html",
         **await composer.context(studio),
-        **await gallery_page(studio, filter_in(request)),
+        generations=studio.generations.active(),
+        pictures=pictures,
+        has_more=len(pictures) == _PAGE_PICTURES,
     )
 
 
@@ -83,6 +90,83 @@ async def cancel_drawing(request: Request, drawing_id: str) -> Response:
     """Stop drawing; the page hears of it as of everything else."""
     studio_of(request).generations.cancel(drawing_id)
     return Response(status_code=204)
+
+
+@router.get("/gallery")
+async def older_pictures(request: Request, before: str) -> Response:
+    """More of the gallery."""
+    gallery = studio_of(request).gallery
+    pictures = await asyncio.to_thread(gallery.page, before=before, count=_PAGE_PICTURES)
+    return render(request, "generate/tiles.html", pictures=pictures, has_more=len(pictures) == _PAGE_PICTURES)
+
+
+@router.get("/gallery/{picture_id}")
+async def picture_page(request: Request, picture_id: str) -> Response:
+    """One picture with its recipe: over the page that is there, or as a page of its own."""
+    studio = studio_of(request)
+    picture = studio.gallery.get(picture_id)
+    template = "generate/viewer.html" if is_fragment(request) else "generate/picture.html"
+    counterpart = studio.gallery.counterpart(picture_id)
+    return render(request, template, picture=picture, counterpart=counterpart)
+
+
+@router.get("/gallery/{picture_id}/picture.png")
+async def picture_file(request: Request, picture_id: str) -> Response:
+    """The PNG."""
+    gallery = studio_of(request).gallery
+    path = gallery.file(picture_id, "picture.png")
+    name = gallery.get(picture_id).file_name
+    return FileResponse(path, filename=name, content_disposition_type="inline", headers=_KEPT)
+
+
+@router.get("/gallery/{picture_id}/thumbnail.webp")
+async def thumbnail_file(request: Request, picture_id: str) -> Response:
+    """A small copy."""
+    return FileResponse(studio_of(request).gallery.file(picture_id, "thumbnail.webp"), headers=_KEPT)
+
+
+@router.post("/gallery/{picture_id}/again")
+async def again(request: Request, picture_id: str) -> Response:
+    """Draw the same recipe: on the same model the same picture."""
+    studio = studio_of(request)
+    generation = studio.generations.start(studio.gallery.get(picture_id).recipe)
+    return render(request, "generate/drawing.html", generation=generation)
+
+
+@router.post("/gallery/{picture_id}/vary")
+async def vary(request: Request, picture_id: str) -> Response:
+    """Draw the same from other noise."""
+    studio = studio_of(request)
+    count = min(_VARIATIONS, GenerationLimits.of(studio.service.info).max_images)
+    recipe = studio.gallery.get(picture_id).recipe.with_seed(secrets.randbelow(2**32), num_images=count)
+    return render(request, "generate/drawing.html", generation=studio.generations.start(recipe))
+
+
+@router.get("/gallery/{picture_id}/compare")
+async def compare_page(request: Request, picture_id: str) -> Response:
+    """A picture with its adapters beside the same without."""
+    studio = studio_of(request)
+    picture = studio.gallery.get(picture_id)
+    without = studio.gallery.counterpart(picture_id)
+    generation = studio.generations.comparing(picture_id)
+    return render(request, "generate/compare.html", picture=picture, without=without, generation=generation)
+
+
+@router.post("/gallery/{picture_id}/compare")
+async def compare(request: Request, picture_id: str) -> Response:
+    """Draw the same without adapters, unless that is done or under way; go to where both are."""
+    studio = studio_of(request)
+    picture = studio.gallery.get(picture_id)
+    if studio.gallery.counterpart(picture_id) is None and studio.generations.comparing(picture_id) is None:
+        studio.generations.start(picture.recipe.without_adapters(), compares=picture_id)
+    return Response(status_code=204, headers={"HX-Redirect": f"/gallery/{picture_id}/compare"})
+
+
+@router.delete("/gallery/{picture_id}")
+async def remove_picture(request: Request, picture_id: str) -> Response:
+    """Forget a picture; its place on the page becomes empty."""
+    await asyncio.to_thread(studio_of(request).gallery.remove, picture_id)
+    return Response(status_code=200)
 
 
 async def _events(request: Request, studio: StudioContext) -> AsyncIterator[bytes]:

@@ -1,16 +1,12 @@
 """Recipes: everything that a picture is made from, so that it can be made again."""
 
-from typing import Annotated, Any, cast
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from lithograph.client.protocol import Options, body_of
 from lithograph.client.recipe import Recipe
 
 LARGEST_SEED = 2**63 - 1
-LARGEST_SCALE = 10.0
-"""The service's limit, for negative scales too."""
-Scale = Annotated[float, Field(ge=-LARGEST_SCALE, le=LARGEST_SCALE, allow_inf_nan=False)]
 
 
 class _Frozen(BaseModel):
@@ -61,11 +57,6 @@ class PictureRecipe(_Frozen):
         """As ``lithograph.Client`` takes them, beside the prompt."""
         options = self.model_dump(exclude={"prompt", "adapters"}, exclude_none=True)
         return options | {"adapters": {adapter.name: adapter.scale for adapter in self.adapters}}
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The recipe as the body of ``POST /generate``."""
-        return body_of(self.prompt, cast(Options, self.options()))
 
     def without_adapters(self) -> "PictureRecipe":
         """The same of the base model."""

@@ -1,4 +1,4 @@
-// The Generate page: sizes to fields, examples to the prompt.
+// The Generate page: sizes to fields, examples to the prompt, pictures into the viewer.
 "use strict";
 
 const promptField = () => document.getElementById("prompt");
@@ -57,6 +57,8 @@ document.addEventListener("keydown", (event) => {
 });
 
 document.addEventListener("htmx:afterSwap", (event) => {
+  const viewer = document.getElementById("viewer");
+  if (event.target === viewer && !viewer.open) viewer.showModal();
   if (event.target.id === "gallery") {
     event.target.querySelector(".drawing")?.scrollIntoView({ block: "nearest" });
   }

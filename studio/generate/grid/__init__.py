@@ -1,1 +1,0 @@
-"""Grids: prompts and seeds by adapters and scales, drawn as one job in one view."""
