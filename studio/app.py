@@ -19,7 +19,6 @@ from studio.connection.service_connection import ServiceConnection
 from studio.context import StudioContext
 from studio.datasets import bulk_pages
 from studio.datasets import pages as dataset_pages
-from studio.generate import composer
 from studio.generate import pages as generate_pages
 from studio.generate.gallery import Gallery
 from studio.generate.generations import Generations
@@ -34,7 +33,7 @@ from studio.web.navigation import NAVIGATION
 from studio.web.pages import Pages
 from studio.web.static_files import StaticAssets
 
-_PAGES = (preferences, composer, generate_pages, dataset_pages, bulk_pages, train_pages, job_pages, adapter_pages)
+_PAGES = (preferences, generate_pages, dataset_pages, bulk_pages, train_pages, job_pages, adapter_pages)
 
 
 def create_app(config: StudioConfig) -> FastAPI:

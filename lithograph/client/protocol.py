@@ -10,11 +10,11 @@ from longcat.problem import Problem
 from service.wire.events import PreviewEvent, ResultEvent, StepEvent
 from service.wire.job import JobReport, JobStatus
 from service.wire.messages import AdapterReport, AdapterStatus
-from service.wire.schema import ErrorBody, ProblemBody, TokenCount
+from service.wire.schema import ErrorBody, ProblemBody
 
 __all__ = [
     "AdapterReport", "AdapterStatus", "ClientEvent", "JobReport", "Options", "PreviewEvent", "ResultEvent", "StepEvent",
-    "TokenCount", "body_of", "check_end", "event_of", "flavour_reason", "result_of",
+    "body_of", "check_end", "event_of", "flavour_reason", "result_of",
 ]  # fmt: skip
 
 ClientEvent = StepEvent | PreviewEvent | ResultEvent

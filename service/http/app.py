@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from longcat.errors import LithographError
 from service.config import ServiceConfig
-from service.http import adapters, generate, tokens
+from service.http import adapters, generate
 from service.http.admission import Admission
 from service.http.compat import openai, vllm
 from service.http.edge.body_limits import JsonBodies, LingeringClose
@@ -55,7 +55,7 @@ def set_up(app: FastAPI, admission: Admission, *, is_draining: Callable[[], bool
     app.openapi_tags = [{"name": tag} for tag in _TAGS]
     app.state.admission = admission
     app.state.jobs = ImageJobs(admission, config.jobs)
-    for surface in (generate, tokens, job_routes, openai, adapters, vllm, health):
+    for surface in (generate, job_routes, openai, adapters, vllm, health):
         app.include_router(surface.router)
     serve_docs(app)
 

@@ -14,8 +14,7 @@ from studio.generate.recipe import LARGEST_SEED, PictureRecipe, ScaledAdapter
 from studio.web.errors import FormError
 from studio.web.forms import read_form, text_of
 
-LARGEST_SCALE = 10.0
-"""The service's limit, for negative scales too."""
+LARGEST_SCALE = 2.0
 LARGEST_GUIDANCE = 30.0
 _LONGEST_PROMPT = 20_000
 """Characters; the service has its own limit, in tokens."""
@@ -53,8 +52,6 @@ def _model(limits: GenerationLimits) -> type[BaseModel]:
         guidance_scale=(Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE, allow_inf_nan=False)] | None, None),
         seed=(Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None, None),
         num_images=(Annotated[int, Field(ge=1, le=limits.max_images)], 1),
-        cfg_renorm=(bool, True),
-        rewrite_prompt=(bool, False),
         adapters=(dict[str, _Scale], {}),
     )
 

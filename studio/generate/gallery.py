@@ -37,8 +37,6 @@ class GalleryPicture(BaseModel):
     recipe: PictureRecipe
     """With nothing left open: drawing it gives this picture again."""
     flavour: str
-    precision: str = ""
-    """Of the model's weights; empty for pictures that were made before it was kept."""
     model_hash: str
     """SHA-256 of the model that drew it."""
     seconds: float

@@ -192,7 +192,7 @@ class Generations:
         """Put the pictures into the gallery, the first one newest."""
         request, now = drawn.request, datetime.now(UTC)
         adapters = tuple(ScaledAdapter(name=adapter.reference, scale=adapter.scale) for adapter in drawn.adapters)
-        model = self._service.model
+        info = self._service.info or {"model": {"flavour": ""}}
         for i, image in enumerate(drawn.images):
             created = now - timedelta(microseconds=i)
             picture = GalleryPicture(
@@ -206,12 +206,9 @@ class Generations:
                     steps=request.steps,
                     guidance_scale=request.guidance_scale,
                     seed=image.seed,
-                    cfg_renorm=request.cfg_renorm,
-                    rewrite_prompt=request.rewrite_prompt,
                     adapters=adapters,
                 ),
-                flavour=model.get("flavour", ""),
-                precision=model.get("precision", ""),
+                flavour=info["model"]["flavour"],
                 model_hash=drawn.model_hash,
                 seconds=seconds,
                 drawn_prompt=drawn.prompt,

@@ -3,20 +3,21 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from fastapi import APIRouter
 from fastapi.sse import format_sse_event
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response, StreamingResponse
 
-from lithograph.client.errors import RequestError, ServiceError
-from longcat.errors import LithographError
+from lithograph.client.errors import ServiceError
+from longcat.model.shape import GRID_PX
+from studio.connection.service_connection import ConnectionState
 from studio.context import StudioContext, studio_of
-from studio.generate.composer import Composer, adapters_in
-from studio.generate.form import read_recipe
+from studio.generate.form import LARGEST_GUIDANCE, LARGEST_SCALE, read_recipe
 from studio.generate.generations import Generation
 from studio.generate.limits import GenerationLimits
-from studio.generate.recipe import PictureRecipe
+from studio.generate.recipe import PictureRecipe, ScaledAdapter
 from studio.web.error_pages import view_of
 from studio.web.pages import Pages, is_fragment, render
 
@@ -30,21 +31,36 @@ _KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
 """A picture never changes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdapterOption:
+    """A line of the form."""
+
+    name: str
+    trigger_words: tuple[str, ...]
+    is_chosen: bool
+    scale: float
+
+
 @router.get("/generate")
 async def generate_page(request: Request, like: str | None = None) -> Response:
     """The page; ``adapter`` is to be tried, ``like`` is a picture whose recipe fills the form."""
     studio = studio_of(request)
     recipe = studio.gallery.get(like).recipe if like else PictureRecipe(prompt="")
-    asked = adapters_in(request)
-    composer = Composer(
-        recipe=recipe.model_copy(update={"adapters": (*recipe.adapters, *asked)}),
-        decided="all" if like else "adapters" if asked else "",
-    )
+    asked = _asked(request)  # by a page whose model was loading: of all its adapters, with their scales
+    recipe = recipe.model_copy(update={"adapters": asked if is_fragment(request) else (*recipe.adapters, *asked)})
+    limits = GenerationLimits.of(studio.service.info) if studio.service.info is not None else None
     pictures = await asyncio.to_thread(studio.gallery.page, before=None, count=_PAGE_PICTURES)
     return render(
         request,
         "generate/page.html",
-        **await composer.context(studio),
+        limits=limits,
+        recipe=recipe,
+        like=like,
+        decided="all" if like else "adapters" if asked else "",
+        grid_px=GRID_PX,
+        largest_guidance=LARGEST_GUIDANCE,
+        choices=await _choices(studio, recipe.adapters),
+        largest_scale=LARGEST_SCALE,
         generations=studio.generations.active(),
         pictures=pictures,
         has_more=len(pictures) == _PAGE_PICTURES,
@@ -58,6 +74,16 @@ async def generate(request: Request) -> Response:
     async with request.form() as form:
         recipe = read_recipe(form, GenerationLimits.of(studio.service.info))
     return render(request, "generate/drawing.html", generation=studio.generations.start(recipe))
+
+
+@router.get("/generate/adapters")
+async def adapter_choices(request: Request, seen: str = "") -> Response:
+    """The adapters of the form, if there are others than it shows; what was chosen stays so."""
+    studio = studio_of(request)
+    choices = await _choices(studio, _asked(request))
+    if ",".join(choice.name for choice in choices or ()) == seen:
+        return Response(status_code=204)
+    return render(request, "generate/adapters.html", choices=choices, largest_scale=LARGEST_SCALE)
 
 
 @router.get("/drawings/events")
@@ -169,6 +195,36 @@ async def remove_picture(request: Request, picture_id: str) -> Response:
     return Response(status_code=200)
 
 
+async def _choices(studio: StudioContext, chosen: tuple[ScaledAdapter, ...]) -> list[AdapterOption] | None:
+    """The adapters that the service can apply now and those that are chosen; None if it has no answer and none is chosen."""
+    scales = {adapter.name: adapter.scale for adapter in chosen}
+    words = await _trigger_words(studio)
+    if words is None and not chosen:
+        return None
+    words = words or {}
+    names = dict.fromkeys([*scales, *words])
+    return [
+        AdapterOption(
+            name=name,
+            trigger_words=words.get(name.partition("@")[0], ()),
+            is_chosen=name in scales,
+            scale=scales.get(name, 1.0),
+        )
+        for name in names
+    ]
+
+
+async def _trigger_words(studio: StudioContext) -> dict[str, tuple[str, ...]] | None:
+    """Return the trigger words of the served adapters; None if the service has none or does not answer."""
+    if studio.service.state is not ConnectionState.READY:
+        return None
+    try:
+        report = await studio.service.adapters()
+    except ServiceError:
+        return None
+    return {adapter.name: adapter.trigger_words for adapter in report.adapters if adapter.version is not None}
+
+
 async def _events(request: Request, studio: StudioContext) -> AsyncIterator[bytes]:
     changes = studio.generations.changes()
     coming = asyncio.ensure_future(anext(changes))
@@ -191,19 +247,17 @@ def _fragment(request: Request, generation: Generation) -> str:
     if not generation.is_over:
         return pages.text(request, "generate/progress.html", generation=generation)
     error = view_of(pages.language(request), generation.error) if generation.error is not None else None
-    return pages.text(
-        request, "generate/over.html", generation=generation, error=error,
-        can_mend=_can_mend(generation.error), can_retry=_can_retry(generation.error),
-    )  # fmt: skip
+    return pages.text(request, "generate/over.html", generation=generation, error=error)
 
 
-def _can_retry(error: LithographError | None) -> bool:
-    """Return True unless the same request would be refused again."""
-    return not isinstance(error, RequestError) or error.is_busy
+def _asked(request: Request) -> tuple[ScaledAdapter, ...]:
+    """The adapters that an address names, with the scales that it says."""
+    query = request.query_params
+    return tuple(ScaledAdapter(name=n, scale=_scale(query.get(f"scale:{n}", ""))) for n in query.getlist("adapter"))
 
 
-def _can_mend(error: LithographError | None) -> bool:
-    """Return True if the form has a field that the error names."""
-    if error is None or (isinstance(error, ServiceError) and error.is_busy):
-        return False
-    return any(problem.field.partition(".")[0] in PictureRecipe.model_fields for problem in error.problems)
+def _scale(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 1.0

@@ -4,8 +4,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from lithograph.client.recipe import Recipe
-
 LARGEST_SEED = 2**63 - 1
 
 
@@ -34,24 +32,7 @@ class PictureRecipe(_Frozen):
     seed: int | None = None
     """Of the first picture; the next ones count on from it. None is random."""
     num_images: int = 1
-    cfg_renorm: bool = True
-    """Limit each token's guided norm to the conditional one's."""
-    rewrite_prompt: bool = False
-    """Let the model's text encoder enrich the prompt first."""
     adapters: tuple[ScaledAdapter, ...] = ()
-
-    @classmethod
-    def of_file(cls, recipe: Recipe) -> "PictureRecipe":
-        """Return the recipe that a picture file carries."""
-        request = recipe.request
-        fields = {name: getattr(request, name) for name in cls.model_fields if name != "adapters"}
-        adapters = tuple(ScaledAdapter(name=choice.name, scale=choice.scale) for choice in request.adapters)
-        return cls(**fields, adapters=adapters)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All fields that are set beside the prompts and the adapters: what a form shows once it knows the model."""
-        return self.model_dump(exclude={"prompt", "negative_prompt", "adapters"}, exclude_none=True)
 
     def options(self) -> dict[str, Any]:
         """As ``lithograph.Client`` takes them, beside the prompt."""

@@ -1,33 +1,24 @@
 // The Generate page: sizes to fields, examples to the prompt, pictures into the viewer.
 "use strict";
 
-const promptField = () => document.getElementById("prompt");
-
-// As if it was typed: Ctrl-Z brings back the text that was there.
-function writePrompt(text) {
-  const field = promptField();
-  field.focus();
-  field.select();
-  document.execCommand("insertText", false, text);
-}
+const prompt = document.getElementById("prompt");
 
 document.addEventListener("click", (event) => {
   const size = event.target.closest(".size");
   if (size) {
     for (const side of ["width", "height"]) document.getElementById(side).value = size.dataset[side];
-    document.getElementById("width").dispatchEvent(new Event("input", { bubbles: true }));
+    pressSize();
   }
   const clear = event.target.closest("[data-clear]");
   if (clear) {
     const input = document.getElementById(clear.dataset.clear);
     input.value = "";
-    input.dispatchEvent(new Event("input", { bubbles: true }));
     input.focus();
   }
   const example = event.target.closest("[data-prompt]");
   if (example) {
-    writePrompt(example.dataset.prompt);
-    promptField().form.requestSubmit();
+    prompt.value = example.dataset.prompt;
+    prompt.form.requestSubmit();
   }
   const remove = event.target.closest("[data-remove]");
   if (remove) remove.closest(remove.dataset.remove).remove();
@@ -44,15 +35,14 @@ document.addEventListener("input", (event) => {
 });
 
 // Where there is little room, settings wait until they are asked for, so that pictures are near.
-document.addEventListener("htmx:load", ({ detail: { elt } }) => {
-  const settings = elt.querySelector(".settings");
-  if (settings && matchMedia("(max-width: 60rem)").matches && !settings.querySelector(".adapter-choice :checked")) settings.removeAttribute("open");
-});
+if (matchMedia("(max-width: 60rem)").matches && !document.querySelector(".adapter-choice :checked")) {
+  document.querySelector(".settings")?.removeAttribute("open");
+}
 
-document.addEventListener("keydown", (event) => {
-  if (event.target.id === "prompt" && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+prompt?.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
-    event.target.form.requestSubmit();
+    prompt.form.requestSubmit();
   }
 });
 
