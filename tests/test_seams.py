@@ -23,6 +23,8 @@ from longcat.model.seams import SEAMS
 from tests import ROOT
 from trainer.model.forward import _LastBlock
 
+PUBLIC = {"_asdict", "_fields", "_make", "_replace"}
+"""Documented members of named tuples, whose underscore only keeps them apart from fields."""
 PACKAGES = ("benchmarks", "lithograph", "loadtest", "longcat", "recipes", "studio", "trainer")
 
 
@@ -82,7 +84,7 @@ def test_private_members_of_libraries_are_listed() -> None:
     }
     ours = {name for tree in trees.values() for name in defined(tree)}
     for path, tree in trees.items():
-        assert not (private_members(tree) - ours - listed), path
+        assert not (private_members(tree) - ours - listed - PUBLIC), path
 
 
 def defined(tree: ast.AST) -> Iterator[str]:

@@ -24,7 +24,7 @@ WORDS = {
         "revision", "base_model_precision", "text_encoder_1_precision", "device", "lora_targets", "caption_strategy",
         "resolution", "background_colour", "validation_prompt", "validation_prompts", "validation_negative_prompt",
         "validation_resolution", "validation_base_prompts", "eval_dataset_id", "tracker_project_name", "tracker_run_name",
-        "adapter_name",
+        "adapter_name", "trigger_words",
     },
     DatasetConfig: {
         "id", "conditioning_data", "source_dataset_id", "aws_data_prefix", "caption_endings", "caption_column",
