@@ -4,9 +4,14 @@
 
 const STORED = "input:not([type=hidden], [type=file]), select, textarea";
 
+// A form's own properties (form.dataset) can be shadowed by controls of that name; its attributes cannot.
+function storageKey(form) {
+  return `form:${form.getAttribute("data-keep")}`;
+}
+
 function kept(form) {
   try {
-    return JSON.parse(localStorage.getItem(`form:${form.dataset.keep}`)) ?? {};
+    return JSON.parse(localStorage.getItem(storageKey(form))) ?? {};
   } catch {
     return {}; // storage may be disabled
   }
@@ -14,7 +19,7 @@ function kept(form) {
 
 function keep(form, values) {
   try {
-    localStorage.setItem(`form:${form.dataset.keep}`, JSON.stringify(values));
+    localStorage.setItem(storageKey(form), JSON.stringify(values));
   } catch {
     // storage may be disabled
   }
@@ -50,12 +55,12 @@ function restore(form, part) {
 }
 
 function begin(form) {
-  const { decided } = form.dataset;
+  const decided = form.getAttribute("data-decided");
   if (decided) {
     const isOpen = (key) => decided !== "all" && !/^(adapter=|scale:)/.test(key);
     keep(form, Object.fromEntries(Object.entries(kept(form)).filter(([key]) => isOpen(key))));
-    delete form.dataset.decided;
-    history.replaceState(null, "", form.dataset.home); // a reload shows the form with its stored values
+    form.removeAttribute("data-decided");
+    history.replaceState(null, "", form.getAttribute("data-home")); // a reload shows the form with its stored values
   }
   restore(form, form);
 }
@@ -69,7 +74,7 @@ document.addEventListener("htmx:load", ({ detail: { elt } }) => {
 for (const name of ["input", "change"]) {
   document.addEventListener(name, ({ target }) => {
     const form = target.closest?.("form[data-keep]");
-    if (form && !form.dataset.decided) keep(form, { ...kept(form), ...valuesOf(form) });
+    if (form && !form.hasAttribute("data-decided")) keep(form, { ...kept(form), ...valuesOf(form) });
   });
 }
 
