@@ -17,7 +17,7 @@ from service.wire.events import PreviewEvent, ResultEvent, StepEvent
 from service.wire.job import JobStatus
 from tests import ROOT
 from tests.conftest import RunningServer, free_port, run_lithograph
-from tests.service.http.test_http import metric
+from tests.service.http.replies import metric
 from tests.service.test_serving import assert_stopped_early, steps_made
 
 EXAMPLES = ROOT / "examples" / "clients"

@@ -15,7 +15,7 @@ import pytest
 
 from longcat.logs import JsonLines, log_event
 from tests.conftest import RunningServer, run_lithograph
-from tests.service.http.test_http import metric
+from tests.service.http.replies import metric
 from tests.terminal import shown_on_a_terminal
 
 NOTE = 'a "line"\nand another\u2028and\x85more\x1b[31m\x9b31m'

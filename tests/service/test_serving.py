@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import RunningServer, serve, wait_until_ready
 from tests.service.family import Family
-from tests.service.http.test_http import metric
+from tests.service.http.replies import metric
 
 LONG = {"prompt": "a cat", "seed": 1, "steps": 100, "num_images": 8}
 LONG_STEPS = 100  # at least: pictures can share them

@@ -12,7 +12,7 @@ from longcat.model.loading import Components
 from longcat.storage.opening import open_storage
 from tests.conftest import fill, serve
 from tests.service.adapters.conftest import put
-from tests.service.http.test_http import metric
+from tests.service.http.replies import metric
 from tests.service.test_serving import APPLE
 
 MIB = 2**20

@@ -5,7 +5,7 @@ import pytest
 
 from service.engine.timeline import Phase, Timeline
 from service.observability.metrics import Bounded
-from tests.service.http.test_http import APPLE, metric
+from tests.service.http.replies import APPLE, metric
 
 
 def test_pictures_that_are_denoised_side_by_side_do_not_count_twice() -> None:

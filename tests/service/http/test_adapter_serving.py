@@ -23,7 +23,7 @@ from service.wire.picture import read_recipe
 from tests.conftest import RunningServer, run_lithograph, serve
 from tests.longcat.sampling.test_slots import random_lora
 from tests.service.adapters.conftest import put
-from tests.service.http.test_http import metric, problem
+from tests.service.http.replies import metric, problem
 from tests.service.test_serving import wait_for_steps
 
 CAT = {"prompt": "一只猫", "seed": 3, "steps": 3}

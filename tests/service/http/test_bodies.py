@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.conftest import RunningServer
-from tests.service.http.test_http import APPLE, problem
+from tests.service.http.replies import APPLE, problem
 
 ENDPOINTS = ("/generate", "/v1/images/generations")
 NUMBERS = {

@@ -16,7 +16,7 @@ from litserve.transport.process_transport import MPQueueTransport
 from service.process.server import Server
 from tests.conftest import START_SECONDS, RunningServer, serve, wait_until_ready
 from tests.service.family import Family
-from tests.service.http.test_http import metric
+from tests.service.http.replies import metric
 from tests.service.test_serving import LONG, steps_made, wait_for_steps
 
 SECONDS = 60

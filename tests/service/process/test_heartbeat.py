@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import RunningServer, serve, wait_until_ready
 from tests.service.family import Family
-from tests.service.http.test_http import metric
+from tests.service.http.replies import metric
 
 APPLE = {"prompt": "a red apple", "seed": 1, "steps": 3}
 STALL_SECONDS = 3

@@ -22,7 +22,7 @@ from service.wire.picture import Recipe
 from tests.conftest import RunningServer, serve
 from tests.longcat.sampling.test_slots import random_lora
 from tests.service.adapters.conftest import put
-from tests.service.http.test_http import metric
+from tests.service.http.replies import metric
 
 APPLE = {"prompt": "a red apple", "seed": 1, "steps": 3}
 KEY = {"Authorization": "Bearer secret"}

@@ -20,7 +20,7 @@ from longcat.errors import UserError
 from service.config import JobConfig
 from tests.conftest import RunningServer, serve, wait_until_ready
 from tests.service.family import Family
-from tests.service.http.test_http import metric, problem
+from tests.service.http.replies import metric, problem
 from tests.service.test_serving import (
     APPLE,
     LONG,

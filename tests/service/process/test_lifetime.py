@@ -1,0 +1,113 @@
+"""A server from start to end: while it loads, stopped early, without what it needs, and when one of its processes dies."""
+
+import json
+import os
+import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.conftest import run_lithograph, serve
+from tests.service.family import Family
+from tests.service.http.replies import APPLE
+
+
+def test_http_answers_while_the_model_loads_and_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
+    with serve(tmp_path, "--precision", "int8-torchao", "--dtype", "bfloat16", wait=False) as server:
+        phases = []
+        deadline = time.monotonic() + 120
+        while (not phases or phases[-1] != "ready") and time.monotonic() < deadline:
+            try:
+                reply = httpx.get(f"{server.url}/readyz")
+            except httpx.TransportError:
+                continue
+            phases.append(reply.json()["status"])
+            assert (reply.status_code == 200) == (phases[-1] == "ready")
+            if phases[-1] == "loading":
+                early = httpx.post(f"{server.url}/generate", json=APPLE, timeout=60)
+                assert early.status_code in (200, 503)
+        assert phases[0] == "loading"
+        assert phases[-1] == "ready"
+        info = httpx.get(f"{server.url}/v1/info", timeout=60).json()["model"]
+        assert (info["precision"], info["dtype"]) == ("int8-torchao", "bfloat16")
+        assert httpx.post(f"{server.url}/generate", json=APPLE, timeout=60).status_code == 200
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        assert len(family) >= 3
+        assert server.stop() == 0
+        _, alive = psutil.wait_procs(family, timeout=60)
+        assert not alive
+        lines = [line for line in server.log_text().splitlines() if '"request_' not in line]
+        assert "starting embedded" in lines[0]
+        assert "precision int8-torchao" in lines[0]
+        starting, ready = (datetime.fromisoformat(json.loads(line)["time"]) for line in lines[:2])
+        (seconds,) = re.findall(r"ready after ([0-9.]+) s:", lines[1])
+        assert float(seconds) >= (ready - starting).total_seconds() - 0.1  # of the whole start, not of its last process
+        assert "stopped, exit code 0" in lines[-1]
+        assert "bfloat16 on cpu" in lines[1]
+        assert server.url in lines[1]
+        assert not [line for line in lines if "warn" in line.lower() or "Traceback" in line], server.log_text()
+
+
+def test_a_model_that_cannot_load_ends_the_server_with_one_line_why(tmp_path: Path) -> None:
+    with serve(tmp_path, "--offload", "model", wait=False) as server:
+        assert server.process.wait(timeout=120) == 1
+        assert "use none" in server.log_text()
+        assert "Traceback" not in server.log_text()
+
+
+def test_compile_without_a_compiler_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with serve(tmp_path, "--compile", wait=False) as server:
+        assert server.process.wait(timeout=120) == 1
+        assert "torch.compile needs a compiler for cpu, and none of g++" in server.log_text()
+        assert "Traceback" not in server.log_text()
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 4.0])
+def test_a_server_can_be_stopped_while_it_starts(tmp_path: Path, seconds: float) -> None:
+    with serve(tmp_path, wait=False) as server:
+        time.sleep(seconds)
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        server.stop()
+        assert not psutil.wait_procs(family, timeout=60)[1]
+        assert "Traceback" not in server.log_text(), server.log_text()
+        assert "SIGKILL" not in server.log_text(), server.log_text()
+
+
+def test_ctrl_c_ends_the_server_and_a_taken_port_is_named(tmp_path: Path) -> None:
+    with serve(tmp_path) as server:
+        port = server.url.rpartition(":")[2]
+        second = run_lithograph("serve", "--port", port, cwd=tmp_path)
+        assert second.returncode == 1
+        problem = "cannot be bound on 127.0.0.1: Address already in use; give another with --port"
+        assert f"error: port = {port}: {problem}" in second.stderr
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        os.killpg(server.process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+        assert server.process.wait(timeout=60) == 0
+        assert not psutil.wait_procs(family, timeout=60)[1]
+        assert "Traceback" not in server.log_text()
+
+
+@pytest.mark.parametrize("victim", ["HTTP", "manager"])
+def test_a_dead_process_ends_the_server_also_during_a_request(tmp_path: Path, victim: str) -> None:
+    with serve(tmp_path) as server, ThreadPoolExecutor(1) as pool:
+        family = Family(server)
+        processes = {"manager": family.manager, "HTTP": family.http}
+        waiting = pool.submit(
+            httpx.post, f"{server.url}/generate", json=APPLE | {"steps": 100, "num_images": 8}, timeout=60
+        )
+        time.sleep(1)
+        begin = time.monotonic()
+        processes[victim].kill()
+        assert server.process.wait(timeout=60) == 1
+        assert time.monotonic() - begin < 20
+        assert f"the {victim} process ended" in server.log_text()
+        assert isinstance(waiting.exception(), httpx.TransportError) or waiting.result().status_code == 500
