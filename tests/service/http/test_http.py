@@ -114,7 +114,8 @@ def test_operations_routes(client: httpx.Client) -> None:
     info = client.get("/v1/info").json()
     assert info["model"] | {"hash": ""} == {
         "flavour": "embedded", "revision": None, "hash": "", "device": "cpu", "precision": "no_change",
-        "text_encoder_precision": "no_change", "dtype": "float32",
+        "text_encoder_precision": "no_change", "dtype": "float32", "offload": "none", "slots": 8, "rank": 64, "rows": 12,
+        "reason": None,
     }  # fmt: skip
     assert info["limits"]["max_prompt_tokens"] == 32
     assert info["versions"].keys() >= {"lithograph", "torch", "diffusers", "litserve"}
