@@ -99,7 +99,7 @@ async def import_adapter(request: Request) -> Response:
         files = [file for file in form.getlist("file") if isinstance(file, UploadFile) and file.filename]
         fields = read_form(_ImportForm, form, **({"file": files} if files else {}))
         words = [word.strip() for word in fields.trigger_words.split(",") if word.strip()]
-        published = await studio.importer.publish(files, fields.name, words, flavour=_flavour(studio))
+        published = await studio.importer.publish(files, fields.name, words, flavour=await _flavour(studio))
     await _refresh_service(studio, fields.name)
     return render(request, "adapters/imported.html", published=published, catalogue=await _catalogue(request))
 
@@ -215,18 +215,26 @@ async def _refresh_service(studio: StudioContext, name: str) -> None:
             return
 
 
-def _flavour(studio: StudioContext) -> str:
-    """Return the flavour of an import: the served one, if its name can be resolved here."""
-    info = studio.service.info
-    if studio.service.is_own and studio.config.flavour != AUTO:
-        return studio.config.flavour
-    if info is not None and info["model"]["flavour"] in _RESOLVABLE:
-        return str(info["model"]["flavour"])
-    if studio.config.flavour != AUTO:
-        return studio.config.flavour
+async def _flavour(studio: StudioContext) -> str:
+    """Return the flavour of an import: the served one, if its name can be resolved here. Raises ``FormError``."""
+    given = studio.config.flavour
+    if studio.service.is_own and given != AUTO:
+        return given
+    if studio.service.info is None:
+        await studio.service.poll()
+    served = None if studio.service.info is None else str(studio.service.info["model"]["flavour"])
+    if served in _RESOLVABLE:
+        return served
+    if given != AUTO:
+        return given
+    if served is None:
+        raise FormError(
+            "model_of_import_unknown", "not known which model the adapter is for: the service has not told its own yet",
+            remedy="try again when the model is loaded, or start the studio with --flavour", field="file",
+        )  # fmt: skip
     raise FormError(
-        "model_of_import_unknown", "not known which model the adapter is for: the service has not told its own yet",
-        remedy="try again when the model is loaded, or start the studio with --flavour", field="file",
+        "model_of_import_elsewhere", "not known where the service's model {served} is, which the adapter is for",
+        remedy="start the studio with --flavour and its directory or hub id", field="file", served=served,
     )  # fmt: skip
 
 

@@ -4,7 +4,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from longcat.storage.interface import Storage
 from longcat.storage.opening import open_storage
 from studio.app import create_app
 from studio.config import StudioConfig
-from tests.conftest import RunningServer, serve
+from tests.conftest import RunningServer, free_port, serve
 from tests.longcat.adapter.test_foreign import PREFIXED, layers_of
 from tests.longcat.sampling.test_slots import random_lora
 from tests.studio.context import studio_of
@@ -234,6 +236,24 @@ def test_storage_that_cannot_be_written_is_no_fault_of_the_file(adapters_server:
     assert reply.status_code == 503
     assert "无法使用适配器存储。" in reply.text
     assert "无法读写" in reply.text
+
+
+@pytest.mark.parametrize(
+    ("info", "problem"),
+    [(None, "has not told its own yet"), ({"model": {"flavour": "mine"}}, "where the service's model mine is")],
+)
+def test_an_import_for_a_model_that_is_not_known_here_is_refused_with_what_to_do(
+    tmp_path: Path, info: dict[str, Any] | None, problem: str
+) -> None:
+    config = StudioConfig(
+        home=tmp_path / "studio", service_url=f"http://127.0.0.1:{free_port()}", adapters=(tmp_path / "store").as_uri()
+    )
+    app = create_app(config)
+    with TestClient(app, base_url=HERE) as client, kohya_file(tmp_path).open("rb") as stream:
+        studio_of(client).service.info = info  # the last reply of a service that cannot be reached now
+        reply = client.post("/adapters", data={"name": "ink"}, files={"file": stream}, headers=HTMX)
+    assert reply.status_code == 422
+    assert problem in unescape(reply.text)
 
 
 @pytest.mark.parametrize(
