@@ -95,7 +95,11 @@ def kohya_file(folder: Path) -> Path:
 
 
 def test_an_adapter_is_listed_with_what_the_service_makes_of_it(visitor: TestClient, trained: str) -> None:
-    wait_for(lambda: "pill-ready" in visitor.get("/adapters/list").text)
+    def the_service_has_the_latest() -> bool:
+        shelf = visitor.get("/adapters/list").text
+        return "pill-ready" in shelf and '<span class="number">@2</span>' in shelf
+
+    wait_for(the_service_has_the_latest)
     page = visitor.get("/adapters").text
     assert "wash@2" in page
     assert "wash@1" in page
