@@ -81,7 +81,7 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
         torch.stack(forward.modulations(torch.arange(1, rows + 1).to(model.dtype) / 20)),
         forward.rope(height_px=128, width_px=128, prompt_rows=32),
     )
-    uses = [((loaded * (row // 2) // PICTURES, 1.0),) for row in range(rows)]
+    uses = sorted((((loaded * (row // 2) // PICTURES, 1.0),) for row in range(rows)), key=slots.order)
     variants: dict[str, Callable[[], object]] = {
         "none": lambda: forward(*inputs),
         "adapters": lambda: forward(*inputs, slots.gather(uses)),

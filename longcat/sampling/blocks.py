@@ -12,7 +12,7 @@ Shapes: R rows, N image tokens, L prompt rows, T = L + N, D the inner width, r r
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,103 +21,10 @@ from torch import Tensor, nn
 
 from longcat.adapter.weights.lycoris import pairs
 from longcat.model.shape import DOUBLE_BLOCK_MODULATIONS, FLOAT16_MAX, SINGLE_BLOCK_MODULATIONS
+from longcat.sampling.updates.update import BiasUpdate, BlockUpdates, InputUpdate, LinearUpdate, Rescaling, Update
 
 Rope = Tensor
 """Rotations: (T, head width / 2) in complex numbers; on devices without them, cosines and sines (2, T, head width)."""
-
-
-class Update(NamedTuple):
-    """The change of a linear layer's output by one adapter, in rows of the forward that are next to one another."""
-
-    rows: slice
-    kind: str
-    """lora, lokr or loha."""
-    matrices: tuple[Tensor, ...]
-    """Views of the adapter's slot: the layer's matrices as ``longcat.adapter.weights.lora.served`` has them, a LoRA's
-    (in, r) and (r, out)."""
-    scale: float = 1.0
-    """Multiplies the last matrix: the scale of an image, rounded to the dtype of the slots."""
-    rescaling: tuple[Tensor, Tensor] | None = None
-    """With DoRA, a gain and a shift, each (out,) in float32, applied to the sum of the layer and this update."""
-
-    def within(self, first: int, end: int) -> "Update | None":
-        """Return the update of rows ``first`` to ``end``, numbered from ``first``; None if it changes none of them."""
-        rows, _ = _overlap(self.rows, first, end)
-        return None if rows is None else self._replace(rows=rows)
-
-
-class SelectedUpdate(NamedTuple):
-    """The change of a linear layer's output in every row, each by the LoRA of a slot; its shapes do not change.
-
-    The matrices of a row are selected while the layer computes, so that those of one layer at a time are copied.
-    """
-
-    slots_R: Tensor
-    scales_R11: Tensor
-    down: Tensor
-    """View of all slots, (S, in, r)."""
-    up: Tensor
-    """View of all slots, (S, r, out)."""
-
-    def within(self, first: int, end: int) -> "SelectedUpdate":
-        """Return the update of rows ``first`` to ``end``."""
-        return self._replace(slots_R=self.slots_R[first:end], scales_R11=self.scales_R11[first:end])
-
-
-class BiasUpdate(NamedTuple):
-    """The change of a linear layer's bias in some rows of the forward."""
-
-    rows: slice
-    bias: Tensor
-    """(rows, 1, out)."""
-
-    def within(self, first: int, end: int) -> "BiasUpdate | None":
-        """Return the update of rows ``first`` to ``end``, numbered from ``first``; None if it changes none of them."""
-        rows, inside = _overlap(self.rows, first, end)
-        return None if rows is None else BiasUpdate(rows, self.bias[inside])
-
-
-class InputUpdate(NamedTuple):
-    """The change of the input of a linear layer's base weight by one adapter: DoRA over the input axis."""
-
-    rows: slice
-    change: Tensor
-    """Gains less 1, (in,)."""
-
-    def within(self, first: int, end: int) -> "InputUpdate | None":
-        """Return the update of rows ``first`` to ``end``, numbered from ``first``; None if it changes none of them."""
-        rows, _ = _overlap(self.rows, first, end)
-        return None if rows is None else self._replace(rows=rows)
-
-
-class NormUpdate(NamedTuple):
-    """The weights of a norm of heads in some rows of the forward."""
-
-    rows: slice
-    weight: Tensor
-    """(rows, 1, 1, head width)."""
-
-    def within(self, first: int, end: int) -> "NormUpdate | None":
-        """Return the update of rows ``first`` to ``end``, numbered from ``first``; None if it changes none of them."""
-        rows, inside = _overlap(self.rows, first, end)
-        return None if rows is None else NormUpdate(rows, self.weight[inside])
-
-
-def _overlap(rows: slice, first: int, end: int) -> tuple[slice | None, slice]:
-    """Return the rows inside of ``first`` to ``end``, numbered from ``first``, and numbered from the first of ``rows``."""
-    begin, stop = max(rows.start, first), min(rows.stop, end)
-    if begin >= stop:
-        return None, slice(0, 0)
-    return slice(begin - first, stop - first), slice(begin - rows.start, stop - rows.start)
-
-
-BlockUpdates = Mapping[str, Sequence[Any]]
-"""By the name within its block, each ``LinearUpdate`` of a linear layer and each ``NormUpdate`` of a norm."""
-LinearUpdate = Update | SelectedUpdate | InputUpdate | BiasUpdate
-Updates = Mapping[str, BlockUpdates]
-"""Updates by the block's name; a block without an entry is unchanged."""
-BESIDE_BLOCKS = ""
-"""The name of the block of the layers that belong to none: the embedder of image tokens and the output layer."""
 
 _LONGEST_WHOLE_SUM = 384
 """Terms of a bfloat16 sum up to which no splitting was observed (oneDNN in torch 2.13); from 512 on it was."""
@@ -235,22 +142,32 @@ def linear(layer: nn.Module, x_RTD: Tensor, updates: Sequence[LinearUpdate] | No
     base_x = _base_input(x_RTD, updates or ())
     y = _row_by_row(layer, base_x) if _sums_depend_on_rows(base_x) else layer(base_x)
     for update in updates or ():
-        if isinstance(update, BiasUpdate):
-            y[update.rows] += update.bias
-        elif isinstance(update, SelectedUpdate):
-            down, up = update.down.index_select(0, update.slots_R), update.up.index_select(0, update.slots_R)
-            _apply_lora(y, x_RTD, down, up * update.scales_R11)
-        elif isinstance(update, Update):
-            _apply(update, y[update.rows], x_RTD[update.rows])
+        match update:
+            case BiasUpdate(rows, bias):
+                y[rows] += bias
+            case Rescaling(rows, gain, shift):
+                _rescale(y[rows], gain, shift)
+            case Update(rows):
+                _apply(update, y[rows], x_RTD[rows])
     return y
 
 
 def _apply(update: Update, y: Tensor, x_RTD: Tensor) -> None:
-    *first, last = update.matrices
-    _APPLY[update.kind](y, x_RTD, *first, last if update.scale == 1 else last * update.scale)
-    if update.rescaling is not None:
-        gain, shift = update.rescaling
-        y.copy_(y * gain + shift)
+    *first, last = (_of_rows(matrices, update.slots_R) for matrices in update.matrices)
+    _APPLY[update.kind](y, x_RTD, *first, last if update.scales_R11 is None else last * update.scales_R11)
+
+
+def _of_rows(matrices: Tensor, slots_R: Tensor | None) -> Tensor:
+    """Return each row's matrix, (R, ., .), or the one of all rows, (1, ., .)."""
+    return matrices if slots_R is None else matrices.index_select(0, slots_R)
+
+
+def _rescale(y: Tensor, gain: Tensor, shift: Tensor) -> None:
+    """Compute y * gain + shift in float32."""
+    if y.dtype == gain.dtype:
+        torch.addcmul(shift, y, gain, out=y)
+    else:
+        y.copy_(torch.addcmul(shift, y.float(), gain))
 
 
 def _base_input(x_RTD: Tensor, updates: Sequence[LinearUpdate]) -> Tensor:
@@ -266,8 +183,7 @@ def _base_input(x_RTD: Tensor, updates: Sequence[LinearUpdate]) -> Tensor:
 
 def _apply_lora(y: Tensor, x_RTD: Tensor, down: Tensor, up: Tensor) -> None:
     """Add x A^T B^T; the matrices are those of each row, or of all rows, which are not copied for each."""
-    hidden = _product(x_RTD, down)
-    up = _each_row(up, y)
+    hidden, up = _product(x_RTD, down), _each_row(up, y)
     if not _sums_depend_on_rows(hidden):
         y.baddbmm_(hidden, up)
         return
@@ -282,11 +198,13 @@ def _apply_loha(y: Tensor, x_RTD: Tensor, down1: Tensor, down2: Tensor, up1: Ten
 def _apply_lokr(y: Tensor, x_RTD: Tensor, *factors: Tensor) -> None:
     """Add W1 X W2^T for each token's groups X (b, d): first the products with W2, or with its two factors, then with W1."""
     *chain, mixing = factors
-    tokens, groups = x_RTD.shape[1], mixing.shape[-1]
-    hidden = x_RTD.reshape(x_RTD.shape[0], tokens * groups, -1)
+    rows, tokens = x_RTD.shape[:2]
+    results, groups = mixing.shape[-2:]
+    hidden = x_RTD.reshape(rows, tokens * groups, -1)
     for matrix in chain:
         hidden = _product(hidden, matrix)
-    y += torch.matmul(_each_row(mixing, y)[:, None], hidden.unflatten(1, (tokens, groups))).flatten(2)
+    mixing = mixing[:, None].expand(rows, tokens, -1, -1).flatten(0, 1)
+    y.view(rows * tokens, results, -1).baddbmm_(mixing, hidden.view(rows * tokens, groups, -1))
 
 
 _APPLY: Mapping[str, Callable[..., None]] = {"lora": _apply_lora, "loha": _apply_loha, "lokr": _apply_lokr}
@@ -305,8 +223,8 @@ def _sums_depend_on_rows(x_RTD: Tensor) -> bool:
     )
 
 
-def _each_row(matrix: Tensor, rows: Tensor) -> Tensor:
-    return matrix.expand(rows.shape[0], *matrix.shape[-2:])
+def _each_row(matrices: Tensor, rows: Tensor) -> Tensor:
+    return matrices.expand(rows.shape[0], -1, -1)
 
 
 def _product(x_RTD: Tensor, down: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from diffusers import LongCatImageTransformer2DModel
 from torch import Tensor, nn
 
 from longcat.adapter.modules import PROMPT_EMBEDDER, depends_on_time
-from longcat.sampling.blocks import LinearUpdate, linear
+from longcat.sampling.blocks import linear
+from longcat.sampling.updates.update import LinearUpdate
 
 Layers = Mapping[str, Sequence[LinearUpdate]]
 """Updates by the layer's name, of one row."""

@@ -196,7 +196,9 @@ def advance(
     """
     first = pictures[0]
     assert all((p.height_px, p.width_px) == (first.height_px, first.width_px) and not p.is_done for p in pictures)
-    pictures = sorted(pictures, key=lambda picture: picture.adapters)  # rows of the same adapters are computed together
+    if slots is not None:
+        order = slots.order
+        pictures = sorted(pictures, key=lambda picture: order(picture.adapters))
     rows = [(picture, context) for picture in pictures for context in picture.contexts]
     share = max_rows or len(rows)
     velocities = [

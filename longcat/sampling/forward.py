@@ -31,9 +31,10 @@ from longcat.model.shape import (
     SINGLE_BLOCK_MODULATIONS,
 )
 from longcat.sampling import latents
-from longcat.sampling.blocks import BESIDE_BLOCKS, BlockUpdates, Rope, Updates, double_block, linear, single_block
+from longcat.sampling.blocks import Rope, double_block, linear, single_block
 from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates, modulate, project_prompt
 from longcat.sampling.threads import one_core
+from longcat.sampling.updates.update import BESIDE_BLOCKS, BlockUpdates, Updates
 
 _NO_UPDATES: BlockUpdates = {}
 _MAX_ROPES = 16

@@ -4,7 +4,7 @@ Every linear layer that an adapter may change has a buffer, allocated once: (S, 
 A layer's matrices lie in its slot one after another: a LoRA's two, or the factors of a LoKr or LoHa, which fit if they have
 no more numbers than a LoRA of rank r. Loading an adapter is a copy into one slot: no module changes, nothing is recompiled,
 other slots stay as they are. ``gather`` returns views of the slots, each for the rows that use it, and
-``longcat.sampling.blocks`` applies them: no row has a copy of an adapter.
+``longcat.sampling.blocks`` applies them: at most one layer of each row's adapter is copied at a time.
 
 The buffers of the embedder of image tokens and the output layer are allocated once an adapter changes them. Layers that
 depend on the time or the prompt alone have none: their updates are made from the weights (``updates.conditioner``).
@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,20 @@ from longcat.adapter.modules import (
 )
 from longcat.adapter.verification import check_lora, check_rank
 from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights, served
+from longcat.adapter.weights.lycoris import LohaLayer
 from longcat.errors import AdapterError
-from longcat.sampling.blocks import BESIDE_BLOCKS, InputUpdate, SelectedUpdate, Update, Updates
 from longcat.sampling.conditioning import ConditioningUpdates
 from longcat.sampling.updates.conditioner import AdapterUse, Conditioner, conditioning_part
 from longcat.sampling.updates.magnitudes import ColumnMagnitude, Magnitudes, RowMagnitude
+from longcat.sampling.updates.update import (
+    BESIDE_BLOCKS,
+    EVERY_ROW,
+    InputUpdate,
+    LinearUpdate,
+    Rescaling,
+    Update,
+    Updates,
+)
 from longcat.sampling.updates.vectors import SlotVectors
 
 _HEADER_BYTES = 16 * 2**20
@@ -47,6 +56,9 @@ _HEADER_BYTES = 16 * 2**20
 
 SlotUse = tuple[int, float]
 """A slot and the scale at which an image uses it."""
+
+
+_Value = TypeVar("_Value")
 
 
 class _Layout(NamedTuple):
@@ -88,6 +100,7 @@ class AdapterSlots:
         self._buffers: dict[str, Tensor] = {}
         self._allocate(filter(is_blocks_own, targets))
         self._layouts: list[dict[str, _Layout]] = [{} for _ in range(count + 1)]
+        self._kinds: list[tuple[object, ...]] = [()] * (count + 1)
         self._magnitudes = Magnitudes(transformer, device)
         self._slot_magnitudes: list[dict[str, RowMagnitude]] = [{} for _ in range(count + 1)]
         self._slot_columns: list[dict[str, ColumnMagnitude]] = [{} for _ in range(count + 1)]
@@ -168,6 +181,7 @@ class AdapterSlots:
             name: self._load_layer(name, slot, layer, weights.alpha)._replace(rescales_input=name in found)
             for name, layer in layers.items()
         }
+        self._kinds[slot] = next(iter(self._layouts[slot].values()), ())
         self._slot_magnitudes[slot] = {
             name: magnitude
             for name, layer in layers.items()
@@ -180,7 +194,9 @@ class AdapterSlots:
         self._gathered = ((), None)
 
     def _load_layer(self, name: str, slot: int, layer: Layer, alpha: float) -> _Layout:
-        matrices = served(layer, alpha)
+        matrices, kind = served(layer, alpha), layer.kind
+        if isinstance(layer, LohaLayer) and layer.dim**2 <= self.rank:
+            matrices, kind = layer.as_lora(), LoraLayer.kind
         if self._whole:
             down, up = matrices
             missing = self.rank - layer.rank
@@ -190,7 +206,7 @@ class AdapterSlots:
             begin, end = end, end + matrix.numel()
             buffer[begin:end].view(matrix.shape).copy_(matrix)
         shapes = tuple((matrix.shape[0], matrix.shape[1]) for matrix in matrices)
-        return _Layout(layer.kind, shapes, layer.magnitude is not None)
+        return _Layout(kind, shapes, layer.magnitude is not None)
 
     @torch.no_grad()
     def gather(self, rows: Sequence[tuple[SlotUse, ...]]) -> Updates | None:
@@ -205,47 +221,62 @@ class AdapterSlots:
             return None
         updates: dict[str, dict[str, list[Any]]] = {}
         for uses in itertools.zip_longest(*rows):  # each row's first adapter, then each row's second, ...
-            selected = self._selection(uses) if self._whole else None
+            selection = self._selection(uses)
             for name in self._buffers:
                 block, layer = _place(name)
                 parts = updates.setdefault(block, {}).setdefault(layer, [])
-                if selected is not None and is_blocks_own(name):
-                    parts.append(self._selected(name, *selected))
+                if self._whole and is_blocks_own(name):
+                    parts.append(self._whole_update(name, *selection))
                 else:
-                    parts.extend(self._updates(name, uses))
+                    parts.extend(self._updates(name, uses, *selection))
         for name in self._vectors.names(rows):
             block, layer = _place(name)
             updates.setdefault(block, {}).setdefault(layer, []).extend(self._vectors.updates(name, rows))
         return updates
 
+    def order(self, uses: tuple[SlotUse, ...]) -> tuple[object, ...]:
+        """Return the key by which images are sorted, so that rows with adapters of one kind are computed together."""
+        return tuple((self._kinds[slot], slot, scale) for slot, scale in uses)
+
     def conditioning(self, uses: tuple[SlotUse, ...]) -> ConditioningUpdates:
         """Return the updates of one image's adapters to the layers that depend on its times or its prompt alone."""
         return self.conditioner.updates([AdapterUse(*self._loaded[slot], scale) for slot, scale in uses])
 
-    def _updates(self, name: str, uses: Iterable[SlotUse | None]) -> Iterator[Update | InputUpdate]:
-        """Yield one update for each run of rows that use the same adapter at the same scale, if it changes this layer."""
-        first = 0
-        for use, run in itertools.groupby(uses):
-            rows = slice(first, first + len(list(run)))
-            first = rows.stop
-            layout = None if use is None else self._layouts[use[0]].get(name)
-            if use is None or layout is None:
+    def _updates(
+        self, name: str, uses: Sequence[SlotUse | None], slots_R: Tensor, scales_R11: Tensor
+    ) -> Iterator[LinearUpdate]:
+        """Yield the updates of a layer: one for each run of rows whose adapters are of one kind and shape there."""
+        layouts = [None if use is None else self._layouts[use[0]].get(name) for use in uses]
+        keys = [_computed_together(layout, use) for layout, use in zip(layouts, uses, strict=True)]
+        for (layout, own), rows in _runs(keys):
+            if layout is None:
                 continue
-            slot, scale = use
-            rescaling = self._rescaling(name, slot, scale) if layout.uses_dora else None
-            matrices = tuple(self._matrices(self._buffers[name][slot], layout.shapes))
-            if layout.rescales_input:
-                gain = self._slot_columns[slot][name].gain(scale)
+            slots, scales = zip(*filter(None, uses[rows]), strict=True)
+            is_one = len({*slots}) == 1
+            buffer = self._buffers[name]
+            matrices = tuple(self._matrices(buffer[slots[0] : slots[0] + 1] if is_one else buffer, layout.shapes))
+            if own and layout.rescales_input:
+                gain = self._slot_columns[own[0]][name].gain(own[1])
                 yield InputUpdate(rows, (gain - 1).to(self._dtype))
                 matrices = (matrices[0] * gain.to(self._dtype)[:, None], *matrices[1:])
-            yield Update(rows, layout.kind, matrices, self._rounded(scale), rescaling)
+            yield Update(
+                rows,
+                layout.kind,
+                matrices,
+                slots_R=None if is_one else slots_R[rows],
+                scales_R11=None if {*scales} == {1.0} else scales_R11[rows],
+            )
+        for layout, rows in _runs(layouts):
+            if layout is not None and layout.uses_dora:
+                yield self._rescaling(name, uses[rows], rows)
 
-    def _rescaling(self, name: str, slot: int, scale: float) -> tuple[Tensor, Tensor]:
-        return self._magnitudes.rescaling(name, self._slot_magnitudes[slot][name], scale)
-
-    def _rounded(self, scale: float) -> float:
-        """Round a scale to the dtype of the slots."""
-        return scale if scale == 1 else float(torch.tensor(scale, dtype=self._dtype))
+    def _rescaling(self, name: str, uses: Sequence[SlotUse | None], rows: slice) -> Rescaling:
+        found = {
+            use: self._magnitudes.rescaling(name, self._slot_magnitudes[use[0]][name], use[1])
+            for use in dict.fromkeys(filter(None, uses))
+        }
+        gains, shifts = zip(*(found[use] for use in filter(None, uses)), strict=True)
+        return Rescaling(rows, torch.stack(gains)[:, None], torch.stack(shifts)[:, None])
 
     def _selection(self, uses: Sequence[SlotUse | None]) -> tuple[Tensor, Tensor]:
         """Return each row's slot, the empty one without an adapter, (R,), and its scale, (R, 1, 1)."""
@@ -254,10 +285,10 @@ class AdapterSlots:
         scales_R = torch.tensor([scale for _, scale in chosen], dtype=self._dtype)
         return slots_R.to(self._device), scales_R.to(self._device)[:, None, None]
 
-    def _selected(self, name: str, slots_R: Tensor, scales_R11: Tensor) -> SelectedUpdate:
+    def _whole_update(self, name: str, slots_R: Tensor, scales_R11: Tensor) -> Update:
         width_in, width_out = self._targets[name]
-        down, up = self._matrices(self._buffers[name], ((width_in, self.rank), (self.rank, width_out)))
-        return SelectedUpdate(slots_R, scales_R11, down, up)
+        matrices = self._matrices(self._buffers[name], ((width_in, self.rank), (self.rank, width_out)))
+        return Update(EVERY_ROW, LoraLayer.kind, tuple(matrices), slots_R, scales_R11)
 
     @staticmethod
     def _matrices(numbers: Tensor, shapes: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
@@ -266,6 +297,26 @@ class AdapterSlots:
         for shape in shapes:
             begin, end = end, end + math.prod(shape)
             yield numbers[..., begin:end].unflatten(-1, shape)
+
+
+def _computed_together(layout: _Layout | None, use: SlotUse | None) -> tuple[_Layout | None, SlotUse | None]:
+    """Return a key, equal for rows that one product computes.
+
+    Matrices that are made for a use are those of one: the pairs of a LoHa, whose size is many times that of its factors, and
+    those of rescaled inputs. The rest of a DoRA is the product of a LoRA.
+    """
+    if layout is None:
+        return None, None
+    is_made = layout.kind == LohaLayer.kind or layout.rescales_input
+    return layout._replace(uses_dora=False), use if is_made else None
+
+
+def _runs(values: Sequence[_Value], first: int = 0) -> Iterator[tuple[_Value, slice]]:
+    """Yield equal values that are next to one another, and their rows, numbered from ``first``."""
+    for value, run in itertools.groupby(values):
+        rows = slice(first, first + len(list(run)))
+        first = rows.stop
+        yield value, rows
 
 
 def _place(name: str) -> tuple[str, str]:

@@ -110,9 +110,11 @@ class ServingPlan:
         return PROMPT_CACHE_BYTES + MODULATION_CACHE_BYTES
 
     def row_bytes(self, *, width_px: int, height_px: int) -> int:
-        """Return the activations of one row of a forward."""
-        tokens = image_tokens(width_px=width_px, height_px=height_px) + self.workload.prompt_tokens
-        return STEP_WIDTHS * tokens * self.transformer.width * self._item
+        """Return the activations of one row of a forward, and its adapter's matrices of one layer, which are copied."""
+        load = self.workload
+        tokens = image_tokens(width_px=width_px, height_px=height_px) + load.prompt_tokens
+        adapter = load.rank * max(layer.width_in + layer.width_out for layer in self.transformer.targets())
+        return (STEP_WIDTHS * tokens * self.transformer.width + (adapter if load.slots else 0)) * self._item
 
     def image_bytes(self, *, width_px: int, height_px: int, steps: int) -> int:
         """Return the bytes that an image keeps from its admission to its end: latents, contexts, modulations."""

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu_check.subjects.models import CheckedModel
 from longcat.sampling import latents
-from longcat.sampling.blocks import Updates
 from longcat.sampling.forward import Forward
+from longcat.sampling.updates.update import Updates
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,6 +127,11 @@ class LohaLayer:
         """Return the matrices of a slot: B1^T and B2^T (in, r), A1^T and A2^T (r, out), the last one scaled."""
         return self.w1_b.T, self.w2_b.T, self.w1_a.T, _times(self.w2_a.T, self.scale)
 
+    def as_lora(self) -> tuple[Tensor, Tensor]:
+        """Return the matrices of a LoRA of rank r^2 that is the same update: (in, r^2), and (r^2, out), scaled."""
+        b1, b2, a1, a2 = (matrix.float() for matrix in self.served())
+        return pairs(b1, b2, -1), pairs(a1, a2, -2)
+
     def peaks(self) -> tuple[Tensor, Tensor]:
         """Return the largest of the products of ``pairs`` in each column of B and row of A: (in,) and (out,)."""
         b1, b2, a1, a2 = (matrix.float().abs() for matrix in self.served())

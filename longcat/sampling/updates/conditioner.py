@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from longcat.adapter.modules import is_conditioning
 from longcat.adapter.weights.lora import LoraLayer, LoraWeights, served
-from longcat.sampling.blocks import BiasUpdate, InputUpdate, LinearUpdate, Update
 from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates, Layers
 from longcat.sampling.updates.magnitudes import ColumnMagnitude, Magnitudes, RowMagnitude
+from longcat.sampling.updates.update import BiasUpdate, InputUpdate, LinearUpdate, Rescaling, Update
 
 _MAX_ADAPTERS = 8
 """Adapters whose matrices stay on the device: at LongCat-Image's size and rank 16, about 25 MB each in bfloat16."""
@@ -51,15 +51,16 @@ class _Prepared(NamedTuple):
 
     def updates(self, name: str, scale: float, magnitudes: Magnitudes) -> Iterator[LinearUpdate]:
         """Yield the updates of module ``name`` at a scale."""
-        matrices, rescaling = self.matrices, None
+        matrices, dtype = self.matrices, self.matrices[0].dtype
         if self.column is not None:
-            gain, dtype = self.column.gain(scale), matrices[0].dtype
+            gain = self.column.gain(scale)
             yield InputUpdate(_ROW, (gain - 1).to(dtype))
             matrices = (matrices[0] * gain.to(dtype)[:, None], *matrices[1:])
+        scales_R11 = None if scale == 1 else torch.tensor(scale, dtype=dtype, device=matrices[0].device).view(1, 1, 1)
+        yield Update(_ROW, self.kind, tuple(matrix[None] for matrix in matrices), scales_R11=scales_R11)
         if self.magnitude is not None:
-            rescaling = magnitudes.rescaling(name, self.magnitude, scale)
-        rounded = float(torch.tensor(scale, dtype=matrices[0].dtype))
-        yield Update(_ROW, self.kind, matrices, rounded, rescaling)
+            gain, shift = magnitudes.rescaling(name, self.magnitude, scale)
+            yield Rescaling(_ROW, gain[None, None], shift[None, None])
 
 
 class Conditioner:

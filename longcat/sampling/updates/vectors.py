@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from longcat.sampling.blocks import BiasUpdate, NormUpdate
+from longcat.sampling.updates.update import BiasUpdate, NormUpdate
 
 
 class SlotVectors:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, LongCatImageTransformer2DModel
 
+from longcat.adapter.modules import lora_targets
+from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.errors import ConfigError, PrecisionError
 from longcat.model.flavour import PUBLISHED_FOLDER, Description, ModelSettings
 from longcat.model.memory.device import usable_bytes
@@ -62,8 +64,20 @@ def test_steps_take_what_is_planned(side_px: int, rows: int) -> None:
         torch.empty(rows, 512, model.inner_dim, device=META, dtype=BF16),
         torch.empty(rows, 182 * model.inner_dim, device=META, dtype=BF16),
     )
+    slots = AdapterSlots(model, count=8, rank=64, device=META, dtype=BF16)
+    for slot in range(8):
+        slots.load(slot, lora_of(model, rank=64))
+    updates = slots.gather([((row % 8, 1.0),) for row in range(rows)])
     planned = rows * plan(WORKLOAD).row_bytes(width_px=side_px, height_px=side_px)
-    assert planned == pytest.approx(peak_of(lambda: forward(*inputs, rope)), rel=0.02)
+    assert planned == pytest.approx(peak_of(lambda: forward(*inputs, rope, updates)), rel=0.03)
+
+
+def lora_of(model: LongCatImageTransformer2DModel, *, rank: int) -> LoraWeights:
+    layers = {
+        name: LoraLayer(torch.empty(rank, width_in, device=META), torch.empty(width_out, rank, device=META))
+        for name, (width_in, width_out) in lora_targets(model).items()
+    }
+    return LoraWeights(alpha=rank, layers=layers)
 
 
 def choice(gib: float, **wanted: object) -> ServingPlan:

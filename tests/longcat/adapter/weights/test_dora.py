@@ -25,6 +25,7 @@ from longcat.model.quantize import quantize_base
 from longcat.sampling import latents
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots, SlotUse
+from longcat.sampling.updates.update import Rescaling
 from tests.longcat.sampling.test_denoise import encode
 from tests.longcat.sampling.test_slots import PEFT_TOLERANCE, draw, filled_slots, random_lora
 from trainer.config.options import TrainConfig
@@ -117,7 +118,7 @@ def test_a_slot_forgets_the_magnitudes_of_the_adapter_before(model: Components) 
     assert gathered is not None
     updates = [update for block in gathered.values() for layer in block.values() for update in layer]
     assert updates
-    assert all(update.rescaling is None for update in updates)
+    assert not any(isinstance(update, Rescaling) for update in updates)
 
 
 def test_compiled_forwards_refuse_it_by_name(model: Components) -> None:
@@ -139,14 +140,13 @@ def test_lengths_are_those_of_the_weights_that_compute(flavour: Flavour, precisi
     assert gathered is not None
     for name, layer in adapter.layers.items():
         block = ".".join(name.split(".", 2)[:2])
-        (update,) = gathered[block][name[len(block) + 1 :]]
-        assert update.rescaling is not None
+        _, rescaling = gathered[block][name[len(block) + 1 :]]
         base = model.transformer.get_submodule(name)
         base.bias.data.zero_()
         computes = base(torch.eye(base.in_features, dtype=torch.bfloat16)).float().T
         assert layer.magnitude is not None
         expected = layer.magnitude / (computes + scale * 8 / 16 * layer.up @ layer.down).norm(dim=1)
-        torch.testing.assert_close(update.rescaling[0], expected, rtol=1e-3, atol=0)
+        torch.testing.assert_close(rescaling.gain[0, 0], expected, rtol=1e-3, atol=0)
 
 
 def test_files_keep_magnitudes_and_are_read_by_all_who_should(

@@ -85,16 +85,23 @@ def randomized(network: LycorisNetwork, seed: int) -> LycorisNetwork:
     return network
 
 
+SCALES = (1.0, 0.6, -0.5)
+
+
 @pytest.fixture(params=KINDS, scope="module")
 def written(
     model: Components, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> tuple[Path, Tensor]:
-    """Write a file by the real package; return it with the velocity of the model under it."""
+) -> tuple[Path, Mapping[float, Tensor]]:
+    """Write a file by the real package; return it with the velocities of the model under it by scale."""
     transformer = copy.deepcopy(model.transformer)
     network = randomized(create(transformer, **KINDS[request.param]), seed=1)
     file = tmp_path_factory.mktemp("lycoris") / "lycoris.safetensors"
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, file)
-    return file, velocity(transformer, encode(model, "一个红苹果"))
+    velocities = {}
+    for scale in SCALES:
+        network.set_multiplier(scale)
+        velocities[scale] = velocity(transformer, encode(model, "一个红苹果"))
+    return file, velocities
 
 
 def random_lycoris(model: Components, kind: str, *, seed: int) -> LoraWeights:
@@ -106,17 +113,24 @@ def random_lycoris(model: Components, kind: str, *, seed: int) -> LoraWeights:
         return read_foreign(file, linear_modules(model.transformer)).weights
 
 
-def test_served_velocities_are_those_of_the_package(model: Components, written: tuple[Path, Tensor]) -> None:
+@pytest.mark.parametrize("rank", [None, 64], ids=["factors", "LoHa as LoRA"])
+def test_served_velocities_are_those_of_the_package(
+    model: Components, written: tuple[Path, Mapping[float, Tensor]], rank: int | None
+) -> None:
     file, expected = written
     foreign = read_foreign(file, linear_modules(model.transformer))
     assert (foreign.origin, foreign.has_alpha, foreign.warnings) == ("lycoris", True, ())
-    slots = filled_slots(model, [foreign.weights], rank=foreign.weights.rank)
+    slots = filled_slots(model, [foreign.weights], rank=rank or foreign.weights.rank)
     plain = served_velocity(model, slots)
-    assert (expected - plain).abs().max() > 0.1  # the adapter has an effect
-    torch.testing.assert_close(served_velocity(model, slots, (0, 1.0)), expected, rtol=TOLERANCE, atol=TOLERANCE)
+    for scale in SCALES:
+        assert (expected[scale] - plain).abs().max() > 0.1  # the adapter has an effect
+        served = served_velocity(model, slots, (0, scale))
+        torch.testing.assert_close(served, expected[scale], rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def test_a_version_keeps_every_number(model: Components, written: tuple[Path, Tensor], tmp_path: Path) -> None:
+def test_a_version_keeps_every_number(
+    model: Components, written: tuple[Path, Mapping[float, Tensor]], tmp_path: Path
+) -> None:
     weights = read_foreign(written[0], linear_modules(model.transformer)).weights
     save_lora(weights, tmp_path / "a.safetensors")
     again = load_lora(tmp_path / "a.safetensors")
@@ -140,7 +154,8 @@ def test_a_picture_is_bitwise_the_same_alone_and_in_a_batch_of_all_kinds(flavour
         random_dora(model, seed=2, rank=4, only=("",)),
     ]
     slots, forward = filled_slots(model, adapters, rank=64), Forward(model.transformer, model.device)
-    uses = [((slot, 1.0),) for slot in range(len(adapters))] + [((1, 0.7), (3, -0.5)), ((4, 0.5), (7, 1.0)), ()]
+    every = range(len(adapters))
+    uses = [((slot, 1.0),) for slot in every] + [((1, 0.7), (3, -0.5)), ((4, 0.5), (7, 1.0)), (), ((7, 0.4),)]
     together = draw(model, forward, slots, *uses, size=(64, 64), steps=(2,))
     for i, use in enumerate(uses):
         single = denoise.start(
@@ -150,6 +165,37 @@ def test_a_picture_is_bitwise_the_same_alone_and_in_a_batch_of_all_kinds(flavour
         while not single.is_done:
             denoise.advance(forward, [single], slots)
         assert torch.equal(together[i].latents_1NC, single.latents_1NC), i
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_are_bitwise_the_same_in_any_order_and_on_any_number_of_cores(flavour: Flavour, dtype: str) -> None:
+    model = load(flavour, device="cpu", dtype=dtype)
+    targets, kinds = lora_targets(model.transformer), ("loha", "lokr whole", "loha", "lokr whole")
+    adapters = [random_lycoris(model, kind, seed=seed) for seed, kind in enumerate(kinds)]
+    adapters += [random_lora(targets, seed=seed, only=("",)) for seed in (1, 2)]
+    adapters += [random_dora(model, seed=seed, only=("",)) for seed in (1, 2)]
+    slots, forward = filled_slots(model, adapters, rank=16), Forward(model.transformer, model.device)
+    uses = [((slot, scale),) for slot in range(len(adapters)) for scale in (1.0, 0.5)]
+    rope = forward.rope(height_px=64, width_px=64, prompt_rows=32)
+    noise = torch.randn(len(uses), 16, 64, generator=torch.Generator().manual_seed(1)).to(model.dtype)
+    context = forward.context(encode(model, "一只猫"))
+    modulation = forward.modulations(torch.tensor([0.4], dtype=model.dtype))[0][None]
+
+    def velocities(forward: Forward, rows: Sequence[int]) -> Tensor:
+        count, gathered = len(rows), slots.gather([uses[row] for row in rows])
+        return forward(noise[rows], context.repeat(count, 1, 1), modulation.repeat(count, 1), rope, gathered)
+
+    expected = torch.cat([velocities(forward, [row]) for row in range(len(uses))])
+    sorted_rows = sorted(range(len(uses)), key=lambda row: slots.order(uses[row]))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)  # 16 rows in shares that cut runs of one kind and of one adapter
+    try:
+        forwards = [forward, Forward(model.transformer, model.device)]
+    finally:
+        torch.set_num_threads(before)
+    for computing in forwards:
+        for rows in (list(range(len(uses))), sorted_rows, sorted_rows[::-1]):
+            assert torch.equal(velocities(computing, rows), expected[rows]), rows
 
 
 def test_a_slot_keeps_nothing_of_the_adapter_before(model: Components) -> None:
@@ -221,7 +267,7 @@ def spoiled(file: Path, change: str, tmp_path: Path) -> Path:
     ],
 )  # fmt: skip
 def test_what_cannot_be_computed_is_refused_by_name(
-    model: Components, written: tuple[Path, Tensor], change: str, problem: str, tmp_path: Path
+    model: Components, written: tuple[Path, Mapping[float, Tensor]], change: str, problem: str, tmp_path: Path
 ) -> None:
     with pytest.raises(AdapterError, match=problem):
         read_foreign(spoiled(written[0], change, tmp_path), lora_targets(model.transformer))
@@ -293,7 +339,11 @@ def test_a_file_as_simpletuner_writes_it(model: Components, tmp_path: Path) -> N
 @pytest.mark.heavy
 @pytest.mark.parametrize("format_", ["comfyui", "lycoris"])
 def test_an_export_is_read_back_and_by_the_package(
-    model: Components, written: tuple[Path, Tensor], format_: str, tmp_path: Path, request: pytest.FixtureRequest
+    model: Components,
+    written: tuple[Path, Mapping[float, Tensor]],
+    format_: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     weights = read_foreign(written[0], linear_modules(model.transformer)).weights
     out = tmp_path / "out.safetensors"
@@ -306,16 +356,17 @@ def test_an_export_is_read_back_and_by_the_package(
         with torch.no_grad():
             network, _ = create_lycoris_from_weights(1.0, str(out), transformer)
         network.apply_to()
-        torch.testing.assert_close(
-            velocity(transformer, encode(model, "一个红苹果")), written[1], rtol=TOLERANCE, atol=TOLERANCE
-        )
+        read = velocity(transformer, encode(model, "一个红苹果"))
+        torch.testing.assert_close(read, written[1][1.0], rtol=TOLERANCE, atol=TOLERANCE)
     with pytest.raises(AdapterError, match="diffusers does not read"):
         WRITERS["diffusers"](weights, out)
     with pytest.raises(AdapterError, match="another kind"):
         WRITERS["lycoris"](random_lora(lora_targets(model.transformer), seed=1), out)
 
 
-def test_a_version_file_is_imported_as_it_was(model: Components, written: tuple[Path, Tensor], tmp_path: Path) -> None:
+def test_a_version_file_is_imported_as_it_was(
+    model: Components, written: tuple[Path, Mapping[float, Tensor]], tmp_path: Path
+) -> None:
     weights = read_foreign(written[0], linear_modules(model.transformer)).weights
     save_lora(weights, tmp_path / "a.safetensors")
     again = read_foreign(tmp_path / "a.safetensors", linear_modules(model.transformer)).weights
