@@ -31,7 +31,8 @@ from trainer.config.options import TrainConfig
 from trainer.config.settings import select
 from trainer.loop.optimizer import OptimizerSettings, make_optimizer
 from trainer.loop.step import Batch, loss_of, with_prior
-from trainer.memory.plan import Workload, plan
+from trainer.memory.plan import plan
+from trainer.memory.workload import Workload
 from trainer.model.checkpointing import checkpoint_blocks
 from trainer.model.lora import LoraSettings, inject
 from trainer.model.offload import PlacementSettings, place

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from longcat.model.memory.autoencoder import Autoencoder, read_autoencoder
 from longcat.model.memory.weights import (
     ITEM_BYTES,
-    Autoencoder,
     TextEncoder,
     Transformer,
-    read_autoencoder,
     read_text_encoder,
     read_transformer,
 )

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -13,6 +12,7 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 
 from longcat.errors import DataError
 from studio.context import studio_of
+from studio.jobs.grid import grid_of
 from studio.jobs.job_view import JobView
 from studio.jobs.log_words import log_entries
 from studio.jobs.record import State
@@ -20,7 +20,6 @@ from studio.jobs.report import report_view
 from studio.web.errors import PageNotFoundError
 from studio.web.forms import read_form, text_of
 from studio.web.pages import is_fragment, render
-from studio.web.validation_scene import scene_of
 from trainer.record.prompts_file import ChangedPrompts
 from trainer.record.run_file import MetricsLine
 
@@ -37,17 +36,6 @@ _CAUSES = (65, 69, 71, 75, 77, 78, 130, 137, 143)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """A prompt of the validation grid."""
-
-    prompt: str
-    is_base: bool
-    """True for a prompt unrelated to the training data, which shows damage to the base model."""
-    pictures: tuple[str | None, ...]
-    """Paths below the output directory, one a column; None where a picture is missing."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ListRow:
     """A job in the list."""
 
@@ -60,15 +48,6 @@ class ListRow:
     """What has to be changed before it can be resumed."""
     dataset: str | None = None
     """Its folder of pictures, where that is what has to be changed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """Validation pictures, prompt by step."""
-
-    steps: tuple[int, ...]
-    """Steps of the columns after the base model's."""
-    rows: tuple[Row, ...]
 
 
 @router.get("")
@@ -98,7 +77,7 @@ def job_page(request: Request, identity: str) -> Response:
         repair=_repair(view, config),
         config=json.dumps(config, ensure_ascii=False, indent=2),
         dataset=config.get("instance_data_dir"),
-        grid=_grid(view),
+        grid=grid_of(view),
         report=report_view(view.run),
         prompts=_prompts(request, view, config),
         **_machine(request, view),
@@ -127,7 +106,7 @@ def grid(request: Request, identity: str, seen: int) -> Response:
     view = _find(request, identity)
     if view.run is None or len(view.run.validations) == seen:
         return Response(status_code=204)
-    return render(request, "job_grid.html", view=view, grid=_grid(view))
+    return render(request, "job_grid.html", view=view, grid=grid_of(view))
 
 
 @router.get("/{identity}/report")
@@ -276,23 +255,6 @@ def _repair(view: JobView, config: Mapping[str, Any]) -> Literal["dataset", "con
 def _log(request: Request, identity: str) -> dict[str, Any]:
     text = studio_of(request).training.jobs.log_tail(identity, _LOG_LINES)
     return {"log": text, "entries": log_entries(text)}
-
-
-def _grid(view: JobView) -> Grid | None:
-    """Return the grid of validation pictures; None before the first."""
-    if view.output is None or view.run is None or not view.run.validations:
-        return None
-    validations = view.run.validations
-    by_name = [{Path(path).name: path for path in validation.images} for validation in validations]
-    names = list(dict.fromkeys(name for drawn in by_name for name in drawn))
-    rows = []
-    for name in names:
-        base = f"validation/base/{name}"
-        drawn = (base if (view.output / base).exists() else None, *(paths.get(name) for paths in by_name))
-        scenes = (scene_of(view.output / path) for path in drawn if path is not None)
-        scene = next(filter(None, scenes), {})  # of the first picture that still exists
-        rows.append(Row(prompt=scene.get("prompt", name), is_base=bool(scene.get("is_base")), pictures=drawn))
-    return Grid(steps=tuple(validation.step for validation in validations), rows=tuple(rows))
 
 
 def _thinned(lines: Sequence[MetricsLine]) -> Sequence[MetricsLine]:

@@ -15,6 +15,7 @@ from longcat.problem import Problem
 from studio.context import studio_of
 from studio.datasets.cards import card_of
 from studio.training.boundary import Boundary
+from studio.training.forecast_view import decided_settings, figures
 from studio.training.form import (
     GROUPS,
     IN_ANOTHER_FILE,
@@ -34,8 +35,6 @@ from studio.web.errors import ConfigFileError, PageNotFoundError
 from studio.web.forms import text_of
 from studio.web.language import Language
 from studio.web.pages import is_fragment, render
-from trainer.config.options import TrainConfig
-from trainer.memory.forecast import Forecast
 
 router = APIRouter(prefix="/train")
 
@@ -211,46 +210,9 @@ def _checked(request: Request, form: FormData, reading: Reading, status: int) ->
         problems=problems,
         mistakes=_by_field(language, reading.problems),
         fields=fields(),
-        **(_figures(forecast) if forecast else {}),
-        decided=_decided(reading.config, forecast) if reading.config and forecast else None,
+        **(figures(forecast) if forecast else {}),
+        decided=decided_settings(reading.config, forecast) if reading.config and forecast else None,
     )
-
-
-def _figures(forecast: Forecast) -> dict[str, Any]:
-    """Return the template's variables of a plan; names of phases and parts are keys of the locale."""
-    plan = forecast.plan
-    parts = {
-        "base": plan.base_bytes, "adapter": plan.adapter_bytes, "gradients": plan.gradient_bytes,
-        "optimizer": plan.optimizer_bytes, "ema": plan.ema_bytes, "activations": plan.activation_bytes,
-        "workspace": plan.workspace_bytes, "text_encoder": plan.text_encoder_bytes, "encoding": plan.vae_encode_bytes,
-        "decoding": plan.vae_decode_bytes if plan.workload.validation else 0,
-    }  # fmt: skip
-    return {
-        "usable": forecast.usable_bytes,
-        "fits": forecast.fits(plan),
-        "phases": [(phase.replace(" ", "_"), size) for phase, size in plan.peak_bytes.items()],
-        "parts": [(name, size) for name, size in parts.items() if size],
-        "others": [
-            {
-                "precision": str(other.workload.precision),
-                "every": other.workload.checkpointing or 0,
-                "most_bytes": other.most_bytes,
-                "fits": forecast.fits(other),
-            }
-            for other in forecast.others
-        ],
-    }
-
-
-def _decided(config: TrainConfig, forecast: Forecast) -> Mapping[str, Any] | None:
-    """Return the settings that stand for ``auto`` on the device that is planned for; None if no option is auto."""
-    load = forecast.plan.workload
-    settings = {
-        "precision": str(load.precision) if config.base_model_precision == "auto" else None,
-        "text_encoder": str(load.text_encoder_precision) if config.text_encoder_1_precision == "auto" else None,
-        "every": (load.checkpointing or 0) if config.gradient_checkpointing == "auto" else None,
-    }
-    return None if all(value is None for value in settings.values()) else settings
 
 
 def _ready(reading: Reading) -> Reading:

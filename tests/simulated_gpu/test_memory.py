@@ -9,7 +9,8 @@ import torch
 from longcat.adapter.modules import lora_targets
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
-from longcat.model.memory.weights import read_autoencoder, read_text_encoder, read_transformer
+from longcat.model.memory.autoencoder import read_autoencoder
+from longcat.model.memory.weights import read_text_encoder, read_transformer
 from longcat.model.precision import Precision
 from longcat.sampling import denoise
 from longcat.sampling.forward import Forward

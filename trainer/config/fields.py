@@ -262,3 +262,8 @@ class TrainFields(BaseModel):
     """Endpoint of an S3 store that is not AWS."""
     adapter_name: str | None = None
     """Name of the adapter in requests; required to publish."""
+
+    @property
+    def cache_folder(self) -> Path:
+        """The directory for latents and embeddings."""
+        return self.cache_dir or self.output_dir / "cache"

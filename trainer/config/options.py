@@ -3,10 +3,8 @@
 ``trainer.config.fields`` has the fields, ``trainer.config.file`` reads a file.
 """
 
-import os
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self, get_args
 
 from pydantic import (
@@ -18,16 +16,15 @@ from pydantic import (
 
 from longcat.adapter.reference import parse_new_name, parse_reference
 from longcat.errors import AdapterError, LithographError, PrecisionError, StorageError
-from longcat.model.flavour import HUB_IDS
 from longcat.model.precision import Precision, parse_precision
-from longcat.model.shape import GRID_PX, TOKEN_PX
+from longcat.model.shape import GRID_PX
 from longcat.problem import Problem
 from longcat.storage.address import parse_address
 from longcat.validation import ProblemValueError, problems_of
 from trainer.config.card_options import card_problems
+from trainer.config.consistency import consistency_problems
 from trainer.config.dataset_options import DatasetConfig, parse_sizes, width_and_height
 from trainer.config.fields import TrainFields
-from trainer.config.masks import mask_problems
 
 
 class TrainConfig(TrainFields):
@@ -91,117 +88,9 @@ class TrainConfig(TrainFields):
         return tuple(sizes)
 
     @model_validator(mode="after")
-    def _belongs_together(self) -> Self:
-        names = [dataset.id for dataset in self.data_backend_config]
-        if len(set(names)) < len(names):
-            raise ProblemValueError(
-                Problem(
-                    code="dataset_ids_repeated", template="the ids {ids} are not unique",
-                    remedy_template="give each dataset its own id",
-                    field="data_backend_config", details={"ids": ", ".join(names)},
-                )
-            )  # fmt: skip
-        if self.instance_data_dir and self.data_backend_config:
-            raise ProblemValueError(
-                Problem(
-                    code="datasets_given_twice", template="data_backend_config gives datasets too",
-                    remedy_template="leave out one of the two",
-                    field="instance_data_dir", value=self.instance_data_dir,
-                )
-            )  # fmt: skip
-        if self.trigger_words and self.data_backend_config:
-            raise ProblemValueError(
-                Problem(
-                    code="trigger_words_beside_datasets", template="data_backend_config gives the datasets",
-                    remedy_template="give trigger_words to each of its datasets instead",
-                    field="trigger_words", value=", ".join(self.trigger_words),
-                )
-            )  # fmt: skip
-        if problem := next(mask_problems(self.data_backend_config), None):
+    def _is_consistent(self) -> Self:
+        if problem := next(consistency_problems(self), None):
             raise ProblemValueError(problem)
-        trained = [dataset for dataset in self.data_backend_config if dataset.dataset_type == "image"]
-        if trained and all(dataset.is_regularisation_data for dataset in trained):
-            raise ProblemValueError(
-                Problem(
-                    code="only_regularisation_data", template="no dataset without is_regularisation_data",
-                    remedy_template="add the pictures that the adapter is to learn",
-                    field="data_backend_config", details={},
-                )
-            )  # fmt: skip
-        written = {os.path.realpath(folder) for folder in (self.output_dir, self.cache_folder)}
-        read = [self.instance_data_dir, *(dataset.instance_data_dir for dataset in self.data_backend_config)]
-        for folder in read:
-            if folder is not None and os.path.realpath(folder) in written:
-                raise _writes_into_data(folder)
-        if self.publish_to and not self.adapter_name:
-            raise ProblemValueError(
-                Problem(
-                    code="adapter_name_missing", template="missing, and publish_to needs it",
-                    remedy_template="name the adapter", field="adapter_name",
-                )
-            )  # fmt: skip
-        return self
-
-    @model_validator(mode="after")
-    def _is_one_kind(self) -> Self:
-        if self.lora_type == "lycoris" and self.lycoris_config is None:
-            raise ProblemValueError(
-                Problem(
-                    code="lycoris_config_missing", template="missing, and lora_type lycoris needs it",
-                    remedy_template='give an object or a JSON file, such as {{"algo": "lokr", "factor": 16}}',
-                    field="lycoris_config",
-                )
-            )  # fmt: skip
-        if self.lora_type == "standard" and self.lycoris_config is not None:
-            raise ProblemValueError(
-                Problem(
-                    code="lycoris_config_of_standard", template="given, and lora_type is standard",
-                    remedy_template="set lora_type lycoris, or leave it out", field="lycoris_config",
-                )
-            )  # fmt: skip
-        for name in ("use_dora", "use_rslora"):
-            if self.lora_type == "lycoris" and getattr(self, name):
-                raise ProblemValueError(
-                    Problem(
-                        code="lycoris_without", template="an option of lora_type standard; LoKr and LoHa do not have it",
-                        remedy_template="leave it out, or set lora_type standard", field=name, value=True,
-                    )
-                )  # fmt: skip
-        return self
-
-    @model_validator(mode="after")
-    def _is_aligned(self) -> Self:
-        if self.aspect_bucket_alignment % TOKEN_PX:
-            raise ProblemValueError(
-                Problem(
-                    code="alignment_not_of_tokens", template="not a multiple of {token} px, the side of a token",
-                    remedy_template="give a multiple of {token}",
-                    field="aspect_bucket_alignment", value=self.aspect_bucket_alignment, details={"token": TOKEN_PX},
-                )
-            )  # fmt: skip
-        if self.model_flavour in HUB_IDS and self.aspect_bucket_alignment < GRID_PX:
-            raise ProblemValueError(
-                Problem(
-                    code="alignment_too_small",
-                    template="less than {least}, the alignment that flavour {flavour!r} was trained with",
-                    remedy_template="give a multiple of {least}",
-                    field="aspect_bucket_alignment", value=self.aspect_bucket_alignment,
-                    details={"least": GRID_PX, "flavour": self.model_flavour},
-                )
-            )  # fmt: skip
-        return self
-
-    @model_validator(mode="after")
-    def _can_be_split(self) -> Self:
-        if self.fsdp_enable and (self.base_model_precision != "no_change" or self.enable_group_offload):
-            raise ProblemValueError(
-                Problem(
-                    code="fsdp_needs_unquantized_base", template="a base that is quantized or offloaded cannot be split",
-                    remedy_template="set base_model_precision no_change and leave out enable_group_offload; or leave out "
-                    "fsdp_enable, so that every process keeps a quantized base",
-                    field="fsdp_enable", value=True,
-                )
-            )  # fmt: skip
         return self
 
     @model_validator(mode="after")
@@ -287,11 +176,6 @@ class TrainConfig(TrainFields):
         )
 
     @property
-    def cache_folder(self) -> Path:
-        """The directory for latents and embeddings."""
-        return self.cache_dir or self.output_dir / "cache"
-
-    @property
     def alpha(self) -> float:
         """The adapter's alpha."""
         return float(self.lora_rank if self.lora_alpha is None else self.lora_alpha)
@@ -300,16 +184,6 @@ class TrainConfig(TrainFields):
     def precision(self) -> Precision:
         """The base's precision, once ``auto`` has been decided."""
         return Precision(self.base_model_precision)
-
-
-def _writes_into_data(folder: str) -> ProblemValueError:
-    return ProblemValueError(
-        Problem(
-            code="output_in_data", template="also the directory of the training pictures",
-            remedy_template="give output_dir and cache_dir other directories; one below it is left out of the search",
-            field="output_dir", value=folder,
-        )
-    )  # fmt: skip
 
 
 _OPTIONS_BY_DATASET_FIELD = {

@@ -21,6 +21,10 @@ _FIXED = (
 _KEPT = ("init_lora", "lora_init_type")
 """Options of the first step alone: a run that goes on has its weights from the checkpoint."""
 _OF_THE_START = ("resume_from_checkpoint", "output_dir")
+OTHER_DATA = Problem(
+    code="resumed_with_other_data", template="the pictures or captions have changed since the checkpoint"
+)
+"""The note of a run that goes on with other data."""
 
 
 def recorded_options(config: TrainConfig, *, processes: int) -> dict[str, Any]:
@@ -50,6 +54,17 @@ def continue_with(
         for name in changed
     ]
     return config.model_copy(update=TrainConfig.model_validate(kept).model_dump(include=set(kept))), notes
+
+
+def other_base(requested: str) -> ConfigError:
+    """Return the error of a checkpoint of another base model. ``requested`` is the option's value."""
+    return ConfigError(
+        "resumed_with_other_base",
+        "the checkpoint was trained on another base model",
+        remedy="give the model that it was trained on; or another output_dir, to train a new adapter",
+        field="resume_from_checkpoint",
+        value=requested,
+    )
 
 
 def nothing_left(*, step: int, steps: int) -> Problem:

@@ -6,7 +6,6 @@ killed and resumed therefore ends, on a CPU, with the same bits.
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,20 +20,18 @@ from torch.amp import GradScaler
 
 from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import ConfigError
-from longcat.problem import Problem
 from trainer.loop.batch_source import BatchSource
 from trainer.loop.checkpoint import Origin, find_checkpoint, save_checkpoint
+from trainer.loop.continuation import OTHER_DATA, other_base
 from trainer.loop.distributed import ProcessGroup
 from trainer.loop.interruption import Interruption
 from trainer.loop.optimizer import OptimizerSettings, make_optimizer, make_schedule, restore, set_mode
 from trainer.loop.sampler import Sampler
 from trainer.loop.step import Batches, loss_of, with_prior
 from trainer.model.lora import load_weights, weights_of
+from trainer.record.averages import LossHistory
 from trainer.record.progress import RunProgress, StepReport
 from trainer.validation.evaluations import Evaluations
-
-_RECORDED_LOSSES = 100
-"""Mean losses in an adapter's manifest: enough for a curve, few enough to read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +101,12 @@ class Loop:
         self._ema: EMAModel | None = None
         if settings.use_ema:
             self._ema = EMAModel(model.parameters, decay=settings.ema_decay, foreach=True)
-        self._losses: deque[float] = deque(maxlen=_RECORDED_LOSSES)
-        self._recent: list[float] = []
+        self._losses = LossHistory(total_steps=steps)
 
     @property
     def losses(self) -> tuple[float, ...]:
         """The mean losses over each hundredth of the run, oldest first."""
-        return tuple(self._losses)
+        return self._losses.means
 
     def resume(self, progress: RunProgress) -> None:
         """Load the configured checkpoint, if there is one. Raises ``ConfigError`` if it does not fit the adapter."""
@@ -122,9 +118,9 @@ class Loop:
             return
         manifest = checkpoint.manifest
         if manifest.origin.base_hash != self._origin.base_hash:
-            raise _other_base(requested)
+            raise other_base(requested)
         if manifest.origin.dataset_hash != self._origin.dataset_hash:
-            progress.warn(_OTHER_DATA)
+            progress.warn(OTHER_DATA)
         load_weights(self._model.transformer, checkpoint.weights, field="resume_from_checkpoint", source=requested)
         restore(self._optimizer, self._schedule, checkpoint.state)
         if scale := checkpoint.state.get("scaler"):  # empty without float16, missing in an earlier version's checkpoint
@@ -137,8 +133,7 @@ class Loop:
             else:  # switched on now: the average begins with the checkpoint's adapter
                 self._ema = EMAModel(self._model.parameters, decay=self._settings.ema_decay, foreach=True)
         self._evaluations.restore(checkpoint.state, checkpoint.best)
-        self._losses.extend(manifest.losses)
-        self._recent = checkpoint.state["recent"]
+        self._losses.resume(manifest.losses, checkpoint.state["recent"])
         self.step = manifest.step
 
     def run(
@@ -238,7 +233,7 @@ class Loop:
         loss_mean, norm_mean = torch.stack(
             (process_group.mean(total), norm)
         ).tolist()  # the step's one wait for the device
-        self._record_loss(loss_mean)
+        self._losses.add(loss_mean)
         return StepReport(
             step=self.step,
             loss=loss_mean,
@@ -247,12 +242,6 @@ class Loop:
             step_seconds=time.perf_counter() - begin,
             images=batch_size * count * process_group.size,
         )
-
-    def _record_loss(self, loss: float) -> None:
-        self._recent.append(loss)
-        if len(self._recent) >= max(1, self.steps // _RECORDED_LOSSES):
-            self._losses.append(sum(self._recent) / len(self._recent))
-            self._recent.clear()
 
     def _is_validated(self) -> bool:
         """Return True if the loop validates after this step. The last step is validated after the loop."""
@@ -271,7 +260,7 @@ class Loop:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "recent": self._recent,
+            "recent": self._losses.recent,
             **self._evaluations.state(),
         }
         if self._ema is not None:
@@ -292,21 +281,6 @@ class Loop:
             progress.checkpoint(self.step, time.perf_counter() - begin, size)
         self._process_group.barrier()
         return self.step
-
-
-_OTHER_DATA = Problem(
-    code="resumed_with_other_data", template="the pictures or captions have changed since the checkpoint"
-)
-
-
-def _other_base(requested: str) -> ConfigError:
-    return ConfigError(
-        "resumed_with_other_base",
-        "the checkpoint was trained on another base model",
-        remedy="give the model that it was trained on; or another output_dir, to train a new adapter",
-        field="resume_from_checkpoint",
-        value=requested,
-    )
 
 
 def _loss_not_finite(report: StepReport, saved: int) -> ConfigError:

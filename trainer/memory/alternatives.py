@@ -8,7 +8,8 @@ from longcat.errors import ConfigError
 from longcat.model.memory.device import readable, usable_bytes
 from longcat.model.precision import Precision
 from longcat.problem import Problem
-from trainer.memory.plan import Plan, Workload, plan
+from trainer.memory.plan import Plan, plan
+from trainer.memory.workload import Workload
 
 _PRECISIONS = (Precision.NO_CHANGE, Precision.INT8_TORCHAO, Precision.INT8_QUANTO, Precision.INT4_QUANTO)
 """Precisions that ``auto`` tries, in this order: the one that slows training the least comes first."""

@@ -13,7 +13,8 @@ from trainer.config.dataset_options import width_and_height
 from trainer.config.options import TrainConfig
 from trainer.data.buckets import Bucket, bucket_choices
 from trainer.memory.alternatives import alternatives, choose, fits
-from trainer.memory.plan import Plan, Workload, plan
+from trainer.memory.plan import Plan, plan
+from trainer.memory.workload import Workload
 
 if TYPE_CHECKING:
     import torch

@@ -4,28 +4,27 @@ Weights follow from the model's config.json (``longcat.model.memory.weights``), 
 (``trainer.memory.activations``); ``benchmarks/memory_plan.py`` compares both with what training allocates.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
+from longcat.model.memory.autoencoder import read_autoencoder
 from longcat.model.memory.device import readable
 from longcat.model.memory.weights import (
     ITEM_BYTES,
     Linear,
     Transformer,
-    read_autoencoder,
     read_text_encoder,
     read_transformer,
 )
 from longcat.model.precision import Precision
-from longcat.model.shape import MLP_RATIO, MODULATION_CACHE_BYTES, STEP_WIDTHS, image_tokens, modulation_numbers
-from trainer.config.simpletuner.lycoris import LayerOptions, LycorisConfig
-from trainer.memory.activations import Walk, saved, saved_by_adapter
+from longcat.model.shape import MLP_RATIO, MODULATION_CACHE_BYTES, STEP_WIDTHS, modulation_numbers
+from trainer.memory.activations import saved, saved_by_adapter
+from trainer.memory.adapter_size import is_target, lycoris_options, slot_rank, trained_numbers
 from trainer.memory.offloading import Groups, block_groups, layer_groups
-from trainer.model.targets import selects
+from trainer.memory.tape import Walk
+from trainer.memory.workload import Workload
 
 _FLOAT32 = 4
 _STATE_BYTES = {"adamw": 8.0, "adamw-schedulefree": 8.0, "prodigy": 16.0, "adamw8bit": 2 + 2 * _FLOAT32 / 256}
@@ -36,68 +35,6 @@ _VALIDATION_STEPS = 50
 """Denoising steps of a validation picture; each step has modulations of its own."""
 
 Phase = Literal["loading", "caching captions", "caching latents", "training", "prior preservation", "validation"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """The settings that decide how much memory a training takes."""
-
-    flavour_folder: Path
-    """The model's folder, with transformer, vae and text_encoder in it."""
-    precision: Precision | Literal["auto"]
-    """Precision of the base; ``choose`` replaces ``auto``."""
-    text_encoder_precision: Precision | Literal["auto"]
-    dtype: str
-    """Compute type: float32, bfloat16 or float16."""
-    lora_rank: int
-    lora_targets: str | tuple[str, ...]
-    """attention, official, all-linear, whole-transformer, or endings of names."""
-    optimizer: str
-    """adamw, adamw8bit, adamw-schedulefree or prodigy."""
-    ema: bool
-    batch: int
-    """Pictures per forward."""
-    width_px: int
-    """Width of the largest pictures; height_px is theirs too."""
-    height_px: int
-    prompt_tokens: int
-    """Tokens of a prompt as the model reads it, padding included."""
-    checkpointing: int | Literal["auto"] | None
-    """Every n-th block is checkpointed: 0 or None is none, 1 is all."""
-    offload: bool
-    """True if the base is kept in main memory, except for a group of blocks or a layer at a time."""
-    validation: bool
-    """True if validation pictures are generated, at width_px x height_px, while the adapter is in memory."""
-    device: str = "cuda"
-    """cpu, cuda or mps. A CPU holds the base unquantized while it loads."""
-    offload_type: str = "block_level"
-    """block_level or leaf_level."""
-    blocks_per_group: int = 1
-    """Blocks that are on the device together, with block_level."""
-    lora_dropout: float = 0.1
-    use_dora: bool = False
-    lycoris: LycorisConfig | None = None
-    """LoKr or LoHa in the place of LoRA."""
-    parts: int = 1
-    """Processes that the base is split over."""
-    vae_batch: int = 4
-    """Pictures encoded at once while latents are cached."""
-    prior: bool = False
-    """True if a step may need the base's own prediction as its target."""
-    text_workers: int = 1
-    """Captions embedded at once: on a CPU, the number of threads."""
-
-    @property
-    def image_tokens(self) -> int:
-        """Tokens of one picture."""
-        return image_tokens(width_px=self.width_px, height_px=self.height_px)
-
-    @property
-    def checkpointing_words(self) -> str:
-        """The checkpointing setting in words."""
-        if not self.checkpointing:
-            return "no checkpointing"
-        return "checkpointing " + ("every block" if self.checkpointing == 1 else f"1 block in {self.checkpointing}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +136,7 @@ def plan(workload: Workload) -> Plan:
     folder, on_cpu = workload.flavour_folder, workload.device == "cpu"
     model, vae, text_encoder = read_transformer(folder), read_autoencoder(folder), read_text_encoder(folder)
     pixels = workload.width_px * workload.height_px
-    trained = _trained(model, workload)
+    trained = trained_numbers(model, workload)
     blocks = model.block_bytes(workload.precision, item)
     whole = model.top_bytes(item) + sum(model.block_bytes(Precision.NO_CHANGE, item))
     embedding = text_encoder.encoding_bytes(workload.prompt_tokens, item) * workload.text_workers
@@ -228,41 +165,6 @@ def plan(workload: Workload) -> Plan:
     )
 
 
-def _is_target(workload: Workload, name: str) -> bool:
-    if workload.lycoris is not None:
-        return workload.lycoris.options_of(name) is not None
-    return selects(workload.lora_targets, name)
-
-
-def _trained(model: Transformer, workload: Workload) -> int:
-    targets = [layer for layer in model.linears() if _is_target(workload, layer.name)]
-    if workload.lycoris is not None:
-        return sum(
-            math.prod(shape)
-            for layer in targets
-            for shape in _lycoris_of(workload, layer.name).shapes(layer.width_in, layer.width_out).values()
-        )
-    matrices = sum(workload.lora_rank * (layer.width_in + layer.width_out) for layer in targets)
-    return matrices + (sum(layer.width_out for layer in targets) if workload.use_dora else 0)
-
-
-def _lycoris_of(workload: Workload, name: str) -> LayerOptions:
-    """Return the options of a layer that is a target."""
-    options = workload.lycoris.options_of(name) if workload.lycoris is not None else None
-    assert options is not None
-    return options
-
-
-def _slot_rank(model: Transformer, workload: Workload) -> int:
-    """Return the rank of the slot in which validation pictures use the adapter."""
-    if workload.lycoris is None:
-        return workload.lora_rank
-    targets = [layer for layer in model.linears() if _is_target(workload, layer.name)]
-    return max(
-        (_lycoris_of(workload, layer.name).slot_rank(layer.width_in, layer.width_out) for layer in targets), default=0
-    )
-
-
 def _rows(workload: Workload) -> int:
     return workload.batch * (workload.image_tokens + workload.prompt_tokens)
 
@@ -284,8 +186,8 @@ def _activations(model: Transformer, workload: Workload) -> tuple[int, int]:
         is_cuda=workload.device.startswith("cuda"),
         rank=workload.lora_rank,
         dropout=workload.lora_dropout,
-        lycoris_of=None if workload.lycoris is None else partial(_lycoris_of, workload),
-        is_target=lambda name: _is_target(workload, name),
+        lycoris_of=None if workload.lycoris is None else partial(lycoris_options, workload),
+        is_target=lambda name: is_target(workload, name),
         uses_dora=workload.use_dora,
         frozen_saves="weight" if saves_weight else "input" if precision.value.endswith("-quanto") else "nothing",
     )
@@ -366,8 +268,8 @@ def _forward_bytes(model: Transformer, workload: Workload, widths: int) -> int:
 def _denoising_bytes(model: Transformer, workload: Workload) -> int:
     item = ITEM_BYTES[workload.dtype]
     rows = 2 * (workload.image_tokens + workload.prompt_tokens)
-    rank = _slot_rank(model, workload)
-    held = {*model.targets(), *(layer for layer in model.linears() if _is_target(workload, layer.name))}
+    rank = slot_rank(model, workload)
+    held = {*model.targets(), *(layer for layer in model.linears() if is_target(workload, layer.name))}
     slot = sum(rank * (layer.width_in + layer.width_out) for layer in held)
     blocks = {"double_blocks": model.double_blocks, "single_blocks": model.single_blocks}
     modulations = min(

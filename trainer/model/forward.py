@@ -34,7 +34,9 @@ def slim(transformer: LongCatImageTransformer2DModel) -> None:
     """Leave out computation that a transformer's output does not need. Parameters, names and results stay the same."""
     transformer.set_attn_processor(_Attention())
     for module in transformer.modules():
-        if isinstance(module, PeftLinear) and not module.lora_magnitude_vector:  # DoRA is in ``trainer.model.lora``
+        if (
+            isinstance(module, PeftLinear) and not module.lora_magnitude_vector
+        ):  # DoRA is in ``trainer.model.magnitude``
             module.__class__ = LowRankLinear
     transformer.single_transformer_blocks[-1].__class__ = _LastBlock
 

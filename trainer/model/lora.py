@@ -1,9 +1,4 @@
-"""The adapter in training: PEFT's LoRA layers inside the frozen transformer, and their weights.
-
-PEFT computes DoRA's norms from a matrix of the weight's size, in every forward and in the type of computation, which loses
-digits that the service has. ``Magnitude`` replaces PEFT's module: it computes the same norms from vectors
-(``longcat.adapter.weights.dora``), as the service does.
-"""
+"""The adapter in training: PEFT's LoRA layers inside the frozen transformer, and their weights."""
 
 import re
 import warnings
@@ -13,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import LongCatImageTransformer2DModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer as PeftLayer
@@ -21,7 +15,6 @@ from torch import Tensor, nn
 
 from longcat.adapter.modules import is_blocks_own, linear_modules
 from longcat.adapter.verification import check_lora
-from longcat.adapter.weights.dora import Norms, plain_weight, row_norms
 from longcat.adapter.weights.file import load_lora
 from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights
 from longcat.errors import AdapterError, ConfigError
@@ -29,6 +22,7 @@ from trainer.config.simpletuner.lycoris import LycorisConfig
 from trainer.loop.randomness import derive
 from trainer.model.forward import slim
 from trainer.model.lycoris import LycorisLinear, inject_lycoris, lycoris_layers
+from trainer.model.magnitude import Magnitude
 from trainer.model.targets import endings_of, selects
 
 ADAPTER = "default"
@@ -50,54 +44,6 @@ class LoraSettings:
     seed: int
     lycoris_config: LycorisConfig | None
     """LoKr or LoHa instead of LoRA; the options of LoRA have no effect then."""
-
-
-class Magnitude(nn.Module):
-    """The DoRA of one layer, with the signature of PEFT's ``DoraLinearLayer``, which it replaces.
-
-    It computes in its input's type; parameters and norms are float32.
-    """
-
-    base_norms: Tensor
-    """||W||^2 of the frozen weight, (out,) in float32."""
-
-    def __init__(self, layer: PeftLayer) -> None:
-        """Start from the norms of the base's rows, which change nothing."""
-        super().__init__()
-        base, lora_A = layer.get_base_layer(), layer.lora_A[ADAPTER]
-        self.register_buffer("base_norms", plain_weight(base).square().sum(1), persistent=False)
-        norms = self._norms(base, lora_A, layer.lora_B[ADAPTER])
-        self.weight = nn.Parameter(norms.at(layer.scaling[ADAPTER]))
-
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        lora_A: Any,
-        lora_B: Any,
-        scaling: float,
-        base_layer: Any,
-        base_result: Tensor | None = None,
-        **_: object,
-    ) -> Tensor:
-        """Return the update of the layer's result. ``base_result`` is None after dropout: it is computed from ``x`` then."""
-        dtype = x.dtype
-        gain = self.weight / self._norms(base_layer, lora_A, lora_B).at(scaling)
-        if base_result is None:
-            base_result = base_layer(x)
-        bias: Tensor = base_layer.bias
-        up = (gain * scaling)[:, None] * lora_B.weight
-        low_rank = F.linear(F.linear(x, lora_A.weight.to(dtype)), up.to(dtype))
-        return (gain - 1).to(dtype) * (base_result - bias) + low_rank
-
-    @torch.no_grad()
-    def _norms(self, base_layer: Any, lora_A: Any, lora_B: Any) -> Norms:
-        """Return the rows' norms. The layer itself computes W A^T, so that a quantized weight is never decoded whole."""
-        down: Tensor = lora_A.weight
-        up: Tensor = lora_B.weight
-        # Every layer of this transformer has a bias; an offloaded one is on the device after the call.
-        projected = base_layer(down.to(base_layer.bias.dtype)) - base_layer.bias
-        return row_norms(self.base_norms, projected.float().T, down.float(), up.float())
 
 
 def target_modules(transformer: nn.Module, targets: str | Sequence[str]) -> list[str]:
@@ -152,7 +98,7 @@ def _inject_lora(transformer: LongCatImageTransformer2DModel, settings: LoraSett
         transformer.add_adapter(lora_config, adapter_name=ADAPTER)
     if settings.use_dora:
         for _, layer in lora_layers(transformer):
-            layer.lora_magnitude_vector[ADAPTER] = Magnitude(layer)
+            layer.lora_magnitude_vector[ADAPTER] = Magnitude(layer, ADAPTER)
             layer.cast_input_dtype_enabled = False  # the magnitude casts the adapter to the base's type instead
 
 

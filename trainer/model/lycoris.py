@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from longcat.adapter.modules import linear_modules
 from longcat.adapter.weights.lycoris import LycorisLayer, lycoris_layer, pairs, scaled_by
 from longcat.errors import ConfigError
-from trainer.config.simpletuner.lycoris import LayerOptions, LycorisConfig
+from trainer.config.simpletuner.lycoris import LycorisConfig
+from trainer.config.simpletuner.lycoris_layer import LayerOptions
 
 
 class LycorisLinear(nn.Module):

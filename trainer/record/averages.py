@@ -1,8 +1,12 @@
-"""The metrics of a run: those of the last step, and moving averages over about 50 steps. No torch."""
+"""The metrics of a run: those of the last step, moving averages over about 50 steps, losses for the manifest. No torch."""
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _AVERAGED_STEPS = 50
+_RECORDED_LOSSES = 100
+"""Mean losses in an adapter's manifest: enough for a curve, few enough to read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,3 +69,30 @@ class _MovingAverage:
     @property
     def value(self) -> float:
         return self._sum / self._weight
+
+
+class LossHistory:
+    """The mean losses over each hundredth of a run."""
+
+    def __init__(self, *, total_steps: int) -> None:
+        self.recent: list[float] = []
+        """Losses of the hundredth under way, oldest first."""
+        self._means: deque[float] = deque(maxlen=_RECORDED_LOSSES)
+        self._steps = max(1, total_steps // _RECORDED_LOSSES)
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """The means, oldest first."""
+        return tuple(self._means)
+
+    def resume(self, means: Sequence[float], recent: list[float]) -> None:
+        """Continue after a checkpoint's losses."""
+        self._means.extend(means)
+        self.recent = recent
+
+    def add(self, loss: float) -> None:
+        """Include a step's loss."""
+        self.recent.append(loss)
+        if len(self.recent) >= self._steps:
+            self._means.append(sum(self.recent) / len(self.recent))
+            self.recent.clear()

@@ -17,8 +17,8 @@ from trainer.loop.distributed import ProcessGroup
 from trainer.loop.sampler import Sampler
 from trainer.model.base import check_machine, prepare_model
 from trainer.publish import PublishSettings
+from trainer.record.boards.trackers import check_trackers
 from trainer.record.run_file import make_output_dir
-from trainer.record.trackers import check_trackers
 from trainer.validation.changed_prompts import with_changes
 from trainer.validation.probes import Probe, probes_of
 from trainer.validation.prompts import (

@@ -1,16 +1,14 @@
-"""The bytes of a model's components, from their config.json alone. No torch, and no weights are read.
+"""The bytes of the transformer and the text encoder, from their config.json alone. No torch, and no weights are read.
 
-Transformer: diffusers' ``transformer_longcat_image.py``. Autoencoder: its ``AutoencoderKL``. Text encoder: transformers'
-Qwen2.5-VL. Bytes per weight: the layouts of torchao and quanto, which a test checks.
+Transformer: diffusers' ``transformer_longcat_image.py``. Text encoder: transformers' Qwen2.5-VL.
+Bytes per weight: the layouts of torchao and quanto, which a test checks.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from longcat.errors import FlavourError
+from longcat.model.memory.component_config import count_of, read_config
 from longcat.model.precision import Precision
 from longcat.model.shape import (
     DOUBLE_BLOCK_MODULATIONS,
@@ -127,79 +125,15 @@ class Transformer:
 
 def read_transformer(folder: Path) -> Transformer:
     """Read the transformer's sizes. Raises ``FlavourError`` if the file is missing or not of that kind."""
-    config = _config(folder, "transformer")
-    heads = _int(folder, config, "num_attention_heads", 24)
+    config = read_config(folder, "transformer")
+    heads = count_of(folder, config, "num_attention_heads", 24)
     return Transformer(
-        width=heads * _int(folder, config, "attention_head_dim", 128),
+        width=heads * count_of(folder, config, "attention_head_dim", 128),
         heads=heads,
-        double_blocks=_int(folder, config, "num_layers", 19),
-        single_blocks=_int(folder, config, "num_single_layers", 38),
-        joint_width=_int(folder, config, "joint_attention_dim", 3584),
-        channels=_int(folder, config, "in_channels", TOKEN_CHANNELS),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Autoencoder:
-    """The sizes of an AutoencoderKL."""
-
-    channels: Sequence[int]
-    """Channels of each level; the level at the picture's own resolution comes first."""
-    layers: int
-    latents: int
-    attends: bool
-
-    def weight_bytes(self, item_bytes: int) -> int:
-        """Return the bytes of encoder and decoder."""
-        widths, last = list(self.channels), self.channels[-1]
-        down = sum(
-            _resnet(before, width) + (self.layers - 1) * _resnet(width, width)
-            for before, width in zip([widths[0], *widths], widths, strict=False)
-        )
-        up = sum(
-            _resnet(before, width) + self.layers * _resnet(width, width)
-            for before, width in zip([last, *reversed(widths)], reversed(widths), strict=False)
-        )
-        resampled = sum(_conv(width, width) for width in widths[:-1]) + sum(_conv(width, width) for width in widths[1:])
-        middle = 2 * _resnet(last, last) + (2 * last + 4 * (last * last + last) if self.attends else 0)
-        ends = _conv(3, widths[0]) + 2 * last + _conv(last, 2 * self.latents)
-        ends += _conv(self.latents, last) + 2 * widths[0] + _conv(widths[0], 3)
-        return (down + up + resampled + 2 * middle + ends) * item_bytes
-
-    def encoding_bytes(self, pixels: int, item_bytes: int) -> int:
-        """Return the working memory of encoding.
-
-        At the picture's own size, four tensors of the first level's channels are live at once, and the picture.
-        """
-        return pixels * (4 * self.channels[0] * item_bytes + 3 * _FLOAT32)
-
-    def decoding_bytes(self, pixels: int, item_bytes: int) -> int:
-        """Return the working memory of decoding.
-
-        At the picture's own size, three tensors are live at once, of the channels that enter the last level: those of the
-        level before it.
-        """
-        return pixels * (3 * max(self.channels[:2]) * item_bytes + 3 * _FLOAT32)
-
-
-def read_autoencoder(folder: Path) -> Autoencoder:
-    """Read the VAE's sizes. Raises ``FlavourError`` if the file is missing or not of that kind."""
-    config = _config(folder, "vae")
-    channels = config.get("block_out_channels", [])
-    if not channels or not all(isinstance(width, int) for width in channels):
-        raise FlavourError(
-            "vae_channels_invalid",
-            "block_out_channels in {path} is not a list of whole numbers",
-            remedy="give the channels of each level",
-            field="block_out_channels",
-            value=channels,
-            path=str(folder / "vae" / "config.json"),
-        )
-    return Autoencoder(
-        channels=channels,
-        layers=_int(folder, config, "layers_per_block", 1),
-        latents=_int(folder, config, "latent_channels", 4),
-        attends=bool(config.get("mid_block_add_attention", True)),
+        double_blocks=count_of(folder, config, "num_layers", 19),
+        single_blocks=count_of(folder, config, "num_single_layers", 38),
+        joint_width=count_of(folder, config, "joint_attention_dim", 3584),
+        channels=count_of(folder, config, "in_channels", TOKEN_CHANNELS),
     )
 
 
@@ -241,61 +175,14 @@ def read_text_encoder(folder: Path) -> TextEncoder:
 
     Raises ``FlavourError`` if the file is missing or not of that kind.
     """
-    config = _config(folder, "text_encoder")
+    config = read_config(folder, "text_encoder")
     text = config.get("text_config", config)
-    heads = _int(folder, text, "num_attention_heads", 28)
-    width = _int(folder, text, "hidden_size", 3584)
+    heads = count_of(folder, text, "num_attention_heads", 28)
+    width = count_of(folder, text, "hidden_size", 3584)
     return TextEncoder(
         width=width,
-        inner=_int(folder, text, "intermediate_size", 18944),
-        layers=_int(folder, text, "num_hidden_layers", 28),
-        kv_width=_int(folder, text, "num_key_value_heads", heads) * (width // heads),
-        vocabulary=_int(folder, text, "vocab_size", 152064),
+        inner=count_of(folder, text, "intermediate_size", 18944),
+        layers=count_of(folder, text, "num_hidden_layers", 28),
+        kv_width=count_of(folder, text, "num_key_value_heads", heads) * (width // heads),
+        vocabulary=count_of(folder, text, "vocab_size", 152064),
     )
-
-
-def _config(folder: Path, part: str) -> dict[str, Any]:
-    path = folder / part / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FlavourError(
-            "component_config_unreadable",
-            "cannot be read: {cause}",
-            remedy="give a model's whole directory",
-            field="file",
-            value=str(path),
-            cause=str(error),
-        ) from error
-    if not isinstance(config, dict):
-        raise FlavourError(
-            "component_config_not_object",
-            "not a JSON object",
-            remedy="give a model's whole directory",
-            field="file",
-            value=str(path),
-        )
-    return config
-
-
-def _int(folder: Path, config: dict[str, Any], key: str, default: int) -> int:
-    value = config.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise FlavourError(
-            "component_config_not_a_count",
-            "not a whole number, in a config.json of {folder}",
-            remedy="give a model's whole directory",
-            field=key,
-            value=value,
-            folder=str(folder),
-        )
-    return value
-
-
-def _conv(width_in: int, width_out: int, side: int = 3) -> int:
-    return side * side * width_in * width_out + width_out
-
-
-def _resnet(width_in: int, width_out: int) -> int:
-    shortcut = _conv(width_in, width_out, 1) if width_in != width_out else 0
-    return 2 * width_in + _conv(width_in, width_out) + 2 * width_out + _conv(width_out, width_out) + shortcut

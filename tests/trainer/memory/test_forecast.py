@@ -9,7 +9,8 @@ import torch
 
 from longcat.errors import ConfigError
 from longcat.model.flavour import EMBEDDED_FOLDER, PUBLISHED_FOLDER, Flavour
-from longcat.model.memory.weights import read_autoencoder, read_text_encoder, read_transformer
+from longcat.model.memory.autoencoder import read_autoencoder
+from longcat.model.memory.weights import read_text_encoder, read_transformer
 from longcat.model.precision import Precision
 from tests.conftest import run_lithograph
 from trainer.config.options import TrainConfig

@@ -22,7 +22,8 @@ from trainer.loop.optimizer import OptimizerSettings, make_optimizer
 from trainer.loop.step import Batch, loss_of
 from trainer.memory.alternatives import alternatives, choose
 from trainer.memory.forecast import forecast
-from trainer.memory.plan import Workload, plan
+from trainer.memory.plan import plan
+from trainer.memory.workload import Workload
 from trainer.model.checkpointing import checkpoint_blocks
 from trainer.model.lora import LoraSettings, inject
 

@@ -20,7 +20,7 @@ from tests.longcat.adapter.weights.test_dora import velocity
 from tests.longcat.sampling.test_denoise import encode
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
-from trainer.config.simpletuner.lycoris import factorization
+from trainer.config.simpletuner.lycoris_layer import factorization
 from trainer.model.base import without_adapter
 from trainer.model.lora import LoraSettings, adapter_layers, inject, load_weights, weights_of
 from trainer.model.lycoris import slot_rank

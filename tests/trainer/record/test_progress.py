@@ -95,7 +95,7 @@ def test_readers_follow_a_run_from_beginning_to_end(tmp_path: Path) -> None:
 def test_the_first_step_is_written_at_once_and_later_ones_in_bundles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.record.progress._FLUSH_SECONDS", math.inf)
+    monkeypatch.setattr("trainer.record.stored_run._FLUSH_SECONDS", math.inf)
     with run(tmp_path) as progress:
         progress.step(report(1))
         assert steps_in(tmp_path) == [1]

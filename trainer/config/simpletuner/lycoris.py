@@ -1,12 +1,10 @@
-"""``lycoris_config``: the layers that LoKr or LoHa changes, and the sizes of their matrices. No torch.
+"""``lycoris_config``: the layers that LoKr or LoHa changes, and their options. No torch.
 
 It is the object that ``lycoris-lora``'s ``create_lycoris`` takes, as SimpleTuner passes it on. Layers are selected as
-``lycoris.wrapper.LycorisNetwork`` does, by the classes of the modules around them and by names, and their matrices have the
-sizes that ``lycoris.modules`` gives them.
+``lycoris.wrapper.LycorisNetwork`` does, by the classes of the modules around them and by names.
 """
 
 import fnmatch
-import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -15,8 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from longcat.problem import Problem
 from longcat.validation import ProblemValueError
+from trainer.config.simpletuner.lycoris_layer import LayerOptions
 
-Shape = tuple[int, int]
 _Dim = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _Factor = Annotated[int, Field(ge=-1, le=2**31 - 1)]
 _Alpha = Annotated[float, Field(ge=0, le=1e6)]
@@ -209,7 +207,7 @@ class LycorisConfig(_Options):
         given = dict.fromkeys((*preset.target_module, *preset.module_algo_map))
         return tuple(name for name in given if name not in {*_CLASSES.values(), "Linear"})
 
-    def options_of(self, name: str) -> "LayerOptions | None":
+    def options_of(self, name: str) -> LayerOptions | None:
         """Return a layer's options, with those of the whole configuration filled in; None if it is not changed."""
         classes = _classes_around(name)
         module = self.apply_preset.options_of(name, classes)
@@ -232,70 +230,11 @@ class LycorisConfig(_Options):
         return next((options.algo for options in maps if options is not None and options.algo), self.algo)
 
 
-class LayerOptions(BaseModel):
-    """The options of one layer."""
-
-    model_config = ConfigDict(frozen=True)
-
-    algo: Literal["lokr", "loha"]
-    dim: int
-    alpha: float
-    factor: int
-    full_matrix: bool
-    decompose_both: bool
-    unbalanced_factorization: bool
-
-    def shapes(self, width_in: int, width_out: int) -> dict[str, Shape]:
-        """Return the shapes of the matrices, by the ends of their keys, of a layer with these widths."""
-        if self.algo == "loha":
-            one = {"a": (width_out, self.dim), "b": (self.dim, width_in)}
-            return {f"hada_w{i}_{part}": shape for i in (1, 2) for part, shape in one.items()}
-        (b, d), (a, c) = factorization(width_in, self.factor), factorization(width_out, self.factor)
-        if self.unbalanced_factorization:
-            a, c = c, a
-        is_product = self.decompose_both and not self.full_matrix and self.dim < max(a, b) / 2
-        return {
-            **self._factor("lokr_w1", a, b, is_product=is_product),
-            **self._factor("lokr_w2", c, d, is_product=not self.full_matrix and self.dim < max(c, d) / 2),
-        }
-
-    def _factor(self, name: str, rows: int, columns: int, *, is_product: bool) -> dict[str, Shape]:
-        if is_product:
-            return {f"{name}_a": (rows, self.dim), f"{name}_b": (self.dim, columns)}
-        return {name: (rows, columns)}
-
-    def slot_rank(self, width_in: int, width_out: int) -> int:
-        """Return the rank of the slot that the layer needs, as ``longcat.adapter.weights.lycoris`` counts it."""
-        shapes = self.shapes(width_in, width_out)
-        numbers = sum(rows * columns for rows, columns in shapes.values())
-        if self.algo == "lokr":
-            w1, w2 = (_whole(shapes, f"lokr_{factor}") for factor in ("w1", "w2"))
-            chain = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("lokr_w2"))
-            numbers = math.prod(w1) + min(chain, math.prod(w2))
-        return math.ceil(numbers / (width_in + width_out))
-
-
-def factorization(width: int, factor: int) -> Shape:
-    """Return two sizes with this product, the smaller first: ``factor``, or the largest divisor that is no larger.
-
-    -1 gives the most equal sizes (LyCORIS ``functional/general.py``).
-    """
-    if factor > 0 and width % factor == 0:
-        return min(factor, width // factor), max(factor, width // factor)
-    most = math.isqrt(width) if factor < 0 else min(max(factor, 1), math.isqrt(width))
-    small = next(size for size in range(most, 0, -1) if width % size == 0)
-    return small, width // small
-
-
 def _classes_around(layer: str) -> dict[str, str]:
     """Return the classes of the modules around a linear layer by name, the transformer first and the layer last."""
     parts = layer.split(".")
     names = ["", *(".".join(parts[:count]) for count in range(1, len(parts)))]
     return {**{name: _CLASSES[re.sub(r"(?<=\.)\d+", "N", name)] for name in names}, layer: "Linear"}
-
-
-def _whole(shapes: Mapping[str, Shape], name: str) -> Shape:
-    return shapes[name] if name in shapes else (shapes[f"{name}_a"][0], shapes[f"{name}_b"][1])
 
 
 def _either(given: bool | None, default: bool) -> bool:

@@ -31,7 +31,8 @@ from tests.longcat.sampling.test_slots import PEFT_TOLERANCE, draw, filled_slots
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
 from trainer.model.base import without_adapter
-from trainer.model.lora import LoraSettings, Magnitude, inject, load_weights, lora_layers, weights_of
+from trainer.model.lora import LoraSettings, inject, load_weights, lora_layers, weights_of
+from trainer.model.magnitude import Magnitude
 
 NOISE = torch.randn(1, 64, 64, generator=torch.Generator().manual_seed(0))
 

@@ -20,9 +20,9 @@ from longcat.errors import ConfigError
 from tests.conftest import START_SECONDS, free_port
 from tests.trainer.trainings import train
 from trainer.config.options import TrainConfig
-from trainer.record import trackers
-from trainer.record.tracked_run import Item, Pictures, Point, RejectedError, TrackedRunSettings
-from trainer.record.trackers import Tracker, check_trackers, without_secrets
+from trainer.record.boards import trackers
+from trainer.record.boards.tracked_run import Item, Pictures, Point, RejectedError, TrackedRunSettings
+from trainer.record.boards.trackers import Tracker, check_trackers, without_secrets
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -117,7 +117,7 @@ def board(folder: Path, name: str, rest: str, **variables: str) -> str:
     program = (
         "from pathlib import Path\n"
         "from longcat.logs import set_up_logging\n"
-        "from trainer.record.boards import open_boards\n"
+        "from trainer.record.boards.board import open_boards\n"
         "set_up_logging('json')\n"
         f"(board,) = open_boards([{name!r}], Path('.'), project='gone', run_name='r', config={{}}, after_step=3)\n"
         f"{rest}\n"
@@ -243,7 +243,7 @@ def test_a_tracker_without_an_address_is_refused_before_anything_is_loaded(pictu
 
 
 def test_a_tracker_without_a_key_is_refused(tmp_path: Path) -> None:
-    program = "from trainer.record.trackers import check_trackers; check_trackers(['wandb'])"
+    program = "from trainer.record.boards.trackers import check_trackers; check_trackers(['wandb'])"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment | {"HOME": str(tmp_path)}, capture_output=True, text=True

@@ -18,7 +18,15 @@ from typing import Any
 from longcat.errors import ConfigError
 from longcat.logs import log_event
 from longcat.storage.atomic import write_atomically
-from trainer.record.tracked_run import Item, Pictures, Point, RejectedError, TrackedRun, TrackedRunSettings, Values
+from trainer.record.boards.tracked_run import (
+    Item,
+    Pictures,
+    Point,
+    RejectedError,
+    TrackedRun,
+    TrackedRunSettings,
+    Values,
+)
 
 FOLDER = "trackers"
 """Below output_dir: the id of the run in each tracker, so that a resumed training continues it."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.record.tensorboard import TensorBoardWriter
-from trainer.record.tracked_run import RUNS
-from trainer.record.trackers import Tracker
+from trainer.record.boards.tensorboard import TensorBoardWriter
+from trainer.record.boards.tracked_run import RUNS
+from trainer.record.boards.trackers import Tracker
 
 
 class Board(Protocol):

@@ -1,0 +1,1 @@
+"""TensorBoard, MLflow and Weights & Biases: the boards on which a run is followed."""
