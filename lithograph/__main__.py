@@ -17,7 +17,7 @@ from typing_extensions import override
 from lithograph.terminal import fail
 from longcat.errors import LithographError
 from longcat.logs import silence_import_noise
-from longcat.parent import PARENT_OPTION, stop_with_parent
+from longcat.process.parent import PARENT_OPTION, stop_with_parent
 from longcat.storage.disk import disk_full, is_disk_full, path_of
 
 

@@ -7,7 +7,7 @@ Importing this module has an effect, unlike importing any other.
 import signal
 
 from longcat.logs import silence_import_noise
-from longcat.parent import kill_with_parent
+from longcat.process.parent import kill_with_parent
 
 
 def _preload() -> None:

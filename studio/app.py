@@ -24,7 +24,7 @@ from studio.generate.gallery import Gallery
 from studio.generate.generations import Generations
 from studio.jobs import pages as job_pages
 from studio.training import pages as train_pages
-from studio.training_services import TrainingServices
+from studio.training.services import TrainingServices
 from studio.web import preferences
 from studio.web.access import Access
 from studio.web.error_pages import add_error_pages

@@ -10,7 +10,7 @@ from studio.config import StudioConfig
 from studio.connection.service_connection import ServiceConnection
 from studio.generate.gallery import Gallery
 from studio.generate.generations import Generations
-from studio.training_services import TrainingServices
+from studio.training.services import TrainingServices
 from studio.web.access import Access
 
 

@@ -56,7 +56,7 @@ def _free(error: BaseException | None) -> str:
         return ""
     import torch
 
-    from longcat.model.device_errors import is_device_lost
+    from longcat.model.device.errors import is_device_lost
 
     if error is not None and is_device_lost(error):
         return "the device was lost in an earlier check of this process"

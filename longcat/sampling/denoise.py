@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from longcat.errors import EngineError
-from longcat.model.device_errors import first_that_fits
+from longcat.model.device.errors import first_that_fits
 from longcat.model.shape import WHOLE_DECODE_PIXELS, image_tokens
 from longcat.sampling import flow, latents
 from longcat.sampling.blocks import Rope

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from longcat.errors import DeadlineError, EngineError, LithographError, UserError
-from longcat.model.device_errors import free_memory, is_device_lost, is_out_of_memory
+from longcat.model.device.errors import free_memory, is_device_lost, is_out_of_memory
 from longcat.model.loading import Components
 from longcat.sampling import denoise
 from longcat.sampling.forward import Forward

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from longcat.model.device_errors import first_that_fits
+from longcat.model.device.errors import first_that_fits
 from longcat.model.loading import Components
 from longcat.model.shape import PROMPT_CACHE_BYTES
 from longcat.model.tokenizer import plain_ids

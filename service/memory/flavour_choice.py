@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from longcat.errors import ConfigError
-from longcat.model.devices import DeviceFacts, probe_devices
+from longcat.model.device.probe import DeviceFacts, probe_devices
 from longcat.model.flavour import structure
 from longcat.model.memory.device import usable_bytes
 from longcat.model.precision import Offload, Precision

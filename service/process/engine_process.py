@@ -79,7 +79,7 @@ class EngineProcess:
 
     def _make_steps(self, renderer: "Renderer", send: Callable[[Heartbeat], None]) -> NoReturn:
         """Run the step loop, and send heartbeats. Ends the process if the device is lost."""
-        from longcat.model.device_errors import is_device_lost  # here, as in _load, because it imports torch
+        from longcat.model.device.errors import is_device_lost  # here, as in _load, because it imports torch
 
         heartbeat, longest = time.monotonic(), 0.0
         while True:

@@ -27,7 +27,7 @@ from typing_extensions import override
 from longcat.errors import LithographError, UserError
 from longcat.model.flavour import Flavour
 from longcat.model.tokenizer import load_tokenizer, plain_ids
-from longcat.parent import end_with_parent
+from longcat.process.parent import end_with_parent
 from service.config import DEFAULT_ROWS, ServiceConfig
 from service.http.admission import Admission
 from service.http.app import set_up

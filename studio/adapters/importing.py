@@ -14,8 +14,8 @@ from typing import Any
 from starlette.datastructures import UploadFile
 
 from longcat.errors import StorageError
-from longcat.parent import PARENT_OPTION
 from longcat.problem import Problem
+from longcat.process.parent import PARENT_OPTION
 from longcat.storage.disk import writing
 from studio.config import StudioConfig
 from studio.web.errors import FormError, ImportRefusedError, ImportTimeoutError

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from longcat.parent import PARENT_OPTION
 from longcat.problem import Problem
-from longcat.process_identity import is_process, started_after_boot
+from longcat.process.identity import is_process, started_after_boot
+from longcat.process.parent import PARENT_OPTION
 from longcat.storage.atomic import write_atomically
 from studio.config import StudioConfig
 from studio.connection.service_connection import ServiceConnection

@@ -15,7 +15,7 @@ from studio.datasets.bulk import Action, CaptionEdit
 from studio.datasets.captions import read_captions
 from studio.datasets.datasets import Dataset, ScanProgress, ScanTerms
 from studio.datasets.filters import Filter, Kind, entries_of
-from studio.training_services import TrainingServices
+from studio.training.services import TrainingServices
 from studio.web.errors import FormError
 from studio.web.forms import read_form, text_of
 from studio.web.pages import is_fragment, render

@@ -21,7 +21,7 @@ from studio.datasets.cards import card_of
 from studio.datasets.datasets import Dataset, ScanProgress, ScanTerms, Strategy
 from studio.datasets.filters import KINDS, CaptionedPicture, Filter, entries_of, tag_counts
 from studio.datasets.uploads import Received, add, create
-from studio.training_services import TrainingServices
+from studio.training.services import TrainingServices
 from studio.web.errors import ChangeForbiddenError, FormError, PageNotFoundError
 from studio.web.forms import text_of
 from studio.web.pages import is_fragment, render

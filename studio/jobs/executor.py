@@ -18,9 +18,9 @@ import psutil
 from typing_extensions import override
 
 from longcat.errors import ConfigError, DataError, StorageError
-from longcat.parent import PARENT_OPTION
 from longcat.problem import Problem, reason_of
-from longcat.process_identity import is_process, started_after_boot
+from longcat.process.identity import is_process, started_after_boot
+from longcat.process.parent import PARENT_OPTION
 from studio.jobs.record import CONFIG_FILE, EXIT_FILE, LOG_FILE, OUTPUT, JobRecord, Process
 from studio.training.boundary import Boundary
 from trainer.config.file import load_config

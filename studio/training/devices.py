@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 
 from longcat.errors import DeviceError
-from longcat.model.devices import DeviceFacts, probe_result, start_probe
+from longcat.model.device.probe import DeviceFacts, probe_result, start_probe
 from trainer.config.options import TrainConfig
 from trainer.memory.forecast import Forecast, forecast
 

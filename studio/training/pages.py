@@ -30,7 +30,7 @@ from studio.training.form import (
 )
 from studio.training.goals import GOALS, MODELS, Goal, goal_options, starting_options
 from studio.training.option_names import option_names
-from studio.training_services import TrainingServices
+from studio.training.services import TrainingServices
 from studio.web.errors import ConfigFileError, PageNotFoundError
 from studio.web.forms import text_of
 from studio.web.language import Language

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from longcat.model.device_errors import first_that_fits
+from longcat.model.device.errors import first_that_fits
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.sampling import latents

@@ -2,7 +2,7 @@
 
 import pytest
 
-from longcat.model.devices import read_devices
+from longcat.model.device.probe import read_devices
 from longcat.model.weights import Weights, WeightsState
 from service.config import ModelConfig
 from service.memory.flavour_choice import decide

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from longcat.process_identity import is_process
+from longcat.process.identity import is_process
 from studio.web.language import Language, load_languages
 from tests import ROOT
 from tests.studio.browser import PATIENCE_MS, RunningStudio, chromium, running_studio, visit

@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from longcat.parent import PARENT_OPTION
+from longcat.process.parent import PARENT_OPTION
 from trainer.outcome import Outcome
 
 _COMMAND = "lithograph"

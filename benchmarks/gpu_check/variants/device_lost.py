@@ -8,7 +8,7 @@ from benchmarks.gpu_check.checks import Check, Failed, Skipped
 from benchmarks.gpu_check.kit import Kit
 from benchmarks.gpu_check.measuring import synchronize
 from benchmarks.gpu_check.subjects.pictures import EngineRun
-from longcat.model.device_errors import is_device_lost
+from longcat.model.device.errors import is_device_lost
 
 
 def run(kit: Kit) -> None:

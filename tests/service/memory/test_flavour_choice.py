@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from longcat.model.devices import DeviceFacts
+from longcat.model.device.probe import DeviceFacts
 from longcat.model.flavour import EMBEDDED_FOLDER
 from longcat.model.weights import Weights, WeightsState, is_complete
 from service.config import ModelConfig

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from longcat.errors import DataError, UnknownJobError
-from longcat.process_identity import started_after_boot
+from longcat.process.identity import started_after_boot
 from studio.jobs.executor import LocalExecutor
 from studio.jobs.job_view import JobView
 from studio.jobs.queue import JobQueue, JobStateError

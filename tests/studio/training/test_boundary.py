@@ -13,7 +13,7 @@ from studio.config import StudioConfig
 from studio.jobs.record import CONFIG_FILE, State
 from studio.training.boundary import HOLDINGS, Boundary
 from studio.training.form import as_typed
-from studio.training_services import TrainingServices
+from studio.training.services import TrainingServices
 from tests.studio.training.test_pages import HERE, HTMX, png
 from trainer.config.dataset_options import DatasetConfig
 from trainer.config.options import TrainConfig

@@ -17,7 +17,7 @@ from studio.config import StudioConfig
 from studio.jobs.record import State
 from studio.training.form import SET_BY_STUDIO, as_file, as_typed, fields, read_file, read_form
 from studio.training.option_names import option_names
-from studio.training_services import TrainingServices
+from studio.training.services import TrainingServices
 from tests import ROOT
 from tests.studio.context import studio_of
 from trainer.config.options import TrainConfig

@@ -92,8 +92,8 @@ def _decoded(content: bytes) -> DecodedText:
 def _guessed(content: bytes) -> DecodedText:
     """Decode by the only encoding that explains the text.
 
-    charset-normalizer's statistics are for longer texts: of the captions in ``tests/trainer/data/test_encoding.py`` it
-    decodes one in five.
+    charset-normalizer's statistics are for longer texts: it decodes one in five of the captions in
+    ``tests/trainer/data/captions/test_encoding.py``.
     """
     likely = []
     for encoding, (name, is_likely) in _ENCODINGS.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from longcat.errors import DeviceError
 from longcat.problem import reason_of
 
-_CODE = "from longcat.model.devices import print_devices; print_devices({index})"
+_CODE = "from longcat.model.device.probe import print_devices; print_devices({index})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from longcat.process_identity import is_process, started_after_boot
+from longcat.process.identity import is_process, started_after_boot
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux's /proc")

@@ -1,0 +1,1 @@
+"""The device: what this machine has, and how a GPU fails."""

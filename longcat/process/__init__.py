@@ -1,0 +1,1 @@
+"""Processes: ending with a parent, and recognising one again."""
