@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 import click
 from safetensors import SafetensorError
 
+from lithograph.output import output_error
 from lithograph.terminal import echo_table, fail
 from longcat.adapter import artifact as adapter
 from longcat.adapter.artifact import fetch
 from longcat.adapter.publishing import remove_adapter, remove_version, set_latest
 from longcat.adapter.reference import Reference, parse_name, parse_new_name, parse_reference
 from longcat.errors import LithographError, StorageMissingError, UserError
-from longcat.problem import Problem, reason_of
-from longcat.storage.disk import disk_full, is_disk_full
+from longcat.problem import Problem
 from longcat.storage.interface import Storage
 from longcat.storage.opening import open_storage
 
@@ -184,16 +184,7 @@ def export(
                 output.open("xb").close()  # fails if another program has created the file meanwhile
             os.replace(written, output)
     except (OSError, SafetensorError) as error:
-        if is_disk_full(error):
-            raise disk_full(output, field="--output") from error
-        raise UserError(
-            "output_not_writable",
-            "cannot be written ({reason})",
-            remedy="give another file",
-            field="--output",
-            value=str(output),
-            reason=reason_of(error),
-        ) from error
+        raise output_error(output, error) from error
     click.echo(f"{output}: {manifest.reference} in {format_} format")
 
 

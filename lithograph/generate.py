@@ -9,12 +9,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from lithograph.output import output_error
 from longcat.errors import RecipeError, UserError
 from longcat.model.flavour import HUB_IDS, Flavour, resolve
 from longcat.model.tokenizer import load_tokenizer, plain_ids
 from longcat.options import command_options, configure, options_of
-from longcat.problem import reason_of
-from longcat.storage.disk import disk_full, is_disk_full
 from longcat.validation import validated
 from service.config import AdapterConfig, ModelConfig
 from service.memory.flavour_choice import settled
@@ -234,16 +233,7 @@ def _write(output: Path, files: Sequence[bytes], seed: int) -> None:
             partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            if is_disk_full(error):
-                raise disk_full(path, field="--output") from error
-            raise UserError(
-                "output_not_writable",
-                "cannot be written ({reason})",
-                remedy="give another file",
-                field="--output",
-                value=str(path),
-                reason=reason_of(error),
-            ) from error
+            raise output_error(path, error) from error
         click.echo(f"{path} seed {seed + index}")
 
 

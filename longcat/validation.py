@@ -132,6 +132,20 @@ class ProblemValueError(ValueError):
         self.problem = problem
 
 
+def check_http_url(given: str | None, *, example: str) -> str | None:
+    """Return an optional URL. Raises ``ProblemValueError`` unless it is an ``http://`` or ``https://`` URL."""
+    if given is not None and not given.lower().startswith(("http://", "https://")):
+        raise ProblemValueError(
+            Problem(
+                code="not_an_http_url",
+                template="not an http:// or https:// URL",
+                remedy_template="give one such as {example}",
+                details={"example": example},
+            )
+        )
+    return given
+
+
 def unknown_field(field: str, value: object, known: Iterable[str]) -> Problem:
     """Return the problem of a field that does not exist, with the nearest one that does."""
     names = list(known)

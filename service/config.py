@@ -18,21 +18,25 @@ from longcat.model.precision import parse_precision
 from longcat.options import Configuration, Directories, Flag
 from longcat.problem import Problem
 from longcat.storage.address import parse_address
-from longcat.validation import ProblemValueError
+from longcat.validation import ProblemValueError, check_http_url
 from service.http.edge.settings import HttpConfig
 from service.wire.limits import Limits
 from service.wire.messages import WireProblem
-from service.wire.schema import MAX_ADAPTERS
+from service.wire.schema import MAX_ADAPTERS, SMALLEST_PX
 from service.wire.webhook_host import WebhookHost
 
 _LEAST_SECRET_BYTES = 24
 """Minimum length of a secret in the specification of Standard Webhooks."""
 
 AUTO = "auto"
-DEFAULT_ROWS = 12
-_FITS = "{}; on a CUDA device, what fits"
+DEFAULT_SLOTS, DEFAULT_RANK, DEFAULT_ROWS = 8, 64, 12
+"""Adapter slots, their rank, and rows of a forward, on devices with enough memory."""
 
 _Count = Annotated[int, Field(ge=1)]
+
+
+def _fits(default: int) -> str:
+    return f"{default}; on a CUDA device, what fits"
 
 
 class ModelConfig(Configuration):
@@ -78,9 +82,11 @@ class AdapterConfig(Configuration):
     """Storage of LoRA adapters: file:///directory or s3://bucket/prefix. Without it, the base model alone is served."""
     endpoint_url: Annotated[str | None, Flag(name="adapters-endpoint-url", metavar="URL")] = None
     """Endpoint of an S3 store other than AWS."""
-    slots: Annotated[int | None, Field(ge=MAX_ADAPTERS), Flag(name="adapter-slots", default=_FITS.format(8))] = None
+    slots: Annotated[int | None, Field(ge=MAX_ADAPTERS), Flag(name="adapter-slots", default=_fits(DEFAULT_SLOTS))] = (
+        None
+    )
     """Adapters that the rows of one forward can use; each slot takes device memory for all layers at full rank."""
-    rank: Annotated[int | None, Field(ge=1), Flag(name="adapter-rank", default=_FITS.format(64))] = None
+    rank: Annotated[int | None, Field(ge=1), Flag(name="adapter-rank", default=_fits(DEFAULT_RANK))] = None
     """Largest rank that is served; every slot has room for it."""
     poll_seconds: Annotated[float, Field(ge=0.1), Flag(name="adapter-poll-seconds")] = 2.0
     """Interval between listings of the storage, and so the longest delay before a new version is found."""
@@ -174,13 +180,13 @@ class ServiceConfig(Configuration):
     """Storage of adapters; None serves the base model alone."""
     admin_key: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
     """Bearer token for requests that change adapters; without one, none are removed over HTTP."""
-    max_pixels: Annotated[int | None, Field(ge=64 * 64), Flag(default="what the model was made for")] = None
+    max_pixels: Annotated[int | None, Field(ge=SMALLEST_PX**2), Flag(default="what the model was made for")] = None
     """Largest width times height of a request."""
     max_steps: _Count = 100
     """Most denoising steps of a request; with max_images, they bound how long one request can take."""
     max_images: _Count = 8
     """Most images of a request."""
-    max_rows: Annotated[int | None, Field(ge=2), Flag(default=_FITS.format(DEFAULT_ROWS))] = None
+    max_rows: Annotated[int | None, Field(ge=2), Flag(default=_fits(DEFAULT_ROWS))] = None
     """Most rows in one forward at the default size; with guidance, an image has two."""
     max_queue: _Count = 64
     """Most requests queued or running; beyond it, 429 with the time after which to retry."""
@@ -210,16 +216,7 @@ class ServiceConfig(Configuration):
     @field_validator("otlp_endpoint")
     @classmethod
     def _check_endpoint(cls, given: str | None) -> str | None:
-        if given is not None and not given.startswith(("http://", "https://")):
-            raise ProblemValueError(
-                Problem(
-                    code="not_an_http_url",
-                    template="not an http:// or https:// URL",
-                    remedy_template="give one such as {example}",
-                    details={"example": "http://collector:4318"},
-                )
-            )
-        return given
+        return check_http_url(given, example="http://collector:4318")
 
     def limits(self, settings: ModelSettings) -> Limits:
         """Return the limits of one request to this model. Raises ``ConfigError`` if they exclude its default size."""

@@ -12,7 +12,7 @@ from longcat.errors import StorageError
 from longcat.options import Configuration, Directories, Flag
 from longcat.problem import Problem
 from longcat.storage.address import parse_address
-from longcat.validation import ProblemValueError
+from longcat.validation import ProblemValueError, check_http_url
 from studio.jobs.cluster_settings import ClusterSettings, read_cluster_settings
 
 _SHORTEST_TOKEN = 16
@@ -106,16 +106,7 @@ class StudioConfig(Configuration):
     @field_validator("service_url", "caption_endpoint")
     @classmethod
     def _check_url(cls, given: str | None) -> str | None:
-        if given is not None and urlsplit(given).scheme not in ("http", "https"):
-            raise ProblemValueError(
-                Problem(
-                    code="not_an_http_url",
-                    template="not an http:// or https:// URL",
-                    remedy_template="give one such as {example}",
-                    details={"example": "http://127.0.0.1:8000"},
-                )
-            )
-        return given
+        return check_http_url(given, example="http://127.0.0.1:8000")
 
     @model_validator(mode="after")
     def _check_captioning(self) -> Self:

@@ -1,5 +1,6 @@
-"""The ends of a training and their exit codes, which a Job's podFailurePolicy tells apart. Importing it needs no torch."""
+"""The ends of a training and their exit codes, which a Job's podFailurePolicy distinguishes. Importing it needs no torch."""
 
+import signal
 from collections.abc import Mapping
 from enum import IntEnum
 
@@ -9,7 +10,7 @@ from longcat.storage.disk import disk_full, is_disk_full, path_of
 
 
 class Outcome(IntEnum):
-    """Exit codes. They are those of ``sysexits.h`` where one fits; 137 and 143 are left to the kernel and the shell."""
+    """Exit codes. They are those of ``sysexits.h`` where one fits; those above 128 are left to signals."""
 
     FINISHED = 0
     UNKNOWN = 1
@@ -27,6 +28,9 @@ class Outcome(IntEnum):
     BAD_CONFIG = 78
     """The configuration is invalid. A retry fails again."""
 
+
+INTERRUPTED, KILLED, TERMINATED = (128 + number for number in (signal.SIGINT, signal.SIGKILL, signal.SIGTERM))
+"""Exit codes that a shell or the kernel gives a process that a signal ended."""
 
 OUTCOMES: Mapping[str, Outcome] = {
     "error": Outcome.UNKNOWN,

@@ -67,7 +67,7 @@ def _parts(part: str) -> tuple[int, ...]:
 
 
 def _is_chosen(group: Group, settings: Settings) -> bool:
-    """Return whether a group has checks to run; the names of a group's checks are known to its process alone."""
+    """Return True if a group has checks to run; the names of a group's checks are known to its process alone."""
     is_named = ":" not in settings.only or settings.only.split(":")[0] in group.name
     return is_named and (group.is_short or not settings.is_short)
 

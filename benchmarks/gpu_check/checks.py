@@ -55,7 +55,7 @@ class Record:
 
 
 class Check:
-    """What a check's function measures with."""
+    """The interface that a check's function measures with."""
 
     def __init__(self, record: Record) -> None:
         """Write figures into ``record``."""

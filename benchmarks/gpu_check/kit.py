@@ -1,4 +1,4 @@
-"""What a group of checks works with: its checks, the settings and the model. Imports torch when a group needs it."""
+"""The kit of a group of checks: its checks, the settings and the model. It imports torch when a group needs it."""
 
 import gc
 import sys

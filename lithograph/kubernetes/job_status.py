@@ -8,11 +8,11 @@ from typing import Any
 
 from lithograph.kubernetes.training_job import CONTAINER, QUEUE_LABEL
 from longcat.problem import Problem
-from trainer.outcome import MEANINGS, Outcome
+from trainer.outcome import KILLED, MEANINGS, TERMINATED, Outcome
 
 _EXITS: Mapping[int, Problem] = {int(outcome): meaning for outcome, meaning in MEANINGS.items()} | {
-    137: Problem(code="exit_killed", template="killed", remedy_template="check the memory limit and the node"),
-    143: Problem(
+    KILLED: Problem(code="exit_killed", template="killed", remedy_template="check the memory limit and the node"),
+    TERMINATED: Problem(
         code="exit_terminated",
         template="terminated before it could save a checkpoint",
         remedy_template="start again",

@@ -34,7 +34,7 @@ class Weights:
 
     state: WeightsState
     missing_bytes: int = 0
-    """Bytes to be downloaded, where the hub has told."""
+    """Bytes to be downloaded, where the hub gives sizes."""
     free_bytes: int = 0
     """Free bytes of the disk that downloads go to."""
 

@@ -1,4 +1,4 @@
-"""Errors of writing to a disk, told apart by whether the disk is full. No torch."""
+"""Errors of writing to a disk, with one of its own for a full disk. No torch."""
 
 import errno
 import shutil

@@ -47,7 +47,7 @@ class Storage(ABC):
 
     @abstractmethod
     def probe(self) -> None:
-        """Raise ``StorageError`` unless the storage can be listed: tells a broken object from a storage that is down."""
+        """Raise ``StorageError`` unless the storage can be listed: distinguishes an outage from a broken object."""
 
     @abstractmethod
     def find(self, *patterns: str) -> Iterator[Entry]:

@@ -117,7 +117,7 @@ GENERATE_ERRORS: Responses = {
     408: {"description": "The request did not arrive in time.", "model": ErrorBody},
     413: {"description": "The body exceeds the size limit.", "model": ErrorBody},
     422: {"description": "A field is wrong: its name, its value, and what to give instead.", "model": ErrorBody},
-    429: {"description": "The queue is full; Retry-After tells when to try again.", "model": ErrorBody},
+    429: {"description": "The queue is full; Retry-After gives the seconds to wait.", "model": ErrorBody},
     431: {"description": "The headers exceed a limit.", "model": ErrorBody},
     500: {"description": "The model failed.", "model": ErrorBody},
     503: {

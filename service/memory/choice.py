@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 from longcat.errors import ConfigError, PrecisionError
 from longcat.model.memory.device import readable
 from longcat.model.precision import Offload, Precision
-from service.config import AUTO, DEFAULT_ROWS, AdapterConfig, ModelConfig
+from service.config import AUTO, DEFAULT_RANK, DEFAULT_ROWS, DEFAULT_SLOTS, AdapterConfig, ModelConfig
 from service.memory.plan import ServingPlan, ServingWorkload, plan
 
 
@@ -41,14 +41,14 @@ FORMATS = (
     Format(_INT8, _INT8, Offload.GROUP),
 )
 """Formats that ``auto`` tries, the best first. int8-torchao has the least error of the precisions that halve the weights."""
-DEFAULT_CAPACITY = Capacity(8, 64, DEFAULT_ROWS)
+DEFAULT_CAPACITY = Capacity(DEFAULT_SLOTS, DEFAULT_RANK, DEFAULT_ROWS)
 _CAPACITIES = (
     DEFAULT_CAPACITY,
-    *(Capacity(8, 64, rows) for rows in (8, 6, 4)),
-    *(Capacity(4, 64, rows) for rows in (8, 4)),
+    *(Capacity(DEFAULT_SLOTS, DEFAULT_RANK, rows) for rows in (8, 6, 4)),
+    *(Capacity(4, DEFAULT_RANK, rows) for rows in (8, 4)),
 )
 """Capacities that ``auto`` tries for each format, before it takes the next format."""
-_LEAST_CAPACITIES = (*(Capacity(4, 64, rows) for rows in (3, 2)), Capacity(4, 32, 2), Capacity(4, 16, 2))
+_LEAST_CAPACITIES = (*(Capacity(4, DEFAULT_RANK, rows) for rows in (3, 2)), Capacity(4, 32, 2), Capacity(4, 16, 2))
 """Capacities for a device that fits none of those in any format."""
 
 

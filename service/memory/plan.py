@@ -161,7 +161,7 @@ class ServingPlan:
 
     @property
     def kept_bytes(self) -> int:
-        """All that is on the device whatever computes, except weights and images."""
+        """Slots and caches, which are on the device all the time."""
         return self.slot_bytes + self.other_slot_bytes + self.cache_bytes
 
     @property
@@ -200,7 +200,7 @@ class ServingPlan:
 
     @property
     def _ungrouped_bytes(self) -> int:
-        """What stays on the device while linear layers are offloaded one by one: the VAE, and the largest layer."""
+        """Return the bytes on the device while linear layers are offloaded one by one: the VAE, and the largest layer."""
         load, item = self.workload, self._item
         layers = [layer.stored(load.precision, item) for block in self.transformer.blocks for layer in block]
         embedding = self.text_encoder.vocabulary * self.text_encoder.width * item

@@ -133,7 +133,7 @@ class EngineProcess:
             renderer.render(self.limits.resolve(GenerateRequest(prompt="warm-up", steps=1), tokenize))
         except UserError as error:
             log.error("cannot serve: %s", error)
-        except Exception:  # any: the state tells the other processes that this one has failed
+        except Exception:  # any: the other processes read the failure from the state
             log.exception("cannot serve: loading failed")
         else:
             return renderer

@@ -229,7 +229,7 @@ async def _flavour(studio: StudioContext) -> str:
         return given
     if served is None:
         raise FormError(
-            "model_of_import_unknown", "not known which model the adapter is for: the service has not told its own yet",
+            "model_of_import_unknown", "not known which model the adapter is for: the service has not reported its own yet",
             remedy="try again when the model is loaded, or start the studio with --flavour", field="file",
         )  # fmt: skip
     raise FormError(

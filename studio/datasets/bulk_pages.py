@@ -19,12 +19,12 @@ from studio.training.services import TrainingServices
 from studio.web.errors import FormError
 from studio.web.forms import read_form, text_of
 from studio.web.pages import is_fragment, render
-from trainer.data.captioning.text import Tongue
+from trainer.data.captioning.text import CaptionLanguage
 
 router = APIRouter(prefix="/datasets")
 
 _SCAN_SECONDS = 120.0
-_TONGUES: dict[str, tuple[Tongue, ...]] = {"both": ("zh", "en"), "zh": ("zh",), "en": ("en",)}
+_CAPTION_LANGUAGES: dict[str, tuple[CaptionLanguage, ...]] = {"both": ("zh", "en"), "zh": ("zh",), "en": ("en",)}
 
 
 class _BulkForm(BaseModel):
@@ -66,7 +66,7 @@ async def describe(request: Request) -> Response:
     """Have the configured model caption the pictures that have no caption."""
     training = studio_of(request).training
     async with request.form() as form:
-        languages = _TONGUES[read_form(_DescribeForm, form).language]
+        languages = _CAPTION_LANGUAGES[read_form(_DescribeForm, form).language]
         dataset = training.datasets.open(text_of(form, "path"))
         await run_in_threadpool(training.describer.begin, dataset, languages, training.history(dataset))
         return _back(request, form)

@@ -14,14 +14,14 @@ from studio.datasets.captions import caption_file
 from studio.datasets.datasets import Dataset
 from trainer.data.captioning.endpoint import CaptionEndpoint, EndpointSettings
 from trainer.data.captioning.folder import caption_folder
-from trainer.data.captioning.text import TEMPLATE, Tongue
+from trainer.data.captioning.text import TEMPLATE, CaptionLanguage
 
 _MOST_PROBLEMS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Describing:
-    """How far it is with one dataset."""
+class CaptioningProgress:
+    """Progress with one dataset."""
 
     is_over: bool = False
     captioned: int = 0
@@ -38,7 +38,7 @@ class Describer:
         self._settings = settings
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="describe")
         self._lock = threading.Lock()
-        self._states: dict[Path, Describing] = {}
+        self._states: dict[Path, CaptioningProgress] = {}
         self._is_closing = threading.Event()
 
     @property
@@ -51,11 +51,11 @@ class Describer:
         self._is_closing.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def state(self, dataset: Dataset) -> Describing | None:
-        """Return how far it is; None if it was not begun."""
+    def state(self, dataset: Dataset) -> CaptioningProgress | None:
+        """Return the progress; None if captioning has not begun."""
         return self._states.get(dataset.folder)
 
-    def begin(self, dataset: Dataset, languages: tuple[Tongue, ...], history: CaptionHistory) -> None:
+    def begin(self, dataset: Dataset, languages: tuple[CaptionLanguage, ...], history: CaptionHistory) -> None:
         """Caption the pictures that have no caption. Raises ``JobError`` if it runs already, or nothing is configured."""
         if (settings := self._settings) is None:
             raise JobError(
@@ -65,12 +65,16 @@ class Describer:
         with self._lock:
             if (state := self.state(dataset)) is not None and not state.is_over:
                 raise JobError("captioning_runs", "the pictures are being captioned already", remedy="wait for the end")
-            self._states[dataset.folder] = Describing()
+            self._states[dataset.folder] = CaptioningProgress()
         note = history.recording("describe", settings.model)
         self._pool.submit(self._run, dataset, languages, settings, note)
 
     def _run(
-        self, dataset: Dataset, languages: tuple[Tongue, ...], settings: EndpointSettings, note: Callable[[Path], None]
+        self,
+        dataset: Dataset,
+        languages: tuple[CaptionLanguage, ...],
+        settings: EndpointSettings,
+        note: Callable[[Path], None],
     ) -> None:
         folder = dataset.folder
         try:

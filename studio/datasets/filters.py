@@ -33,7 +33,7 @@ class CaptionedPicture:
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """What is shown, and changed in bulk."""
+    """The pictures that are shown, and changed in bulk."""
 
     kind: Kind = "all"
     """Pictures without captions, or with one in that language."""

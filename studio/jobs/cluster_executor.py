@@ -109,7 +109,7 @@ class ClusterExecutor(Executor):
             return steps_in(output, after_step)
         return metrics_of_log(self.log_tail(job, folder, _LOG_LINES), after_step)
 
-    def forget(self, job: JobRecord, folder: Path) -> None:
+    def discard(self, job: JobRecord, folder: Path) -> None:
         """Delete the Job; data on volumes stays."""
         if job.remote is not None:
             self.stop(job, folder, at_once=True)

@@ -75,7 +75,7 @@ class Executor(Protocol):
     def metrics(self, job: JobRecord, folder: Path, after_step: int) -> list[MetricsLine]:
         """Return the metrics after a step."""
 
-    def forget(self, job: JobRecord, folder: Path) -> None:
+    def discard(self, job: JobRecord, folder: Path) -> None:
         """Delete its leftovers outside the job's directory."""
 
 
@@ -166,7 +166,7 @@ class LocalExecutor(Executor):
         """Return the steps from ``metrics.jsonl``."""
         return steps_in(folder / OUTPUT, after_step)
 
-    def forget(self, job: JobRecord, folder: Path) -> None:
+    def discard(self, job: JobRecord, folder: Path) -> None:
         """Do nothing: all files are in the job's directory."""
 
     def _reap(self) -> None:

@@ -15,7 +15,7 @@ _QUERY_SECONDS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Gauges:
-    """How busy the machine is, with all that runs on it."""
+    """The load of the machine, of all that runs on it."""
 
     kind: Literal["gpu", "cpu"]
     busy: float
@@ -40,7 +40,7 @@ class GaugeReader:
         return self._last[1]
 
     def _gpu(self) -> Gauges | None:
-        """Ask the driver's own program; once it is missing or fails, there is no GPU."""
+        """Ask the driver's own program; after it is missing or fails once, there is no GPU."""
         if not self._has_gpu:
             return None
         try:

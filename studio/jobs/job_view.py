@@ -1,5 +1,6 @@
 """The view of a job: its record, with the reports of its executor and its trainer. No torch."""
 
+import signal
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,13 +8,12 @@ from pathlib import Path
 from longcat.problem import Problem
 from studio.jobs.executor import ExecutorStatus
 from studio.jobs.record import JobRecord, State
+from trainer.outcome import INTERRUPTED, KILLED, TERMINATED, Outcome
 from trainer.record.run_file import RunRecord
 
-PREEMPTED = 75
-"""The trainer's exit code after it saved a checkpoint and stopped on request."""
-_TERMINATED = {143, 130, -15, -2}
+_TERMINATED = {TERMINATED, INTERRUPTED, -signal.SIGTERM, -signal.SIGINT}
 """Exit codes of a stop before there was anything to save."""
-_KILLED = {137, -9}
+_KILLED = {KILLED, -signal.SIGKILL}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def state_of(job: JobRecord, status: ExecutorStatus) -> State:
     match status.exit_code:
         case 0:
             return State.FINISHED
-        case int(code) if code == PREEMPTED or code in _TERMINATED:
+        case int(code) if code == Outcome.PREEMPTED or code in _TERMINATED:
             return State.STOPPED
         case None:
             return State.STOPPED if job.desired == "stop" else State.KILLED

@@ -22,7 +22,7 @@ _NUMBERS: Mapping[str, tuple[str, ...]] = {
     "preempted": ("step",),
     "failed": ("step",),
 }
-"""Events that are told, with the numbers of their sentences; ``phase``, ``published`` and ``warning`` have texts."""
+"""Events that are shown, with the numbers of their sentences; ``phase``, ``published`` and ``warning`` have texts."""
 _TEXTS: Mapping[str, str] = {"phase": "name", "published": "adapter", "cached": "kind"}
 
 
@@ -35,7 +35,7 @@ class LogEntry:
     time: datetime | None
     values: Mapping[str, str]
     problems: tuple[Problem, ...]
-    """What went wrong, or a warning."""
+    """The reasons of a failure, or a warning."""
 
 
 def log_entries(text: str) -> list[LogEntry]:

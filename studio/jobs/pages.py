@@ -20,6 +20,7 @@ from studio.jobs.report import report_view
 from studio.web.errors import PageNotFoundError
 from studio.web.forms import read_form, text_of
 from studio.web.pages import is_fragment, render
+from trainer.outcome import INTERRUPTED, KILLED, TERMINATED, Outcome
 from trainer.record.prompts_file import ChangedPrompts
 from trainer.record.run_file import MetricsLine
 
@@ -27,11 +28,11 @@ router = APIRouter(prefix="/jobs")
 
 _LOG_LINES = 200
 _MOST_COMPARED = 8
-"""Curves that can be told apart by colour."""
+"""Curves whose colours can be distinguished."""
 _ENDED_BADLY = (State.FAILED, State.KILLED)
 _MOST_POINTS = 1500
 """Points of a curve that is sent whole: more than a screen has columns."""
-_CAUSES = (65, 69, 71, 75, 77, 78, 130, 137, 143)
+_CAUSES = (*(code for code in Outcome if code > Outcome.UNKNOWN), INTERRUPTED, KILLED, TERMINATED)
 """Exit codes with a text of their own."""
 
 
@@ -45,9 +46,9 @@ class ListRow:
     cause: str | None = None
     """Key of the texts on its end, if it ended badly."""
     repair: Literal["dataset", "configuration"] | None = None
-    """What has to be changed before it can be resumed."""
+    """The part to be changed before the job can be resumed."""
     dataset: str | None = None
-    """Its folder of pictures, where that is what has to be changed."""
+    """Its folder of pictures, where the dataset has to be changed."""
 
 
 @router.get("")
@@ -203,7 +204,7 @@ def _row(request: Request, view: JobView, place: int | None) -> ListRow:
         return ListRow(view=view, place=place)
     try:
         config = studio_of(request).training.jobs.config(view.job.id)
-    except (OSError, ValueError):  # the record tells what is wrong with it
+    except (OSError, ValueError):  # the record has the reason
         config = {}
     return ListRow(
         view=view,
@@ -239,17 +240,17 @@ def _cause(view: JobView) -> str:
     if view.exit_code is None:
         return "refused" if view.job.refused else "none"
     code = 128 - view.exit_code if view.exit_code < 0 else view.exit_code
-    return str(code) if code in _CAUSES else "1"
+    return str(int(code if code in _CAUSES else Outcome.UNKNOWN))
 
 
 def _repair(view: JobView, config: Mapping[str, Any]) -> Literal["dataset", "configuration"] | None:
     """Return the change that the job needs before it is resumed; None if it needs none."""
-    match _cause(view) if view.state is State.FAILED else "none":
-        case "65":
-            return "dataset" if config.get("instance_data_dir") else "configuration"
-        case "71" | "78" | "refused":
-            return "configuration"
-    return None
+    if view.state is not State.FAILED:
+        return None
+    if view.exit_code == Outcome.BAD_DATA and config.get("instance_data_dir"):
+        return "dataset"
+    needs_other_options = (Outcome.BAD_DATA, Outcome.OUT_OF_MEMORY, Outcome.BAD_CONFIG)
+    return "configuration" if view.exit_code in needs_other_options or _cause(view) == "refused" else None
 
 
 def _log(request: Request, identity: str) -> dict[str, Any]:

@@ -188,7 +188,7 @@ class JobQueue:
                     "job_not_over", "the job is {state}", remedy="stop it first, and wait until it has stopped",
                     field="job", value=identity, state=view.state.word,
                 )  # fmt: skip
-            self._executor(view.job.executor).forget(view.job, view.folder)
+            self._executor(view.job.executor).discard(view.job, view.folder)
             gone = view.folder.with_name(f".deleted-{identity}")
             view.folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)

@@ -1,22 +1,9 @@
 // Smoothed losses of several trainings, over each other, by step.
 "use strict";
 
-const SMOOTHED_STEPS = 25;
 const POLL_MS = 4000;
 const box = document.getElementById("curves");
 let chart = null;
-
-function smoothed(values) {
-  const share = 2 / (SMOOTHED_STEPS + 1);
-  let sum = 0;
-  let weight = 0;
-  return values.map((value) => {
-    if (value === null) return null;
-    sum += (value - sum) * share;
-    weight += (1 - weight) * share;
-    return sum / weight;
-  });
-}
 
 function colour(index) {
   const line = document.querySelector(`.key-line.curve-${index + 1}`);

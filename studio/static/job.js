@@ -2,7 +2,6 @@
 "use strict";
 
 const POLL_MS = 2000;
-const SMOOTHED_STEPS = 25;
 const box = document.getElementById("curve");
 const columns = { step: [], loss: [], learning_rate: [] };
 let chart = null;
@@ -12,19 +11,6 @@ function colour(name) {
   const resolved = getComputedStyle(box).color;
   box.style.color = "";
   return resolved;
-}
-
-// An exponential moving average with bias correction: weights are divided by their sum.
-function smoothed(values) {
-  const share = 2 / (SMOOTHED_STEPS + 1);
-  let sum = 0;
-  let weight = 0;
-  return values.map((value) => {
-    if (value === null) return null;
-    sum += (value - sum) * share;
-    weight += (1 - weight) * share;
-    return sum / weight;
-  });
 }
 
 function data() {

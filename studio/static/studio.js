@@ -28,7 +28,7 @@ document.addEventListener("htmx:beforeRequest", (event) => {
   for (const place of form.querySelectorAll(".problem")) place.hidden = true;
 });
 
-// What the studio refused is said beside its field too, and the first such field gets the focus.
+// Show each problem beside its field, too; the first such field gets the focus.
 document.addEventListener("htmx:afterSwap", (event) => {
   const toasts = document.getElementById("toasts");
   if (event.target === toasts) {
@@ -70,7 +70,7 @@ document.addEventListener("input", ({ target }) => {
   }
 });
 
-// What had the focus is gone from the page: its neighbour of the same kind gets it.
+// When the focused item is removed from a list, the next item of the list gets the focus.
 document.addEventListener("htmx:beforeSwap", (event) => {
   const gone = event.detail.target;
   if (!gone.contains(document.activeElement) || gone.parentElement?.tagName !== "OL") return;

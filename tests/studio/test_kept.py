@@ -9,7 +9,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from studio.web.language import load_languages
-from tests.studio.browser import PATIENCE_MS, RunningStudio, chromium, running_studio, visit
+from tests.studio.browser import PATIENCE_MS, RunningStudio, running_studio, visit
 
 LANGUAGES = load_languages()
 expect.set_options(timeout=PATIENCE_MS)
@@ -24,12 +24,6 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
         Image.new("RGB", (128, 128), "red").save(pictures / f"{name}.png")
     with running_studio(folder) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as launched:
-        yield launched
 
 
 def ready(page: Page) -> None:

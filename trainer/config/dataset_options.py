@@ -26,7 +26,7 @@ PathText = Annotated[str, BeforeValidator(_expanded)]
 FilePath = Annotated[Path, BeforeValidator(_expanded)]
 
 LANGUAGES = ("zh", "en", "other")
-"""Languages that captions are told apart by."""
+"""Languages by which captions are distinguished."""
 _SIZE = re.compile(r"\s*([0-9]+)\s*[xX×]\s*([0-9]+)\s*")
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 

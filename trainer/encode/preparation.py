@@ -37,6 +37,8 @@ from trainer.encode.cache import Cache, fill, key_of
 THUMBNAIL_PX = 32
 """Side of a thumbnail: enough to tell pictures apart, too few to tell their details."""
 _Item = TypeVar("_Item")
+_CAPTIONS_PER_WORKER = 8
+"""Captions of one unit of work for each worker: enough to keep all busy, few enough for an even progress."""
 _DARK = 13
 """Weight of 255, a twentieth, below which a mask counts as dark."""
 
@@ -163,7 +165,7 @@ def encode_captions(
 
         work = [
             (tuple(map(encoders.embedding_key, batch)), partial(_embed, pool, text_encoder, embed, batch))
-            for batch in _parts(texts, 8 * workers)
+            for batch in _parts(texts, _CAPTIONS_PER_WORKER * workers)
         ]
         return fill(cache, work, partial(on_done, "embeddings"))
 

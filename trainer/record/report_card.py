@@ -154,7 +154,7 @@ def findings(card: ReportCard | None, nearest: Sequence[NearestRecord]) -> Itera
     if card is None or not card.evaluations:
         yield Problem(
             code="report_nothing_held_out",
-            template="no picture is held out, so that overfitting cannot be seen",
+            template="no picture is held out, so that overfitting cannot be measured",
             remedy_template="set eval_share, to 0.1 for example, or give a dataset with dataset_type eval",
         )
     elif card.best is not None:

@@ -1,4 +1,4 @@
-"""Devices of this machine, read from torch in a child process: whoever asks imports no torch."""
+"""Devices of this machine, read from torch in a child process, so that the caller imports no torch."""
 
 import dataclasses
 import json

@@ -8,7 +8,7 @@ from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from studio.web.language import load_languages
-from tests.studio.browser import PATIENCE_MS, RunningStudio, check_accessibility, chromium, running_studio, visit
+from tests.studio.browser import PATIENCE_MS, RunningStudio, check_accessibility, running_studio, visit
 from tests.trainer.data.captioning.test_captioning import Handler, vision_server  # noqa: F401
 
 LANGUAGES = load_languages()
@@ -26,12 +26,6 @@ def studio(tmp_path: Path, vision_server: tuple[type[Handler], str]) -> Iterator
             (folder / f"{name}.txt").write_text(f"{caption}\n", encoding="utf-8")
     with running_studio(tmp_path / "home", "--caption-endpoint", vision_server[1], "--caption-model", "vl") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as launched:
-        yield launched
 
 
 def caption(studio: RunningStudio, name: str) -> str | None:

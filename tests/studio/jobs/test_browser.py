@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, expect
 
 from studio.web.language import load_languages
 from tests import ROOT
-from tests.studio.browser import PATIENCE_MS, RunningStudio, check_accessibility, chromium, running_studio, visit
+from tests.studio.browser import PATIENCE_MS, RunningStudio, check_accessibility, running_studio, visit
 
 PICTURES = ROOT / "examples" / "ink" / "pictures"
 SAY = load_languages()["en"]
@@ -26,12 +26,6 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
         (folder / f"{picture.stem}.txt").write_text("a dog", encoding="utf-8")
     with running_studio(home) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as launched:
-        yield launched
 
 
 def submit(studio: RunningStudio, name: str, steps: int) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 from longcat.errors import DataError
 from longcat.problem import Problem
 from longcat.storage.atomic import write_atomically
-from trainer.data.captioning.text import Tongue, checked_caption, instruction
+from trainer.data.captioning.text import CaptionLanguage, checked_caption, instruction
 from trainer.data.captions.reader import CAPTION_ENDINGS
 from trainer.data.pictures import ENDINGS, decode
 from trainer.data.sources import FolderSource
@@ -35,7 +35,7 @@ def caption_folder(
     folder: Path,
     describe: Describe,
     *,
-    languages: Sequence[Tongue],
+    languages: Sequence[CaptionLanguage],
     template: str,
     overwrites: bool = False,
     workers: int = 4,

@@ -9,10 +9,10 @@ import click
 
 from trainer.data.captioning.endpoint import CaptionEndpoint, EndpointSettings
 from trainer.data.captioning.folder import Captioned, caption_folder
-from trainer.data.captioning.text import TEMPLATE, Tongue
+from trainer.data.captioning.text import TEMPLATE, CaptionLanguage
 from trainer.outcome import Outcome
 
-_LANGUAGES: Mapping[str, Sequence[Tongue]] = {"zh": ("zh",), "en": ("en",), "both": ("zh", "en")}
+_LANGUAGES: Mapping[str, Sequence[CaptionLanguage]] = {"zh": ("zh",), "en": ("en",), "both": ("zh", "en")}
 
 
 def caption_by_endpoint(

@@ -178,9 +178,9 @@ class DatasetScan:
                     if self._options.on_picture is not None:
                         self._options.on_picture(len(read), len(pictures))
         finally:
-            self._index.remember(name, known)
+            self._index.store(name, known)
             if self._masks is not None:
-                self._masks.remember()
+                self._masks.store()
             self._index.write()
         return read
 

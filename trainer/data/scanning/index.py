@@ -35,7 +35,7 @@ class Index:
         except (KeyError, TypeError):  # not written by this code: the picture is decoded again
             return None
 
-    def remember(self, source: str, facts: dict[Entry, PictureFacts]) -> None:
+    def store(self, source: str, facts: dict[Entry, PictureFacts]) -> None:
         """Replace the facts of a source."""
         self._sources[source] = {
             entry.key: {"size": entry.size_bytes, "mark": entry.etag, "facts": _to_json(found)}

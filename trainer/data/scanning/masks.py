@@ -58,9 +58,9 @@ class MaskReader:
             key=entry.key, digest=facts.digest, width_px=facts.width_px, height_px=facts.height_px, config=self._config
         )
 
-    def remember(self) -> None:
+    def store(self) -> None:
         """Keep the facts of the masks for the next scan."""
-        self._index.remember(self._name, self._known)
+        self._index.store(self._name, self._known)
 
     def warnings(self) -> Iterator[Problem]:
         """Yield warnings that name masks of no picture, and files that cannot be read."""
