@@ -5,12 +5,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 
 import click
 
-from longcat.errors import LithographError
+from longcat.errors import ConfigError, LithographError
 from longcat.logs import LOG_FORMATS, log_event, set_up_logging
 from trainer.config.assignments import parse_assignments
 from trainer.config.file import load_config
@@ -190,9 +191,17 @@ def check(path: Path | None, as_json: bool, options: tuple[str, ...]) -> None:
 
 @dataset.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--endpoint", required=True, metavar="URL",
+@click.option("--endpoint", metavar="URL",
               help="OpenAI-compatible endpoint of a vision-language model, such as http://127.0.0.1:8000/v1.")  # fmt: skip
-@click.option("--model", required=True, metavar="NAME", help="Name of the model at the endpoint.")
+@click.option("--model", metavar="NAME", help="Name of the model at the endpoint.")
+@click.option(
+    "--flavour",
+    metavar="NAME",
+    help="Instead of an endpoint: the model whose text encoder describes the pictures here: final, dev or a directory.",
+)
+@click.option(
+    "--device", default="auto", show_default=True, help="Device of --flavour: auto, cpu, cuda, cuda:N or mps."
+)
 @click.option("--language", type=click.Choice(["zh", "en", "both"]), default="both", show_default=True,
               help="Language of the captions; both are two lines, of which the training takes one at a time.")  # fmt: skip
 @click.option("--template", metavar="TEXT",
@@ -210,8 +219,10 @@ def check(path: Path | None, as_json: bool, options: tuple[str, ...]) -> None:
 @_json_option
 def caption(
     folder: Path,
-    endpoint: str,
-    model: str,
+    endpoint: str | None,
+    model: str | None,
+    flavour: str | None,
+    device: str,
     language: str,
     template: str | None,
     overwrite: bool,
@@ -229,9 +240,29 @@ def caption(
     """
 
     def run() -> int:
-        from trainer.data.captioning.endpoint import EndpointSettings
-        from trainer.data.captioning.report import caption_by_endpoint
+        from trainer.data.captioning.endpoint import CaptionEndpoint, EndpointSettings
+        from trainer.data.captioning.report import caption_and_report
 
+        caption_pictures = partial(
+            caption_and_report,
+            folder,
+            language=language,
+            template=template,
+            overwrites=overwrite,
+            as_json=as_json,
+        )
+        if flavour is not None and endpoint is None and model is None:
+            from longcat.model.flavour import resolve
+            from trainer.encode.captioner import LocalCaptioner
+
+            local = LocalCaptioner(resolve(flavour), device=device, max_tokens=max_tokens)
+            return caption_pictures(local.describe, workers=1)
+        if flavour is not None or endpoint is None or model is None:
+            raise ConfigError(
+                "captioner_unclear",
+                "give an endpoint and the name of its model, or a flavour",
+                remedy="use --endpoint URL --model NAME, or --flavour final",
+            )
         settings = EndpointSettings(
             url=endpoint,
             model=model,
@@ -240,15 +271,8 @@ def caption(
             retries=retries,
             max_tokens=max_tokens,
         )
-        return caption_by_endpoint(
-            folder,
-            settings,
-            language=language,
-            template=template,
-            overwrites=overwrite,
-            workers=workers,
-            as_json=as_json,
-        )
+        with closing(CaptionEndpoint(settings)) as client:
+            return caption_pictures(client.describe, workers=workers)
 
     sys.exit(_guarded(run))
 

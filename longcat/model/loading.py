@@ -97,16 +97,18 @@ def load_transformer(flavour: Flavour, dtype: torch.dtype) -> LongCatImageTransf
 
 
 def load_text_encoder(
-    flavour: Flavour, dtype: torch.dtype, *, writes: bool = True
+    flavour: Flavour, dtype: torch.dtype, *, writes: bool = True, sees: bool = False
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """Load the text encoder without its vision tower, frozen, into main memory. Raises ``FlavourError``.
+    """Load the text encoder, frozen, into main memory. Raises ``FlavourError``.
 
-    ``writes``: keep the language head, which writes text and encodes none.
+    ``writes``: keep the language head, which writes text and encodes none. ``sees``: keep the vision tower, which captions
+    need and prompts do not.
     """
     model: Qwen2_5_VLForConditionalGeneration = _frozen(
         flavour, "text_encoder", Qwen2_5_VLForConditionalGeneration, dtype
     )
-    del model.model.visual
+    if not sees:
+        del model.model.visual
     if not writes:
         del model.lm_head
     return model

@@ -67,9 +67,20 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(data: Path, tm
     assert (parts / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
 
 
-def test_two_processes_with_a_split_base_make_the_steps_of_one(data: Path, tmp_path: Path) -> None:
+LYCORIS = {
+    "algo": "lokr", "linear_dim": 4, "linear_alpha": 2, "factor": 8,
+    "apply_preset": {"target_module": ["LongCatImageAttention", "FeedForward"],
+                     "module_algo_map": {"FeedForward": {"algo": "loha", "dim": 2, "alpha": 1}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["lora", "lycoris"])
+def test_two_processes_with_a_split_base_make_the_steps_of_one(data: Path, tmp_path: Path, kind: str) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     given = options(data) | {"lora_dropout": 0}
+    if kind == "lycoris":
+        (tmp_path / "lycoris.json").write_text(json.dumps(LYCORIS))
+        given = options(data) | {"lora_type": "lycoris", "lycoris_config": tmp_path / "lycoris.json"}
     assert (done := train(data, one, **given, train_batch_size=2)).returncode == 0, done.stderr
     done = train_in_two(data, two, **given, train_batch_size=1, fsdp_enable="true")
     assert done.returncode == 0, done.stderr

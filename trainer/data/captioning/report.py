@@ -2,22 +2,20 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import click
 
-from trainer.data.captioning.endpoint import CaptionEndpoint, EndpointSettings
-from trainer.data.captioning.folder import Captioned, caption_folder
+from trainer.data.captioning.folder import Captioned, Describe, caption_folder
 from trainer.data.captioning.text import TEMPLATE, CaptionLanguage
 from trainer.outcome import Outcome
 
 _LANGUAGES: Mapping[str, Sequence[CaptionLanguage]] = {"zh": ("zh",), "en": ("en",), "both": ("zh", "en")}
 
 
-def caption_by_endpoint(
+def caption_and_report(
     folder: Path,
-    settings: EndpointSettings,
+    describe: Describe,
     *,
     language: str,
     template: str | None,
@@ -27,18 +25,18 @@ def caption_by_endpoint(
 ) -> int:
     """Caption a directory and print how each picture fared. Return the exit code: 65 if one has no caption."""
     done: list[Captioned] = []
-    with closing(CaptionEndpoint(settings)) as endpoint:
-        for one in caption_folder(
-            folder,
-            endpoint.describe,
-            languages=_LANGUAGES[language],
-            template=template or TEMPLATE,
-            overwrites=overwrites,
-            workers=workers,
-        ):
-            done.append(one)
-            if not as_json:
-                _print(one)
+    captioned = caption_folder(
+        folder,
+        describe,
+        languages=_LANGUAGES[language],
+        template=template or TEMPLATE,
+        overwrites=overwrites,
+        workers=workers,
+    )
+    for one in captioned:
+        done.append(one)
+        if not as_json:
+            _print(one)
     done.sort(key=lambda one: one.key)
     failed = [one for one in done if one.problem]
     made = [one for one in done if one.captions]
