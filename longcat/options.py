@@ -5,6 +5,7 @@ One field is one option: name, type, default, limits and help are written once, 
 every program that makes a configuration would read the environment; here only commands do.
 """
 
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,10 @@ from longcat.validation import ProblemValueError, problems_of
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Model = TypeVar("_Model", bound="Configuration")
+
+LONGEST_SECONDS = 365 * 24 * 3600
+"""Longest time that an option can give. The system has dates and time limits of that length, but no infinite ones."""
+_SECRET = re.compile(r"[!-~]+")
 
 
 class Configuration(BaseModel):
@@ -184,9 +189,28 @@ def build(model: type[_Model], values: Mapping[str, Any]) -> _Model:
 
 def _value(option: Option, values: Mapping[str, Any]) -> Any:
     """Return the value of an option; a secret's may be in a file. Raises ``ConfigError``."""
-    value, path = values.get(option.parameter), values.get(option.file_parameter)
-    if not option.flag.is_secret or path is None:
+    value = values.get(option.parameter)
+    if not option.flag.is_secret:
         return value
+    if (path := values.get(option.file_parameter)) is not None:
+        return _checked_secret(_secret_in(path, option, value), option.file_name)
+    return None if value is None else _checked_secret(value, option.name)
+
+
+def _checked_secret(secret: str, name: str) -> str:
+    """Return a secret that a header can carry; ``name``: its option. No message shows it. Raises ``ConfigError``."""
+    if not _SECRET.fullmatch(secret):
+        raise ConfigError(
+            "secret_invalid",
+            "is empty, or has spaces or characters outside ASCII, which requests cannot send",
+            remedy="give a secret of letters, digits and punctuation, or leave the option out",
+            field=name,
+        )
+    return secret
+
+
+def _secret_in(path: Path, option: Option, value: object) -> str:
+    """Return the secret in a file; ``value``: that of the option without a file."""
     if value is not None:
         raise ConfigError(
             "secret_given_twice",
@@ -197,7 +221,7 @@ def _value(option: Option, values: Mapping[str, Any]) -> Any:
             option=option.name,
         )
     try:
-        secret = Path(path).read_text(encoding="utf-8").strip()
+        secret = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             "secret_file_unreadable",

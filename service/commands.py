@@ -16,6 +16,9 @@ from service.config import ServiceConfig
 from service.memory.flavour_choice import settled
 from service.run_folder import METRICS_VARIABLE, run_folder
 
+_OF_ADAPTERS = ("require_adapter", "import_from", "adapter_prefetch", "adapters_endpoint_url")
+"""Options that promise something about adapters, which would not be kept without their storage."""
+
 
 @click.command()
 @click.option("--plan", is_flag=True, help="Show the device memory that this takes, part by part; nothing is loaded.")
@@ -37,8 +40,8 @@ def serve(plan: bool, gpu_gib: float | None, as_json: bool, **options: Any) -> N
     with run_folder(os.environ.get(METRICS_VARIABLE)) as (folder, metrics):
         os.environ[METRICS_VARIABLE] = str(metrics)
         config = configure(ServiceConfig, options | {"adapter_folder": folder / "adapters"})
-        if options["require_adapter"] and config.adapters is None:
-            raise click.UsageError("--require-adapter needs --adapters")
+        if config.adapters is None and (given := [name for name in _OF_ADAPTERS if options[name]]):
+            raise click.UsageError(f"--{given[0].replace('_', '-')} needs --adapters")
         sys.exit(_run(config))
 
 

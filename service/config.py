@@ -15,7 +15,7 @@ from longcat.errors import ConfigError, LithographError
 from longcat.logs import LogFormat
 from longcat.model.flavour import ModelSettings
 from longcat.model.precision import parse_precision
-from longcat.options import Configuration, Directories, Flag
+from longcat.options import LONGEST_SECONDS, Configuration, Directories, Flag
 from longcat.problem import Problem
 from longcat.storage.address import parse_address
 from longcat.validation import ProblemValueError, check_http_url
@@ -88,7 +88,7 @@ class AdapterConfig(Configuration):
     """Adapters that the rows of one forward can use; each slot takes device memory for all layers at full rank."""
     rank: Annotated[int | None, Field(ge=1), Flag(name="adapter-rank", default=_fits(DEFAULT_RANK))] = None
     """Largest rank that is served; every slot has room for it."""
-    poll_seconds: Annotated[float, Field(ge=0.1), Flag(name="adapter-poll-seconds")] = 2.0
+    poll_seconds: Annotated[float, Field(ge=0.1, le=LONGEST_SECONDS), Flag(name="adapter-poll-seconds")] = 2.0
     """Interval between listings of the storage, and so the longest delay before a new version is found."""
     cache_mib: Annotated[_Count, Flag(name="adapter-cache-mib")] = 2048
     """Main memory for verified adapters; from there, a slot is loaded in milliseconds."""
@@ -127,7 +127,7 @@ class JobConfig(Configuration):
     """Asynchronous jobs kept; beyond it, those that ended first are removed. Jobs under way count in max_queue."""
     mib: Annotated[_Count, Flag(name="jobs-mib")] = 256
     """Memory for images of jobs; beyond it, jobs that ended first are removed, the newest never."""
-    ttl_seconds: Annotated[float, Field(ge=1), Flag(name="job-ttl-seconds")] = 3600.0
+    ttl_seconds: Annotated[float, Field(ge=1, le=LONGEST_SECONDS), Flag(name="job-ttl-seconds")] = 3600.0
     """Time from a job's end to its removal."""
     webhook_secret: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
     """Secret that signs webhooks: 24 bytes or more in base64, with or without whsec_ before it. Make one with `openssl rand
@@ -192,15 +192,15 @@ class ServiceConfig(Configuration):
     """Most requests queued or running; beyond it, 429 with the time after which to retry."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
     """Largest request body; a prompt of 512 tokens is a few KiB."""
-    timeout_seconds: Annotated[float, Field(ge=0.1)] = 600.0
+    timeout_seconds: Annotated[float, Field(ge=0.1, le=LONGEST_SECONDS)] = 600.0
     """Time from a request's arrival to its reply, beyond which it is answered 504; a request may ask for less."""
-    stall_seconds: Annotated[float, Field(ge=2)] = 10.0
+    stall_seconds: Annotated[float, Field(ge=2, le=LONGEST_SECONDS)] = 10.0
     """Time without a denoising step, and without an idle moment, after which the engine counts as hung: readiness fails, and
     new requests get 503. Where steps are long, it is three times the longest recent one."""
-    linger_seconds: Annotated[float, Field(ge=0)] = 0.0
+    linger_seconds: Annotated[float, Field(ge=0, le=LONGEST_SECONDS)] = 0.0
     """Time after SIGTERM in which requests are still accepted, though readiness fails: until load balancers and clients with
     open connections have moved on."""
-    grace_seconds: Annotated[float, Field(ge=0)] = 60.0
+    grace_seconds: Annotated[float, Field(ge=0, le=LONGEST_SECONDS)] = 60.0
     """Time after that in which running requests may finish."""
     jobs: JobConfig = JobConfig()
     """Asynchronous jobs."""

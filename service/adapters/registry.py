@@ -142,9 +142,12 @@ class Registry:
         self._update_pins()
 
     def unload(self, name: str) -> None:
-        """Stop serving a name until it is loaded again. Images being denoised keep it. Raises ``UnknownAdapterError``."""
+        """Stop serving a name until it is loaded again. Images being denoised keep it.
+
+        Raises ``AdapterError`` for an invalid name, or ``UnknownAdapterError``.
+        """
         with self._table.lock:
-            if (entry := self._table.get(name)) is None:
+            if (entry := self._table.get(parse_name(name))) is None:
                 raise _unknown(name, self.storage)
             if entry.served is not None:
                 self._cache.drop(entry.served)

@@ -1,5 +1,6 @@
-"""Secrets among the options."""
+"""Options: secrets, times, and those that need another."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from longcat.errors import ConfigError
 from longcat.options import Configuration, Flag, build, command_options, configure, options_of
+from service.commands import serve as serve_command
 from service.config import ServiceConfig
 from studio.config import StudioConfig
 from tests.conftest import serve
@@ -61,6 +63,34 @@ def test_a_secret_without_a_usable_file_is_an_error_that_names_the_option(tmp_pa
     with pytest.raises(ConfigError, match="--api-key is given, too") as raised:
         build(Keys, {"api_key_file": key, "api_key": "hunter3"})
     assert "hunter" not in str(raised.value)
+
+
+@pytest.mark.parametrize("secret", ["", " ", "two words", "line\nline", "ключ-hunter2", "hunter2\x00"])
+def test_a_secret_that_no_request_can_send_is_an_error_that_does_not_show_it(tmp_path: Path, secret: str) -> None:
+    path = tmp_path / "key"
+    path.write_text(f"x{secret}x y")
+    for given, name in (({"api_key": secret}, "--api-key"), ({"api_key_file": path}, "--api-key-file")):
+        with pytest.raises(ConfigError) as raised:
+            build(Keys, given)
+        assert (raised.value.problems[0].code, raised.value.problems[0].field) == ("secret_invalid", name)
+        assert "hunter" not in str(raised.value)
+
+
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, 1e12])
+def test_a_time_that_no_clock_reaches_is_an_error(seconds: float) -> None:
+    options = [option for option in options_of(ServiceConfig) if option.name.endswith("-seconds")]
+    assert len(options) > 5
+    for option in options:
+        values = {"adapters": "file:///adapters", "adapter_folder": Path(), option.parameter: seconds}
+        with pytest.raises(ConfigError) as raised:
+            build(ServiceConfig, values)
+        assert [problem.field for problem in raised.value.problems] == [option.name]
+
+
+@pytest.mark.parametrize("arguments", [("--import-from", "."), ("--adapter-prefetch",), ("--require-adapter", "ink")])
+def test_an_option_about_adapters_needs_their_storage(arguments: tuple[str, ...]) -> None:
+    refused = CliRunner().invoke(serve_command, arguments)
+    assert (refused.exit_code, f"{arguments[0]} needs --adapters" in refused.output) == (2, True)
 
 
 def test_every_secret_can_be_a_file_and_none_is_shown() -> None:

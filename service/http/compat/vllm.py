@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from longcat.adapter.reference import Reference, parse_reference
 from longcat.errors import AdapterError, NoAdapterStorageError, StorageError, UnknownAdapterError
+from longcat.problem import show
 from longcat.storage.address import FileAddress, parse_address
 from service.config import AdapterConfig
 from service.http.adapters import ADMIN_KEY, AdapterCommands, AdapterCommandsDependency
@@ -97,7 +98,7 @@ async def unload_lora_adapter(body: UnloadAdapterRequest, commands: AdapterComma
                 value=name,
                 name=name.partition("@")[0],
             )
-        raise UnknownAdapterError("lora_not_served", "The lora adapter '{name}' cannot be found.", name=name)
+        raise UnknownAdapterError("lora_not_served", "The lora adapter '{name}' cannot be found.", name=show(name))
     await commands.send(AdapterAction.UNLOAD, name, field=_NAME)
     return f"Success: LoRA adapter '{name}' removed successfully."
 
@@ -175,8 +176,8 @@ def _raise_not_found(body: LoadAdapterRequest, cause: UnknownAdapterError | None
     raise UnknownAdapterError(
         "lora_not_found",
         "Loading lora {name} failed: No adapter found for {path}",
-        name=body.lora_name,
-        path=body.lora_path,
+        name=show(body.lora_name),
+        path=show(body.lora_path),
     ) from cause
 
 

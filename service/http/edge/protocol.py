@@ -8,6 +8,7 @@ probes included, while clients that send nothing hold the connections. This subc
 - a cap on connections; beyond it, the connection that has been without a whole request for the longest makes room;
 - a deadline for clients that read nothing of their replies;
 - a shutdown that waits for no request that has not arrived as a whole;
+- replies to clients that have closed their sending side (``nc -N``), for which uvicorn drops the reply;
 - replies to invalid HTTP in the same form as all other errors, and a pause before the connection ends, so that clients
   that are still sending can read them.
 
@@ -39,6 +40,8 @@ LINGER_SECONDS = 5.0
 """Longest time that a connection stays open after an early reply while its client sends nothing."""
 LINGER_BYTES = 256 * 2**20
 """Most bytes that are read and dropped after an early reply."""
+_HALF_CLOSED_SECONDS = 1.0
+"""Time for the replies to a client that sends no more. Its request is then cancelled, as one that is gone looks alike."""
 _STALL_SECONDS = 30.0
 """Longest time in which a client may read nothing of a reply that waits for it."""
 
@@ -66,6 +69,8 @@ class BoundedProtocol(H11Protocol):
     """The deadline of the head that is awaited, or of a connection that was refused."""
     _stall: asyncio.TimerHandle | None = None
     _is_refused = False
+    _is_half_closed = False
+    """True once the client has closed its sending side."""
     _dropped_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -99,6 +104,18 @@ class BoundedProtocol(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's returns None, which closes the connection
+        """Return True to keep the connection open for replies that are on their way."""
+        self._is_half_closed = True
+        if self._is_refused:
+            return False
+        if self._has_request:
+            self._set_timer(self.loop.call_later(_HALF_CLOSED_SECONDS, self.transport.close))
+            return True
+        if self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]:
+            self._refuse(MalformedRequestError("it is incomplete"))
+        return False
+
     def send_400_response(self, msg: str) -> None:
         """Reject a request that h11 cannot parse; uvicorn calls this method while it handles h11's error."""
         match getattr(sys.exception(), "error_status_hint", 400):
@@ -117,6 +134,8 @@ class BoundedProtocol(H11Protocol):
         super().on_response_complete()
         if self._has_request:  # it was sent ahead
             self._stop_waiting()
+        elif self._is_half_closed:
+            self.transport.close()
 
     def pause_writing(self) -> None:
         """Give the client time to read."""

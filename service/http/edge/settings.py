@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from longcat.options import Configuration, Flag
+from longcat.options import LONGEST_SECONDS, Configuration, Flag
 from longcat.problem import Problem
 from longcat.validation import ProblemValueError
 
@@ -23,11 +23,11 @@ class HttpConfig(Configuration):
 
     max_connections: Annotated[int, Field(ge=1)] = 512
     """Most connections; beyond it, the one that has been without a whole request for the longest is closed for a new one."""
-    keep_alive_seconds: Annotated[float, Field(gt=0)] = 75.0
+    keep_alive_seconds: Annotated[float, Field(gt=0, le=LONGEST_SECONDS)] = 75.0
     """Time for which a connection stays open between requests: longer than proxies keep theirs, which is often 60 s."""
-    header_seconds: Annotated[float, Field(gt=0)] = 10.0
+    header_seconds: Annotated[float, Field(gt=0, le=LONGEST_SECONDS)] = 10.0
     """Time for the headers of a request; beyond it, 408."""
-    body_seconds: Annotated[float, Field(gt=0)] = 30.0
+    body_seconds: Annotated[float, Field(gt=0, le=LONGEST_SECONDS)] = 30.0
     """Time for the body of a request, beside a second for each 16 KiB; beyond it, 408."""
     max_header_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = 32 * 1024
     """Largest request line and headers; beyond it, 431."""

@@ -30,14 +30,17 @@ class CancelledJobError(UserError):
     code = "cancelled"
 
 
-def jobs_of(request: Request) -> ImageJobs:
+async def jobs_of(request: Request) -> ImageJobs:
     """Return the app's jobs."""
     jobs: ImageJobs = request.app.state.jobs
     return jobs
 
 
-def job_of(job_id: str, jobs: Annotated[ImageJobs, Depends(jobs_of)]) -> ImageJob:
-    """Return the job in the path. Raises ``UnknownJobError``."""
+async def job_of(job_id: str, jobs: Annotated[ImageJobs, Depends(jobs_of)]) -> ImageJob:
+    """Return the job in the path. Raises ``UnknownJobError``.
+
+    FastAPI calls a function that is not async in a thread, and another request could remove the job meanwhile.
+    """
     return jobs.get(job_id)
 
 

@@ -2,13 +2,17 @@
 
 import asyncio
 import logging
+import ssl
+import threading
 from datetime import UTC, datetime
+from functools import cached_property
 
 import httpx
 from standardwebhooks import Webhook
 from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from longcat.logs import log_event
+from longcat.problem import reason_of, show
 from service.observability import metrics
 from service.wire.job import JobEvent, JobReport
 
@@ -26,35 +30,54 @@ _GONE = 410
 
 
 class Webhooks:
-    """A sender of webhooks that are signed with one secret."""
+    """A sender of webhooks that are signed with one secret.
+
+    It has an event loop in a thread of its own: a receiver that sends headers or interim replies as fast as it can keeps the
+    parser busy until the deadline, and no request may wait for that.
+    """
 
     def __init__(self, secret: str) -> None:
         self._webhook = Webhook(secret)
 
     async def send(self, url: str, report: JobReport) -> None:
         """Send the end of a job. A failure is logged and counted, not raised: no caller could act on it."""
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._send(url, report), self._loop))
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        threading.Thread(target=loop.run_forever, daemon=True, name="webhooks").start()
+        return loop
+
+    @cached_property
+    def _certificates(self) -> ssl.SSLContext:
+        return httpx.create_ssl_context()  # reads a file of all authorities: once, not for each webhook
+
+    async def _send(self, url: str, report: JobReport) -> None:
         body = JobEvent(type=f"job.{report.status}", timestamp=datetime.now(UTC), data=report).model_dump_json()
         try:
+            certificates = self._certificates
             async with asyncio.timeout(_TOTAL_SECONDS):
-                await self._deliver(url, report.id, body)
+                await self._deliver(url, report.id, body, certificates)
         except RetryError as error:
-            self._give_up(report, _reason(error.last_attempt.exception()))
-        except (TimeoutError, httpx.InvalidURL, UnicodeError) as error:
-            self._give_up(report, _reason(error))
+            self._give_up(report, error.last_attempt.exception() or error)
+        except Exception as error:  # any: a proxy or a certificate file named in the environment raises its own
+            self._give_up(report, error)
         else:
             metrics.WEBHOOKS.labels("delivered").inc()
 
-    def _give_up(self, report: JobReport, reason: str) -> None:
+    def _give_up(self, report: JobReport, error: BaseException) -> None:
         metrics.WEBHOOKS.labels("given_up").inc()
+        reason = show(reason_of(error))  # it may repeat what the receiver sent, of any length
         log_event(log, "webhook_given_up", logging.WARNING, request_id=report.id, reason=reason)
 
-    async def _deliver(self, url: str, job_id: str, body: str) -> None:
+    async def _deliver(self, url: str, job_id: str, body: str, certificates: ssl.SSLContext) -> None:
         attempts = AsyncRetrying(
             stop=stop_after_attempt(_MOST_ATTEMPTS),
             wait=wait_exponential(multiplier=_FIRST_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS),
             retry=retry_if_exception_type((httpx.HTTPError, TimeoutError)),
         )
-        async with httpx.AsyncClient(timeout=_ATTEMPT_SECONDS, follow_redirects=False) as client:
+        async with httpx.AsyncClient(verify=certificates, timeout=_ATTEMPT_SECONDS, follow_redirects=False) as client:
             async for attempt in attempts:
                 with attempt:
                     status = await self._attempt(client, url, job_id, body)
@@ -79,8 +102,3 @@ class Webhooks:
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": self._webhook.sign(message_id, now, body),
         }
-
-
-def _reason(error: BaseException | None) -> str:
-    """Return the reason of a missing reply; some of these exceptions have no text."""
-    return str(error) or type(error).__name__

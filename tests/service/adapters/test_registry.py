@@ -165,6 +165,8 @@ def test_pins_follow_the_name_and_are_limited_and_unloaded_names_stay_unloaded(
     assert service.pinned == ["ink@2"]
     with pytest.raises(UserError, match="1 adapters are pinned already"):
         registry.pin("oil", pinned=True)
+    with pytest.raises(AdapterError, match="give the name alone: ink"):
+        registry.unload("ink@1")
     registry.unload("ink")
     assert service.pinned == []
     put(storage, model, tmp_path / "new", "ink", some_lora(3))

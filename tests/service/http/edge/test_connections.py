@@ -23,6 +23,7 @@ from service.http.edge import protocol
 from service.http.edge.server import uvicorn_arguments
 from service.http.edge.settings import HttpConfig
 from tests.conftest import RunningServer, free_port, serve
+from tests.service.test_serving import LONG, assert_stopped_early, steps_made
 
 MIB = 2**20
 HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\n"
@@ -159,6 +160,32 @@ def test_old_and_new_clients_are_answered(strict: RunningServer, request_bytes: 
     reply = exchange(strict, request_bytes)
     assert reply.count(b"HTTP/1.1 200 OK") == reply.count(b'{"status":"ok"}') == request_bytes.count(b"/healthz")
     assert "Traceback" not in strict.log_text(), strict.log_text()
+
+
+def test_a_client_that_closes_its_sending_side_is_answered(server: RunningServer) -> None:
+    def reply(request: bytes) -> bytes:
+        with closing(connect(server)) as connection:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            return read_all(connection)
+
+    assert reply(b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 OK")
+    assert reply(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 3).count(b"HTTP/1.1 200 OK") == 3
+    assert reply(HEAD + b"Content-Length: 2\r\n\r\n{}").startswith(b"HTTP/1.1 422")
+    check_error(reply(HEAD + b"Content-Length: 9\r\n\r\n{"), 400, "malformed_request")
+    check_error(reply(HEAD + b"Content-Le"), 400, "malformed_request")
+    assert reply(b"") == b""
+
+
+def test_a_client_that_closes_its_sending_side_waits_for_no_picture(
+    server: RunningServer, client: httpx.Client
+) -> None:
+    body, made = json.dumps(LONG).encode(), steps_made(client)
+    with closing(connect(server)) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        connection.shutdown(socket.SHUT_WR)
+        assert read_all(connection) == b""
+    assert_stopped_early(client, made)
 
 
 def test_a_request_that_comes_too_slowly_is_answered_408(strict: RunningServer) -> None:

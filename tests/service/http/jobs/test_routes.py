@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -155,6 +156,19 @@ def test_a_cancelled_job_costs_no_more_steps_and_one_that_is_over_is_forgotten(h
     gone = http.get(location)
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "job_not_found")
     assert http.delete(location).status_code == 404
+
+
+def test_requests_for_a_job_that_another_request_removes_find_it_or_do_not(http: httpx.Client) -> None:
+    for _ in range(8):
+        location = submit(http, width=64, height=64, steps=1)
+        wait_until_over(http, location)
+        requests = [("DELETE", location), ("GET", location), ("GET", f"{location}/result")] * 16
+        with ThreadPoolExecutor(len(requests)) as pool:
+            replies = list(
+                pool.map(lambda request: httpx.request(request[0], f"{http.base_url}{request[1]}"), requests)
+            )
+        assert {reply.status_code for reply in replies} <= {200, 404}
+        assert sum(reply.is_success for reply in replies if reply.request.method == "DELETE") == 1
 
 
 def test_a_job_that_is_cancelled_at_once_is_never_drawn(http: httpx.Client) -> None:

@@ -3,8 +3,11 @@
 import asyncio
 import gzip
 import resource
+import socketserver
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
@@ -50,12 +53,26 @@ async def early_hints(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.01)
 
 
+async def long_line(writer: asyncio.StreamWriter) -> None:
+    """Send something that is not HTTP."""
+    writer.write(b"x" * 60_000 + b"\r\n\r\n")
+    await writer.drain()
+
+
 async def redirect(writer: asyncio.StreamWriter) -> None:
     """Redirect to itself, as to any address within reach of the server."""
     host, port = writer.get_extra_info("sockname")
     head = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://{host}:{port}/inside\r\nContent-Length: 0\r\n\r\n"
     writer.write(head.encode())
     await writer.drain()
+
+
+def finished_job() -> JobReport:
+    now = datetime.now(UTC)
+    return JobReport(
+        id="one", status=JobStatus.SUCCEEDED, created_at=now, started_at=now, finished_at=now, expires_at=now,
+        steps_made=1, steps=1, result_url=None, result=None, error=None,
+    )  # fmt: skip
 
 
 async def send_to(behaviour: Behaviour) -> tuple[int, float]:
@@ -75,13 +92,8 @@ async def send_to(behaviour: Behaviour) -> tuple[int, float]:
 
     server = await asyncio.start_server(receive, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    now = datetime.now(UTC)
-    report = JobReport(
-        id="one", status=JobStatus.SUCCEEDED, created_at=now, started_at=now, finished_at=now, expires_at=now,
-        steps_made=1, steps=1, result_url=None, result=None, error=None,
-    )  # fmt: skip
     begin = time.monotonic()
-    await Webhooks(SECRET).send(f"http://127.0.0.1:{port}/", report)
+    await Webhooks(SECRET).send(f"http://127.0.0.1:{port}/", finished_job())
     seconds = time.monotonic() - begin
     server.close()
     return attempts, seconds
@@ -109,3 +121,52 @@ def test_an_attempt_and_all_attempts_have_a_deadline(behaviour: Behaviour, monke
     attempts, seconds = asyncio.run(send_to(behaviour))
     assert attempts == 2
     assert 1.5 < seconds < 3
+
+
+def test_a_reason_has_one_short_line_whatever_the_receiver_sends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(webhooks, "_TOTAL_SECONDS", 600.0)
+    monkeypatch.setattr(webhooks, "_MOST_ATTEMPTS", 1)
+    asyncio.run(send_to(long_line))
+    (record,) = [record for record in caplog.records if getattr(record, "event", "") == "webhook_given_up"]
+    assert len(record.fields["reason"]) < 300  # type: ignore[attr-defined]
+
+
+class Flood(socketserver.BaseRequestHandler):
+    """Sends interim responses as fast as they are read."""
+
+    def handle(self) -> None:
+        self.request.recv(65536)
+        with suppress(ConnectionError):
+            while True:
+                self.request.sendall(b"HTTP/1.1 100 C\r\n\r\n" * 4000)
+
+
+def test_a_receiver_that_keeps_the_parser_busy_costs_requests_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "_TOTAL_SECONDS", 3.0)
+
+    async def own_seconds(url: str) -> float:
+        before = time.thread_time()
+        await Webhooks(SECRET).send(url, finished_job())
+        return time.thread_time() - before
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Flood) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host, port = server.server_address[:2]
+        assert asyncio.run(own_seconds(f"http://{host!s}:{port}/")) < 0.05
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("HTTP_PROXY", "nonsense://x"), ("HTTP_PROXY", "socks5://127.0.0.1:1"), ("SSL_CERT_FILE", "/nowhere")],
+)
+def test_an_odd_environment_is_the_reason_of_a_failed_webhook(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(webhooks, "_MOST_ATTEMPTS", 1)
+    asyncio.run(Webhooks(SECRET).send("http://hooks.example.com/", finished_job()))
+    (record,) = [record for record in caplog.records if getattr(record, "event", "") == "webhook_given_up"]
+    assert record.fields["reason"]  # type: ignore[attr-defined]
