@@ -274,6 +274,7 @@ def test_connections_without_a_request_hold_no_shutdown(tmp_path: Path) -> None:
     with serve(tmp_path, *patient) as server, ExitStack() as stack:
         body = json.dumps(APPLE | {"steps": 60}).encode()
         working = stack.enter_context(closing(connect(server)))
+        working.settimeout(120)  # its picture takes long on a busy machine
         working.sendall(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
         others = [stack.enter_context(closing(connect(server))) for _ in range(80)]
         for i, connection in enumerate(others):
