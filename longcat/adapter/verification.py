@@ -122,6 +122,14 @@ def check_rank(rank: int, max_rank: int) -> None:
 
 def check_layer(module: str, layer: Layer, widths: tuple[int, ...], *, max_rank: int) -> None:
     """Check that a layer fits the (in, out) widths of its module. Raises ``AdapterError``."""
+    if is_norm(module):
+        raise AdapterError(
+            "adapter_matrix_on_norm",
+            "{module} has a {kind}, and is a norm, whose weight is a vector",
+            remedy="train it on linear layers only; a change of a norm is a vector, .diff",
+            module=module,
+            kind=layer.kind,
+        )
     width_in, width_out = widths
     check_rank(layer.rank, max_rank)
     if layer.rank == 0:

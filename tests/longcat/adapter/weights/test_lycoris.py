@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from longcat.adapter.export import WRITERS
 from longcat.adapter.foreign.reading import read_foreign
-from longcat.adapter.modules import linear_modules, lora_targets
+from longcat.adapter.modules import adaptable_modules, linear_modules, lora_targets
 from longcat.adapter.verification import changes_nothing, check_lora
 from longcat.adapter.weights.draft import describe_lora
 from longcat.adapter.weights.file import load_lora, save_lora
@@ -271,6 +271,21 @@ def test_what_cannot_be_computed_is_refused_by_name(
 ) -> None:
     with pytest.raises(AdapterError, match=problem):
         read_foreign(spoiled(written[0], change, tmp_path), lora_targets(model.transformer))
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "diffusion_model.", "lycoris_"])
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_matrices_of_a_norm_are_refused_by_name(model: Components, prefix: str, kind: str, tmp_path: Path) -> None:
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        "lora": {"lora_A.weight": (4, 64), "lora_B.weight": (64, 4)},
+        "loha": {"hada_w1_a": (64, 4), "hada_w1_b": (4, 64), "hada_w2_a": (64, 4), "hada_w2_b": (4, 64), "alpha": ()},
+        "lokr": {"lokr_w1": (8, 8), "lokr_w2": (8, 8)},
+    }
+    module = "transformer_blocks.0.attn.norm_q"
+    name = f"{prefix}{module.replace('.', '_') if prefix.endswith('_') else module}"
+    save_file({f"{name}.{end}": torch.ones(shape) for end, shape in shapes[kind].items()}, tmp_path / "a.safetensors")
+    with pytest.raises(AdapterError, match=rf"{module} has a {kind}, and is a norm"):
+        read_foreign(tmp_path / "a.safetensors", adaptable_modules(model.transformer))
 
 
 def test_products_that_overflow_are_refused(model: Components) -> None:
