@@ -19,9 +19,12 @@ from studio.connection.service_connection import ServiceConnection
 from studio.context import StudioContext
 from studio.datasets import bulk_pages
 from studio.datasets import pages as dataset_pages
+from studio.generate import composer, gallery_pages, picture_pages
 from studio.generate import pages as generate_pages
 from studio.generate.gallery import Gallery
 from studio.generate.generations import Generations
+from studio.generate.grid import pages as grid_pages
+from studio.generate.grid.grids import Grids
 from studio.jobs import pages as job_pages
 from studio.training import pages as train_pages
 from studio.training.services import TrainingServices
@@ -33,7 +36,10 @@ from studio.web.navigation import NAVIGATION
 from studio.web.pages import Pages
 from studio.web.static_files import StaticAssets
 
-_PAGES = (preferences, generate_pages, dataset_pages, bulk_pages, train_pages, job_pages, adapter_pages)
+_PAGES = (
+    preferences, composer, gallery_pages, picture_pages, grid_pages, generate_pages, dataset_pages, bulk_pages, train_pages,
+    job_pages, adapter_pages,
+)  # fmt: skip
 
 
 def create_app(config: StudioConfig) -> FastAPI:
@@ -48,6 +54,7 @@ def create_app(config: StudioConfig) -> FastAPI:
 
     gallery = Gallery(config.home / "gallery")
     generations = Generations(connection, gallery)
+    grids = Grids(config.home / "grids", connection, gallery)
     training = TrainingServices(config)
     catalogue = AdapterCatalogue(
         config.adapters_uri, endpoint_url=config.adapters_endpoint_url, cache=config.home / "cache" / "adapters"
@@ -62,6 +69,7 @@ def create_app(config: StudioConfig) -> FastAPI:
         finally:
             await run_in_threadpool(training.close)
             await generations.close()
+            await grids.close()
             await service.stop()
 
     app = FastAPI(title="Lithograph Studio", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
@@ -71,6 +79,7 @@ def create_app(config: StudioConfig) -> FastAPI:
         service=connection,
         gallery=gallery,
         generations=generations,
+        grids=grids,
         catalogue=catalogue,
         importer=Importer(config),
         training=training,

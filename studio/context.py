@@ -10,6 +10,7 @@ from studio.config import StudioConfig
 from studio.connection.service_connection import ServiceConnection
 from studio.generate.gallery import Gallery
 from studio.generate.generations import Generations
+from studio.generate.grid.grids import Grids
 from studio.training.services import TrainingServices
 from studio.web.access import Access
 
@@ -23,6 +24,7 @@ class StudioContext:
     service: ServiceConnection
     gallery: Gallery
     generations: Generations
+    grids: Grids
     training: TrainingServices
     catalogue: AdapterCatalogue
     importer: Importer

@@ -20,7 +20,16 @@ from httpx_sse import EventSource
 from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from lithograph.client.errors import ServiceError, check, unreachable
-from lithograph.client.protocol import AdapterReport, ClientEvent, Options, body_of, check_end, event_of, result_of
+from lithograph.client.protocol import (
+    AdapterReport,
+    ClientEvent,
+    Options,
+    TokenCount,
+    body_of,
+    check_end,
+    event_of,
+    result_of,
+)  # fmt: skip
 from service.wire.events import ResultEvent
 from service.wire.job import JobReport
 
@@ -107,6 +116,10 @@ class Client:
     def unpin_adapter(self, name: str) -> AdapterReport:
         """Unpin an adapter."""
         return AdapterReport.model_validate_json(self._request("POST", f"/v1/adapters/{name}/unpin").content)
+
+    def count_tokens(self, prompt: str) -> TokenCount:
+        """Return the length of a prompt as the model counts it, and the limit."""
+        return TokenCount.model_validate_json(self._request("POST", "/v1/tokens", json={"prompt": prompt}).content)
 
     def info(self) -> dict[str, Any]:
         """Return the model, limits, defaults and versions."""
@@ -201,6 +214,11 @@ class AsyncClient:
     async def unpin_adapter(self, name: str) -> AdapterReport:
         """Unpin an adapter."""
         return AdapterReport.model_validate_json((await self._request("POST", f"/v1/adapters/{name}/unpin")).content)
+
+    async def count_tokens(self, prompt: str) -> TokenCount:
+        """Return the length of a prompt as the model counts it, and the limit."""
+        reply = await self._request("POST", "/v1/tokens", json={"prompt": prompt})
+        return TokenCount.model_validate_json(reply.content)
 
     async def info(self) -> dict[str, Any]:
         """Return the model, limits, defaults and versions."""

@@ -10,11 +10,11 @@ from longcat.problem import Problem
 from service.wire.events import PreviewEvent, ResultEvent, StepEvent
 from service.wire.job import JobReport, JobStatus
 from service.wire.messages import AdapterReport, AdapterStatus
-from service.wire.schema import ErrorBody, ProblemBody
+from service.wire.schema import ErrorBody, ProblemBody, TokenCount
 
 __all__ = [
     "AdapterReport", "AdapterStatus", "ClientEvent", "JobReport", "Options", "PreviewEvent", "ResultEvent", "StepEvent",
-    "body_of", "check_end", "event_of", "flavour_reason", "result_of",
+    "TokenCount", "body_of", "check_end", "event_of", "flavour_reason", "result_of",
 ]  # fmt: skip
 
 ClientEvent = StepEvent | PreviewEvent | ResultEvent

@@ -1,16 +1,19 @@
-"""``POST /generate``: pictures, JSON with them, server-sent events, or a job."""
+"""``POST /v1/tokens`` counts a prompt; ``POST /generate``: pictures, JSON with them, server-sent events, or a job."""
 
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from longcat.sampling.prompt import least_tokens, tokenize_body
 from service.http.admission import AdmissionDependency
+from service.http.error_responses import GENERATE_ERRORS
 from service.http.jobs.routes import JobsDependency, reply_with_job
 from service.http.pictures import PICTURES, reply_with_events, reply_with_pictures, server_sent
 from service.http.requests.json_body import JsonRoute
+from service.http.requests.threads import run_in_thread
 from service.wire.events import ErrorEvent, SentEvent
-from service.wire.schema import ErrorBody, ErrorDetail, GenerateRequest
+from service.wire.schema import ErrorBody, ErrorDetail, GenerateRequest, TokenCount, TokensRequest
 
 router = APIRouter(tags=["model"], route_class=JsonRoute)
 
@@ -40,3 +43,17 @@ async def generate(
         return await reply_with_events(request, admission.events(command, request), encode)
     result = await admission.result(command, request)
     return reply_with_pictures(result, as_json=body.response_format == "json")
+
+
+@router.post(
+    "/v1/tokens",
+    summary="Count a prompt's tokens",
+    responses={status: GENERATE_ERRORS[status] for status in (400, 408, 413, 422, 431)},
+)
+async def count_tokens(body: TokensRequest, admission: AdmissionDependency) -> TokenCount:
+    """The number of tokens of a prompt, and the most that a request may have."""
+    most = admission.limits.settings.max_prompt_tokens
+    if (least := least_tokens(body.prompt, max_tokens=most)) > most:
+        return TokenCount(tokens=least, max_tokens=most, is_exact=False)
+    ids = await run_in_thread(tokenize_body, body.prompt, admission.tokenize)
+    return TokenCount(tokens=len(ids), max_tokens=most)

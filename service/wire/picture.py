@@ -8,10 +8,10 @@ import io
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longcat.errors import RecipeError
@@ -85,26 +85,19 @@ def encode_preview(pixels: np.ndarray) -> bytes:
 
 def read_recipe(path: Path) -> Recipe:
     """Read the recipe in a PNG. Raises ``RecipeError`` if there is none."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            text = image.info.get(RECIPE_KEY)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of them
-        raise RecipeError(
-            "recipe_not_a_picture",
-            "cannot be read as a picture: {reason}",
-            remedy="give a PNG that Lithograph made",
-            field="recipe",
-            value=str(path),
-            reason=str(error),
-        ) from error
+    return recipe_in(path, name=str(path))
+
+
+def recipe_in(file: Path | BinaryIO, *, name: str) -> Recipe:
+    """Read the recipe in a PNG that errors call ``name``. Raises ``RecipeError`` if there is none."""
+    text = _chunk_in(file, name=name)
     if not isinstance(text, str):
         raise RecipeError(
             "recipe_missing",
             "carries no recipe",
             remedy="give a PNG that Lithograph made and that no program has saved again",
             field="recipe",
-            value=str(path),
+            value=name,
         )
     try:
         return Recipe.model_validate_json(text)
@@ -115,8 +108,42 @@ def read_recipe(path: Path) -> Recipe:
             "carries a recipe that this version cannot read, at {where}",
             remedy="use the version that made it",
             field="recipe",
-            value=str(path),
+            value=name,
             where=where,
+        ) from error
+
+
+def _chunk_in(file: Path | BinaryIO, *, name: str) -> object:
+    """Return the text of the recipe's chunk in a PNG, None without one. Raises ``RecipeError`` for other files."""
+    try:
+        with Image.open(file) as image:
+            if image.format != "PNG":
+                raise RecipeError(
+                    "recipe_not_png",
+                    "is a {format} picture, and only PNG files carry a recipe",
+                    remedy="give the PNG that Lithograph made",
+                    field="recipe",
+                    value=name,
+                    format=image.format,
+                )
+            image.load()
+            return image.info.get(RECIPE_KEY)
+    except UnidentifiedImageError as error:
+        raise RecipeError(
+            "recipe_not_an_image",
+            "is no picture",
+            remedy="give a PNG that Lithograph made",
+            field="recipe",
+            value=name,
+        ) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of them
+        raise RecipeError(
+            "recipe_not_a_picture",
+            "cannot be read as a picture: {reason}",
+            remedy="give a PNG that Lithograph made",
+            field="recipe",
+            value=name,
+            reason=str(error),
         ) from error
 
 

@@ -151,6 +151,26 @@ class ResolvedRequest(BaseModel):
     adapters: tuple[AdapterChoice, ...] = ()
 
 
+class TokensRequest(BaseModel):
+    """The body of ``POST /v1/tokens``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+    prompt: str
+
+
+class TokenCount(BaseModel):
+    """The length of a prompt."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tokens: Annotated[int, Field(description="As the model counts them, its template left out.")]
+    max_tokens: Annotated[int, Field(description="The most that a request may have.")]
+    is_exact: Annotated[
+        bool, Field(description="False: the prompt is too long to be counted, tokens is the least.")
+    ] = True
+
+
 class AppliedAdapter(BaseModel):
     """An applied adapter: the version and its scale."""
 

@@ -89,10 +89,12 @@ class AdapterCatalogue:
 
     def validation_images(self, manifest: Manifest) -> list[ValidationImage]:
         """Return the validation pictures of a version, with their prompts."""
-        return [
-            ValidationImage(key=key, prompt=str(scene_of(self.validation_image(manifest, key)).get("prompt", "")))
-            for key in manifest.validation_images
-        ]
+        return [self.described(manifest, key) for key in manifest.validation_images]
+
+    def described(self, manifest: Manifest, key: str) -> ValidationImage:
+        """Return one validation picture with its prompt. Raises ``PictureNotFoundError`` if there is none."""
+        scene = scene_of(self.validation_image(manifest, key))
+        return ValidationImage(key=key, prompt=str(scene.get("prompt", "")))
 
     def validation_image(self, manifest: Manifest, key: str) -> Path:
         """Return one validation picture. Raises ``PictureNotFoundError`` if the manifest has no such key."""

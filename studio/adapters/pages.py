@@ -15,6 +15,7 @@ from starlette.responses import FileResponse, Response
 
 from lithograph.client.errors import ServiceError
 from lithograph.client.protocol import AdapterStatus
+from longcat.adapter.manifest import Manifest
 from longcat.adapter.reference import parse_reference
 from longcat.errors import AdapterError
 from longcat.problem import Problem
@@ -24,6 +25,7 @@ from studio.context import StudioContext, studio_of
 from studio.web.errors import FormError, PageNotFoundError
 from studio.web.forms import read_form
 from studio.web.pages import render
+from studio.web.samples import ShownSample, render_sample
 
 router = APIRouter()
 
@@ -142,6 +144,28 @@ async def version_picture(request: Request, name: str, version: Version, key: st
     return FileResponse(
         await asyncio.to_thread(studio.catalogue.validation_image, manifest, key), media_type="image/png", headers=_KEPT
     )
+
+
+@router.get("/adapters/{name}/{version}/samples/{key:path}")
+async def version_sample(request: Request, name: str, version: Version, key: str, below: str | None = None) -> Response:
+    """Show a validation picture in the viewer, over that of the same prompt by another version."""
+    studio = studio_of(request)
+    entry = await asyncio.to_thread(studio.catalogue.get, name)
+    manifest = await asyncio.to_thread(studio.catalogue.manifest, name, version)
+    shown = await asyncio.to_thread(studio.catalogue.described, manifest, key)
+    say = request.app.state.pages.language(request)
+
+    def sample_of(made_by: Manifest) -> ShownSample:
+        address = f"/adapters/{made_by.name}/{made_by.version}"
+        return ShownSample(
+            key=str(made_by.version), url=f"{address}/samples/{key}", src=f"{address}/pictures/{key}",
+            prompt=shown.prompt or key, label=say("adapters.version", version=made_by.version),
+        )  # fmt: skip
+
+    others = [
+        sample_of(other) for other in entry.versions if other.version != version and key in other.validation_images
+    ]
+    return render_sample(request, sample_of(manifest), others, below=below)
 
 
 @router.post("/adapters/{name}/{version}/latest")

@@ -8,7 +8,7 @@ from typing import Any
 
 from lithograph.client.client import AsyncClient
 from lithograph.client.errors import ServiceError
-from lithograph.client.protocol import AdapterReport, flavour_reason
+from lithograph.client.protocol import AdapterReport, TokenCount, flavour_reason
 from longcat.problem import Problem
 
 log = logging.getLogger("lithograph.studio")
@@ -49,6 +49,16 @@ class ServiceConnection:
         """Reason for which the service has chosen its model itself; None where its operator has."""
         return None if self.info is None else flavour_reason(self.info)
 
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The model as ``GET /v1/info`` describes it; empty before the first reply."""
+        return {} if self.info is None else self.info["model"]
+
+    @property
+    def fingerprint(self) -> str:
+        """State and model: pages show them again when they change."""
+        return f"{self.state}-{self.model.get('flavour', '')}-{self.model.get('precision', '')}"
+
     async def start(self) -> None:
         """Start polling."""
         self._watching = asyncio.create_task(self._watch())
@@ -64,6 +74,10 @@ class ServiceConnection:
     async def adapters(self) -> AdapterReport:
         """Return the adapters that it serves now. Raises ``ServiceError``."""
         return await self._probe.adapters()
+
+    async def count_tokens(self, prompt: str) -> TokenCount:
+        """Return a prompt's length as its model counts it. Raises ``ServiceError``."""
+        return await self._probe.count_tokens(prompt)
 
     def lost(self, problem: Problem) -> None:
         """Note that its process ended, and that another is being started."""

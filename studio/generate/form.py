@@ -10,23 +10,27 @@ from longcat.adapter.reference import parse_reference
 from longcat.errors import AdapterError
 from longcat.model.shape import GRID_PX
 from studio.generate.limits import GenerationLimits
-from studio.generate.recipe import LARGEST_SEED, PictureRecipe, ScaledAdapter
+from studio.generate.recipe import LARGEST_SEED, PictureRecipe, Scale, ScaledAdapter
 from studio.web.errors import FormError
 from studio.web.forms import read_form, text_of
 
-LARGEST_SCALE = 2.0
 LARGEST_GUIDANCE = 30.0
 _LONGEST_PROMPT = 20_000
 """Characters; the service has its own limit, in tokens."""
 
 _Prompt = Annotated[str, Field(max_length=_LONGEST_PROMPT)]
-_Scale = Annotated[float, Field(ge=-LARGEST_SCALE, le=LARGEST_SCALE, allow_inf_nan=False)]
 
 
-def read_recipe(form: FormData, limits: GenerationLimits) -> PictureRecipe:
-    """Return the recipe that the form describes. Raises ``FormError`` naming every field that is wrong."""
-    names = [name for name in form.getlist("adapter") if isinstance(name, str) and _is_reference(name)]
-    given = read_form(_model(limits), form, adapters={name: text_of(form, f"scale:{name}") or 0.0 for name in names})
+def read_recipe(form: FormData, limits: GenerationLimits, *, prompt: str = "") -> PictureRecipe:
+    """Return the recipe that the form describes; ``prompt`` stands for one that it leaves out.
+
+    Raises ``FormError`` naming every field that is wrong.
+    """
+    names = [name for name in form.getlist("adapter") if isinstance(name, str) and is_reference(name)]
+    values: dict[str, object] = {"adapters": {name: text_of(form, f"scale:{name}") or 0.0 for name in names}}
+    if prompt and not text_of(form, "prompt"):
+        values["prompt"] = prompt
+    given = read_form(_model(limits), form, **values)
     fields = given.model_dump()
     adapters = tuple(ScaledAdapter(name=name, scale=scale) for name, scale in fields.pop("adapters").items())
     recipe = PictureRecipe(**fields, adapters=adapters)
@@ -52,11 +56,14 @@ def _model(limits: GenerationLimits) -> type[BaseModel]:
         guidance_scale=(Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE, allow_inf_nan=False)] | None, None),
         seed=(Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None, None),
         num_images=(Annotated[int, Field(ge=1, le=limits.max_images)], 1),
-        adapters=(dict[str, _Scale], {}),
+        cfg_renorm=(bool, True),
+        rewrite_prompt=(bool, False),
+        adapters=(dict[str, Scale], {}),
     )
 
 
-def _is_reference(name: str) -> bool:
+def is_reference(name: str) -> bool:
+    """Return True for a name that an adapter or a version of one can have."""
     try:
         parse_reference(name)
     except AdapterError:

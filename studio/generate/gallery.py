@@ -1,6 +1,7 @@
 """Pictures that were drawn, each with its recipe.
 
-``gallery/<id>/`` holds ``picture.png``, ``thumbnail.webp`` and ``picture.json``; it appears whole or not at all.
+``gallery/<id>/`` holds ``picture.png``, ``thumbnail.webp`` and ``picture.json``; it appears whole or not at all. A file
+``favourite`` marks a picture, and ``counterpart`` names the one that it is compared with.
 """
 
 import io
@@ -9,11 +10,14 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
 from PIL import Image
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from longcat.storage.atomic import write_atomically
 from longcat.storage.disk import writing
@@ -24,6 +28,7 @@ _ID = re.compile(r"[0-9]{8}-[0-9]{12}-[0-9a-f]{6}")
 _THUMBNAIL_PX = 384
 _THUMBNAIL_QUALITY = 82
 _COUNTERPART = "counterpart"
+_FAVOURITE = "favourite"
 
 
 class GalleryPicture(BaseModel):
@@ -37,12 +42,20 @@ class GalleryPicture(BaseModel):
     recipe: PictureRecipe
     """With nothing left open: drawing it gives this picture again."""
     flavour: str
+    precision: str = ""
+    """Of the model's weights; empty for pictures that were made before it was kept."""
     model_hash: str
     """SHA-256 of the model that drew it."""
     seconds: float
     """From request to picture, its neighbours' time included."""
     drawn_prompt: str
     """What was drawn, if the prompt was rewritten."""
+    is_favourite: Annotated[bool, Field(exclude=True)] = False
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """Names of its adapters, without versions."""
+        return frozenset(adapter.name.partition("@")[0] for adapter in self.recipe.adapters)
 
     @property
     def file_name(self) -> str:
@@ -51,11 +64,41 @@ class GalleryPicture(BaseModel):
         return f"{words or 'picture'}-{self.recipe.seed}.png"
 
 
+@dataclass(frozen=True, kw_only=True)
+class GalleryFilter:
+    """A choice among the pictures; each part narrows it."""
+
+    words: str = ""
+    """Every one of them is in the prompt."""
+    adapter: str = ""
+    """A name without a version."""
+    favourites: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Return True if every picture is chosen."""
+        return self == GalleryFilter()
+
+    def takes(self, picture: GalleryPicture) -> bool:
+        """Return True if the picture is chosen."""
+        prompt = picture.recipe.prompt.casefold()
+        return (
+            all(word in prompt for word in self.words.casefold().split())
+            and (not self.adapter or self.adapter in picture.adapters)
+            and (not self.favourites or picture.is_favourite)
+        )
+
+
+EVERYTHING = GalleryFilter()
+
+
 class Gallery:
     """Pictures below one directory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._known: dict[str, GalleryPicture] = {}
+        """Pictures that were read: a description never changes, apart from the favourite, which is looked up."""
 
     def add(self, content: bytes, picture: GalleryPicture) -> None:
         """Keep a PNG and what is known of it. Raises ``StorageError`` if the disk refuses."""
@@ -69,25 +112,47 @@ class Gallery:
                 (partial / "picture.json").write_text(picture.model_dump_json(indent=1), encoding="utf-8")
                 partial.rename(self._folder / picture.id)
 
-    def page(self, *, before: str | None, count: int) -> list[GalleryPicture]:
-        """The newest pictures, or those older than one."""
-        found: list[GalleryPicture] = []
-        for picture_id in sorted(self._ids(), reverse=True):
-            if before is None or picture_id < before:
-                try:
-                    found.append(self.get(picture_id))
-                except PictureNotFoundError:  # removed since it was listed
-                    continue
+    def page(self, *, before: str | None, count: int, chosen: GalleryFilter = EVERYTHING) -> list[GalleryPicture]:
+        """The newest pictures of a choice, or those older than one."""
+        found = (picture for picture in self._newest(before) if chosen.takes(picture))
+        return list(islice(found, count))
+
+    def adapters(self) -> list[str]:
+        """Return the names of all adapters that pictures were drawn with."""
+        return sorted({name for picture in self._newest(None) for name in picture.adapters})
+
+    def prompts(self, *, count: int) -> list[str]:
+        """Return the last prompts, each once, the newest first."""
+        found: dict[str, None] = {}
+        for picture in self._newest(None):
+            found.setdefault(picture.recipe.prompt)
             if len(found) == count:
                 break
-        return found
+        return list(found)
 
     def get(self, picture_id: str) -> GalleryPicture:
         """One picture. Raises ``PictureNotFoundError`` if there is none."""
+        path = self._path(picture_id)
         try:
-            return GalleryPicture.model_validate_json((self._path(picture_id) / "picture.json").read_bytes())
+            known = self._known.get(picture_id)
+            if known is None or not path.is_dir():
+                known = GalleryPicture.model_validate_json((path / "picture.json").read_bytes())
+                self._known[picture_id] = known
         except (OSError, ValidationError) as error:
+            self._known.pop(picture_id, None)
             raise PictureNotFoundError from error
+        return known.model_copy(update={"is_favourite": (path / _FAVOURITE).exists()})
+
+    def mark(self, picture_id: str, *, favourite: bool) -> GalleryPicture:
+        """Mark a picture as a favourite, or no longer. Raises ``PictureNotFoundError`` if there is none."""
+        self.get(picture_id)
+        marker = self._path(picture_id) / _FAVOURITE
+        if favourite:
+            with writing(self._folder, field="gallery"):
+                marker.touch()
+        else:
+            marker.unlink(missing_ok=True)
+        return self.get(picture_id)
 
     def file(self, picture_id: str, name: str) -> Path:
         """``picture.png`` or ``thumbnail.webp``. Raises ``PictureNotFoundError`` if it is not there."""
@@ -98,6 +163,7 @@ class Gallery:
 
     def remove(self, picture_id: str) -> None:
         """Forget a picture; nothing happens if it is not there."""
+        self._known.pop(picture_id, None)
         path = self._path(picture_id)
         doomed = path.with_name(f".old-{path.name}")
         try:
@@ -121,6 +187,15 @@ class Gallery:
         if not _ID.fullmatch(picture_id):
             raise PictureNotFoundError
         return self._folder / picture_id
+
+    def _newest(self, before: str | None) -> Iterator[GalleryPicture]:
+        """Yield the pictures, or those older than one, from the newest on."""
+        for picture_id in sorted(self._ids(), reverse=True):
+            if before is None or picture_id < before:
+                try:
+                    yield self.get(picture_id)
+                except PictureNotFoundError:  # removed since it was listed
+                    continue
 
     def _ids(self) -> Iterator[str]:
         if self._folder.is_dir():

@@ -6,11 +6,12 @@ A generation belongs to the studio and not to a page: every page shows all of th
 import asyncio
 import base64
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 from lithograph.client.errors import RequestError, ServiceError
 from lithograph.client.protocol import PreviewEvent, ResultEvent, StepEvent
@@ -189,31 +190,9 @@ class Generations:
                         await self._keep(generation, event, asyncio.get_running_loop().time() - begun)
 
     async def _keep(self, generation: Generation, drawn: ResultEvent, seconds: float) -> None:
-        """Put the pictures into the gallery, the first one newest."""
-        request, now = drawn.request, datetime.now(UTC)
-        adapters = tuple(ScaledAdapter(name=adapter.reference, scale=adapter.scale) for adapter in drawn.adapters)
-        info = self._service.info or {"model": {"flavour": ""}}
-        for i, image in enumerate(drawn.images):
-            created = now - timedelta(microseconds=i)
-            picture = GalleryPicture(
-                id=new_id(created),
-                created=created,
-                recipe=PictureRecipe(
-                    prompt=request.prompt,
-                    negative_prompt=request.negative_prompt,
-                    width=request.width,
-                    height=request.height,
-                    steps=request.steps,
-                    guidance_scale=request.guidance_scale,
-                    seed=image.seed,
-                    adapters=adapters,
-                ),
-                flavour=info["model"]["flavour"],
-                model_hash=drawn.model_hash,
-                seconds=seconds,
-                drawn_prompt=drawn.prompt,
-            )
-            await asyncio.to_thread(self._gallery.add, image.content, picture)
+        """Put the pictures into the gallery."""
+        for picture, content in pictures_of(drawn, self._service.model, seconds):
+            await asyncio.to_thread(self._gallery.add, content, picture)
             generation.pictures.append(picture)
         if generation.compares is not None:
             await asyncio.to_thread(self._gallery.pair, generation.compares, generation.pictures[0].id)
@@ -228,3 +207,37 @@ class Generations:
         over = [generation.id for generation in self._generations.values() if generation.is_over]
         for drawing_id in over[: max(0, len(over) - _REMEMBERED)]:
             del self._generations[drawing_id]
+
+
+def pictures_of(drawn: ResultEvent, model: Mapping[str, Any], seconds: float) -> Iterator[tuple[GalleryPicture, bytes]]:
+    """Yield the pictures of a result for the gallery, each with its PNG, the first one newest.
+
+    ``model``: as ``GET /v1/info`` describes it. ``seconds``: from request to result.
+    """
+    request, now = drawn.request, datetime.now(UTC)
+    adapters = tuple(ScaledAdapter(name=adapter.reference, scale=adapter.scale) for adapter in drawn.adapters)
+    for i, image in enumerate(drawn.images):
+        created = now - timedelta(microseconds=i)
+        recipe = PictureRecipe(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            width=request.width,
+            height=request.height,
+            steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            seed=image.seed,
+            cfg_renorm=request.cfg_renorm,
+            rewrite_prompt=request.rewrite_prompt,
+            adapters=adapters,
+        )
+        picture = GalleryPicture(
+            id=new_id(created),
+            created=created,
+            recipe=recipe,
+            flavour=model.get("flavour", ""),
+            precision=model.get("precision", ""),
+            model_hash=drawn.model_hash,
+            seconds=seconds,
+            drawn_prompt=drawn.prompt,
+        )
+        yield picture, image.content

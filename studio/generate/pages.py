@@ -1,44 +1,29 @@
-"""Generate: a prompt, what is being drawn, and the gallery."""
+"""Generate: a prompt, and the generations under way."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 from fastapi import APIRouter
 from fastapi.sse import format_sse_event
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 
-from lithograph.client.errors import ServiceError
-from longcat.model.shape import GRID_PX
-from studio.connection.service_connection import ConnectionState
+from lithograph.client.errors import RequestError, ServiceError
+from longcat.errors import LithographError
 from studio.context import StudioContext, studio_of
-from studio.generate.form import LARGEST_GUIDANCE, LARGEST_SCALE, read_recipe
+from studio.generate.composer import Composer, adapters_in
+from studio.generate.form import read_recipe
+from studio.generate.gallery_pages import filter_in, gallery_page
 from studio.generate.generations import Generation
 from studio.generate.limits import GenerationLimits
-from studio.generate.recipe import PictureRecipe, ScaledAdapter
+from studio.generate.recipe import PictureRecipe
 from studio.web.error_pages import view_of
-from studio.web.pages import Pages, is_fragment, render
+from studio.web.pages import Pages, render
 
 router = APIRouter()
 
-_PAGE_PICTURES = 24
-_VARIATIONS = 4
 _HEARTBEAT_SECONDS = 15.0
 """Between signs of life on a stream where nothing happens: proxies close silent ones."""
-_KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
-"""A picture never changes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterOption:
-    """A line of the form."""
-
-    name: str
-    trigger_words: tuple[str, ...]
-    is_chosen: bool
-    scale: float
 
 
 @router.get("/generate")
@@ -46,24 +31,16 @@ async def generate_page(request: Request, like: str | None = None) -> Response:
     """The page; ``adapter`` is to be tried, ``like`` is a picture whose recipe fills the form."""
     studio = studio_of(request)
     recipe = studio.gallery.get(like).recipe if like else PictureRecipe(prompt="")
-    asked = _asked(request)  # by a page whose model was loading: of all its adapters, with their scales
-    recipe = recipe.model_copy(update={"adapters": asked if is_fragment(request) else (*recipe.adapters, *asked)})
-    limits = GenerationLimits.of(studio.service.info) if studio.service.info is not None else None
-    pictures = await asyncio.to_thread(studio.gallery.page, before=None, count=_PAGE_PICTURES)
+    asked = adapters_in(request)
+    composer = Composer(
+        recipe=recipe.model_copy(update={"adapters": (*recipe.adapters, *asked)}),
+        decided="all" if like else "adapters" if asked else "",
+    )
     return render(
         request,
         "generate/page.html",
-        limits=limits,
-        recipe=recipe,
-        like=like,
-        decided="all" if like else "adapters" if asked else "",
-        grid_px=GRID_PX,
-        largest_guidance=LARGEST_GUIDANCE,
-        choices=await _choices(studio, recipe.adapters),
-        largest_scale=LARGEST_SCALE,
-        generations=studio.generations.active(),
-        pictures=pictures,
-        has_more=len(pictures) == _PAGE_PICTURES,
+        **await composer.context(studio),
+        **await gallery_page(studio, filter_in(request)),
     )
 
 
@@ -74,16 +51,6 @@ async def generate(request: Request) -> Response:
     async with request.form() as form:
         recipe = read_recipe(form, GenerationLimits.of(studio.service.info))
     return render(request, "generate/drawing.html", generation=studio.generations.start(recipe))
-
-
-@router.get("/generate/adapters")
-async def adapter_choices(request: Request, seen: str = "") -> Response:
-    """The adapters of the form, if there are others than it shows; what was chosen stays so."""
-    studio = studio_of(request)
-    choices = await _choices(studio, _asked(request))
-    if ",".join(choice.name for choice in choices or ()) == seen:
-        return Response(status_code=204)
-    return render(request, "generate/adapters.html", choices=choices, largest_scale=LARGEST_SCALE)
 
 
 @router.get("/drawings/events")
@@ -118,113 +85,6 @@ async def cancel_drawing(request: Request, drawing_id: str) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/gallery")
-async def older_pictures(request: Request, before: str) -> Response:
-    """More of the gallery."""
-    gallery = studio_of(request).gallery
-    pictures = await asyncio.to_thread(gallery.page, before=before, count=_PAGE_PICTURES)
-    return render(request, "generate/tiles.html", pictures=pictures, has_more=len(pictures) == _PAGE_PICTURES)
-
-
-@router.get("/gallery/{picture_id}")
-async def picture_page(request: Request, picture_id: str) -> Response:
-    """One picture with its recipe: over the page that is there, or as a page of its own."""
-    studio = studio_of(request)
-    picture = studio.gallery.get(picture_id)
-    template = "generate/viewer.html" if is_fragment(request) else "generate/picture.html"
-    counterpart = studio.gallery.counterpart(picture_id)
-    return render(request, template, picture=picture, counterpart=counterpart)
-
-
-@router.get("/gallery/{picture_id}/picture.png")
-async def picture_file(request: Request, picture_id: str) -> Response:
-    """The PNG."""
-    gallery = studio_of(request).gallery
-    path = gallery.file(picture_id, "picture.png")
-    name = gallery.get(picture_id).file_name
-    return FileResponse(path, filename=name, content_disposition_type="inline", headers=_KEPT)
-
-
-@router.get("/gallery/{picture_id}/thumbnail.webp")
-async def thumbnail_file(request: Request, picture_id: str) -> Response:
-    """A small copy."""
-    return FileResponse(studio_of(request).gallery.file(picture_id, "thumbnail.webp"), headers=_KEPT)
-
-
-@router.post("/gallery/{picture_id}/again")
-async def again(request: Request, picture_id: str) -> Response:
-    """Draw the same recipe: on the same model the same picture."""
-    studio = studio_of(request)
-    generation = studio.generations.start(studio.gallery.get(picture_id).recipe)
-    return render(request, "generate/drawing.html", generation=generation)
-
-
-@router.post("/gallery/{picture_id}/vary")
-async def vary(request: Request, picture_id: str) -> Response:
-    """Draw the same from other noise."""
-    studio = studio_of(request)
-    count = min(_VARIATIONS, GenerationLimits.of(studio.service.info).max_images)
-    recipe = studio.gallery.get(picture_id).recipe.with_seed(secrets.randbelow(2**32), num_images=count)
-    return render(request, "generate/drawing.html", generation=studio.generations.start(recipe))
-
-
-@router.get("/gallery/{picture_id}/compare")
-async def compare_page(request: Request, picture_id: str) -> Response:
-    """A picture with its adapters beside the same without."""
-    studio = studio_of(request)
-    picture = studio.gallery.get(picture_id)
-    without = studio.gallery.counterpart(picture_id)
-    generation = studio.generations.comparing(picture_id)
-    return render(request, "generate/compare.html", picture=picture, without=without, generation=generation)
-
-
-@router.post("/gallery/{picture_id}/compare")
-async def compare(request: Request, picture_id: str) -> Response:
-    """Draw the same without adapters, unless that is done or under way; go to where both are."""
-    studio = studio_of(request)
-    picture = studio.gallery.get(picture_id)
-    if studio.gallery.counterpart(picture_id) is None and studio.generations.comparing(picture_id) is None:
-        studio.generations.start(picture.recipe.without_adapters(), compares=picture_id)
-    return Response(status_code=204, headers={"HX-Redirect": f"/gallery/{picture_id}/compare"})
-
-
-@router.delete("/gallery/{picture_id}")
-async def remove_picture(request: Request, picture_id: str) -> Response:
-    """Forget a picture; its place on the page becomes empty."""
-    await asyncio.to_thread(studio_of(request).gallery.remove, picture_id)
-    return Response(status_code=200)
-
-
-async def _choices(studio: StudioContext, chosen: tuple[ScaledAdapter, ...]) -> list[AdapterOption] | None:
-    """The adapters that the service can apply now and those that are chosen; None if it has no answer and none is chosen."""
-    scales = {adapter.name: adapter.scale for adapter in chosen}
-    words = await _trigger_words(studio)
-    if words is None and not chosen:
-        return None
-    words = words or {}
-    names = dict.fromkeys([*scales, *words])
-    return [
-        AdapterOption(
-            name=name,
-            trigger_words=words.get(name.partition("@")[0], ()),
-            is_chosen=name in scales,
-            scale=scales.get(name, 1.0),
-        )
-        for name in names
-    ]
-
-
-async def _trigger_words(studio: StudioContext) -> dict[str, tuple[str, ...]] | None:
-    """Return the trigger words of the served adapters; None if the service has none or does not answer."""
-    if studio.service.state is not ConnectionState.READY:
-        return None
-    try:
-        report = await studio.service.adapters()
-    except ServiceError:
-        return None
-    return {adapter.name: adapter.trigger_words for adapter in report.adapters if adapter.version is not None}
-
-
 async def _events(request: Request, studio: StudioContext) -> AsyncIterator[bytes]:
     changes = studio.generations.changes()
     coming = asyncio.ensure_future(anext(changes))
@@ -247,17 +107,19 @@ def _fragment(request: Request, generation: Generation) -> str:
     if not generation.is_over:
         return pages.text(request, "generate/progress.html", generation=generation)
     error = view_of(pages.language(request), generation.error) if generation.error is not None else None
-    return pages.text(request, "generate/over.html", generation=generation, error=error)
+    return pages.text(
+        request, "generate/over.html", generation=generation, error=error,
+        can_mend=_can_mend(generation.error), can_retry=_can_retry(generation.error),
+    )  # fmt: skip
 
 
-def _asked(request: Request) -> tuple[ScaledAdapter, ...]:
-    """The adapters that an address names, with the scales that it says."""
-    query = request.query_params
-    return tuple(ScaledAdapter(name=n, scale=_scale(query.get(f"scale:{n}", ""))) for n in query.getlist("adapter"))
+def _can_retry(error: LithographError | None) -> bool:
+    """Return True unless the same request would be refused again."""
+    return not isinstance(error, RequestError) or error.is_busy
 
 
-def _scale(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 1.0
+def _can_mend(error: LithographError | None) -> bool:
+    """Return True if the form has a field that the error names."""
+    if error is None or (isinstance(error, ServiceError) and error.is_busy):
+        return False
+    return any(problem.field.partition(".")[0] in PictureRecipe.model_fields for problem in error.problems)

@@ -1,10 +1,16 @@
 """Recipes: everything that a picture is made from, so that it can be made again."""
 
-from typing import Any
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from lithograph.client.protocol import Options, body_of
+from lithograph.client.recipe import Recipe
 
 LARGEST_SEED = 2**63 - 1
+LARGEST_SCALE = 10.0
+"""The service's limit, for negative scales too."""
+Scale = Annotated[float, Field(ge=-LARGEST_SCALE, le=LARGEST_SCALE, allow_inf_nan=False)]
 
 
 class _Frozen(BaseModel):
@@ -32,12 +38,34 @@ class PictureRecipe(_Frozen):
     seed: int | None = None
     """Of the first picture; the next ones count on from it. None is random."""
     num_images: int = 1
+    cfg_renorm: bool = True
+    """Limit each token's guided norm to the conditional one's."""
+    rewrite_prompt: bool = False
+    """Let the model's text encoder enrich the prompt first."""
     adapters: tuple[ScaledAdapter, ...] = ()
+
+    @classmethod
+    def of_file(cls, recipe: Recipe) -> "PictureRecipe":
+        """Return the recipe that a picture file carries."""
+        request = recipe.request
+        fields = {name: getattr(request, name) for name in cls.model_fields if name != "adapters"}
+        adapters = tuple(ScaledAdapter(name=choice.name, scale=choice.scale) for choice in request.adapters)
+        return cls(**fields, adapters=adapters)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All fields that are set beside the prompts and the adapters: what a form shows once it knows the model."""
+        return self.model_dump(exclude={"prompt", "negative_prompt", "adapters"}, exclude_none=True)
 
     def options(self) -> dict[str, Any]:
         """As ``lithograph.Client`` takes them, beside the prompt."""
         options = self.model_dump(exclude={"prompt", "adapters"}, exclude_none=True)
         return options | {"adapters": {adapter.name: adapter.scale for adapter in self.adapters}}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The recipe as the body of ``POST /generate``."""
+        return body_of(self.prompt, cast(Options, self.options()))
 
     def without_adapters(self) -> "PictureRecipe":
         """The same of the base model."""

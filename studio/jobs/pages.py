@@ -20,6 +20,7 @@ from studio.jobs.report import report_view
 from studio.web.errors import PageNotFoundError
 from studio.web.forms import read_form, text_of
 from studio.web.pages import is_fragment, render
+from studio.web.samples import ShownSample, render_sample
 from trainer.outcome import INTERRUPTED, KILLED, TERMINATED, Outcome
 from trainer.record.prompts_file import ChangedPrompts
 from trainer.record.run_file import MetricsLine
@@ -152,6 +153,27 @@ def picture(request: Request, identity: str, path: str) -> Response:
     ):
         raise PageNotFoundError
     return FileResponse(found, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@router.get("/{identity}/sample/{path:path}")
+def sample(request: Request, identity: str, path: str, below: str | None = None) -> Response:
+    """Show a validation picture in the viewer, over the base's or another checkpoint's of the same prompt."""
+    shown = grid_of(_find(request, identity))
+    row = next((row for row in shown.rows if path in row.pictures), None) if shown is not None else None
+    if shown is None or row is None:
+        raise PageNotFoundError
+    say = request.app.state.pages.language(request)
+    labels = [say("jobs.base"), *(say("jobs.at_step", step=step) for step in shown.steps)]
+    samples = {
+        picture: ShownSample(
+            key=picture, url=f"/jobs/{identity}/sample/{picture}", src=f"/jobs/{identity}/picture/{picture}",
+            prompt=row.prompt, label=label,
+        )
+        for label, picture in zip(labels, row.pictures, strict=True)
+        if picture is not None
+    }  # fmt: skip
+    others = [other for key, other in samples.items() if key != path]
+    return render_sample(request, samples[path], others, below=below)
 
 
 @router.post("/{identity}/prompts")

@@ -1,24 +1,33 @@
-// The Generate page: sizes to fields, examples to the prompt, pictures into the viewer.
+// The Generate page: sizes to fields, examples to the prompt.
 "use strict";
 
-const prompt = document.getElementById("prompt");
+const promptField = () => document.getElementById("prompt");
+
+// As if it was typed: Ctrl-Z brings back the text that was there.
+function writePrompt(text) {
+  const field = promptField();
+  field.focus();
+  field.select();
+  document.execCommand("insertText", false, text);
+}
 
 document.addEventListener("click", (event) => {
   const size = event.target.closest(".size");
   if (size) {
     for (const side of ["width", "height"]) document.getElementById(side).value = size.dataset[side];
-    pressSize();
+    document.getElementById("width").dispatchEvent(new Event("input", { bubbles: true }));
   }
   const clear = event.target.closest("[data-clear]");
   if (clear) {
     const input = document.getElementById(clear.dataset.clear);
     input.value = "";
+    input.dispatchEvent(new Event("input", { bubbles: true }));
     input.focus();
   }
   const example = event.target.closest("[data-prompt]");
   if (example) {
-    prompt.value = example.dataset.prompt;
-    prompt.form.requestSubmit();
+    writePrompt(example.dataset.prompt);
+    promptField().form.requestSubmit();
   }
   const remove = event.target.closest("[data-remove]");
   if (remove) remove.closest(remove.dataset.remove).remove();
@@ -35,20 +44,19 @@ document.addEventListener("input", (event) => {
 });
 
 // Where there is little room, settings wait until they are asked for, so that pictures are near.
-if (matchMedia("(max-width: 60rem)").matches && !document.querySelector(".adapter-choice :checked")) {
-  document.querySelector(".settings")?.removeAttribute("open");
-}
+document.addEventListener("htmx:load", ({ detail: { elt } }) => {
+  const settings = elt.querySelector(".settings");
+  if (settings && matchMedia("(max-width: 60rem)").matches && !settings.querySelector(".adapter-choice :checked")) settings.removeAttribute("open");
+});
 
-prompt?.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+document.addEventListener("keydown", (event) => {
+  if (event.target.id === "prompt" && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
-    prompt.form.requestSubmit();
+    event.target.form.requestSubmit();
   }
 });
 
 document.addEventListener("htmx:afterSwap", (event) => {
-  const viewer = document.getElementById("viewer");
-  if (event.target === viewer && !viewer.open) viewer.showModal();
   if (event.target.id === "gallery") {
     event.target.querySelector(".drawing")?.scrollIntoView({ block: "nearest" });
   }

@@ -36,13 +36,23 @@ document.addEventListener("htmx:afterSwap", (event) => {
   }
   const form = event.detail.requestConfig?.elt?.closest?.("form");
   if (event.target !== toasts || !form) return;
+  const items = [...(toasts.lastElementChild?.querySelectorAll("[data-problem]") ?? [])];
+  placeProblems(form, items.map((item) => [item.dataset.problem, item.querySelector("span").textContent]));
+});
+
+// A form that came with problems: of a request that was refused.
+document.addEventListener("htmx:load", ({ detail: { elt } }) => {
+  const form = elt.matches("form[data-problems]") ? elt : elt.querySelector("form[data-problems]");
+  if (form) placeProblems(form, Object.entries(JSON.parse(form.dataset.problems)));
+});
+
+function placeProblems(form, problems) {
   let first = null;
-  for (const item of toasts.lastElementChild?.querySelectorAll("[data-problem]") ?? []) {
-    const name = item.dataset.problem;
+  for (const [name, text] of problems) {
     const control = form.elements[name];
     const place = form.querySelector(`#problem-${CSS.escape(name)}`);
     if (place) {
-      place.textContent = item.querySelector("span").textContent;
+      place.textContent = text;
       place.hidden = false;
     }
     if (control instanceof HTMLElement) {
@@ -55,7 +65,7 @@ document.addEventListener("htmx:afterSwap", (event) => {
     for (let fold = first.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
     first.focus();
   }
-});
+}
 
 // A field that is mended is no problem any more, beside it or in the message.
 document.addEventListener("input", ({ target }) => {
@@ -83,9 +93,16 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   }, 50);
 });
 
-// <output data-of="…"> repeats what its slider says.
-document.addEventListener("input", (event) => {
-  for (const output of document.querySelectorAll(`output[data-of="${event.target.id}"]`)) output.textContent = event.target.value;
+// A slider and the number beside it follow each other.
+document.addEventListener("input", ({ target }) => {
+  if (target.dataset.slides) {
+    const number = document.getElementById(target.dataset.slides);
+    number.value = target.value;
+    number.dispatchEvent(new Event("input", { bubbles: true }));
+  } else {
+    const slider = document.getElementById(`${target.id}-slider`);
+    if (slider && slider !== document.activeElement) slider.value = target.value;
+  }
 });
 
 // .drop holds an <input type=file>; what is dropped on it is as if chosen.

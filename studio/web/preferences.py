@@ -68,7 +68,7 @@ async def log_out() -> Response:
 @router.get("/service")
 async def service_state(request: Request, seen: str = "") -> Response:
     """Return the service's state for the top of the page; nothing if the page shows it already."""
-    if studio_of(request).service.state == seen:
+    if studio_of(request).service.fingerprint == seen:
         return Response(status_code=204)
     reply = render(request, "service_state.html")
     reply.headers["HX-Trigger"] = "service-changed"

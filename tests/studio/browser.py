@@ -118,6 +118,7 @@ def visit(
 
 
 def check_accessibility(page: Page, what: str) -> None:
+    """Fail if axe finds anything serious on the page."""
     page.evaluate(AXE)
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     serious = [

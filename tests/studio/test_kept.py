@@ -43,7 +43,7 @@ def test_prompt_and_settings_outlive_reloads_other_pages_languages_and_themes(
         def check() -> None:
             expect(page.locator("#prompt")).to_have_value("a cat “喵”")
             expect(page.locator("#steps")).to_have_value("7")
-            expect(page.locator("output[data-of=steps]")).to_have_text("7")
+            expect(page.locator("[data-slides=steps]")).to_have_value("7")
             expect(page.locator("#seed")).to_have_value("42")
 
         page.reload()

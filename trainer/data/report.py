@@ -200,14 +200,14 @@ def _cell(sample: Sample, width: int, height: int, font: Font) -> Image.Image:
         captions = [str(error)]
     name = Path(sample.key).name
     texts = [f"{name} {sample.bucket}", *captions]
-    lines = [line for text in texts for line in _wrapped(drawable(text[:_MOST_CHARACTERS], font), font, _THUMBNAIL_PX)]
+    lines = [line for text in texts for line in wrapped(drawable(text[:_MOST_CHARACTERS], font), font, _THUMBNAIL_PX)]
     for number, line in enumerate(lines[:_LINES]):
         at = (_MARGIN_PX, _MARGIN_PX + _THUMBNAIL_PX + 4 + number * _LINE_PX)
         draw.text(at, line, fill="#808080" if number == 0 else "#000000", font=font)
     return cell
 
 
-def _wrapped(text: str, font: Font, width_px: int) -> list[str]:
+def wrapped(text: str, font: Font, width_px: int) -> list[str]:
     """Break a text into lines of that width, at spaces if there are any."""
     lines, line = [], ""
     for char in " ".join(text.split()):

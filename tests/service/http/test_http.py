@@ -195,3 +195,13 @@ def test_every_kind_of_reply_is_documented(client: httpx.Client) -> None:
         assert "text/event-stream" in kinds(path, "post")
         # Some readers would take a schema with a type for that of one event, others for that of the whole text.
         assert "type" not in paths[path]["post"]["responses"]["200"]["content"]["text/event-stream"]["schema"]
+
+
+def test_tokens_are_counted_as_the_limit_counts_them(client: httpx.Client) -> None:
+    quoted = client.post("/v1/tokens", json={"prompt": 'a sign "OPEN"'}).json()
+    plain = client.post("/v1/tokens", json={"prompt": "a sign OPEN"}).json()
+    assert quoted["max_tokens"] == 32
+    assert quoted["tokens"] > plain["tokens"] > 0  # quoted text is spelled
+    long = client.post("/v1/tokens", json={"prompt": "猫" * 20_000}).json()
+    assert (long["tokens"] > 32, long["is_exact"]) == (True, False)
+    assert client.post("/v1/tokens", json={"text": "a cat"}).status_code == 422

@@ -1,0 +1,1 @@
+"""Grids: prompts and seeds by adapters and scales, drawn as one job in one view."""

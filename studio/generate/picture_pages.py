@@ -1,0 +1,99 @@
+"""One picture of the gallery: its recipe, its files, and drawing it again, varied or without adapters."""
+
+import asyncio
+import json
+import secrets
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+
+from studio.context import studio_of
+from studio.generate.limits import GenerationLimits
+from studio.web.pages import is_fragment, render
+
+router = APIRouter()
+
+_VARIATIONS = 4
+_KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
+"""A picture never changes."""
+
+
+@router.get("/gallery/{picture_id}")
+async def picture_page(request: Request, picture_id: str) -> Response:
+    """One picture with its recipe: over the page that is there, or as a page of its own."""
+    studio = studio_of(request)
+    picture = studio.gallery.get(picture_id)
+    template = "generate/viewer.html" if is_fragment(request) else "generate/picture.html"
+    counterpart = studio.gallery.counterpart(picture_id)
+    in_place = urlsplit(request.headers.get("hx-current-url", "")).path == "/generate"
+    return render(request, template, picture=picture, counterpart=counterpart, in_place=in_place)
+
+
+@router.get("/gallery/{picture_id}/picture.png")
+async def picture_file(request: Request, picture_id: str) -> Response:
+    """The PNG."""
+    gallery = studio_of(request).gallery
+    path = gallery.file(picture_id, "picture.png")
+    name = gallery.get(picture_id).file_name
+    return FileResponse(path, filename=name, content_disposition_type="inline", headers=_KEPT)
+
+
+@router.get("/gallery/{picture_id}/thumbnail.webp")
+async def thumbnail_file(request: Request, picture_id: str) -> Response:
+    """A small copy."""
+    return FileResponse(studio_of(request).gallery.file(picture_id, "thumbnail.webp"), headers=_KEPT)
+
+
+@router.post("/gallery/{picture_id}/again")
+async def again(request: Request, picture_id: str) -> Response:
+    """Draw the same recipe: on the same model the same picture."""
+    studio = studio_of(request)
+    generation = studio.generations.start(studio.gallery.get(picture_id).recipe)
+    return render(request, "generate/drawing.html", generation=generation)
+
+
+@router.post("/gallery/{picture_id}/vary")
+async def vary(request: Request, picture_id: str) -> Response:
+    """Draw the same from other noise."""
+    studio = studio_of(request)
+    count = min(_VARIATIONS, GenerationLimits.of(studio.service.info).max_images)
+    recipe = studio.gallery.get(picture_id).recipe.with_seed(secrets.randbelow(2**32), num_images=count)
+    return render(request, "generate/drawing.html", generation=studio.generations.start(recipe))
+
+
+@router.get("/gallery/{picture_id}/compare")
+async def compare_page(request: Request, picture_id: str) -> Response:
+    """A picture with its adapters beside the same without."""
+    studio = studio_of(request)
+    picture = studio.gallery.get(picture_id)
+    without = studio.gallery.counterpart(picture_id)
+    generation = studio.generations.comparing(picture_id)
+    return render(request, "generate/compare.html", picture=picture, without=without, generation=generation)
+
+
+@router.post("/gallery/{picture_id}/compare")
+async def compare(request: Request, picture_id: str) -> Response:
+    """Draw the same without adapters, unless that is done or under way; go to where both are."""
+    studio = studio_of(request)
+    picture = studio.gallery.get(picture_id)
+    if studio.gallery.counterpart(picture_id) is None and studio.generations.comparing(picture_id) is None:
+        studio.generations.start(picture.recipe.without_adapters(), compares=picture_id)
+    return Response(status_code=204, headers={"HX-Redirect": f"/gallery/{picture_id}/compare"})
+
+
+@router.delete("/gallery/{picture_id}")
+async def remove_picture(request: Request, picture_id: str) -> Response:
+    """Forget a picture; its place on the page becomes empty."""
+    await asyncio.to_thread(studio_of(request).gallery.remove, picture_id)
+    return Response(status_code=200)
+
+
+@router.post("/gallery/{picture_id}/favourite")
+async def mark_favourite(request: Request, picture_id: str) -> Response:
+    """Mark a picture as a favourite, or no longer."""
+    gallery = studio_of(request).gallery
+    picture = gallery.mark(picture_id, favourite=not gallery.get(picture_id).is_favourite)
+    news = {"favourite-changed": {"picture": picture.id, "isFavourite": picture.is_favourite}}
+    return Response(status_code=204, headers={"HX-Trigger": json.dumps(news)})

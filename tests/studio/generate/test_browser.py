@@ -1,0 +1,280 @@
+"""The Generate page in a real Chromium: the model's name, recipes from PNG files, requests that are mended."""
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+from studio.web.language import load_languages
+from tests.conftest import RunningServer
+from tests.studio.browser import PATIENCE_MS, RunningStudio, check_accessibility, chromium, running_studio, visit
+
+LANGUAGES = load_languages()
+expect.set_options(timeout=PATIENCE_MS)
+
+
+@pytest.fixture(scope="module")
+def studio(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
+    """It uses a service that runs already."""
+    with running_studio(tmp_path_factory.mktemp("studio") / "home", "--service-url", server.url) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as launched:
+        yield launched
+
+
+def opened(page: Page) -> None:
+    """Open the page and wait until it knows the model."""
+    page.goto("/generate")
+    expect(page.locator("#width")).to_be_attached()
+
+
+def draw(page: Page, prompt: str, *, steps: int = 1, seed: int = 1) -> None:
+    """Draw a picture and wait until it is the newest of the gallery."""
+    page.locator("#prompt").fill(prompt)
+    page.locator("#steps").fill(str(steps))
+    page.locator("#seed").fill(str(seed))
+    page.locator(".draw").click()
+    expect(page.locator(".tile-prompt").first).to_have_text(prompt)
+
+
+def hand_over(page: Page, event: str, name: str, content: bytes) -> None:
+    """Drop or paste a file onto the page, as a person does."""
+    page.evaluate(
+        """([event, name, encoded]) => {
+          const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([bytes], name));
+          const Kind = event === "paste" ? ClipboardEvent : DragEvent;
+          const data = event === "paste" ? { clipboardData: transfer } : { dataTransfer: transfer };
+          document.body.dispatchEvent(new Kind(event, { ...data, bubbles: true, cancelable: true }));
+        }""",
+        [event, name, base64.b64encode(content).decode()],
+    )
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_model_is_named_in_the_pill_and_under_pictures_and_the_demo_model_offers_examples(
+    studio: RunningStudio, browser: Browser, language: str
+) -> None:
+    say = LANGUAGES[language]
+    name = say("generate.model_embedded")
+    with visit(browser, studio.url, language=language) as page:
+        opened(page)
+        expect(page.locator(".service-slot .pill-model")).to_have_text(name)
+        expect(page.locator("#model-note")).to_contain_text("475")
+        examples = page.locator("#model-note [data-prompt]")
+        expect(examples).to_have_count(6)
+        page.locator("#steps").fill("1")
+        examples.first.click()
+        expect(page.locator(".tile-prompt").first).to_have_text(say("generate.example_1"))
+        expect(page.locator(".tile-model").first).to_have_text(name)
+
+
+def test_a_png_that_is_dropped_or_pasted_fills_the_form_and_other_files_are_refused_clearly(
+    studio: RunningStudio, browser: Browser, tmp_path: Path
+) -> None:
+    with visit(browser, studio.url, language="en") as page:
+        opened(page)
+        page.locator("#negative_prompt").fill("blue")
+        page.locator("#width").fill("192")
+        draw(page, "an owl", steps=2, seed=41)
+        source = page.locator(".tile-picture").first.get_attribute("href")
+        drawn = page.request.get(f"{source}/picture.png").body()
+        for event in ("drop", "paste"):
+            page.locator("#prompt").fill("something else")
+            page.locator("#seed").fill("7")
+            page.locator("#negative_prompt").fill("")
+            hand_over(page, event, "owl.png", drawn)
+            expect(page.locator("#prompt")).to_have_value("an owl")
+            for field, value in (("negative_prompt", "blue"), ("seed", "41"), ("width", "192"), ("steps", "2")):
+                expect(page.locator(f"#{field}")).to_have_value(value)
+            expect(page.locator("#toasts")).to_contain_text("recipe of the picture")
+        page.reload()
+        expect(page.locator("#prompt")).to_have_value("an owl")
+        Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+        Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
+        (tmp_path / "notes.png").write_bytes(b"\x89PNG no picture")
+        for name, problem in (
+            ("plain", "carries no recipe"),
+            ("photo", "is a JPEG picture"),
+            ("notes", "is no picture"),
+        ):
+            (file,) = tmp_path.glob(f"{name}.*")
+            hand_over(page, "drop", file.name, file.read_bytes())
+            expect(page.locator("#toasts .toast-trouble")).to_contain_text(f"{file.name}: {problem}")
+        expect(page.locator("#prompt")).to_have_value("an owl")
+
+
+def test_what_was_refused_is_mended_in_the_form_and_not_sent_again(studio: RunningStudio, browser: Browser) -> None:
+    long_prompt = " ".join(["word"] * 200)
+    with visit(browser, studio.url, language="zh") as page:
+        opened(page)
+        page.locator("#prompt").fill(long_prompt)
+        page.locator("#steps").fill("1")
+        page.locator(".draw").click()
+        failed = page.locator(".drawing-failed")
+        expect(failed).to_be_visible()
+        expect(failed.get_by_role("button", name="重试")).to_have_count(0)
+        page.locator("#prompt").fill("别的")
+        failed.get_by_role("button", name="修改请求").click()
+        expect(page.locator("#prompt")).to_have_value(long_prompt)
+        expect(page.locator("#prompt")).to_be_focused()
+        expect(page.locator("#problem-prompt")).to_contain_text("32")
+        page.locator("#prompt").fill("一只猫")
+        expect(page.locator("#problem-prompt")).to_be_hidden()
+        page.locator(".draw").click()
+        expect(page.locator(".tile-prompt").first).to_have_text("一只猫")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_prompt_and_draw_stay_in_sight_and_tokens_are_counted_against_the_limit(
+    studio: RunningStudio, browser: Browser, width: int
+) -> None:
+    with visit(browser, studio.url, language="en", width=width) as page:
+        opened(page)
+        page.locator("#prompt").fill("an owl")
+        expect(page.locator("#tokens-prompt")).to_have_text(re.compile(r"^\d / 32 tokens$"))
+        page.locator("#prompt").fill(" ".join(["word"] * 80))
+        expect(page.locator("#tokens-prompt")).to_have_class(re.compile("is-over"))
+        page.locator(".settings").evaluate("settings => settings.open = true")
+        page.locator("#recipe-hint").scroll_into_view_if_needed()
+        page.evaluate("document.querySelector('.results').style.minHeight = '4000px'; window.scrollTo(0, 3000)")
+        for part in ("#prompt", ".draw"):
+            expect(page.locator(part)).to_be_in_viewport(ratio=1)
+
+
+def test_a_waiting_drawing_takes_one_line(studio: RunningStudio, browser: Browser) -> None:
+    with visit(browser, studio.url, language="en") as page:
+        opened(page)
+        page.locator("#steps").fill("100")
+        page.locator("#num_images").fill("8")
+        page.locator("#prompt").fill("a cat on a blue background")
+        for _ in range(3):
+            page.locator(".draw").click()
+        waiting = page.locator(".drawing:not(:has(.previews))")
+        expect(waiting.first).to_be_visible()
+        assert waiting.first.bounding_box()["height"] < 60
+        page.locator(".drawing button").evaluate_all("buttons => buttons.forEach((button) => button.click())")
+        expect(page.locator(".drawing")).to_have_count(0)
+
+
+def test_among_many_adapters_one_is_searched_and_a_negative_scale_typed(
+    studio: RunningStudio, browser: Browser
+) -> None:
+    names = [f"ink-{number}" for number in range(9)]
+    with visit(browser, studio.url, language="en") as page:
+        page.route("**/generate/adapters*", lambda route: route.fulfill(status=204))
+        page.goto("/generate?" + "&".join(f"adapter={name}" for name in names))
+        expect(page.locator("#width")).to_be_attached()
+        for box in page.get_by_role("checkbox", name="ink-", exact=False).all():
+            box.uncheck()
+        page.get_by_role("searchbox", name="Find an adapter").fill("ink-7")
+        expect(page.locator(".adapter-choice:visible")).to_have_count(1)
+        strength = page.get_by_label("Strength of ink-7")
+        strength.fill("-3.5")
+        page.get_by_role("checkbox", name="ink-7").check()
+        with page.expect_request("**/generate") as sent:
+            page.locator("#prompt").fill("a cat")
+            page.locator(".draw").click()
+        assert "scale%3Aink-7=-3.5" in (sent.value.post_data or "")
+        expect(page.locator(".drawing-failed").first).to_contain_text("ink-7")  # this service has no such adapter
+
+
+def test_the_viewer_is_browsed_zoomed_copied_from_and_its_settings_used_in_place(
+    studio: RunningStudio, browser: Browser
+) -> None:
+    with visit(browser, studio.url, language="en") as page:
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=studio.url)
+        opened(page)
+        for seed in (11, 12):
+            draw(page, f"a house {seed}", seed=seed)
+        page.locator("#prompt").fill("something else")
+        page.locator("a[data-view]").first.click()
+        viewer = page.get_by_role("dialog")
+        expect(viewer.get_by_role("heading")).to_have_text("a house 12")
+        page.keyboard.press("ArrowRight")
+        expect(viewer.get_by_role("heading")).to_have_text("a house 11")
+        viewer.get_by_role("button", name="Four times its pixels").click()
+        expect(viewer.locator(".viewer-picture")).to_have_css("width", "512px")
+        viewer.get_by_role("button", name="Copy recipe").click()
+        expect(viewer.get_by_role("button", name="Copied")).to_be_visible()
+        recipe = json.loads(page.evaluate("navigator.clipboard.readText()"))
+        assert (recipe["prompt"], recipe["seed"]) == ("a house 11", 11)
+        star = viewer.get_by_role("button", name="Favourite: a house 11")
+        star.click()
+        expect(star).to_have_attribute("aria-pressed", "true")
+        expect(page.locator(".tile .favourite").nth(1)).to_have_attribute("aria-pressed", "true")
+        viewer.get_by_role("link", name="Use these settings").click()
+        expect(viewer).to_be_hidden()
+        expect(page.locator("#prompt")).to_have_value("a house 11")
+        expect(page.locator("#seed")).to_have_value("11")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_gallery_is_searched_and_several_pictures_are_deleted_at_once(
+    studio: RunningStudio, browser: Browser, language: str
+) -> None:
+    say = LANGUAGES[language]
+    with visit(browser, studio.url, language=language) as page:
+        opened(page)
+        words = f"key {language}"
+        for seed in (1, 2):
+            draw(page, f"{words} {seed}", seed=seed)
+        page.get_by_role("searchbox", name=say("generate.search")).fill(words)
+        expect(page.locator(".tile")).to_have_count(2)
+        page.reload()
+        expect(page.locator(".tile")).to_have_count(2)
+        page.locator(".tile-select").first.focus()
+        page.keyboard.press("Space")
+        expect(page.locator("#selection")).to_be_visible()
+        page.get_by_role("button", name=say("generate.select_all")).click()
+        expect(page.locator("[data-selected]")).to_have_text(say("generate.selected", n=2))
+        with page.expect_download() as download:
+            page.locator("#selection").get_by_role("button", name=say("generate.download")).click()
+        assert download.value.suggested_filename == "lithograph-pictures.zip"
+        check_accessibility(page, "selected pictures")
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.locator("#selection").get_by_role("button", name=say("generate.delete")).click()
+        expect(page.locator(".no-match")).to_have_text(say("generate.no_match"))
+        page.locator(".history summary").click()
+        expect(page.locator(".history-prompts")).not_to_contain_text(words)
+        page.locator(".history-prompts button").first.click()
+        expect(page.locator("#prompt")).not_to_have_value(f"{words} 2")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_grid_is_drawn_from_one_form_and_downloaded_as_a_sheet(
+    studio: RunningStudio, browser: Browser, width: int, tmp_path: Path
+) -> None:
+    with visit(browser, studio.url, language="zh", width=width) as page:
+        opened(page)
+        page.locator("#steps").evaluate("field => field.value = 1")
+        page.locator(".grid-form summary").click()
+        page.get_by_label("提示词（每行一个）").fill("一只猫\na red apple")
+        page.locator("#grid_seeds").fill("1, x")
+        page.get_by_role("button", name="绘制网格").click()
+        expect(page.locator("#problem-grid_seeds")).to_contain_text("逗号")
+        page.locator("#grid_seeds").fill("1-2")
+        page.get_by_role("button", name="绘制网格").click()
+        expect(page.locator("#grid").get_by_role("status")).to_have_text("已绘制 4 / 4")
+        expect(page.locator(".picture-grid tbody th")).to_have_count(4)
+        expect(page.locator(".picture-grid img")).to_have_count(4)
+        check_accessibility(page, "a grid")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        with page.expect_download() as download:
+            page.get_by_role("link", name="拼图（PNG）").click()
+        download.value.save_as(tmp_path / "sheet.png")
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            assert sheet.height > 4 * 128
+        page.locator("a[data-view]").first.click()
+        page.keyboard.press("ArrowRight")
+        expect(page.get_by_role("dialog")).to_contain_text("一只猫")
