@@ -50,12 +50,13 @@ class Composer:
 
     async def context(self, studio: StudioContext) -> dict[str, Any]:
         """Return the values of the form's templates."""
-        info = studio.service.info
+        choices = await choices_of(studio, self.recipe.adapters)
+        info = studio.service.info  # read last: the rest of the page shows the service as it is now, too
         return {
             "composer": self,
             "recipe": self.recipe,
             "limits": None if info is None else GenerationLimits.of(info),
-            "choices": await choices_of(studio, self.recipe.adapters),
+            "choices": choices,
             "grid_px": GRID_PX,
             "largest_guidance": LARGEST_GUIDANCE,
             "largest_scale": LARGEST_SCALE,
@@ -101,7 +102,9 @@ async def read_picture(request: Request) -> Response:
 
 @router.get("/controls")
 async def controls(request: Request, settings: str = "{}") -> Response:
-    """Return all but the prompts, once the model is known: with the settings and adapters that the page has had by then."""
+    """Return the form without its prompts, with the page's settings and adapters; 204 while the model is unknown."""
+    if studio_of(request).service.info is None:
+        return Response(status_code=204)
     try:
         recipe = PictureRecipe.model_validate_json(settings)
     except ValidationError as error:

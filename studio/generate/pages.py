@@ -30,18 +30,14 @@ _HEARTBEAT_SECONDS = 15.0
 async def generate_page(request: Request, like: str | None = None) -> Response:
     """The page; ``adapter`` is to be tried, ``like`` is a picture whose recipe fills the form."""
     studio = studio_of(request)
-    recipe = studio.gallery.get(like).recipe if like else PictureRecipe(prompt="")
+    recipe = studio.gallery.get(like).recipe if like else PictureRecipe()
     asked = adapters_in(request)
     composer = Composer(
         recipe=recipe.model_copy(update={"adapters": (*recipe.adapters, *asked)}),
         decided="all" if like else "adapters" if asked else "",
     )
-    return render(
-        request,
-        "generate/page.html",
-        **await composer.context(studio),
-        **await gallery_page(studio, filter_in(request)),
-    )
+    gallery = await gallery_page(studio, filter_in(request))
+    return render(request, "generate/page.html", **gallery, **await composer.context(studio))
 
 
 @router.post("/generate")

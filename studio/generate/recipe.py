@@ -28,7 +28,8 @@ class ScaledAdapter(_Frozen):
 class PictureRecipe(_Frozen):
     """A request; a field that is None gets the service's default for its model."""
 
-    prompt: str
+    prompt: str = ""
+    """Empty in a form that is not filled in yet."""
     negative_prompt: str = ""
     width: int | None = None
     """In px, as the height."""

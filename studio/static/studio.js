@@ -43,13 +43,13 @@ document.addEventListener("htmx:afterSwap", (event) => {
 // A form that came with problems: of a request that was refused.
 document.addEventListener("htmx:load", ({ detail: { elt } }) => {
   const form = elt.matches("form[data-problems]") ? elt : elt.querySelector("form[data-problems]");
-  if (form) placeProblems(form, Object.entries(JSON.parse(form.dataset.problems)));
+  if (form) placeProblems(form, Object.entries(JSON.parse(form.getAttribute("data-problems"))));
 });
 
 function placeProblems(form, problems) {
   let first = null;
   for (const [name, text] of problems) {
-    const control = form.elements[name];
+    const control = form.elements.namedItem(name);
     const place = form.querySelector(`#problem-${CSS.escape(name)}`);
     if (place) {
       place.textContent = text;

@@ -13,7 +13,7 @@ document.addEventListener("change", (event) => {
   const size = readable([...input.files].reduce((sum, file) => sum + file.size, 0));
   const words = input.files.length === 1 ? chosen.dataset.one : chosen.dataset.many;
   chosen.textContent = input.files.length ? words.replace("{n}", input.files.length).replace("{size}", size) : "";
-  const name = input.form.elements.name;
+  const name = input.form.elements.namedItem("name");
   if (name && !name.value && input.files.length === 1) name.value = input.files[0].name.replace(/\.zip$/i, "");
 });
 

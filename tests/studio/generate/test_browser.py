@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from studio.web.language import load_languages
-from tests.conftest import RunningServer
+from tests.conftest import RunningServer, free_port, serve
 from tests.studio.browser import PATIENCE_MS, RunningStudio, check_accessibility, chromium, running_studio, visit
 
 LANGUAGES = load_languages()
@@ -77,6 +77,27 @@ def test_the_model_is_named_in_the_pill_and_under_pictures_and_the_demo_model_of
         examples.first.click()
         expect(page.locator(".tile-prompt").first).to_have_text(say("generate.example_1"))
         expect(page.locator(".tile-model").first).to_have_text(name)
+
+
+def test_settings_appear_when_a_service_is_started_after_the_page(browser: Browser, tmp_path: Path) -> None:
+    port = free_port()
+    held: list[Route] = []
+    with (
+        running_studio(tmp_path / "home", "--service-url", f"http://127.0.0.1:{port}") as late,
+        visit(browser, late.url, language="en") as page,
+    ):
+        page.goto("/generate")
+        expect(page.locator("#width")).to_have_count(0)
+        page.route("**/generate/controls*", lambda route: held.append(route), times=1)
+        for _ in range(2):
+            page.evaluate("document.body.dispatchEvent(new Event('service-changed'))")
+        expect(page.locator("#controls.htmx-request")).to_be_attached()
+        with page.expect_request("**/generate/controls*"):  # the second piece of news waits and is not dropped
+            held[0].continue_()
+        with serve(tmp_path, "--port", str(port), wait=False):
+            expect(page.locator("#width")).to_have_value("128")
+            expect(page.locator("#model-note")).to_contain_text("475")
+            expect(page.locator("#tokens-prompt")).to_contain_text("/ 32")
 
 
 def test_a_png_that_is_dropped_or_pasted_fills_the_form_and_other_files_are_refused_clearly(

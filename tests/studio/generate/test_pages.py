@@ -1,10 +1,12 @@
 """Generate, over HTTP: a form to a drawing to the gallery, on the real service; what is refused, and what is kept."""
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -111,6 +113,27 @@ def test_the_form_has_the_limits_and_defaults_of_the_model(visitor: TestClient) 
     assert re.search(r'id="steps"[^>]*max="100"[^>]*value="16"', page)
 
 
+def test_a_page_shows_the_settings_of_a_model_that_is_known_while_the_page_is_made(
+    visitor: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = TestClient(create_app(StudioConfig(home=tmp_path)), base_url=HERE)
+    studio, info = studio_of(later), studio_of(visitor).service.info
+    read = studio.gallery.page
+
+    def read_while_the_service_answers(**arguments: Any) -> list[GalleryPicture]:
+        studio.service.info = info
+        return read(**arguments)
+
+    assert later.get("/generate/controls").status_code == 204
+    settings = PictureRecipe(seed=41, steps=7).settings
+    controls = visitor.get("/generate/controls", params={"settings": json.dumps(settings)}).text
+    assert re.search(r'id="steps"[^>]*value="7"', controls)
+    assert re.search(r'id="seed"[^>]*value="41"', controls)
+    assert 'id="steps"' not in later.get("/generate").text
+    monkeypatch.setattr(studio.gallery, "page", read_while_the_service_answers)
+    assert 'id="steps"' in later.get("/generate").text
+
+
 @pytest.mark.parametrize(
     ("wrong", "field", "remedy"),
     [
@@ -201,6 +224,7 @@ def test_the_usual_sizes_are_ones_that_can_be_drawn() -> None:
 def test_a_recipe_says_its_adapters_as_the_client_takes_them() -> None:
     recipe = PictureRecipe(prompt="x", seed=1, adapters=(ScaledAdapter(name="ink@2", scale=0.5),))
     assert recipe.options() == {
-        "negative_prompt": "", "seed": 1, "num_images": 1, "adapters": {"ink@2": 0.5},
+        "negative_prompt": "", "seed": 1, "num_images": 1,
+        "cfg_renorm": True, "rewrite_prompt": False, "adapters": {"ink@2": 0.5},
     }  # fmt: skip
     assert recipe.without_adapters().adapters == ()
