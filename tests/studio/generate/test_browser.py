@@ -224,7 +224,7 @@ def test_the_viewer_is_browsed_zoomed_copied_from_and_its_settings_used_in_place
         expect(viewer.get_by_role("heading")).to_have_text("a house 12")
         page.keyboard.press("ArrowRight")
         expect(viewer.get_by_role("heading")).to_have_text("a house 11")
-        viewer.get_by_role("button", name="Four times its pixels").click()
+        viewer.get_by_role("button", name="4:1 Four times its pixels").click()
         expect(viewer.locator(".viewer-picture")).to_have_css("width", "512px")
         viewer.get_by_role("button", name="Copy recipe").click()
         expect(viewer.get_by_role("button", name="Copied")).to_be_visible()
