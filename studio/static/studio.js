@@ -52,6 +52,7 @@ function placeProblems(form, problems) {
     const control = form.elements.namedItem(name);
     const place = form.querySelector(`#problem-${CSS.escape(name)}`);
     if (place) {
+      place.setAttribute("aria-live", "polite");
       place.textContent = text;
       place.hidden = false;
     }
