@@ -10,7 +10,7 @@ from longcat.errors import LithographError
 from studio.context import studio_of
 from studio.generate.form import read_recipe
 from studio.generate.grid.form import BASE, prompts_in, read_plan
-from studio.generate.grid.plan import GridColumn, GridRow
+from studio.generate.grid.plan import PlanColumn, PlanRow
 from studio.generate.grid.sheet import draw_sheet
 from studio.generate.limits import GenerationLimits
 from studio.web.error_pages import view_of
@@ -95,10 +95,10 @@ async def grid_sheet(request: Request, identity: str) -> Response:
     grid = studio.grids.get(identity)
     say = request.app.state.pages.language(request)
 
-    def label(column: GridColumn) -> str:
+    def label(column: PlanColumn) -> str:
         return f"{column.adapter} · {column.scale:g}" if column.adapter else str(say("generate.base_model"))
 
-    def seed(row: GridRow) -> str:
+    def seed(row: PlanRow) -> str:
         return f"{say('field.seed')} {row.seed}"
 
     def sheet() -> bytes:

@@ -8,7 +8,7 @@ from studio.generate.recipe import PictureRecipe, ScaledAdapter
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridRow:
+class PlanRow:
     """A prompt and a seed."""
 
     prompt: str
@@ -16,7 +16,7 @@ class GridRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridColumn:
+class PlanColumn:
     """An adapter at a scale; without a name, the base model."""
 
     adapter: str
@@ -37,15 +37,15 @@ class GridPlan(BaseModel):
     scales: tuple[float, ...]
 
     @property
-    def rows(self) -> list[GridRow]:
+    def rows(self) -> list[PlanRow]:
         """Every prompt with every seed."""
-        return [GridRow(prompt=prompt, seed=seed) for prompt in self.prompts for seed in self.seeds]
+        return [PlanRow(prompt=prompt, seed=seed) for prompt in self.prompts for seed in self.seeds]
 
     @property
-    def columns(self) -> list[GridColumn]:
+    def columns(self) -> list[PlanColumn]:
         """Every adapter at every scale; the base model once."""
         found = (
-            GridColumn(adapter=name, scale=scale if name else 0.0) for name in self.adapters for scale in self.scales
+            PlanColumn(adapter=name, scale=scale if name else 0.0) for name in self.adapters for scale in self.scales
         )
         return list(dict.fromkeys(found))
 
@@ -54,7 +54,7 @@ class GridPlan(BaseModel):
         """The number of pictures."""
         return len(self.rows) * len(self.columns)
 
-    def recipe_of(self, row: GridRow, column: GridColumn) -> PictureRecipe:
+    def recipe_of(self, row: PlanRow, column: PlanColumn) -> PictureRecipe:
         """Return the recipe of one cell."""
         own = (ScaledAdapter(name=column.adapter, scale=column.scale),) if column.adapter else ()
         name = column.adapter.partition("@")[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from studio.generate.grid.plan import GridColumn, GridPlan, GridRow
+from studio.generate.grid.plan import GridPlan, PlanColumn, PlanRow
 from trainer.data.report import Font, drawable, find_font, wrapped
 
 _MOST_PIXELS = 60_000_000
@@ -22,8 +22,8 @@ def draw_sheet(
     files: dict[str, Path],
     *,
     title: str,
-    label: Callable[[GridColumn], str],
-    seed: Callable[[GridRow], str],
+    label: Callable[[PlanColumn], str],
+    seed: Callable[[PlanRow], str],
 ) -> bytes:
     """Return a PNG of the cells' pictures with their headers. ``files``: by ``row,column``; one without stays blank."""
     rows, columns = plan.rows, plan.columns

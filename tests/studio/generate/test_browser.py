@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from studio.web.language import load_languages
 from tests.conftest import RunningServer, free_port, serve
-from tests.studio.browser import PATIENCE_MS, RunningStudio, check_accessibility, chromium, running_studio, visit
+from tests.studio.browser import PATIENCE_MS, RunningStudio, check_accessibility, running_studio, visit
 
 LANGUAGES = load_languages()
 expect.set_options(timeout=PATIENCE_MS)
@@ -23,12 +23,6 @@ def studio(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> I
     """It uses a service that runs already."""
     with running_studio(tmp_path_factory.mktemp("studio") / "home", "--service-url", server.url) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as launched:
-        yield launched
 
 
 def opened(page: Page) -> None:

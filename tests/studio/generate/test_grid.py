@@ -8,7 +8,7 @@ from PIL import Image
 from starlette.datastructures import FormData
 
 from studio.generate.grid.form import MOST_PICTURES, read_plan
-from studio.generate.grid.plan import GridColumn, GridPlan, GridRow
+from studio.generate.grid.plan import GridPlan, PlanColumn, PlanRow
 from studio.generate.grid.sheet import draw_sheet
 from studio.generate.recipe import PictureRecipe, ScaledAdapter
 from studio.web.errors import FormError
@@ -30,13 +30,13 @@ def test_fields_become_rows_and_columns_and_empty_ones_the_form() -> None:
         grid_prompts="a cat\n\n 一只狗 \na cat", grid_seeds="1-2, 9", grid_scales="0.5，-1.5",
         grid_adapter=["base", "ink@2", "../x"],
     )  # fmt: skip
-    assert plan.rows == [GridRow(prompt=prompt, seed=seed) for prompt in ("a cat", "一只狗") for seed in (1, 2, 9)]
+    assert plan.rows == [PlanRow(prompt=prompt, seed=seed) for prompt in ("a cat", "一只狗") for seed in (1, 2, 9)]
     assert plan.columns == [
-        GridColumn(adapter="", scale=0.0), GridColumn(adapter="ink@2", scale=0.5), GridColumn(adapter="ink@2", scale=-1.5)
+        PlanColumn(adapter="", scale=0.0), PlanColumn(adapter="ink@2", scale=0.5), PlanColumn(adapter="ink@2", scale=-1.5)
     ]  # fmt: skip
     assert plan.size == 18
     alone = plan_of()
-    assert (alone.rows, alone.columns) == ([GridRow(prompt="a cat", seed=5)], [GridColumn(adapter="", scale=0.0)])
+    assert (alone.rows, alone.columns) == ([PlanRow(prompt="a cat", seed=5)], [PlanColumn(adapter="", scale=0.0)])
 
 
 def test_a_cell_has_its_own_adapter_in_place_of_another_version() -> None:
