@@ -51,7 +51,7 @@ async def generate(
     responses={status: GENERATE_ERRORS[status] for status in (400, 408, 413, 422, 431)},
 )
 async def count_tokens(body: TokensRequest, admission: AdmissionDependency) -> TokenCount:
-    """The number of tokens of a prompt, and the most that a request may have."""
+    """Return the number of tokens of a prompt, and the most that a request may have."""
     most = admission.limits.settings.max_prompt_tokens
     if (least := least_tokens(body.prompt, max_tokens=most)) > most:
         return TokenCount(tokens=least, max_tokens=most, is_exact=False)

@@ -136,6 +136,23 @@ def test_no_request_for_pictures_is_answered_with_500(service: str, loop_clock: 
     assert statuses & REFUSED
 
 
+def test_no_prompt_that_is_counted_is_answered_with_500(service: str, loop_clock: Clock) -> None:
+    statuses = set()
+
+    def ask(content: bytes) -> None:
+        headers = [(b"Content-Type", b"application/json")]
+        reply = check(service, WireRequest(method="POST", target=b"/v1/tokens", headers=headers, body=content))
+        assert reply.status in {200} | REFUSED, reply.body[:2_000]
+        if reply.status == 200:
+            counted = json.loads(reply.body)
+            assert counted["is_exact"] or counted["tokens"] > counted["max_tokens"]
+        statuses.add(reply.status)
+
+    fields = changed({"prompt": "a cat"}, {"prompt": PROMPTS})
+    try_all("/v1/tokens: fields", ask, st.one_of(fields.map(as_json), json_bytes(fields)), cases=60, clock=loop_clock)
+    assert {200, 422} <= statuses
+
+
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_every_field_is_given_every_odd_value(service: str, loop_clock: Clock, endpoint: str) -> None:
     foreign = _OURS if endpoint.startswith("/v1/") else _OPENAIS
