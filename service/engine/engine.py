@@ -24,17 +24,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from longcat.errors import DeadlineError, EngineError, LithographError, UserError
-from longcat.model.device.errors import free_memory, is_device_lost, is_out_of_memory
+from longcat.model.device.errors import is_device_lost
 from longcat.model.loading import Components
 from longcat.sampling import denoise
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots
+from service.engine.batch_step import BatchStep
 from service.engine.compilation import compile_forwards
 from service.engine.request_state import OnEvent, RequestState, ScheduledImage, Size
-from service.engine.scheduler import Scheduler, rows_of
+from service.engine.scheduler import Scheduler
 from service.engine.slot_table import Adapter, SlotTable
-from service.engine.timeline import Phase, StepInterval, Timeline
-from service.engine.workers import Workers, device_time
+from service.engine.timeline import Phase, Timeline
+from service.engine.workers import Workers
 from service.memory.admission import StepMemory
 from service.wire.errors import wrapped
 from service.wire.events import ErrorEvent, StepEvent
@@ -96,8 +97,7 @@ class Engine:
             max_rows=max_rows, default_size_px=model.flavour.settings.default_size_px, memory=memory
         )
         self._arrivals = itertools.count()
-        self.out_of_memory = 0
-        """Forwards that ran out of the device's memory."""
+        self._step = BatchStep(self.forward, slots, self._scheduler, on_failure=self._fail)
 
     @property
     def active_rows(self) -> int:
@@ -108,6 +108,11 @@ class Engine:
     def queued(self) -> int:
         """Return the number of requests with images that are not admitted yet."""
         return sum(1 for state in list(self._requests.values()) if state.pending)
+
+    @property
+    def out_of_memory(self) -> int:
+        """Return the number of forwards that ran out of the device's memory."""
+        return self._step.out_of_memory
 
     def warm_up(self) -> None:
         """Compile the forwards that requests will need, with ``compiled``: this takes minutes."""
@@ -215,7 +220,7 @@ class Engine:
         self._scheduler.add(ScheduledImage(state, index, denoising))
 
     def _denoise(self) -> None:
-        for image in self._advance(self._scheduler.next()):
+        for image in self._step.advance(self._scheduler.next()):
             state = image.state
             if state.is_over:  # another image of the request failed in this step
                 continue
@@ -225,44 +230,6 @@ class Engine:
                 self.slot_table.release(state.adapters)
                 state.timeline.end(Phase.DENOISE, time.monotonic(), image.index)
                 self.workers.write_picture(image, self._finish)
-
-    def _advance(self, images: list[ScheduledImage]) -> list[ScheduledImage]:
-        """Advance images together, in smaller forwards if memory runs out; if that fails, each alone.
-
-        Alone, an image fails without the others.
-        """
-        size, failure = images[0].state.size, self._attempt(images)
-        while failure is not None and is_out_of_memory(failure):
-            free_memory(failure)
-            self.out_of_memory += 1
-            rows = min(rows_of(images), self._scheduler.bound_of(size) or rows_of(images))
-            if rows == 1:
-                break
-            self._scheduler.bound(size, rows // 2)
-            log.warning(
-                "a forward of %d rows at %dx%d px ran out of memory; it gets half from now on", rows, *size[::-1]
-            )
-            failure = self._attempt(images)
-        if failure is None:
-            return images
-        if len(images) == 1 or is_device_lost(failure):
-            self._fail(images[0].state, failure)
-            return []
-        log.warning("a step of %d images failed (%s); repeating it image by image", len(images), failure)
-        return [advanced for image in images for advanced in self._advance([image])]
-
-    def _attempt(self, images: list[ScheduledImage]) -> Exception | None:
-        """Advance images together; return the exception that it raises, for a repetition outside its handler."""
-        begin = time.monotonic()
-        max_rows = self._scheduler.bound_of(images[0].state.size)
-        try:
-            denoise.advance(
-                self.forward, [image.denoising for image in images], self.slot_table.slots, max_rows=max_rows
-            )
-            _record_step(images, begin, device_time(self.model.device))  # on a GPU, once the step is finished
-        except Exception as error:  # any, such as out of memory or a non-finite latent
-            return error
-        return None
 
     def _report_step(self, image: ScheduledImage) -> None:
         state, denoising = image.state, image.denoising
@@ -306,13 +273,3 @@ class Engine:
         for image in self._scheduler.images_of(state):
             self._scheduler.remove(image)
             self.slot_table.release(state.adapters)
-
-
-def _record_step(images: list[ScheduledImage], begin: float, end: float) -> None:
-    rows = rows_of(images)
-    for image in images:
-        timeline = image.state.timeline
-        if timeline.keeps_steps:
-            timeline.steps.append(
-                StepInterval(begin=begin, end=end, picture=image.index, step=image.denoising.step, rows=rows)
-            )
