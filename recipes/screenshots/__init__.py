@@ -1,0 +1,1 @@
+"""The recipe of the studio's screenshots in README and docs."""
