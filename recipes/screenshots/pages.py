@@ -67,6 +67,7 @@ def _compose(page: Page, prompt: str, *, steps: int, adapter: bool) -> None:
 
 def save(page: Page, path: Path) -> None:
     """Save the window as a small PNG."""
+    page.evaluate("document.getElementById('composer')?.scrollTo(0, 0)")
     page.wait_for_timeout(500)  # fonts and transitions
     with Image.open(io.BytesIO(page.screenshot())) as shot:
         shot.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -64,6 +64,8 @@ def running(home: Path) -> Iterator[Studio]:
     try:
         url = f"http://127.0.0.1:{port}"
         _wait(f"{url}/healthz", process, home.parent / "studio.log")
+        while "pill-ready" not in httpx.get(f"{url}/service", timeout=60).text:
+            time.sleep(1)
         yield Studio(url=url, home=home)
     finally:
         process.send_signal(signal.SIGTERM)
