@@ -168,6 +168,10 @@ dashboard: $(VENV)/dev.stamp ## Regenerate the Grafana dashboard and its picture
 	$(BIN)/python deploy/grafana/dashboard.py
 	$(BIN)/python -m recipes.dashboard $(ARGS)
 
+.PHONY: screenshots
+screenshots: $(VENV)/dev.stamp ## Take the studio's screenshots of README and docs again: a training and pictures in a real studio, in Chromium.
+	$(BIN)/python -m recipes.screenshots $(ARGS)
+
 .PHONY: loadtest
 loadtest: $(VENV)/dev.stamp ## Load a server for a minute with five scenarios; a report in build/loadtest (ARGS="--seconds 600", ...).
 	$(BIN)/python -m loadtest.suite $(ARGS)

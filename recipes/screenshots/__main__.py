@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from recipes.screenshots.pages import LANGUAGES, chromium, generate, generating, page_in, save
+from recipes.screenshots.pages import LANGUAGES, chromium, generate, generating, page_in, save, wait_for_more
 from recipes.screenshots.studio import ADAPTER, ROOT, running
 
-_TILE_PX = (1040, 650)
-"""Part of a page in the overview."""
+_TILE_PX = (1280, 760)
+"""Upper part of a page in the overview."""
 _GAP_PX = 16
 
 
@@ -22,7 +22,7 @@ def main(train_steps: int, output: Path) -> None:
     """Take the screenshots of README and docs."""
 
     def shot(name: str, language: str) -> Path:
-        return output / f"studio-{name}{'' if language == 'en' else f'.{language}'}.png"
+        return output / f"studio-{name}{_ending(language)}"
 
     with (
         tempfile.TemporaryDirectory(prefix="lithograph-") as folder,
@@ -48,26 +48,32 @@ def main(train_steps: int, output: Path) -> None:
             generate(page)
         for language in LANGUAGES:
             with page_in(browser, studio, language, height=800) as page:
-                generating(page)
+                shown = generating(page)
                 save(page, shot("generate", language))
+                wait_for_more(page, shown)
             with page_in(browser, studio, language, height=900) as page:
                 page.goto(f"/train?dataset={studio.home / 'datasets' / ADAPTER}")
                 page.locator(".plan-verdict").wait_for()
                 save(page, shot("train", language))
     for language in LANGUAGES:
-        _overview([shot(name, language) for name in ("generate", "job")], output / "assets" / shot("x", language).name)
+        _overview(
+            [shot(name, language) for name in ("generate", "job")], output / "assets" / f"overview{_ending(language)}"
+        )
+
+
+def _ending(language: str) -> str:
+    return ".png" if language == "en" else f".{language}.png"
 
 
 def _overview(shots: list[Path], path: Path) -> None:
-    """Save the upper left parts of screenshots side by side."""
+    """Save the upper parts of screenshots side by side."""
     width, height = _TILE_PX
     sheet = Image.new("RGB", (len(shots) * (width + _GAP_PX) - _GAP_PX, height), "white")
     for place, shot in enumerate(shots):
         with Image.open(shot) as picture:
             sheet.paste(picture.convert("RGB").crop((0, 0, width, height)), (place * (width + _GAP_PX), 0))
-    target = path.with_name(path.name.replace("studio-x", "overview"))
-    sheet.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
-    click.echo(f"{target}: {target.stat().st_size // 1024} KiB")
+    sheet.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    click.echo(f"{path}: {path.stat().st_size // 1024} KiB")
 
 
 if __name__ == "__main__":

@@ -50,10 +50,16 @@ def generate(page: Page) -> None:
         page.locator(".tile").nth(_PROMPTS.index(prompt) + 1).wait_for()
 
 
-def generating(page: Page) -> None:
-    """Begin to generate a picture, and wait for its preview."""
+def generating(page: Page) -> int:
+    """Begin to generate a picture, and wait for its preview. Return the number of finished pictures."""
     _compose(page, "a butterfly", steps=100, adapter=True)
     page.locator("#gallery img[src*=preview], #gallery .drawing img").first.wait_for()
+    return page.locator(".tile").count()
+
+
+def wait_for_more(page: Page, shown: int) -> None:
+    """Wait for one more finished picture than there were."""
+    page.locator(".tile").nth(shown).wait_for()
 
 
 def _compose(page: Page, prompt: str, *, steps: int, adapter: bool) -> None:
