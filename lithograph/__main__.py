@@ -8,6 +8,7 @@ does: where that directory may hold a ``trainer.py`` or ``service/`` of its own,
 
 import importlib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from longcat.errors import LithographError
 from longcat.logs import silence_import_noise
 from longcat.process.parent import PARENT_OPTION, stop_with_parent
 from longcat.storage.disk import disk_full, is_disk_full, path_of
+
+_STANDARD_ERROR = 2
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,22 @@ def cli(parent_pid: int | None) -> None:
         stop_with_parent(parent_pid)
 
 
+def _open_standard_streams() -> None:
+    """Open the null device for each of the three standard streams that the parent process has closed.
+
+    Without it, Python has no ``sys.stderr``, and the next file or socket would take the number that libraries print to.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
 def main() -> None:
     """Run the command; print a known error as one line for each problem, without a stack trace."""
+    _open_standard_streams()
     # Read by OpenMP when torch is imported, here or in a child process: spinning threads starve each other on few cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")

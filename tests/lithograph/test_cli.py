@@ -1,6 +1,8 @@
 """``lithograph generate``, and pictures repeated from their recipe."""
 
 import io
+import subprocess
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,6 +19,16 @@ from service.wire.picture import ModelIdentity, Recipe, encode_picture, read_rec
 from service.wire.schema import GenerateRequest, ResolvedRequest
 from tests.conftest import run_lithograph
 from tests.warm import run_warm
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_runs_without_the_standard_streams_that_its_parent_has_closed(closed: str) -> None:
+    wrong = [sys.executable, "-m", "lithograph", "serve", "--require-adapter", "ink"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *wrong], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, "a usage error; 1 is that of a stack trace"
+    assert "Traceback" not in done.stderr
 
 
 def a_recipe(**changes: object) -> Recipe:
