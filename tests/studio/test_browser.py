@@ -182,6 +182,10 @@ def test_an_adapter_is_tried_and_compared_with_none(studio: RunningStudio, brows
         page.locator(".tile").first.get_by_role("button", name="有无适配器对比").click()
         expect(page.locator(".compare figure > img")).to_have_count(2)
         assert pixels_differ(page)
+        expect(page.locator(".slide-pictures img")).to_have_count(2)
+        page.get_by_role("slider").fill("25")
+        expect(page.locator(".slide-over")).to_have_css("clip-path", "inset(0px 0px 0px 25%)")
+        check_accessibility(page, "compare")
 
 
 def test_a_file_is_dropped_refused_with_its_reason_then_another_imported_rolled_back_and_pinned(

@@ -293,3 +293,5 @@ def test_a_grid_is_drawn_from_one_form_and_downloaded_as_a_sheet(
         page.locator("a[data-view]").first.click()
         page.keyboard.press("ArrowRight")
         expect(page.get_by_role("dialog")).to_contain_text("一只猫")
+        page.goto("/grids")
+        check_accessibility(page, "grids")

@@ -71,6 +71,18 @@ def test_a_training_is_followed_and_its_prompts_are_changed_while_it_runs(
         expect(page.locator("#log-words")).to_contain_text(SAY("jobs.log_published", adapter="one@1"))
         expect(page.locator(".grid tbody tr").last.locator("td img")).not_to_have_count(0)
         check_accessibility(page, "job")
+        page.locator(".grid a[data-view]").last.click()
+        viewer = page.get_by_role("dialog")
+        expect(viewer.locator(".slide-pictures img")).to_have_count(2)  # over the base model's
+        check_accessibility(page, "samples over each other")
+        viewer.get_by_role("slider").fill("100")
+        expect(viewer.locator(".slide-over")).to_have_css("clip-path", "inset(0px 0px 0px 100%)")
+        viewer.get_by_label(SAY("viewer.compare_with")).select_option("")
+        expect(viewer.locator(".viewer-picture")).to_have_count(1)
+        page.goto("/adapters/one/1")
+        page.locator("a[data-view]").first.click()
+        expect(viewer.get_by_role("heading")).not_to_be_empty()
+        check_accessibility(page, "a sample of an adapter")
 
         page.goto("/jobs")
         for identity in (running, second):
