@@ -1,1 +1,1 @@
-"""The Generate page: drawings under way, and the gallery."""
+"""The Generate page: generations under way, and the gallery."""

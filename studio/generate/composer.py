@@ -64,17 +64,17 @@ class Composer:
 
 
 @router.get("/composer")
-async def filled_composer(request: Request, like: str | None = None, drawing: str | None = None) -> Response:
+async def filled_composer(request: Request, like: str | None = None, generation: str | None = None) -> Response:
     """Return the form with the recipe of a picture, or of a generation that was refused, with what is wrong with it."""
     studio = studio_of(request)
     problems: dict[str, str] = {}
-    if drawing is None:
+    if generation is None:
         recipe = studio.gallery.get(like or "").recipe
     else:
-        generation = studio.generations.get(drawing)
-        recipe = generation.recipe
-        if generation.error is not None:
-            view = view_of(request.app.state.pages.language(request), generation.error)
+        refused = studio.generations.get(generation)
+        recipe = refused.recipe
+        if refused.error is not None:
+            view = view_of(request.app.state.pages.language(request), refused.error)
             problems = {message.field: message.message for message in view.fields}
     composer = Composer(recipe=recipe, decided="all", problems=problems)
     return render(request, "generate/composer.html", **await composer.context(studio))
@@ -115,7 +115,7 @@ async def controls(request: Request, settings: str = "{}") -> Response:
 
 @router.get("/model")
 async def model_note(request: Request) -> Response:
-    """Return what the page says about the model."""
+    """Return the note about the demo model, with example prompts; empty for other models."""
     return render(request, "generate/model_note.html")
 
 
@@ -136,7 +136,7 @@ async def count_tokens(request: Request) -> Response:
 
 @router.get("/adapters")
 async def adapter_choices(request: Request, seen: str = "") -> Response:
-    """The adapters of the form, if there are others than it shows; what was chosen stays so."""
+    """Return the adapters of the form if the form shows others; chosen ones stay chosen."""
     choices = await choices_of(studio_of(request), adapters_in(request))
     if ",".join(choice.name for choice in choices or ()) == seen:
         return Response(status_code=204)
@@ -144,7 +144,7 @@ async def adapter_choices(request: Request, seen: str = "") -> Response:
 
 
 async def choices_of(studio: StudioContext, chosen: tuple[ScaledAdapter, ...]) -> list[AdapterOption] | None:
-    """The adapters that the service can apply now and those that are chosen; None if it has no answer and none is chosen."""
+    """Return the adapters that are served or chosen; None if the service does not answer and none is chosen."""
     scales = {adapter.name: adapter.scale for adapter in chosen}
     words = await _trigger_words(studio)
     if words is None and not chosen:
@@ -174,7 +174,7 @@ async def _trigger_words(studio: StudioContext) -> dict[str, tuple[str, ...]] | 
 
 
 def adapters_in(request: Request) -> tuple[ScaledAdapter, ...]:
-    """The adapters that an address names, with the scales that it says."""
+    """Return the adapters and scales in a URL's query."""
     query = request.query_params
     return tuple(ScaledAdapter(name=n, scale=_scale(query.get(f"scale:{n}", ""))) for n in query.getlist("adapter"))
 

@@ -1,4 +1,4 @@
-"""Pictures that were drawn, each with its recipe.
+"""Generated pictures, each with its recipe.
 
 ``gallery/<id>/`` holds ``picture.png``, ``thumbnail.webp`` and ``picture.json``; it appears whole or not at all. A file
 ``favourite`` marks a picture, and ``counterpart`` names the one that it is compared with.
@@ -40,16 +40,16 @@ class GalleryPicture(BaseModel):
     """Sorts by the time it was made."""
     created: AwareDatetime
     recipe: PictureRecipe
-    """With nothing left open: drawing it gives this picture again."""
+    """Resolved: generating it gives this picture again."""
     flavour: str
     precision: str = ""
     """Of the model's weights; empty for pictures that were made before it was kept."""
     model_hash: str
     """SHA-256 of the model that drew it."""
     seconds: float
-    """From request to picture, its neighbours' time included."""
+    """From request to picture, waiting included."""
     drawn_prompt: str
-    """What was drawn, if the prompt was rewritten."""
+    """The prompt after rewriting, if it was rewritten."""
     is_favourite: Annotated[bool, Field(exclude=True)] = False
 
     @property
@@ -59,7 +59,7 @@ class GalleryPicture(BaseModel):
 
     @property
     def file_name(self) -> str:
-        """For a download: what it shows, and its seed."""
+        """Name of a download: words of the prompt, and the seed."""
         words = re.sub(r"\W+", "-", self.recipe.prompt).strip("-")[:40]
         return f"{words or 'picture'}-{self.recipe.seed}.png"
 
@@ -101,7 +101,7 @@ class Gallery:
         """Pictures that were read: a description never changes, apart from the favourite, which is looked up."""
 
     def add(self, content: bytes, picture: GalleryPicture) -> None:
-        """Keep a PNG and what is known of it. Raises ``StorageError`` if the disk refuses."""
+        """Store a PNG and its description. Raises ``StorageError`` if the disk is full or cannot be written."""
         with writing(self._folder, field="gallery"):
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".new-", dir=self._folder) as scratch:
@@ -113,7 +113,7 @@ class Gallery:
                 partial.rename(self._folder / picture.id)
 
     def page(self, *, before: str | None, count: int, chosen: GalleryFilter = EVERYTHING) -> list[GalleryPicture]:
-        """The newest pictures of a choice, or those older than one."""
+        """Return the newest pictures that a filter takes, or those older than one."""
         found = (picture for picture in self._newest(before) if chosen.takes(picture))
         return list(islice(found, count))
 
@@ -131,7 +131,7 @@ class Gallery:
         return list(found)
 
     def get(self, picture_id: str) -> GalleryPicture:
-        """One picture. Raises ``PictureNotFoundError`` if there is none."""
+        """Return a picture. Raises ``PictureNotFoundError`` if there is none."""
         path = self._path(picture_id)
         try:
             known = self._known.get(picture_id)
@@ -155,14 +155,14 @@ class Gallery:
         return self.get(picture_id)
 
     def file(self, picture_id: str, name: str) -> Path:
-        """``picture.png`` or ``thumbnail.webp``. Raises ``PictureNotFoundError`` if it is not there."""
+        """Return the path of ``picture.png`` or ``thumbnail.webp``. Raises ``PictureNotFoundError`` if it is not there."""
         path = self._path(picture_id) / name
         if not path.is_file():
             raise PictureNotFoundError
         return path
 
     def remove(self, picture_id: str) -> None:
-        """Forget a picture; nothing happens if it is not there."""
+        """Delete a picture; nothing happens if it does not exist."""
         self._known.pop(picture_id, None)
         path = self._path(picture_id)
         doomed = path.with_name(f".old-{path.name}")
@@ -173,7 +173,7 @@ class Gallery:
         shutil.rmtree(doomed)
 
     def pair(self, picture_id: str, counterpart_id: str) -> None:
-        """Remember what a picture is compared with."""
+        """Store the id of the picture that another is compared with."""
         write_atomically(self._path(picture_id) / _COUNTERPART, counterpart_id.encode())
 
     def counterpart(self, picture_id: str) -> GalleryPicture | None:
@@ -203,7 +203,7 @@ class Gallery:
 
 
 def new_id(now: datetime) -> str:
-    """An id that sorts by time."""
+    """Return an id that sorts by time."""
     return f"{now.astimezone(UTC):%Y%m%d-%H%M%S%f}-{secrets.token_hex(3)}"
 
 

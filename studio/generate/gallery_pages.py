@@ -42,7 +42,7 @@ async def gallery_page(studio: StudioContext, chosen: GalleryFilter, *, before: 
 
 @router.get("/gallery")
 async def filtered_pictures(request: Request, before: str | None = None) -> Response:
-    """The gallery alone, as filtered; ``before``: more of it."""
+    """Send the filtered gallery; ``before``: the pictures older than that one."""
     if not is_fragment(request):
         query = request.url.query
         return RedirectResponse(f"/generate?{query}" if query else "/generate", status_code=303)
@@ -56,14 +56,14 @@ async def filtered_pictures(request: Request, before: str | None = None) -> Resp
 
 @router.get("/generate/history")
 async def prompt_history(request: Request) -> Response:
-    """The prompts of the last pictures."""
+    """Send the prompts of the last pictures."""
     prompts = await asyncio.to_thread(studio_of(request).gallery.prompts, count=_REMEMBERED_PROMPTS)
     return render(request, "generate/history.html", prompts=prompts)
 
 
 @router.post("/gallery/download")
 async def download_selected(request: Request) -> Response:
-    """A zip of the selected pictures."""
+    """Send a zip of the selected pictures."""
     gallery = studio_of(request).gallery
     pictures, _ = await _selected(request, gallery)
     files = [
@@ -76,7 +76,7 @@ async def download_selected(request: Request) -> Response:
 
 @router.post("/gallery/delete")
 async def delete_selected(request: Request) -> Response:
-    """Forget the selected pictures."""
+    """Delete the selected pictures."""
     gallery = studio_of(request).gallery
     pictures, chosen = await _selected(request, gallery)
     for picture in pictures:

@@ -23,9 +23,9 @@ from studio.web.error_pages import error_of
 from studio.web.errors import MissingPageError
 
 _REMEMBERED = 16
-"""Drawings that are over, so that a page that was away for a moment hears of them."""
+"""Generations that are over and kept, so that a page that reconnects receives their events."""
 _PATIENCE_SECONDS = 0.25
-"""Between looks at a model that is loading."""
+"""Between checks of a model that is loading."""
 
 
 class GenerationState(StrEnum):
@@ -41,11 +41,11 @@ class GenerationState(StrEnum):
 
 @dataclass(kw_only=True)
 class ImageProgress:
-    """One picture of a drawing."""
+    """Progress of one picture of a generation."""
 
     step: int = 0
     preview: str = ""
-    """A small JPEG in base64 of what it is becoming; empty before the first."""
+    """A small JPEG of the unfinished picture, in base64; empty before the first."""
 
 
 @dataclass(kw_only=True)
@@ -56,10 +56,10 @@ class Generation:
     recipe: PictureRecipe
     progress: list[ImageProgress]
     compares: str | None = None
-    """The picture that it is to be put beside."""
+    """Id of the picture that the result is compared with."""
     state: GenerationState = GenerationState.WAITING
     steps: int = 0
-    """Of each picture; 0 before the first is made."""
+    """Steps of each picture; 0 before the first step."""
     pictures: list[GalleryPicture] = field(default_factory=list)
     error: LithographError | None = None
     revision: int = 0
@@ -82,7 +82,7 @@ class Generation:
 
 
 class Generations:
-    """All drawings of this studio, newest first."""
+    """All generations of this studio, newest first."""
 
     def __init__(self, service: ServiceConnection, gallery: Gallery) -> None:
         self._service = service
@@ -93,7 +93,7 @@ class Generations:
         """Set at the next change, and then another one."""
 
     def start(self, recipe: PictureRecipe, *, compares: str | None = None) -> Generation:
-        """Have a recipe drawn; its pictures come to the gallery."""
+        """Start the generation of a recipe; its pictures are added to the gallery."""
         progress = [ImageProgress() for _ in range(recipe.num_images)]
         generation = Generation(id=uuid.uuid4().hex, recipe=recipe, progress=progress, compares=compares)
         self._generations[generation.id] = generation
@@ -107,23 +107,23 @@ class Generations:
         """Return the generations that are not over, newest first."""
         return [generation for generation in reversed(self._generations.values()) if not generation.is_over]
 
-    def get(self, drawing_id: str) -> Generation:
-        """One drawing. Raises ``MissingPageError``."""
-        if drawing_id not in self._generations:
+    def get(self, generation_id: str) -> Generation:
+        """Return a generation. Raises ``MissingPageError``."""
+        if generation_id not in self._generations:
             raise MissingPageError("generation_over", "the generation has ended")
-        return self._generations[drawing_id]
+        return self._generations[generation_id]
 
     def comparing(self, picture_id: str) -> Generation | None:
         """Return the generation under way that will be compared with a picture, if there is one."""
         return next((generation for generation in self.active() if generation.compares == picture_id), None)
 
-    def cancel(self, drawing_id: str) -> None:
-        """Stop one; the service makes no more steps of it."""
-        if (task := self._tasks.get(self.get(drawing_id).id)) is not None:
+    def cancel(self, generation_id: str) -> None:
+        """Cancel a generation; the service makes no more steps of it."""
+        if (task := self._tasks.get(self.get(generation_id).id)) is not None:
             task.cancel()
 
     async def changes(self) -> AsyncIterator[Generation]:
-        """Every drawing as it is now, and again whenever something happens to it."""
+        """Yield every generation, and again after each change."""
         seen: dict[str, int] = {}
         while True:
             news = self._news
@@ -134,7 +134,7 @@ class Generations:
             await news.wait()
 
     async def close(self) -> None:
-        """Stop all."""
+        """Cancel all generations."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -152,7 +152,7 @@ class Generations:
             self._tell(generation, GenerationState.FAILED)
 
     async def _follow(self, generation: Generation) -> None:
-        """Draw it, and once more if the service was lost meanwhile and starts again: more often might end it each time."""
+        """Generate, and once more if the service ended and restarts: a request that ends it each time is not repeated."""
         await self._wait_for_model()
         try:
             await self._draw(generation)
@@ -205,8 +205,8 @@ class Generations:
 
     def _remove_oldest(self) -> None:
         over = [generation.id for generation in self._generations.values() if generation.is_over]
-        for drawing_id in over[: max(0, len(over) - _REMEMBERED)]:
-            del self._generations[drawing_id]
+        for generation_id in over[: max(0, len(over) - _REMEMBERED)]:
+            del self._generations[generation_id]
 
 
 def pictures_of(drawn: ResultEvent, model: Mapping[str, Any], seconds: float) -> Iterator[tuple[GalleryPicture, bytes]]:

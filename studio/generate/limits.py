@@ -27,7 +27,7 @@ class GenerationLimits:
 
     @classmethod
     def of(cls, info: Mapping[str, Any] | None) -> Self:
-        """From ``GET /v1/info``; LongCat-Image's own before the service has answered."""
+        """Read ``GET /v1/info``; LongCat-Image's own limits before the service has answered."""
         if info is None:
             return cls()
         defaults, limits = info["defaults"], info["limits"]
@@ -43,11 +43,11 @@ class GenerationLimits:
 
     @property
     def longest_px(self) -> int:
-        """The longest side that anything can have, on the grid."""
+        """The longest possible side, a multiple of 64 px."""
         return self.max_pixels // GRID_PX // GRID_PX * GRID_PX
 
     def sizes(self) -> list[tuple[int, int]]:
-        """The usual shapes at the default area, then larger squares; all of them can be drawn."""
+        """Return the usual shapes at the default area, then larger squares, all within the limits."""
         found = [self._shape(ratio) for ratio in _RATIOS]
         found += [(_on_grid(self.width * factor), _on_grid(self.height * factor)) for factor in _LARGER]
         return [size for size in dict.fromkeys(found) if math.prod(size) <= self.max_pixels]

@@ -23,12 +23,12 @@ from studio.web.pages import Pages, render
 router = APIRouter()
 
 _HEARTBEAT_SECONDS = 15.0
-"""Between signs of life on a stream where nothing happens: proxies close silent ones."""
+"""Between comments on a stream without events: proxies close idle streams."""
 
 
 @router.get("/generate")
 async def generate_page(request: Request, like: str | None = None) -> Response:
-    """The page; ``adapter`` is to be tried, ``like`` is a picture whose recipe fills the form."""
+    """Show the page; ``adapter`` is to be tried, ``like`` is a picture whose recipe fills the form."""
     studio = studio_of(request)
     recipe = studio.gallery.get(like).recipe if like else PictureRecipe()
     asked = adapters_in(request)
@@ -42,7 +42,7 @@ async def generate_page(request: Request, like: str | None = None) -> Response:
 
 @router.post("/generate")
 async def generate(request: Request) -> Response:
-    """Draw what the form says."""
+    """Generate the pictures that the form describes."""
     studio = studio_of(request)
     async with request.form() as form:
         recipe = read_recipe(form, GenerationLimits.of(studio.service.info))
@@ -50,34 +50,34 @@ async def generate(request: Request) -> Response:
 
 
 @router.get("/drawings/events")
-async def drawing_events(request: Request) -> Response:
-    """Server-sent events: fragments of the page for whatever is being drawn."""
+async def generation_events(request: Request) -> Response:
+    """Stream server-sent events: fragments of the page for all generations under way."""
     return StreamingResponse(_events(request, studio_of(request)), media_type="text/event-stream")
 
 
-@router.get("/drawings/{drawing_id}")
-async def drawing_state(request: Request, drawing_id: str) -> Response:
+@router.get("/drawings/{generation_id}")
+async def generation_state(request: Request, generation_id: str) -> Response:
     """Return the result of a generation; nothing while it is under way."""
-    generation = studio_of(request).generations.get(drawing_id)
+    generation = studio_of(request).generations.get(generation_id)
     if not generation.is_over:
         return Response(status_code=204)
     return HTMLResponse(_fragment(request, generation))
 
 
-@router.post("/drawings/{drawing_id}/again")
-async def try_again(request: Request, drawing_id: str) -> Response:
-    """Draw what could not be drawn."""
+@router.post("/drawings/{generation_id}/again")
+async def try_again(request: Request, generation_id: str) -> Response:
+    """Repeat a generation that failed."""
     generations = studio_of(request).generations
-    failed = generations.get(drawing_id)
+    failed = generations.get(generation_id)
     return render(
         request, "generate/drawing.html", generation=generations.start(failed.recipe, compares=failed.compares)
     )
 
 
-@router.delete("/drawings/{drawing_id}")
-async def cancel_drawing(request: Request, drawing_id: str) -> Response:
-    """Stop drawing; the page hears of it as of everything else."""
-    studio_of(request).generations.cancel(drawing_id)
+@router.delete("/drawings/{generation_id}")
+async def cancel_generation(request: Request, generation_id: str) -> Response:
+    """Cancel a generation; pages receive an event of it."""
+    studio_of(request).generations.cancel(generation_id)
     return Response(status_code=204)
 
 
@@ -87,7 +87,7 @@ async def _events(request: Request, studio: StudioContext) -> AsyncIterator[byte
     try:
         while True:
             if not (await asyncio.wait([coming], timeout=_HEARTBEAT_SECONDS))[0]:
-                yield format_sse_event(comment="still here")
+                yield format_sse_event(comment="heartbeat")
                 continue
             generation = coming.result()
             coming = asyncio.ensure_future(anext(changes))
@@ -98,7 +98,7 @@ async def _events(request: Request, studio: StudioContext) -> AsyncIterator[byte
 
 
 def _fragment(request: Request, generation: Generation) -> str:
-    """A drawing as the page shows it: how far it is, or what became of it."""
+    """Render a generation: its progress, or its result."""
     pages: Pages = request.app.state.pages
     if not generation.is_over:
         return pages.text(request, "generate/progress.html", generation=generation)

@@ -1,4 +1,4 @@
-"""One picture of the gallery: its recipe, its files, and drawing it again, varied or without adapters."""
+"""One picture of the gallery: its recipe, its files, and generating it again, varied or without adapters."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ _KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
 
 @router.get("/gallery/{picture_id}")
 async def picture_page(request: Request, picture_id: str) -> Response:
-    """One picture with its recipe: over the page that is there, or as a page of its own."""
+    """Show a picture with its recipe: in the viewer of the current page, or as a page of its own."""
     studio = studio_of(request)
     picture = studio.gallery.get(picture_id)
     template = "generate/viewer.html" if is_fragment(request) else "generate/picture.html"
@@ -33,7 +33,7 @@ async def picture_page(request: Request, picture_id: str) -> Response:
 
 @router.get("/gallery/{picture_id}/picture.png")
 async def picture_file(request: Request, picture_id: str) -> Response:
-    """The PNG."""
+    """Send the PNG."""
     gallery = studio_of(request).gallery
     path = gallery.file(picture_id, "picture.png")
     name = gallery.get(picture_id).file_name
@@ -42,13 +42,13 @@ async def picture_file(request: Request, picture_id: str) -> Response:
 
 @router.get("/gallery/{picture_id}/thumbnail.webp")
 async def thumbnail_file(request: Request, picture_id: str) -> Response:
-    """A small copy."""
+    """Send the thumbnail."""
     return FileResponse(studio_of(request).gallery.file(picture_id, "thumbnail.webp"), headers=_KEPT)
 
 
 @router.post("/gallery/{picture_id}/again")
 async def again(request: Request, picture_id: str) -> Response:
-    """Draw the same recipe: on the same model the same picture."""
+    """Generate the same recipe: with the same model, the same picture."""
     studio = studio_of(request)
     generation = studio.generations.start(studio.gallery.get(picture_id).recipe)
     return render(request, "generate/drawing.html", generation=generation)
@@ -56,7 +56,7 @@ async def again(request: Request, picture_id: str) -> Response:
 
 @router.post("/gallery/{picture_id}/vary")
 async def vary(request: Request, picture_id: str) -> Response:
-    """Draw the same from other noise."""
+    """Generate variations: the same recipe with other seeds."""
     studio = studio_of(request)
     count = min(_VARIATIONS, GenerationLimits.of(studio.service.info).max_images)
     recipe = studio.gallery.get(picture_id).recipe.with_seed(secrets.randbelow(2**32), num_images=count)
@@ -65,7 +65,7 @@ async def vary(request: Request, picture_id: str) -> Response:
 
 @router.get("/gallery/{picture_id}/compare")
 async def compare_page(request: Request, picture_id: str) -> Response:
-    """A picture with its adapters beside the same without."""
+    """Show a picture beside the same one without adapters."""
     studio = studio_of(request)
     picture = studio.gallery.get(picture_id)
     without = studio.gallery.counterpart(picture_id)
@@ -75,7 +75,7 @@ async def compare_page(request: Request, picture_id: str) -> Response:
 
 @router.post("/gallery/{picture_id}/compare")
 async def compare(request: Request, picture_id: str) -> Response:
-    """Draw the same without adapters, unless that is done or under way; go to where both are."""
+    """Generate the same picture without adapters unless that is done or under way, and show both."""
     studio = studio_of(request)
     picture = studio.gallery.get(picture_id)
     if studio.gallery.counterpart(picture_id) is None and studio.generations.comparing(picture_id) is None:
@@ -85,7 +85,7 @@ async def compare(request: Request, picture_id: str) -> Response:
 
 @router.delete("/gallery/{picture_id}")
 async def remove_picture(request: Request, picture_id: str) -> Response:
-    """Forget a picture; its place on the page becomes empty."""
+    """Delete a picture; the empty reply removes it from the page."""
     await asyncio.to_thread(studio_of(request).gallery.remove, picture_id)
     return Response(status_code=200)
 

@@ -21,7 +21,7 @@ class ShownSample:
     """The address of the picture."""
     prompt: str
     label: str
-    """The checkpoint or the version that drew it, in the reader's language."""
+    """The checkpoint or the version that generated it, in the reader's language."""
 
 
 def render_sample(

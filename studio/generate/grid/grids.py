@@ -1,4 +1,4 @@
-"""Grids that are drawn and kept: ``grids/<id>/grid.json`` names each cell's picture in the gallery."""
+"""Grids under way and stored: ``grids/<id>/grid.json`` names each cell's picture in the gallery."""
 
 import asyncio
 import re
@@ -20,7 +20,7 @@ from studio.web.errors import PageNotFoundError, PictureNotFoundError
 
 _ID = re.compile(r"[0-9]{8}-[0-9]{12}-[0-9a-f]{6}")
 _AT_ONCE = 16
-"""Requests under way: the service batches them, and others still get their turn."""
+"""Requests under way at most: the service batches them and still admits others."""
 
 
 class PictureGrid(BaseModel):
@@ -37,12 +37,12 @@ class PictureGrid(BaseModel):
 
     @property
     def is_whole(self) -> bool:
-        """Return True once every cell is drawn."""
+        """Return True once every cell has a picture."""
         return len(self.cells) == self.plan.size
 
 
 class Grids:
-    """Grids below one directory, and those that are being drawn."""
+    """Grids below one directory, and those under way."""
 
     def __init__(self, folder: Path, service: ServiceConnection, gallery: Gallery) -> None:
         self._folder = folder
@@ -51,10 +51,10 @@ class Grids:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._live: dict[str, PictureGrid] = {}
         self.errors: dict[str, LithographError] = {}
-        """Why a grid's last try ended early."""
+        """By id: the error that ended a grid's last run."""
 
     def start(self, plan: GridPlan) -> PictureGrid:
-        """Keep a grid and have it drawn."""
+        """Store a grid and start its generation."""
         now = datetime.now(UTC)
         grid = PictureGrid(id=new_id(now), created=now, plan=plan)
         self._save(grid)
@@ -62,7 +62,7 @@ class Grids:
         return grid
 
     def resume(self, identity: str) -> None:
-        """Draw the cells that are missing, unless that is under way. Raises ``PageNotFoundError``."""
+        """Generate the missing cells unless that is under way. Raises ``PageNotFoundError``."""
         grid = self.get(identity)
         if identity in self._tasks or grid.is_whole:
             return
@@ -73,16 +73,16 @@ class Grids:
         task.add_done_callback(lambda _: self._end(identity))
 
     def cancel(self, identity: str) -> None:
-        """Stop drawing; the cells that are there stay."""
+        """Cancel the generation; finished cells stay."""
         if (task := self._tasks.get(identity)) is not None:
             task.cancel()
 
     def is_drawing(self, identity: str) -> bool:
-        """Return True while cells are drawn."""
+        """Return True while cells are generated."""
         return identity in self._tasks
 
     def get(self, identity: str) -> PictureGrid:
-        """One grid. Raises ``PageNotFoundError`` if there is none."""
+        """Return a grid. Raises ``PageNotFoundError`` if there is none."""
         if identity in self._live:
             return self._live[identity]
         if not _ID.fullmatch(identity):
@@ -93,7 +93,7 @@ class Grids:
             raise PageNotFoundError from error
 
     def list(self, *, count: int) -> list[PictureGrid]:
-        """The newest grids."""
+        """Return the newest grids."""
         if not self._folder.is_dir():
             return []
         identities = sorted((path.name for path in self._folder.iterdir() if _ID.fullmatch(path.name)), reverse=True)
@@ -106,7 +106,7 @@ class Grids:
         return found
 
     def pictures(self, grid: PictureGrid) -> dict[str, GalleryPicture]:
-        """Return the pictures of the cells that are drawn, but for those that were deleted since."""
+        """Return the pictures of the finished cells; deleted ones are left out."""
         found = {}
         for cell, identity in grid.cells.items():
             try:
@@ -116,7 +116,7 @@ class Grids:
         return found
 
     async def close(self) -> None:
-        """Stop all."""
+        """Cancel all grids under way."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""Grids: the fields of the form, one grid as it is drawn, its sheet."""
+"""Grids: the fields of the form, a grid and its progress, its sheet."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ _MOST_LISTED = 100
 
 @router.get("/generate/grid")
 async def grid_fields(request: Request) -> Response:
-    """The fields that make a grid of the form, with every version of every adapter."""
+    """Send the grid's fields of the form, with every version of every adapter."""
     catalogue = studio_of(request).catalogue
     problem = None
     try:
@@ -36,7 +36,7 @@ async def grid_fields(request: Request) -> Response:
 
 @router.post("/grids")
 async def start_grid(request: Request) -> Response:
-    """Draw the grid that the form describes; go to where it is shown."""
+    """Start the grid that the form describes, and show it."""
     studio = studio_of(request)
     async with request.form() as form:
         first = next(iter(prompts_in(form)), "")
@@ -47,14 +47,14 @@ async def start_grid(request: Request) -> Response:
 
 @router.get("/grids")
 async def list_page(request: Request) -> Response:
-    """The newest grids."""
+    """Show the newest grids."""
     grids = await asyncio.to_thread(studio_of(request).grids.list, count=_MOST_LISTED)
     return render(request, "generate/grids.html", grids=grids)
 
 
 @router.get("/grids/{identity}")
 async def grid_page(request: Request, identity: str, seen: str = "") -> Response:
-    """One grid; its table alone for a page that shows it while it is drawn, 204 while that has not changed."""
+    """Show a grid. A page that polls receives the table alone, and 204 while it has not changed."""
     grids = studio_of(request).grids
     grid, is_drawing = grids.get(identity), grids.is_drawing(identity)
     state = f"{len(grid.cells)}-{is_drawing}"
@@ -74,14 +74,14 @@ async def grid_page(request: Request, identity: str, seen: str = "") -> Response
 
 @router.post("/grids/{identity}/resume")
 async def resume_grid(request: Request, identity: str) -> Response:
-    """Draw what is missing."""
+    """Generate the missing cells."""
     studio_of(request).grids.resume(identity)
     return _to(request, f"/grids/{identity}")
 
 
 @router.post("/grids/{identity}/cancel")
 async def cancel_grid(request: Request, identity: str) -> Response:
-    """Stop drawing."""
+    """Cancel the generation."""
     grids = studio_of(request).grids
     grids.get(identity)
     grids.cancel(identity)
@@ -90,7 +90,7 @@ async def cancel_grid(request: Request, identity: str) -> Response:
 
 @router.get("/grids/{identity}/sheet.png")
 async def grid_sheet(request: Request, identity: str) -> Response:
-    """The grid as one labelled picture, to download."""
+    """Send the grid as one labelled PNG."""
     studio = studio_of(request)
     grid = studio.grids.get(identity)
     say = request.app.state.pages.language(request)

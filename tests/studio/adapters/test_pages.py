@@ -244,7 +244,7 @@ def test_storage_that_cannot_be_written_is_no_fault_of_the_file(adapters_server:
 
 @pytest.mark.parametrize(
     ("info", "problem"),
-    [(None, "has not told its own yet"), ({"model": {"flavour": "mine"}}, "where the service's model mine is")],
+    [(None, "has not reported its own yet"), ({"model": {"flavour": "mine"}}, "where the service's model mine is")],
 )
 def test_an_import_for_a_model_that_is_not_known_here_is_refused_with_what_to_do(
     tmp_path: Path, info: dict[str, Any] | None, problem: str
