@@ -108,19 +108,17 @@ def visit(browser: Browser, url: str) -> dict[str, float]:
     page = context.new_page()
     begun = time.perf_counter()
     page.goto(f"{url}/generate", wait_until="commit")
-    page.wait_for_function("document.querySelector('.tile img')?.complete")
+    page.locator(".tile img").first.evaluate("image => image.decode()")
     first_picture = time.perf_counter() - begun
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? NaN") / 1000
     count = page.locator(".tile").count()
     begun = time.perf_counter()
     page.locator(".tile").last.scroll_into_view_if_needed()
-    page.wait_for_function("count => document.querySelectorAll('.tile').length > count", arg=count)
+    page.locator(".tile").nth(count).wait_for()
     more = time.perf_counter() - begun
     begun = time.perf_counter()
     page.get_by_role("searchbox").fill("猫")
-    page.wait_for_function(
-        "[...document.querySelectorAll('.tile-prompt')].every((text) => text.textContent.includes('猫'))"
-    )
+    page.locator(".tile-prompt").filter(has_not_text="猫").first.wait_for(state="detached")
     search = time.perf_counter() - begun
     context.close()
     return {"first content": paint, "first picture": first_picture, "next page": more, "search": search}

@@ -121,7 +121,7 @@ def view(
     shown |= {"filter": chosen, "kinds": KINDS, "first": (), "describing": training.describer.state(dataset)}
     try:
         found = training.scans.ask(
-            dataset, terms, wait_seconds=_REFRESH_SECONDS if refresh else 1.5 if is_fragment(request) else 0.5
+            dataset, terms, wait_seconds=_REFRESH_SECONDS if refresh else 1.5 if is_fragment(request) else 0.2
         )
     except UserError as error:
         shown["problem"] = error.problems[0]
