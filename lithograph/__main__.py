@@ -11,11 +11,13 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 from typing_extensions import override
 
 from lithograph.terminal import fail
+from longcat.checksum import remember_checksums
 from longcat.errors import LithographError
 from longcat.logs import silence_import_noise
 from longcat.process.parent import PARENT_OPTION, stop_with_parent
@@ -95,6 +97,12 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
+def _user_cache(environment: Mapping[str, str]) -> Path:
+    """Return the user's cache directory, by the XDG base directory specification."""
+    given = Path(environment.get("XDG_CACHE_HOME", ""))
+    return given if given.is_absolute() else Path(os.path.expanduser("~")) / ".cache"
+
+
 def main() -> None:
     """Run the command; print a known error as one line for each problem, without a stack trace."""
     _open_standard_streams()
@@ -107,6 +115,7 @@ def main() -> None:
     # Child processes (the engine, data loading, compilation) do not import from the working directory either.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     silence_import_noise()
+    remember_checksums(_user_cache(os.environ) / "lithograph")
     try:
         cli(auto_envvar_prefix="LITHOGRAPH")
     except LithographError as error:

@@ -192,6 +192,7 @@ class Renderer:
             storage,
             base_hash=self.identity.hash,
             checks=Checks(manifest=self._check_manifest, weights=slots.check),
+            staged=slots.staged,
             folder=config.folder,
             memory_bytes=config.cache_mib * 2**20,
             disk_bytes=config.disk_mib * 2**20,

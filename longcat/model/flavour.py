@@ -7,7 +7,7 @@ A model is a directory that ``LongCatImagePipeline.from_pretrained`` can read. S
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from longcat.checksum import file_sha256
+from longcat.checksum import checksums
 from longcat.errors import FlavourError, HubError
 from longcat.problem import Problem
 from longcat.validation import problems_of
@@ -72,7 +72,7 @@ class Flavour:
         """Return the SHA-256 of one component's files, for caches that depend on that component alone."""
         return _hash(
             self.folder,
-            (path for path in _model_files(self.folder) if path.relative_to(self.folder).parts[0] == component),
+            [path for path in _model_files(self.folder) if path.relative_to(self.folder).parts[0] == component],
         )
 
 
@@ -155,13 +155,14 @@ def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
         raise (HubError if is_unreachable else FlavourError).of([problem]) from error
 
 
-def _hash(folder: Path, files: Iterable[Path]) -> str:
+def _hash(folder: Path, files: Sequence[Path]) -> str:
     """Hash names and contents. Weights in the hub's cache are named by their SHA-256, which saves reading 30 GB."""
+    contents = {path: path.resolve().name for path in files if path.is_symlink()}
+    contents = {path: blob for path, blob in contents.items() if _LFS_BLOB.fullmatch(blob)}
+    contents |= checksums(path for path in files if path not in contents)
     digest = hashlib.sha256()
     for path in files:
-        blob = path.resolve().name
-        content = blob if path.is_symlink() and _LFS_BLOB.fullmatch(blob) else file_sha256(path)
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{contents[path]}\n".encode())
     return digest.hexdigest()
 
 
@@ -198,8 +199,8 @@ def _settings(name: str, path: Path) -> ModelSettings:
         ) from error
 
 
-def _model_files(folder: Path) -> Iterator[Path]:
+def _model_files(folder: Path) -> list[Path]:
     tops = [folder / name for name in ("model_index.json", SETTINGS_FILE) if (folder / name).exists()]
     tops += (folder / "text_processor").glob("chat_template.*")
     inner = [path for part in COMPONENTS for path in (folder / part).rglob("*") if path.is_file()]
-    yield from sorted(tops + inner, key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(tops + inner, key=lambda path: path.relative_to(folder).as_posix())

@@ -252,12 +252,13 @@ def place(
         for modules in components:
             offloader.add(modules)
         return
-    # The VAE is small, and its convolutions need more memory for their results than for their weights.
+    # The VAE is small, and its convolutions need more memory for their results than for their weights. Of the embedding of
+    # tokens, a prompt needs a few rows; and transformers moves what it generates to where the first weight is.
     layers = [
         module
         for modules in components[:2]
         for module in modules
-        if offload is Offload.GROUP and isinstance(module, nn.Linear | nn.Embedding)
+        if offload is Offload.GROUP and isinstance(module, nn.Linear)
     ]
     for layer in layers:
         offloader.add([layer])

@@ -3,21 +3,21 @@
 Every linear layer that an adapter may change has a buffer, allocated once: (S, r (in + out)) for S slots of rank up to r.
 A layer's matrices lie in its slot one after another: a LoRA's two, or the factors of a LoKr or LoHa, which fit if they have
 no more numbers than a LoRA of rank r. Loading an adapter is a copy into one slot: no module changes, nothing is recompiled,
-other slots stay as they are. ``gather`` returns views of the slots, each for the rows that use it, and
-``longcat.sampling.blocks`` applies them: at most one layer of each row's adapter is copied at a time.
+other slots stay as they are. On a GPU the copies run beside its computation, on a stream of their own; a forward waits for
+those of its own rows' adapters alone, on the device and not on the host. ``gather`` returns views of the slots, each for the
+rows that use it, and ``longcat.sampling.blocks`` applies them: at most one layer of each row's adapter is copied at a time.
 
 The buffers of the embedder of image tokens and the output layer are allocated once an adapter changes them. Layers that
 depend on the time or the prompt alone have none: their updates are made from the weights (``updates.conditioner``).
 
 A slot whose adapter uses DoRA also keeps vectors for each layer, computed at loading, that give the norms of its rows at
-any scale (``longcat.adapter.weights.dora``). Of several adapters of an image, each rescales the result of those before it,
-as in PEFT.
+any scale (``longcat.adapter.weights.dora``), and the gains at the scales that images use. Of several adapters of an image,
+each rescales the result of those before it, as in PEFT.
 """
 
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -36,10 +36,12 @@ from longcat.adapter.modules import (
 from longcat.adapter.verification import check_lora, check_rank
 from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights, served
 from longcat.adapter.weights.lycoris import LohaLayer
+from longcat.adapter.weights.placement import moved, pinned
 from longcat.errors import AdapterError
 from longcat.sampling.conditioning import ConditioningUpdates
 from longcat.sampling.updates.conditioner import AdapterUse, Conditioner, conditioning_part
-from longcat.sampling.updates.magnitudes import ColumnMagnitude, Magnitudes, RowMagnitude
+from longcat.sampling.updates.copy_stream import CopyStream
+from longcat.sampling.updates.magnitudes import Magnitudes, SlotMagnitudes
 from longcat.sampling.updates.update import (
     BESIDE_BLOCKS,
     EVERY_ROW,
@@ -101,9 +103,13 @@ class AdapterSlots:
         self._allocate(filter(is_blocks_own, targets))
         self._layouts: list[dict[str, _Layout]] = [{} for _ in range(count + 1)]
         self._kinds: list[tuple[object, ...]] = [()] * (count + 1)
-        self._magnitudes = Magnitudes(transformer, device)
-        self._slot_magnitudes: list[dict[str, RowMagnitude]] = [{} for _ in range(count + 1)]
-        self._slot_columns: list[dict[str, ColumnMagnitude]] = [{} for _ in range(count + 1)]
+        magnitudes = Magnitudes(transformer, device)
+        self._magnitudes = [SlotMagnitudes(magnitudes) for _ in range(count + 1)]
+        self._filled: list[set[str]] = [set() for _ in range(count + 1)]
+        """The layers whose buffers have numbers in a slot, which compiled forwards read whatever its layouts are."""
+        self._copy_stream = CopyStream(device)
+        self._copies: dict[int, torch.Event] = {}
+        """The copies to slots that no forward has waited for yet."""
         self._vectors = SlotVectors(transformer, count=count + 1, device=device, dtype=dtype)
         self.conditioner = Conditioner(transformer, device=device, dtype=dtype)
         self._loaded: dict[int, tuple[object, LoraWeights]] = {}
@@ -115,6 +121,10 @@ class AdapterSlots:
             if name not in self._buffers:
                 numbers = self.rank * sum(self._targets[name])
                 self._buffers[name] = torch.zeros(self.count + 1, numbers, device=self._device, dtype=self._dtype)
+
+    def staged(self, weights: LoraWeights) -> LoraWeights:
+        """Return weights from which ``load`` copies without a wait: on a GPU, in pinned memory. Any thread may call it."""
+        return pinned(weights) if self._device.type == "cuda" else weights
 
     @property
     def nbytes(self) -> int:
@@ -166,34 +176,38 @@ class AdapterSlots:
 
     @torch.no_grad()
     def load(self, slot: int, weights: LoraWeights) -> None:
-        """Copy checked weights into a slot, replacing its adapter."""
+        """Copy checked weights into a slot, replacing its adapter. If this raises, the slot is empty."""
         layers = {name: layer for name, layer in weights.layers.items() if not is_conditioning(name)}
-        self._allocate(layers)
-        for name in self._layouts[slot].keys() - layers.keys():
-            self._buffers[name][slot].zero_()
-        columns = {
-            modules: magnitude
-            for modules, magnitude in weights.column_magnitudes.items()
-            if not is_conditioning(modules[0])
-        }
-        self._slot_columns[slot] = found = self._magnitudes.columns_of(replace(weights, column_magnitudes=columns))
-        self._layouts[slot] = {
-            name: self._load_layer(name, slot, layer, weights.alpha)._replace(rescales_input=name in found)
-            for name, layer in layers.items()
-        }
-        self._kinds[slot] = next(iter(self._layouts[slot].values()), ())
-        self._slot_magnitudes[slot] = {
-            name: magnitude
-            for name, layer in layers.items()
-            if isinstance(layer, LoraLayer)
-            and (magnitude := self._magnitudes.of(name, layer, weights.alpha / layer.rank))
-        }
         vectors = {name: vector for name, vector in weights.vectors.items() if not is_conditioning(name)}
-        self._vectors.load(slot, vectors)
+        self._empty(slot)
+        self._allocate(layers)
+        with self._copy_stream.copying():
+            for name in self._filled[slot] - layers.keys():
+                self._buffers[name][slot].zero_()
+            self._filled[slot] |= layers.keys()
+            columns = self._magnitudes[slot].load(weights, layers)
+            layouts = {
+                name: self._load_layer(name, slot, layer, weights.alpha)._replace(rescales_input=name in columns)
+                for name, layer in layers.items()
+            }
+            self._vectors.load(slot, vectors)
+        if event := self._copy_stream.copied():
+            self._copies[slot] = event
+        self._filled[slot] = set(layers)
+        self._layouts[slot] = layouts
+        self._kinds[slot] = next(iter(layouts.values()), ())
         self._loaded[slot] = (object(), conditioning_part(weights))
+
+    def _empty(self, slot: int) -> None:
         self._gathered = ((), None)
+        self._layouts[slot] = {}
+        self._kinds[slot] = ()
+        self._magnitudes[slot].clear()
+        self._vectors.load(slot, {})
+        self._loaded.pop(slot, None)
 
     def _load_layer(self, name: str, slot: int, layer: Layer, alpha: float) -> _Layout:
+        layer = moved(layer, self._device)
         matrices, kind = served(layer, alpha), layer.kind
         if isinstance(layer, LohaLayer) and layer.dim**2 <= self.rank:
             matrices, kind = layer.as_lora(), LoraLayer.kind
@@ -212,6 +226,9 @@ class AdapterSlots:
     def gather(self, rows: Sequence[tuple[SlotUse, ...]]) -> Updates | None:
         """Return the updates of rows that use these slots at these scales; None if no row uses any."""
         key = tuple(rows)
+        for slot in {slot for uses in key for slot, _ in uses}:
+            if event := self._copies.pop(slot, None):
+                self._copy_stream.wait(event)
         if self._gathered[0] != key:
             self._gathered = (key, self._gather(key))
         return self._gathered[1]
@@ -256,7 +273,7 @@ class AdapterSlots:
             buffer = self._buffers[name]
             matrices = tuple(self._matrices(buffer[slots[0] : slots[0] + 1] if is_one else buffer, layout.shapes))
             if own and layout.rescales_input:
-                gain = self._slot_columns[own[0]][name].gain(own[1])
+                gain = self._magnitudes[own[0]].at(own[1]).columns[name]
                 yield InputUpdate(rows, (gain - 1).to(self._dtype))
                 matrices = (matrices[0] * gain.to(self._dtype)[:, None], *matrices[1:])
             yield Update(
@@ -271,11 +288,11 @@ class AdapterSlots:
                 yield self._rescaling(name, uses[rows], rows)
 
     def _rescaling(self, name: str, uses: Sequence[SlotUse | None], rows: slice) -> Rescaling:
-        found = {
-            use: self._magnitudes.rescaling(name, self._slot_magnitudes[use[0]][name], use[1])
-            for use in dict.fromkeys(filter(None, uses))
-        }
-        gains, shifts = zip(*(found[use] for use in filter(None, uses)), strict=True)
+        found = [self._magnitudes[slot].at(scale).rows[name] for slot, scale in filter(None, uses)]
+        if len({*uses}) == 1:
+            gain, shift = (vector.expand(len(uses), 1, -1) for vector in found[0])
+            return Rescaling(rows, gain, shift)
+        gains, shifts = zip(*found, strict=True)
         return Rescaling(rows, torch.stack(gains)[:, None], torch.stack(shifts)[:, None])
 
     def _selection(self, uses: Sequence[SlotUse | None]) -> tuple[Tensor, Tensor]:

@@ -43,14 +43,20 @@ class AdapterCache:
         *,
         base_hash: str,
         checks: Checks,
+        staged: Callable[[LoraWeights], LoraWeights],
         folder: Path,
         memory_bytes: int,
         disk_bytes: int,
     ) -> None:
-        """``folder``: the downloads, which other processes may share."""
+        """Start with an empty memory.
+
+        ``staged``: puts checked weights where slots are loaded from. ``folder``: the downloads, which other processes may
+        share.
+        """
         self._storage = storage
         self._base_hash = base_hash
         self._checks = checks
+        self._staged = staged
         self._downloads = Downloads(folder, max_bytes=disk_bytes)
         self._memory_bytes = memory_bytes
         self._lock = threading.Lock()
@@ -113,6 +119,7 @@ class AdapterCache:
             try:
                 weights = parse_lora(content, Path("adapter.safetensors"))
                 self._checks.weights(weights)
+                weights = self._staged(weights)
             except AdapterError as error:
                 raise error.within(field="adapter", value=manifest.reference) from error
         except BaseException as error:  # any: every waiting request gets it

@@ -183,19 +183,24 @@ class Engine:
             while state.pending and state.size not in full and not (state.adapters and slots_are_short):
                 if not self._scheduler.fits(state):
                     full.add(state.size)
-                elif (slots := self.slot_table.acquire(state.adapters)) is None:
+                elif not self._begin_or_fail(state):
                     slots_are_short = True
-                else:
-                    self._begin_or_fail(state, slots)
             if not state.pending and state in self._queue:
                 self._queue.remove(state)
 
-    def _begin_or_fail(self, state: RequestState, slots: tuple[int, ...]) -> None:
+    def _begin_or_fail(self, state: RequestState) -> bool:
+        """Begin a request's next image, or fail the request; return False if too few slots are free."""
+        slots = None
         try:
-            self._begin(state, slots)
-        except Exception as error:  # any, such as no memory for the latents: other requests continue
-            self.slot_table.release(state.adapters)
+            slots = self.slot_table.acquire(state.adapters)
+            if slots is not None:
+                self._begin(state, slots)
+        except Exception as error:  # any, such as no memory for a slot or the latents: other requests continue
+            if slots is not None:
+                self.slot_table.release(state.adapters)
             self._fail(state, error)
+            return True
+        return slots is not None
 
     def _begin(self, state: RequestState, slots: tuple[int, ...]) -> None:
         request, index = state.request, state.pending.popleft()

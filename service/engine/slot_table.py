@@ -3,13 +3,17 @@
 The step loop alone calls it, between steps.
 """
 
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from longcat.adapter.manifest import Manifest
 from longcat.adapter.weights.lora import LoraWeights
+from longcat.model.device.errors import free_memory, is_device_lost, is_out_of_memory
 from longcat.sampling.slots import AdapterSlots
+
+log = logging.getLogger("lithograph")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,8 @@ class SlotTable:
         self._uses: Counter[str] = Counter()
         """Images being denoised, by digest: a slot in use is never evicted."""
         self._pinned: dict[str, Adapter] = {}
+        self._failed: set[str] = set()
+        """Pinned adapters whose loading failed: not tried again before a request names them, or pins change."""
 
     @property
     def loaded(self) -> tuple[LoadedAdapter, ...]:
@@ -58,7 +64,8 @@ class SlotTable:
     def acquire(self, adapters: Sequence[Adapter]) -> tuple[int, ...] | None:
         """Return a slot for each adapter, in use by one more image; load those that have none.
 
-        Returns None, and changes nothing, if too few slots are empty or can be evicted.
+        Returns None, and changes nothing, if too few slots are empty or can be evicted. If loading raises, such as for
+        want of device memory, none is in use by that image, and the slot of the adapter that failed is empty.
         """
         needed = {adapter.digest: adapter for adapter in adapters}
         missing = [adapter for digest, adapter in needed.items() if digest not in self._loaded]
@@ -81,18 +88,44 @@ class SlotTable:
     def pin(self, adapters: Collection[Adapter]) -> None:
         """Protect these adapters from eviction, and no others."""
         self._pinned = {adapter.digest: adapter for adapter in adapters}
+        self._failed.clear()
 
     def load_pinned(self) -> None:
-        """Load the pinned adapters that have no slot, as far as slots are free or can be evicted."""
+        """Load the pinned adapters that have no slot, as far as slots are free or can be evicted.
+
+        What fails is logged; a request that names the adapter gets the error. Raises for a lost device alone.
+        """
         for digest, adapter in self._pinned.items():
-            if digest not in self._loaded and self.acquire([adapter]) is not None:
-                self.release([adapter])
+            if digest in self._loaded or digest in self._failed:
+                continue
+            try:
+                if self.acquire([adapter]) is not None:
+                    self.release([adapter])
+            except Exception as error:  # any, such as out of memory: requests continue
+                if is_device_lost(error):
+                    raise
+                self._failed.add(digest)
+                log.warning("the pinned adapter %s cannot be loaded: %s", adapter.manifest.reference, error)
 
     def _load(self, adapter: Adapter) -> None:
-        slot = self._empty.pop()
-        self.slots.load(slot, adapter.weights)
+        slot = self._empty[-1]
+        failure = self._attempt(slot, adapter)
+        if failure is not None and is_out_of_memory(failure):
+            free_memory(failure)
+            failure = self._attempt(slot, adapter)
+        if failure is not None:
+            raise failure
+        self._empty.pop()
         self._loaded[adapter.digest] = (slot, adapter.manifest.reference)
         self.loads += 1
+
+    def _attempt(self, slot: int, adapter: Adapter) -> Exception | None:
+        """Load an adapter; return the exception that it raises, for a repetition outside its handler."""
+        try:
+            self.slots.load(slot, adapter.weights)
+        except Exception as error:  # any: the caller raises it
+            return error
+        return None
 
     def _evict(self, digest: str) -> None:
         slot, _ = self._loaded.pop(digest)

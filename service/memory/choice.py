@@ -118,7 +118,8 @@ def check_format(wanted: Wanted) -> None:
         if precision is Precision.INT4_QUANTO:
             raise PrecisionError(
                 "precision_slow_for_serving",
-                "its kernel on a GPU multiplies a few tokens at a time, and an image has thousands",
+                "every step unpacks its weights, which has not been measured on a GPU; torch's kernel for 4 bits is for a few "
+                "tokens, and an image has thousands",
                 remedy="use int8-torchao",
                 field=field,
                 value=precision.value,

@@ -200,11 +200,11 @@ class ServingPlan:
 
     @property
     def _ungrouped_bytes(self) -> int:
-        """Return the bytes on the device while linear layers are offloaded one by one: the VAE, and the largest layer."""
+        """Return the bytes on the device while linear layers are offloaded one by one: VAE, embedding, largest layer."""
         load, item = self.workload, self._item
         layers = [layer.stored(load.precision, item) for block in self.transformer.blocks for layer in block]
         embedding = self.text_encoder.vocabulary * self.text_encoder.width * item
-        return self.vae_bytes + max(embedding, *layers)
+        return self.vae_bytes + embedding + max(layers)
 
     @property
     def most_bytes(self) -> int:

@@ -3,7 +3,9 @@
 // Tensors of device type cuda have storages here that only differ from the CPU's in their device. Every operator without a
 // kernel of its own goes to `run_on_host`: it redresses the arguments as CPU tensors over the same memory, calls the
 // operator, and redresses the results. As on a GPU, an operator that gets tensors of both devices raises. Copies between the
-// devices, waits of the host and bytes are counted; allocations can be made to fail, and the device can be lost.
+// devices, waits of the host and bytes are counted; allocations can be made to fail, and the device can be lost. Operators
+// run at once on every stream; what a copy wrote on a stream of its own cannot be used on the default stream before that
+// waits for an event.
 //
 // The library is loaded with LD_PRELOAD, because it replaces functions of at::accelerator in torch's CPU build.
 
@@ -17,12 +19,13 @@
 #include <ATen/ops/view_as_complex_native.h>
 #include <ATen/ops/view_as_real_native.h>
 #include <ATen/ops/view_native.h>
-#include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
 #include <atomic>
 #include <limits>
+#include <map>
+#include <mutex>
 
 namespace {
 
@@ -37,7 +40,7 @@ constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
 // ---- The ledger: what is counted, and what is to fail ----
 
 struct Ledger {
-  std::atomic<int64_t> used{0}, peak{0}, to_device{0}, to_host{0}, waits{0}, operations{0}, host_bytes{0};
+  std::atomic<int64_t> used{0}, peak{0}, to_device{0}, pageable{0}, to_host{0}, waits{0}, operations{0}, host_bytes{0};
   std::atomic<int64_t> capacity{kUnlimited};
   std::atomic<int64_t> until_failure{-1};  // allocations up to the one that fails, counted down; negative: none fails
   std::atomic<bool> lost{false};
@@ -58,6 +61,82 @@ struct Ledger {
   }
 } ledger;
 
+// ---- Streams: the default one, and any number of others ----
+
+thread_local Stream current_stream = kStream;
+std::atomic<int64_t> streams{0};
+
+using Range = std::pair<const char*, const char*>;
+
+Range range_of(const Tensor& t) {
+  const char* begin = static_cast<const char*>(t.const_data_ptr());
+  int64_t last = 0;
+  for (int64_t i = 0; i < t.dim(); i++) last += (t.size(i) - 1) * t.stride(i);
+  return {begin, begin + (last + 1) * static_cast<int64_t>(t.itemsize())};
+}
+
+struct WrittenBeside {
+  std::atomic<int64_t> count{0};
+  std::vector<Range> ranges;
+  std::mutex mutex;
+
+  void add(const Tensor& t) {
+    std::lock_guard guard(mutex);
+    ranges.push_back(range_of(t));
+    count = ranges.size();
+  }
+  void clear() {
+    std::lock_guard guard(mutex);
+    ranges.clear();
+    count = 0;
+  }
+  void forget(const void* block, int64_t bytes) {  // freed memory
+    if (!count) return;
+    const char* begin = static_cast<const char*>(block);
+    std::lock_guard guard(mutex);
+    std::erase_if(ranges, [&](const Range& range) { return begin <= range.first && range.first < begin + bytes; });
+    count = ranges.size();
+  }
+  void check(const Tensor& t) {
+    if (!count || current_stream != kStream || !t.numel()) return;
+    const auto [begin, end] = range_of(t);
+    std::lock_guard guard(mutex);
+    for (const auto& [from, to] : ranges) TORCH_CHECK(end <= from || to <= begin, "used before the stream waited for the copy that wrote it [simulated]");
+  }
+} written_beside;
+
+// ---- Memory ----
+
+struct PinnedMemory final : c10::Allocator {
+  std::map<const void*, size_t> blocks;
+  std::mutex mutex;
+
+  c10::DataPtr allocate(size_t bytes) override;
+  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  void copy_data(void* to, const void* from, size_t bytes) const override { memcpy(to, from, bytes); }
+
+  bool holds(const void* pointer) {
+    std::lock_guard guard(mutex);
+    auto next = blocks.upper_bound(pointer);
+    if (next == blocks.begin()) return false;
+    const auto& [begin, bytes] = *--next;
+    return static_cast<const char*>(pointer) < static_cast<const char*>(begin) + bytes;
+  }
+  void release(void* block) {
+    std::lock_guard guard(mutex);
+    blocks.erase(block);
+    free(block);
+  }
+} pinned;
+
+c10::DataPtr PinnedMemory::allocate(size_t bytes) {
+  void* block = nullptr;
+  if (posix_memalign(&block, 64, bytes ? bytes : 64)) throw std::bad_alloc();
+  std::lock_guard guard(mutex);
+  blocks[block] = bytes;
+  return {block, block, [](void* context) { pinned.release(context); }, kHost};
+}
+
 struct Block { void* memory; int64_t bytes; };
 
 struct DeviceMemory final : c10::Allocator {
@@ -73,6 +152,7 @@ struct DeviceMemory final : c10::Allocator {
   static void release(void* context) {
     std::unique_ptr<Block> block(static_cast<Block*>(context));
     ledger.used -= block->bytes;
+    written_beside.forget(block->memory, block->bytes);
     free(block->memory);
   }
 } memory;
@@ -84,6 +164,7 @@ struct Borrowed { Tensor owner; int64_t bytes; };
 void give_back(void* context) {
   std::unique_ptr<Borrowed> borrowed(static_cast<Borrowed*>(context));
   ledger.used -= borrowed->bytes;
+  if (borrowed->bytes) written_beside.forget(borrowed->owner.storage().data(), borrowed->bytes);
 }
 
 Tensor redress(const Tensor& t, Device device) {
@@ -141,6 +222,7 @@ class HostCall {
     if (!t.defined()) return t;
     if (t.is_cuda()) {
       has_device_tensor_ = true;
+      written_beside.check(t);
       return redress(t, kHost);
     }
     if (t.dim() > 0 && !in_list) foreign_ = c10::str(t.toString(), t.sizes());  // numbers of no dimension may be anywhere
@@ -238,7 +320,11 @@ Tensor empty_strided(Sizes size, Sizes stride, Maybe<at::ScalarType> dtype, Mayb
 
 Tensor& copy(Tensor& self, const Tensor& source, bool non_blocking) {
   ledger.check();
-  if (self.is_cuda() && source.is_cpu()) ledger.to_device++;
+  if (self.is_cuda() && source.is_cpu()) {
+    ledger.to_device++;
+    if (!pinned.holds(source.const_data_ptr())) ledger.pageable++;
+  }
+  if (source.is_cuda()) written_beside.check(source);
   if (self.is_cpu() && source.is_cuda()) {
     ledger.to_host++;
     ledger.host_bytes += static_cast<int64_t>(self.nbytes());
@@ -246,11 +332,13 @@ Tensor& copy(Tensor& self, const Tensor& source, bool non_blocking) {
   }
   Tensor to = self.is_cuda() ? redress(self, kHost) : self;
   to.copy_(source.is_cuda() ? redress(source, kHost) : source);
+  if (self.is_cuda() && self.numel() && current_stream != kStream) written_beside.add(self);
   return self;
 }
 
 at::Scalar number(const Tensor& t) {
   ledger.check();
+  written_beside.check(t);
   ledger.to_host++;
   ledger.waits++;
   return redress(t, kHost).item();
@@ -289,7 +377,7 @@ Tensor& set_whole(Tensor& self, c10::Storage source) {
   return set_part(self, std::move(source), 0, {numbers}, {one});
 }
 
-// ---- The device as torch sees it: one, with one stream ----
+// ---- The device as torch sees it ----
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   DeviceType type() const override { return DeviceType::CUDA; }
@@ -297,12 +385,15 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   Device getDevice() const override { return kDevice; }
   void setDevice(Device) const override {}
   void uncheckedSetDevice(Device) const noexcept override {}
-  Stream getStream(Device) const override { return kStream; }
+  Stream getStream(Device) const override { return current_stream; }
   Stream getDefaultStream(Device) const override { return kStream; }
-  Stream exchangeStream(Stream) const override { return kStream; }
+  Stream getNewStream(Device, int) const override { return Stream(Stream::UNSAFE, kDevice, ++streams); }
+  Stream exchangeStream(Stream stream) const override { return std::exchange(current_stream, stream); }
   DeviceIndex deviceCount() const noexcept override { return 1; }
   void record(void**, const Stream&, const DeviceIndex, const c10::EventFlag) const override {}
-  void block(void*, const Stream&) const override {}
+  void block(void*, const Stream& stream) const override {
+    if (stream == kStream) written_beside.clear();
+  }
   bool queryEvent(void*) const override { return true; }
   void destroyEvent(void*, const DeviceIndex) const noexcept override {}
   bool queryStream(const Stream&) const override { return true; }
@@ -317,6 +408,7 @@ int64_t count_of(const std::string& name) {
   if (name == "used") return ledger.used;
   if (name == "peak") return ledger.peak;
   if (name == "to_device") return ledger.to_device;
+  if (name == "pageable") return ledger.pageable;
   if (name == "to_host") return ledger.to_host;
   if (name == "host_bytes") return ledger.host_bytes;
   if (name == "waits") return ledger.waits;
@@ -326,7 +418,7 @@ int64_t count_of(const std::string& name) {
 
 void reset_counts() {
   ledger.peak = ledger.used.load();
-  ledger.to_device = ledger.to_host = ledger.host_bytes = ledger.waits = ledger.operations = 0;
+  ledger.to_device = ledger.pageable = ledger.to_host = ledger.host_bytes = ledger.waits = ledger.operations = 0;
 }
 
 void reset_peak() { ledger.peak = ledger.used.load(); }
@@ -356,8 +448,8 @@ struct CUDAHooks final : CUDAHooksInterface {
   DeviceIndex maybeExchangeDevice(DeviceIndex) const override { return 0; }
   DeviceIndex current_device() const override { return 0; }
   int getNumGPUs() const override { return 1; }
-  bool isPinnedPtr(const void*) const override { return false; }
-  Allocator* getPinnedMemoryAllocator() const override { return c10::GetCPUAllocator(); }
+  bool isPinnedPtr(const void* pointer) const override { return pinned.holds(pointer); }
+  Allocator* getPinnedMemoryAllocator() const override { return &pinned; }
   void deviceSynchronize(DeviceIndex) const override { ledger.check(); }
 };
 using at::CUDAHooksRegistry;
@@ -367,8 +459,8 @@ REGISTER_CUDA_HOOKS(CUDAHooks)
 namespace at::accelerator {
 #define REPLACES __attribute__((visibility("default")))
 REPLACES std::optional<DeviceType> getAccelerator(bool) { return DeviceType::CUDA; }
-REPLACES Stream getCurrentStream(DeviceIndex) { return kStream; }
-REPLACES void setCurrentStream(Stream) {}
+REPLACES Stream getCurrentStream(DeviceIndex) { return current_stream; }
+REPLACES void setCurrentStream(Stream stream) { current_stream = stream; }
 REPLACES DeviceIndex getDeviceIndex() { return 0; }
 REPLACES void setDeviceIndex(DeviceIndex) {}
 REPLACES DeviceIndex maybeExchangeDevice(DeviceIndex) { return 0; }

@@ -85,6 +85,8 @@ class Counts:
     operations: int
     to_device: int
     """Copies to the device."""
+    pageable: int
+    """Those of them from memory that is not pinned, for which the host waits."""
     to_host: int
     """Copies and numbers to the host."""
     host_bytes: int
@@ -109,6 +111,7 @@ class Counting:
         return Counts(
             operations=_count("operations"),
             to_device=_count("to_device"),
+            pageable=_count("pageable"),
             to_host=_count("to_host"),
             host_bytes=_count("host_bytes"),
             waits=_count("waits"),

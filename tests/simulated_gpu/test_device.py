@@ -55,6 +55,27 @@ def test_copies_waits_and_bytes_are_counted() -> None:
     assert used_bytes() == before
 
 
+def test_copies_from_pinned_memory_are_told_apart() -> None:
+    counting = Counting()
+    torch.ones(8).pin_memory()[2:].to("cuda", non_blocking=True)
+    assert (counting.so_far.to_device, counting.so_far.pageable) == (1, 0)
+    torch.ones(8).cuda()
+    assert (counting.so_far.to_device, counting.so_far.pageable) == (2, 1)
+
+
+def test_copies_on_a_stream_of_their_own_are_waited_for() -> None:
+    target, stream = torch.zeros(2, 4, device="cuda"), torch.Stream(device="cuda")
+    with stream:
+        target[1].copy_(torch.ones(4), non_blocking=True)
+        copied = stream.record_event()
+    assert target[0].sum() == 0
+    for use in (lambda: target[1] + 1, target.cpu):
+        with pytest.raises(RuntimeError, match="waited for the copy"):
+            use()
+    torch.accelerator.current_stream().wait_event(copied)
+    assert target[1].sum() == 4
+
+
 def test_memory_can_run_out() -> None:
     with faults(free_bytes=1000):
         torch.empty(200, device="cuda")

@@ -43,7 +43,7 @@ def beside(
         name = key.removeprefix("transformer.")
         layers[name] = layer
         if uses_dora:
-            lengths = plain_weight(model.transformer.get_submodule(name)).norm(dim=1)
+            lengths = plain_weight(model.transformer.get_submodule(name)).norm(dim=1).cpu()
             layers[name] = replace(
                 layer, magnitude=lengths * (0.8 + 0.4 * torch.rand(lengths.shape, generator=generator))
             )

@@ -50,6 +50,7 @@ class Service:
             storage,
             base_hash=model.flavour.hash,
             checks=Checks(manifest=self.slots.check_manifest, weights=self.slots.check),
+            staged=self.slots.staged,
             folder=folder,
             memory_bytes=cache_bytes,
             disk_bytes=cache_bytes,
