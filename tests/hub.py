@@ -18,6 +18,8 @@ class _Hub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     files: dict[str, Path]
     downloads: list[str]
+    token: str | None = None
+    """Token without which nothing is answered."""
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -30,6 +32,9 @@ class _Hub(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         path = urlsplit(self.path).path
+        if self.token is not None and self.headers["Authorization"] != f"Bearer {self.token}":
+            self._send_json({"error": "a token is needed"}, status=401)
+            return
         _, found, name = path.partition(f"/{HUB_IDS['final']}/resolve/{COMMIT}/")
         if found and name in self.files:
             content = self.files[name].read_bytes()
@@ -69,13 +74,13 @@ class _Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub() -> Iterator[tuple[str, list[str]]]:
+def hub(token: str | None = None) -> Iterator[tuple[str, list[str]]]:
     """Run the hub; yield its URL and the names of files downloaded from it."""
     files = {
         path.relative_to(EMBEDDED_FOLDER).as_posix(): path for path in EMBEDDED_FOLDER.rglob("*") if path.is_file()
     }
     downloads: list[str] = []
-    handler = type("Hub", (_Hub,), {"files": files, "downloads": downloads})
+    handler = type("Hub", (_Hub,), {"files": files, "downloads": downloads, "token": token})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -143,16 +143,32 @@ def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
         is_unreachable = isinstance(error, LocalEntryNotFoundError | httpx.TransportError) or status in _RETRYABLE
         problem = Problem(
             code="flavour_not_downloaded",
-            template="{hub_id} cannot be downloaded ({reason})",
+            template=(
+                "{hub_id} cannot be downloaded ({reason}); tried in this order: a directory {name}, {hub}, "
+                "the cache {cache}"
+            ),
             remedy_template=(
-                "check the name and the network; set HF_ENDPOINT to a mirror, or download the model on another machine and "
-                "give its directory as the flavour"
+                "check the name and the network; set HF_ENDPOINT to a mirror, or HF_TOKEN for a repository that needs one; "
+                "or download the model by another way, such as ModelScope's, and give its directory as the flavour"
             ),
             field="flavour",
             value=name,
-            details={"hub_id": hub_id, "reason": f"{type(error).__name__}: {str(error).splitlines()[0]}"},
+            details={
+                "hub_id": hub_id,
+                "name": name,
+                "reason": f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                "hub": _hub_in_use(),
+                "cache": constants.HF_HUB_CACHE,
+            },
         )
         raise (HubError if is_unreachable else FlavourError).of([problem]) from error
+
+
+def _hub_in_use() -> str:
+    """Return the hub's address, with what decides whether and how it is asked."""
+    if constants.HF_HUB_OFFLINE:
+        return f"{constants.ENDPOINT} (HF_HUB_OFFLINE)"
+    return f"{constants.ENDPOINT} (HF_TOKEN)" if get_token() else str(constants.ENDPOINT)
 
 
 def _hash(folder: Path, files: Sequence[Path]) -> str:

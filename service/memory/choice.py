@@ -118,7 +118,7 @@ def check_format(wanted: Wanted) -> None:
         if precision is Precision.INT4_QUANTO:
             raise PrecisionError(
                 "precision_slow_for_serving",
-                "every step unpacks its weights, which has not been measured on a GPU; torch's kernel for 4 bits is for a few "
+                "every step unpacks its weights, which has not been measured on a GPU; torch's kernel for 4 bits is for few "
                 "tokens, and an image has thousands",
                 remedy="use int8-torchao",
                 field=field,

@@ -49,6 +49,19 @@ def test_an_incomplete_download_is_no_model(tmp_path: Path) -> None:
     assert result.stderr.startswith("error: flavour = final: meituan-longcat/LongCat-Image cannot be downloaded")
 
 
+def test_a_token_is_used_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    with hub(token="hf_secret") as (url, _):
+        denied = fetch(HF_HOME=str(tmp_path / "a"), HF_ENDPOINT=url, HF_TOKEN="")
+        assert denied.returncode != 0
+        assert f"tried in this order: a directory final, {url}, the cache {tmp_path / 'a' / 'hub'}" in denied.stderr
+        assert "HF_TOKEN for a repository that needs one" in denied.stderr
+        given = fetch(HF_HOME=str(tmp_path / "b"), HF_ENDPOINT=url, HF_TOKEN="hf_secret")
+        assert given.returncode == 0, given.stderr
+        wrong = fetch(HF_HOME=str(tmp_path / "c"), HF_ENDPOINT=url, HF_TOKEN="hf_other")
+        assert f"{url} (HF_TOKEN)" in wrong.stderr
+        assert "hf_other" not in wrong.stderr
+
+
 def test_a_directory_is_checked_where_it_is(flavour: Flavour, tmp_path: Path) -> None:
     result = fetch("--flavour", str(EMBEDDED_FOLDER))
     assert result.stdout.rstrip().endswith(f"in {EMBEDDED_FOLDER}, hash {flavour.hash}")
