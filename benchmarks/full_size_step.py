@@ -17,7 +17,7 @@ from diffusers import LongCatImageTransformer2DModel
 from torch import nn
 
 from longcat.model.precision import Precision
-from longcat.model.quantize import quantize_layer, quantized_layers
+from longcat.model.quantized.quantize import quantize_layer, quantized_layers
 from longcat.model.shape import image_tokens
 from longcat.sampling import latents
 from trainer.config.options import TrainConfig
@@ -76,7 +76,7 @@ def random_model(precision: Precision) -> LongCatImageTransformer2DModel:
             filled = grains.repeat(-(-count // len(grains)))[:count].view(parameter.shape)
             setattr(module, kind, nn.Parameter(filled.clone(), requires_grad=False))
         if name in shrinking and precision is not Precision.NO_CHANGE:
-            quantize_layer(model, name, precision, training=True)
+            quantize_layer(model, name, precision, device=torch.device("cpu"), training=True)
     return model.requires_grad_(False)
 
 

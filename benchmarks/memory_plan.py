@@ -23,7 +23,7 @@ from longcat.logs import silence_import_noise
 from longcat.model.flavour import Flavour, resolve
 from longcat.model.loading import load_transformer, load_vae
 from longcat.model.precision import Offload, Precision
-from longcat.model.quantize import quantize_base
+from longcat.model.quantized.quantize import quantize_base
 from longcat.model.shape import image_tokens
 from longcat.sampling import latents
 from tests.simulated_gpu import device as simulated

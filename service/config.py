@@ -62,6 +62,9 @@ class ModelConfig(Configuration):
     offload: Literal["auto", "none", "model", "group"] = "auto"
     """Keep weights in main memory until they are needed: less GPU memory, slower. model moves one component at a time, group
     one layer; auto takes what fits a CUDA device, and none elsewhere."""
+    quantized_dir: Annotated[str, Flag(metavar="DIRECTORY")] = "auto"
+    """Directory that keeps quantized weights, which later starts read instead of quantizing again: auto is the model's own,
+    none keeps none."""
     compile: bool = False
     """Run the blocks through torch.compile: minutes more of warm-up, faster steps."""
 

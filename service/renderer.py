@@ -16,6 +16,7 @@ from longcat.model.flavour import Flavour
 from longcat.model.loading import check_compiler, load, parse_device, parse_dtype
 from longcat.model.memory.in_use import memory_of
 from longcat.model.precision import Offload
+from longcat.model.quantized.snapshot import snapshots_of
 from longcat.storage.opening import open_storage
 from service.adapters.cache import AdapterCache, Checks
 from service.adapters.registry import Registry
@@ -68,7 +69,13 @@ class Renderer:
             device=device,
             dtype=str(parse_dtype(config.dtype, device)).removeprefix("torch."),
         )
-        self.model = load(flavour, device=config.device, dtype=config.dtype, **settings.format._asdict())
+        self.model = load(
+            flavour,
+            device=config.device,
+            dtype=config.dtype,
+            quantized_folder=snapshots_of(flavour, config.quantized_dir),
+            **settings.format._asdict(),
+        )
         self.identity = ModelIdentity(
             flavour=flavour.name,
             revision=flavour.revision,

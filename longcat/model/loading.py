@@ -3,8 +3,10 @@
 import contextlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -12,14 +14,15 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, LongCatImageTransformer2DModel
 from safetensors import SafetensorError
-from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from longcat.errors import DeviceError, FlavourError
 from longcat.model.flavour import Flavour
-from longcat.model.offload import Offloader, move_own
+from longcat.model.offload import place
 from longcat.model.precision import Offload, Precision
-from longcat.model.quantize import check_precision, quantize_base
+from longcat.model.quantized.quantize import check_precision, quantize_base
+from longcat.model.quantized.snapshot import Snapshot
+from longcat.model.quantized.structure import text_encoder_structure, transformer_structure
 from longcat.model.tokenizer import load_tokenizer
 
 _AMPERE = (8, 0)
@@ -52,8 +55,11 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     offload: Offload = Offload.NONE,
+    quantized_folder: Path | None = None,
 ) -> Components:
     """Load a model for inference.
+
+    ``quantized_folder``: keeps quantized weights, which the next start reads (``longcat.model.quantized.snapshot``).
 
     ``device``: auto, cpu, cuda, cuda:N or mps; ``dtype``: auto (float32 on a CPU, else bfloat16), float32, bfloat16 or
     float16. Raises ``DeviceError`` or ``PrecisionError``, before anything is read, for what this machine does not support.
@@ -71,11 +77,12 @@ def load(
             value=offload.value,
         )
 
-    transformer = load_transformer(flavour, compute)
+    storage = partial(
+        _load_quantized, flavour, compute, device=target, offload=offload, quantized_folder=quantized_folder
+    )
+    transformer = storage("transformer", precision, load_transformer, transformer_structure)
     vae = load_vae(flavour, compute)
-    text_encoder = load_text_encoder(flavour, compute)
-    quantize_base(transformer, precision, device=target, training=False, offload=offload)
-    quantize_base(text_encoder, text_encoder_precision, device=target, training=False, offload=offload)
+    text_encoder = storage("text_encoder", text_encoder_precision, load_text_encoder, text_encoder_structure)
     place(transformer, text_encoder, vae, device=target, offload=offload)
     return Components(
         flavour=flavour,
@@ -89,6 +96,40 @@ def load(
         tokenizer=load_tokenizer(flavour.folder),
         scheduler_config=load_scheduler_config(flavour),
     )
+
+
+def _load_quantized(
+    flavour: Flavour,
+    dtype: torch.dtype,
+    component: str,
+    precision: Precision,
+    read: Callable[[Flavour, torch.dtype], Any],
+    structure: Callable[[Flavour, torch.dtype], Any],
+    *,
+    device: torch.device,
+    offload: Offload,
+    quantized_folder: Path | None,
+) -> Any:
+    """Load a component in a precision: from the snapshot of an earlier start, or from the model's files."""
+    snapshot = None
+    if quantized_folder is not None and precision is not Precision.NO_CHANGE:
+        snapshot = Snapshot(
+            folder=quantized_folder,
+            base_hash=flavour.hash,
+            component=component,
+            precision=precision,
+            dtype=dtype,
+            device=device,
+        )
+        if snapshot.exists():
+            model = structure(flavour, dtype)
+            if snapshot.read(model, offload=offload):
+                return model
+    model = read(flavour, dtype)
+    quantize_base(model, precision, device=device, training=False, offload=offload)
+    if snapshot is not None:
+        snapshot.write(model)
+    return model
 
 
 def load_transformer(flavour: Flavour, dtype: torch.dtype) -> LongCatImageTransformer2DModel:
@@ -234,36 +275,3 @@ def parse_dtype(name: str, device: torch.device) -> torch.dtype:
 def _half(device: torch.device) -> torch.dtype:
     is_old = device.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device) < _AMPERE
     return torch.float16 if is_old else torch.bfloat16
-
-
-def place(
-    transformer: nn.Module, text_encoder: nn.Module, vae: nn.Module, *, device: torch.device, offload: Offload
-) -> None:
-    """Move the components to the device, or offload them: each as a whole, or their largest layers one by one.
-
-    The text encoder's language head stays in main memory: ``longcat.sampling.rewrite`` moves it for as long as it writes.
-    """
-    components = [
-        [module for module in component.modules() if module is not getattr(component, "lm_head", None)]
-        for component in (text_encoder, transformer, vae)
-    ]
-    offloader = Offloader(device)
-    if offload is Offload.MODEL:
-        for modules in components:
-            offloader.add(modules)
-        return
-    # The VAE is small, and its convolutions need more memory for their results than for their weights. Of the embedding of
-    # tokens, a prompt needs a few rows; and transformers moves what it generates to where the first weight is.
-    layers = [
-        module
-        for modules in components[:2]
-        for module in modules
-        if offload is Offload.GROUP and isinstance(module, nn.Linear)
-    ]
-    for layer in layers:
-        offloader.add([layer])
-    offloaded = set(layers)
-    for modules in components:
-        for module in modules:
-            if module not in offloaded:
-                move_own(module, device)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from longcat.model.precision import Offload
+
 
 @dataclass(frozen=True)
 class _Weight:
@@ -68,6 +70,39 @@ class Offloader:
         for weight in self._current:
             setattr(weight.module, weight.name, weight.host)
         self._current = ()
+
+
+def place(
+    transformer: nn.Module, text_encoder: nn.Module, vae: nn.Module, *, device: torch.device, offload: Offload
+) -> None:
+    """Move the components to the device, or offload them: each as a whole, or their largest layers one by one.
+
+    The text encoder's language head stays in main memory: ``longcat.sampling.rewrite`` moves it for as long as it writes.
+    """
+    components = [
+        [module for module in component.modules() if module is not getattr(component, "lm_head", None)]
+        for component in (text_encoder, transformer, vae)
+    ]
+    offloader = Offloader(device)
+    if offload is Offload.MODEL:
+        for modules in components:
+            offloader.add(modules)
+        return
+    # The VAE is small, and its convolutions need more memory for their results than for their weights. Of the embedding of
+    # tokens, a prompt needs a few rows; and transformers moves what it generates to where the first weight is.
+    layers = [
+        module
+        for modules in components[:2]
+        for module in modules
+        if offload is Offload.GROUP and isinstance(module, nn.Linear)
+    ]
+    for layer in layers:
+        offloader.add([layer])
+    offloaded = set(layers)
+    for modules in components:
+        for module in modules:
+            if module not in offloaded:
+                move_own(module, device)
 
 
 @contextmanager

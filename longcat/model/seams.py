@@ -25,11 +25,12 @@ SEAMS: Mapping[str, str] = MappingProxyType(
             "injected, PEFT has no hook for a layer's forward"
         ),
         "optimum-quanto: quanto::unpack": (
-            "longcat.model.quantize overrides this operator: quanto's own compiles C++ or CUDA for minutes on first use"
+            "longcat.model.quantized.quantize overrides this operator: quanto's own compiles C++ or CUDA for minutes on "
+            "first use"
         ),
         "optimum-quanto: WeightQBitsTensor.create": (
-            "longcat.model.quantize replaces it, so that weights keep their plain form on every device: packed ones need a "
-            "compiler, or are eight times as slow in a backward pass"
+            "longcat.model.quantized.quantize replaces it, so that weights keep their plain form on every device: packed "
+            "ones need a compiler, or are eight times as slow in a backward pass"
         ),
         "optimum-quanto: WeightQBytesTensor.create": "likewise",
         "torch: DistributedDataParallel._set_params_and_buffers_to_ignore_for_model": (

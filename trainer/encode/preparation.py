@@ -21,7 +21,7 @@ from longcat.errors import ConfigError, PromptTooLongError
 from longcat.model.flavour import Flavour
 from longcat.model.loading import load_text_encoder, load_vae
 from longcat.model.precision import Precision
-from longcat.model.quantize import quantize_base
+from longcat.model.quantized.quantize import quantize_base
 from longcat.model.shape import POSITION_POLICY
 from longcat.model.tokenizer import load_tokenizer, plain_ids
 from longcat.problem import Problem

@@ -110,7 +110,7 @@ def _candidates(workload: Workload) -> Iterator[Workload]:
 
 
 def _is_supported(precision: Precision, workload: Workload) -> bool:
-    """Return True for a precision that the device supports, as ``longcat.model.quantize.check_precision`` with torch."""
+    """Return True for a precision that the device supports, as ``check_precision`` of ``longcat.model.quantized`` does."""
     return not (precision in (Precision.FP8_QUANTO, Precision.FP8_TORCHAO) and workload.device.startswith("mps"))
 
 

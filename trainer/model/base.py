@@ -10,7 +10,7 @@ from longcat.errors import ConfigError, UserError
 from longcat.model.flavour import Flavour, resolve
 from longcat.model.loading import load_transformer
 from longcat.model.precision import Offload, Precision
-from longcat.model.quantize import check_precision, quantize_base
+from longcat.model.quantized.quantize import check_precision, quantize_base
 from longcat.model.shape import GRID_PX, PUBLISHED_PX
 from trainer.config.options import TrainConfig
 from trainer.encode.preparation import Encoders

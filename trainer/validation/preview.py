@@ -12,7 +12,7 @@ from longcat.adapter.weights.file import load_lora
 from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import ConfigError
 from longcat.model.loading import load_scheduler_config, load_transformer, load_vae
-from longcat.model.quantize import quantize_base
+from longcat.model.quantized.quantize import quantize_base
 from longcat.storage.opening import open_storage
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select

@@ -33,7 +33,7 @@ from longcat.model.loading import (
 )
 from longcat.model.memory.in_use import memory_of
 from longcat.model.precision import Offload, Precision
-from longcat.model.quantize import check_precision, quantize_base
+from longcat.model.quantized.quantize import check_precision, quantize_base
 from longcat.model.tokenizer import load_tokenizer
 
 GIB = 2**30

@@ -11,7 +11,7 @@ from benchmarks.gpu_check.kit import Kit
 from benchmarks.gpu_check.measuring import GIB, PeakMemory, seconds_of
 from benchmarks.memory_plan import PlanCase, noise
 from longcat.model.precision import Offload, Precision
-from longcat.model.quantize import check_precision, quantize_base
+from longcat.model.quantized.quantize import check_precision, quantize_base
 from trainer.config.settings import select
 from trainer.loop.optimizer import OptimizerSettings, make_optimizer
 from trainer.loop.step import Batch, loss_of

@@ -9,7 +9,7 @@ from benchmarks.gpu_check.subjects.inputs import Inputs
 from benchmarks.memory_plan import storages
 from longcat.errors import UserError
 from longcat.model.precision import Precision
-from longcat.model.quantize import check_precision, quantize_base
+from longcat.model.quantized.quantize import check_precision, quantize_base
 from longcat.sampling.forward import Forward
 
 _LARGEST_ERROR = {"int8": 0.03, "fp8": 0.1, "int4": 0.3}

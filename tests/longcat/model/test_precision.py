@@ -5,7 +5,7 @@ from longcat.errors import DeviceError, PrecisionError
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load, parse_device, parse_dtype
 from longcat.model.precision import Offload, Precision, parse_precision
-from longcat.model.quantize import check_precision, quantize_base
+from longcat.model.quantized.quantize import check_precision, quantize_base
 from longcat.sampling import denoise, latents
 from tests.longcat.sampling.test_denoise import begin, encode, finish
 

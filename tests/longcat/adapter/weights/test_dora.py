@@ -21,7 +21,7 @@ from longcat.errors import AdapterError, ConfigError
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.model.precision import Precision
-from longcat.model.quantize import quantize_base
+from longcat.model.quantized.quantize import quantize_base
 from longcat.sampling import latents
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots, SlotUse

@@ -33,21 +33,29 @@ def check_precision(precision: Precision, *, device: torch.device, field: str = 
 
 
 def quantize_base(
-    model: nn.Module, precision: Precision, *, device: torch.device, training: bool, offload: Offload = Offload.NONE
+    model: nn.Module,
+    precision: Precision,
+    *,
+    device: torch.device,
+    training: bool,
+    offload: Offload = Offload.NONE,
+    is_empty: bool = False,
 ) -> int:
     """Quantize the linear layers of a transformer or text encoder in place, and return their number.
 
     Layers move to ``device``, where they will compute, one at a time before they are quantized, so that a model larger than
     the device's memory fits if its quantized form does. Offloaded layers move back. With ``training``, only formats through
-    which gradients flow are used: torchao's dynamic activation formats detach the base path.
+    which gradients flow are used: torchao's dynamic activation formats detach the base path. ``is_empty``: the model is on
+    the meta device, and stays there.
     """
     if precision is Precision.NO_CHANGE:
         return 0
     names = quantized_layers(model)
     for name in names:
-        model.get_submodule(name).to(device)
-        quantize_layer(model, name, precision, training=training)
-        if offload is not Offload.NONE:
+        if not is_empty:
+            model.get_submodule(name).to(device)
+        quantize_layer(model, name, precision, device=device, training=training)
+        if not is_empty and offload is not Offload.NONE:
             model.get_submodule(name).to("cpu")
     return len(names)
 
@@ -57,12 +65,12 @@ def quantized_layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _is_quantized(name)]
 
 
-def quantize_layer(model: nn.Module, name: str, precision: Precision, *, training: bool) -> None:
-    """Quantize one linear layer on the device that holds it."""
+def quantize_layer(model: nn.Module, name: str, precision: Precision, *, device: torch.device, training: bool) -> None:
+    """Quantize one linear layer where it is. ``device``: where it will compute."""
     if precision.value.endswith("-quanto"):
         _quantize_quanto(model, name, precision)
     else:
-        _quantize_torchao(model, name, precision, training=training)
+        _quantize_torchao(model, name, precision, device=device, training=training)
 
 
 def _is_quantized(name: str) -> bool:
@@ -84,7 +92,9 @@ def _quantize_quanto(model: nn.Module, name: str, precision: Precision) -> None:
     quanto.freeze(layer)
 
 
-def _quantize_torchao(model: nn.Module, name: str, precision: Precision, *, training: bool) -> None:
+def _quantize_torchao(
+    model: nn.Module, name: str, precision: Precision, *, device: torch.device, training: bool
+) -> None:
     from torchao.quantization import (
         Float8DynamicActivationFloat8WeightConfig,
         Float8WeightOnlyConfig,
@@ -96,7 +106,7 @@ def _quantize_torchao(model: nn.Module, name: str, precision: Precision, *, trai
     layer: Any = model.get_submodule(name)
     if precision is Precision.INT8_TORCHAO:
         config = Int8WeightOnlyConfig()
-    elif not training and layer.weight.dtype is torch.bfloat16 and _multiplies_in_fp8(layer.weight.device):
+    elif not training and layer.weight.dtype is torch.bfloat16 and _multiplies_in_fp8(device):
         # Scales per row: with one scale for the whole activation, an image would depend on the others of its batch.
         config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
     else:

@@ -1,0 +1,1 @@
+"""Quantized weights: how they are made, and their snapshots on disk."""
