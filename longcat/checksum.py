@@ -85,7 +85,7 @@ def _remember(made: Mapping[str, str]) -> None:
     file = _remembered.get("file")
     if file is None or not made:
         return
-    known = _read() | made  # what another process remembered meanwhile is kept, or lost if both write at once
+    known = {**_read(), **made}  # what another process remembered meanwhile is kept, or lost if both write at once
     newest = dict(list(known.items())[-_MOST_REMEMBERED:])
     with contextlib.suppress(OSError, StorageError):  # a read-only or full disk
         write_atomically(file, json.dumps(newest).encode(), durable=False)

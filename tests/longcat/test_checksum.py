@@ -34,7 +34,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Path, str]:
     for path, content in contents.items():
         path.write_bytes(content)
     later = time.time_ns() + 10**11
-    monkeypatch.setattr(checksum.time, "time_ns", lambda: later)
+    monkeypatch.setattr(time, "time_ns", lambda: later)
     return {path: sha256(content).hexdigest() for path, content in contents.items()}
 
 

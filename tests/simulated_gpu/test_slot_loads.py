@@ -113,6 +113,7 @@ def test_a_request_whose_adapter_never_fits_fails_alone(gpu_model: Components) -
     harness.engine.step()
     harness.submit("whole", "whole")
     harness.settle()
+    harness.engine._read_inbox(0)
     with faults(free_bytes=0):
         harness.engine._admit()
     assert "OutOfMemoryError" in str(harness.error("whole"))

@@ -29,9 +29,9 @@ from longcat.model.loading import (
     load_vae,
     parse_device,
     parse_dtype,
-    place,
 )
 from longcat.model.memory.in_use import memory_of
+from longcat.model.offload import place
 from longcat.model.precision import Offload, Precision
 from longcat.model.quantized.quantize import check_precision, quantize_base
 from longcat.model.tokenizer import load_tokenizer

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from longcat.checksum import file_sha256
-from longcat.model import loading
 from longcat.model.flavour import EMBEDDED_FOLDER, Flavour, resolve
 from longcat.model.loading import Components, load
 from longcat.model.precision import Precision
 from longcat.model.quantized import snapshot
+from longcat.model.quantized.quantize import quantize_base
 from longcat.model.quantized.snapshot import snapshots_of
 
 QUANTIZED = [precision for precision in Precision if precision is not Precision.NO_CHANGE]
@@ -25,14 +25,13 @@ Start = Callable[..., Components]
 def quantized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the components that were quantized rather than read, in order."""
     made: list[str] = []
-    original = loading.quantize_base
 
     def quantize(model: nn.Module, precision: Precision, **options: object) -> int:
         if precision is not Precision.NO_CHANGE:
             made.append("transformer" if hasattr(model, "transformer_blocks") else "text_encoder")
-        return original(model, precision, **options)  # type: ignore[arg-type]
+        return quantize_base(model, precision, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loading, "quantize_base", quantize)
+    monkeypatch.setattr("longcat.model.loading.quantize_base", quantize)
     return made
 
 
@@ -174,7 +173,8 @@ def test_of_two_processes_the_first_to_finish_wins(
     def overtaken(path: Path, tensors: dict[str, Tensor]) -> str:
         digest = original(path, tensors)
         if "transformer_blocks.0.attn.to_q.weight/qdata" in tensors:  # the other process finishes meanwhile
-            shutil.copytree(*snapshots(other, "transformer"), tmp_path / snapshots(other, "transformer")[0].name)
+            (finished,) = snapshots(other, "transformer")
+            shutil.copytree(finished, tmp_path / finished.name)
         return digest
 
     first = start(quantized_folder=other)
