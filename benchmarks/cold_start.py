@@ -1,6 +1,6 @@
 """Time and peak memory of starts that quantize, and of starts that read what an earlier one quantized.
 
-Half a billion random parameters in bfloat16, two thirds of them the text encoder's, on a CPU. Each start is a process of
+Half a billion random parameters in bfloat16, half of them the text encoder's, on a CPU. Each start is a process of
 its own. Its time is that of ``load``, without the imports.
 """
 
@@ -17,12 +17,12 @@ from pathlib import Path
 
 _PRECISION = "int8-torchao"
 _TRANSFORMER = {
-    "num_layers": 2, "num_single_layers": 5, "num_attention_heads": 10, "attention_head_dim": 128,
+    "num_layers": 2, "num_single_layers": 5, "num_attention_heads": 20, "attention_head_dim": 64,
     "joint_attention_dim": 1280,
 }  # fmt: skip
 _TEXT = {
-    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 10, "num_attention_heads": 10,
-    "num_key_value_heads": 10, "vocab_size": 16384,
+    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 10, "num_attention_heads": 20,
+    "num_key_value_heads": 20, "vocab_size": 16384, "layer_types": ["full_attention"] * 10,
 }  # fmt: skip
 
 
