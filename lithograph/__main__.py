@@ -97,10 +97,10 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
-def _user_cache(environment: Mapping[str, str]) -> Path:
-    """Return the user's cache directory, by the XDG base directory specification."""
-    given = Path(environment.get("XDG_CACHE_HOME", ""))
-    return given if given.is_absolute() else Path(os.path.expanduser("~")) / ".cache"
+def _user_cache(environment: Mapping[str, str]) -> Path | None:
+    """Return the user's cache directory, by the XDG base directory specification; None for a user without a home."""
+    places = Path(environment.get("XDG_CACHE_HOME", "")), Path(os.path.expanduser("~")) / ".cache"
+    return next((place for place in places if place.is_absolute()), None)
 
 
 def main() -> None:
@@ -115,7 +115,8 @@ def main() -> None:
     # Child processes (the engine, data loading, compilation) do not import from the working directory either.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     silence_import_noise()
-    remember_checksums(_user_cache(os.environ) / "lithograph")
+    if cache := _user_cache(os.environ):
+        remember_checksums(cache / "lithograph")
     try:
         cli(auto_envvar_prefix="LITHOGRAPH")
     except LithographError as error:

@@ -66,4 +66,5 @@ def _mapped(held: _Held, change: Callable[[Tensor], Tensor]) -> _Held:
             return dataclasses.replace(value, **parts)
         return value
 
-    return within(held)  # type: ignore[no-any-return]
+    made: _Held = within(held)
+    return made

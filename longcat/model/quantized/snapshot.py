@@ -147,7 +147,7 @@ class Snapshot:
         filled: dict[str, Tensor] = {}
         for path in files:
             with safe_open(path, framework="pt") as stream:
-                for leaf in stream.keys():  # noqa: SIM118 - not a mapping
+                for leaf in list(stream.keys()):
                     if leaf not in missing:
                         raise _DamagedError(f"{leaf} is not part of the model")
                     tensor = stream.get_tensor(leaf)

@@ -5,6 +5,7 @@ They are added to the base's own, times the scale of an image. Several adapters 
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ class SlotVectors:
             changes = [scale * self._slots[slot][name] for slot, scale in uses]
             vector = sum(changes[1:], changes[0])
             if self._is_norm(name):
-                base: Tensor = self._transformer.get_submodule(name).weight  # type: ignore[assignment]
+                base: Any = self._transformer.get_submodule(name).weight
                 vector = (base.to(self._device, torch.float32) + vector)[None]
             self._rows[name, uses] = vector[None, None].to(self._dtype)
         return self._rows[name, uses]

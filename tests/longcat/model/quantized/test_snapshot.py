@@ -2,6 +2,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,10 +27,10 @@ def quantized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the components that were quantized rather than read, in order."""
     made: list[str] = []
 
-    def quantize(model: nn.Module, precision: Precision, **options: object) -> int:
+    def quantize(model: nn.Module, precision: Precision, **options: Any) -> int:
         if precision is not Precision.NO_CHANGE:
             made.append("transformer" if hasattr(model, "transformer_blocks") else "text_encoder")
-        return quantize_base(model, precision, **options)  # type: ignore[arg-type]
+        return quantize_base(model, precision, **options)
 
     monkeypatch.setattr("longcat.model.loading.quantize_base", quantize)
     return made
@@ -39,8 +40,12 @@ def quantized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def start(flavour: Flavour, tmp_path: Path, quantized: list[str]) -> Start:
     def started(precision: Precision = Precision.INT8_TORCHAO, **options: object) -> Components:
         quantized.clear()
-        settings = {"precision": precision, "text_encoder_precision": precision, "quantized_folder": tmp_path} | options
-        return load(flavour, device="cpu", dtype="bfloat16", **settings)  # type: ignore[arg-type]
+        settings: dict[str, Any] = {
+            "precision": precision,
+            "text_encoder_precision": precision,
+            "quantized_folder": tmp_path,
+        } | options
+        return load(flavour, device="cpu", dtype="bfloat16", **settings)
 
     return started
 
