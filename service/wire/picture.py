@@ -131,7 +131,7 @@ def _chunk_in(file: Path | BinaryIO, *, name: str) -> object:
     except UnidentifiedImageError as error:
         raise RecipeError(
             "recipe_not_an_image",
-            "is no picture",
+            "is not a picture",
             remedy="give a PNG that Lithograph made",
             field="recipe",
             value=name,

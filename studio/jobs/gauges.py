@@ -9,6 +9,8 @@ import psutil
 
 _MIB = 2**20
 _KEPT_SECONDS = 1.5
+_CPU_SECONDS = 0.2
+"""Time in which the load of the CPU is measured."""
 _QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits")
 _QUERY_SECONDS = 5
 
@@ -30,10 +32,9 @@ class GaugeReader:
     def __init__(self) -> None:
         self._has_gpu = True
         self._last: tuple[float, Gauges] | None = None
-        psutil.cpu_percent()  # the first call begins to measure
 
     def read(self) -> Gauges:
-        """Return the gauges of now."""
+        """Return the gauges of now; takes ``_CPU_SECONDS``."""
         now = time.monotonic()
         if self._last is None or now - self._last[0] > _KEPT_SECONDS:
             self._last = now, self._gpu() or _cpu()
@@ -61,7 +62,8 @@ def _cpu() -> Gauges:
     memory = psutil.virtual_memory()
     return Gauges(
         kind="cpu",
-        busy=psutil.cpu_percent() / 100,
+        # Without a time it is measured from the last call in the same thread: 0 in a new one.
+        busy=psutil.cpu_percent(_CPU_SECONDS) / 100,
         used_bytes=memory.total - memory.available,
         total_bytes=memory.total,
     )

@@ -169,7 +169,7 @@ def test_recipes_survive_the_file_and_broken_ones_are_refused(tmp_path: Path) ->
         ("bomb.png", broken),
         ("cut.png", broken),
         ("future.png", "this version cannot read, at format"),
-        ("text.png", "cannot be read as a picture"),
+        ("text.png", "is not a picture"),
     ):
         with pytest.raises(RecipeError, match=message):
             read_recipe(tmp_path / name)

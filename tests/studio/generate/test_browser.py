@@ -121,7 +121,7 @@ def test_a_png_that_is_dropped_or_pasted_fills_the_form_and_other_files_are_refu
         for name, problem in (
             ("plain", "carries no recipe"),
             ("photo", "is a JPEG picture"),
-            ("notes", "is no picture"),
+            ("notes", "is not a picture"),
         ):
             (file,) = tmp_path.glob(f"{name}.*")
             hand_over(page, "drop", file.name, file.read_bytes())

@@ -1,6 +1,8 @@
 """The order of the queue, the log in words and the gauges, without a training."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,26 @@ def test_a_log_is_told_by_its_events_and_progress_once() -> None:
     assert [entry.key for entry in told] == ["started", "phase", "step", "warning", "validation_failed"]
     assert told[2].values == {"step": "2", "total_steps": "9", "smoothed_loss": "0.5"}
     assert [found.code for found in told[3].problems] == ["blank"]
+
+
+def test_the_load_of_the_cpu_is_measured_in_each_thread() -> None:
+    reader = GaugeReader()
+    stop = threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            pass
+
+    busy = threading.Thread(target=spin)
+    busy.start()
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            gauges = threads.submit(reader.read).result()
+    finally:
+        stop.set()
+        busy.join()
+    assert gauges.kind == "cpu"
+    assert gauges.busy > 0
 
 
 def test_gauges_are_of_the_gpu_where_there_is_one() -> None:
