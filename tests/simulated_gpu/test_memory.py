@@ -50,8 +50,8 @@ def test_rows_use_adapters_without_copies_of_them(gpu_model: Components) -> None
     in_use, counting = used_bytes(), Counting()
     updates = slots.gather([((slot, scale),) for slot in range(4) for scale in (1.0, 0.5)])
     assert updates
-    assert used_bytes() == in_use
-    assert (counting.so_far.operations, counting.so_far.to_device) == (0, 0)
+    assert used_bytes() - in_use <= 8 * (torch.int64.itemsize + BF16)  # the slot and the scale of each row
+    assert (counting.so_far.operations, counting.so_far.to_device) == (0, 2)
 
 
 def test_one_picture_is_decoded_at_a_time(gpu_model: Components) -> None:
