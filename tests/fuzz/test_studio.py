@@ -295,7 +295,7 @@ def bodies(draw: st.DrawFn, pairs: list[tuple[str, str]]) -> tuple[bytes, bytes]
 
 def test_every_route_is_known_and_its_fields_have_values(studio: Studio) -> None:
     names = {name for _, path in routes(studio.app) for name in re.findall(r"\{(\w+)", path)}
-    assert names - known(studio).keys() <= {"drawing_id", "nothing"}
+    assert names - known(studio).keys() <= {"generation_id", "nothing"}
     assert len(routes(studio.app)) > 50
 
 
@@ -333,7 +333,7 @@ def test_no_request_to_the_studio_is_answered_with_500(studio: Studio, caplog: p
 def test_pages_are_shown_for_what_names_something(studio: Studio, caplog: pytest.LogCaptureFixture) -> None:
     values = known(studio)
     for method, path in routes(studio.app):
-        if method == "GET" and "{nothing}" not in path and "{drawing_id}" not in path:
+        if method == "GET" and "{nothing}" not in path and "{generation_id}" not in path:
             target = re.sub(r"\{(\w+)(:\w+)?\}", lambda part: quote(values[part[1]][0]), path)
             answer = studio.client.send(
                 "GET", f"{target}?path={quote(str(studio.dataset))}".encode(), [(b"host", b"localhost")], b""
