@@ -33,29 +33,21 @@ def check_precision(precision: Precision, *, device: torch.device, field: str = 
 
 
 def quantize_base(
-    model: nn.Module,
-    precision: Precision,
-    *,
-    device: torch.device,
-    training: bool,
-    offload: Offload = Offload.NONE,
-    is_empty: bool = False,
+    model: nn.Module, precision: Precision, *, device: torch.device, training: bool, offload: Offload = Offload.NONE
 ) -> int:
     """Quantize the linear layers of a transformer or text encoder in place, and return their number.
 
     Layers move to ``device``, where they will compute, one at a time before they are quantized, so that a model larger than
     the device's memory fits if its quantized form does. Offloaded layers move back. With ``training``, only formats through
-    which gradients flow are used: torchao's dynamic activation formats detach the base path. ``is_empty``: the model is on
-    the meta device, and stays there.
+    which gradients flow are used: torchao's dynamic activation formats detach the base path.
     """
     if precision is Precision.NO_CHANGE:
         return 0
     names = quantized_layers(model)
     for name in names:
-        if not is_empty:
-            model.get_submodule(name).to(device)
+        model.get_submodule(name).to(device)
         quantize_layer(model, name, precision, device=device, training=training)
-        if not is_empty and offload is not Offload.NONE:
+        if offload is not Offload.NONE:
             model.get_submodule(name).to("cpu")
     return len(names)
 

@@ -8,6 +8,7 @@ Nothing is unpickled: the formats of quanto and torchao are tensor subclasses ov
 made and quantized on the meta device, without numbers, and its plain tensors are filled from the files, one by one.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from longcat.checksum import checksums
 from longcat.model.flavour import EMBEDDED_FOLDER, Flavour
 from longcat.model.precision import Offload, Precision
-from longcat.model.quantized.quantize import quantize_base, quantized_layers
+from longcat.model.quantized.quantize import quantize_layer, quantized_layers
 
 log = logging.getLogger("lithograph")
 
@@ -140,7 +141,7 @@ class Snapshot:
         if wrong := [path.name for path, digest in checksums(files).items() if digest != files[path]]:
             raise _DamagedError(f"{', '.join(wrong)} changed")
         quantized = tuple(f"{name}." for name in quantized_layers(structure))
-        quantize_base(structure, self.precision, device=self.device, training=False, offload=offload, is_empty=True)
+        self._quantize(structure)
         wanted = {name: dict(_leaves(name, tensor)) for name, tensor in _tensors(structure)}
         owners = {leaf: name for name, leaves in wanted.items() for leaf in leaves}
         missing = set(owners) - {leaf for leaf, name in owners.items() if name in manifest.aliases}
@@ -163,6 +164,21 @@ class Snapshot:
         }
         for name in wanted:
             _set(structure, name, made[manifest.aliases.get(name, name)])  # one parameter under all of its names
+
+    def _quantize(self, structure: nn.Module) -> None:
+        """Quantize a structure, whose operators are slow: of torchao's layers, one of each shape, which is copied.
+
+        quanto's tensors cannot be copied without numbers.
+        """
+        made: dict[tuple[torch.Size, bool], nn.Module] = {}
+        for name in quantized_layers(structure):
+            layer: Any = structure.get_submodule(name)
+            key = layer.weight.shape, layer.bias is not None
+            if key in made and not self.precision.value.endswith("-quanto"):
+                structure.set_submodule(name, copy.deepcopy(made[key]))
+            else:
+                quantize_layer(structure, name, self.precision, device=self.device, training=False)
+                made[key] = structure.get_submodule(name)
 
     def _remove_abandoned(self) -> None:
         for path in self.folder.glob(f"{_PARTIAL}*"):
