@@ -1,6 +1,7 @@
 """Options: secrets, times, and those that need another."""
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from longcat.errors import ConfigError
 from longcat.options import Configuration, Flag, build, command_options, configure, options_of
 from service.commands import serve as serve_command
 from service.config import ServiceConfig
+from service.run_folder import METRICS_VARIABLE
 from studio.config import StudioConfig
 from tests.conftest import serve
 
@@ -91,6 +93,7 @@ def test_a_time_that_no_clock_reaches_is_an_error(seconds: float) -> None:
 def test_an_option_about_adapters_needs_their_storage(arguments: tuple[str, ...]) -> None:
     refused = CliRunner().invoke(serve_command, arguments)
     assert (refused.exit_code, f"{arguments[0]} needs --adapters" in refused.output) == (2, True)
+    assert METRICS_VARIABLE not in os.environ
 
 
 def test_every_secret_can_be_a_file_and_none_is_shown() -> None:
