@@ -52,12 +52,12 @@ def with_adapters(*choices: tuple[str, float], **fields: Any) -> dict[str, Any]:
     return CAT | fields | {"adapters": [{"name": name, "scale": scale} for name, scale in choices]}
 
 
-def wait_until(http: httpx.Client, name: str, **expected: object) -> dict[str, Any]:
+def wait_until(http: httpx.Client, name: str, *, because: str = "", **expected: object) -> dict[str, Any]:
     deadline = time.monotonic() + 120
     while True:
         listed = http.get("/v1/adapters").json()["adapters"]
         found = next((a for a in listed if a["name"] == name), {})
-        if expected.items() <= found.items():
+        if expected.items() <= found.items() and because in (found["reason"] or ""):
             return dict(found)
         assert time.monotonic() < deadline, listed
         time.sleep(0.05)
@@ -157,8 +157,7 @@ def test_a_broken_entry_in_storage_is_its_own_error_and_hides_nothing(
         os.mkfifo(latest) if name == "pipe" else latest.symlink_to("latest")
     shutil.copytree(latest.parent.with_name("pipe") / "1", latest.parent.with_name("pipe copy") / "1")
     for name, reason in (("pipe", "is not a regular file"), ("loop", "symbolic link")):
-        found = wait_until(http, name, state="refused", version=None, desired_version=None)
-        assert reason in found["reason"]
+        wait_until(http, name, because=reason, state="refused", version=None, desired_version=None)
         reply = http.post("/generate", json=with_adapters((name, 1.0)))
         assert (reply.status_code, reply.json()["error"]["code"]) == (422, "invalid_adapter")
         assert reason in reply.json()["error"]["message"]

@@ -164,7 +164,7 @@ def test_what_fails_is_marked_and_what_is_refused_has_its_status(collector: Coll
     bodies = [
         DRAW | {"adapters": [{"name": "none"}]},
         DRAW | {"steps": 0},
-        DRAW | {"steps": 90, "timeout_seconds": 0.3},
+        DRAW | {"steps": 100, "width": 256, "height": 256, "num_images": 4, "timeout_seconds": 3},
     ]
     statuses = []
     for parent, body in zip(parents, bodies, strict=True):
