@@ -82,20 +82,25 @@ class Snapshot:
 
     @property
     def _group(self) -> str:
-        """The start of the names of this snapshot and of those of other versions."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.component}-{self.precision}-{dtype}-{self.device.type}-{self.base_hash[:12]}-"
+        """The start of the names of this snapshot and of those of other versions, which it replaces."""
+        dtype, device = str(self.dtype).removeprefix("torch."), self.device.type
+        if device == "cuda":  # kinds of GPUs may share the folder
+            device += "{}.{}".format(*torch.cuda.get_device_capability(self.device))
+        return f"{self.component}-{self.precision}-{dtype}-{device}-{self.base_hash[:12]}-"
 
     @property
     def path(self) -> Path:
         """The snapshot's own folder."""
-        capability = torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else None
-        parts = [_FORMAT, self._group, self.base_hash, capability, *map(_version, _LIBRARIES)]
+        parts = [_FORMAT, self._group, self.base_hash, *map(_version, _LIBRARIES)]
         return self.folder / (self._group + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16])
+
+    @property
+    def _is_whole(self) -> bool:
+        return (self.path / _MANIFEST).exists()
 
     def exists(self) -> bool:
         """Return True if the weights were kept by an earlier start; log whether those of other versions were."""
-        if (self.path / _MANIFEST).exists():
+        if self._is_whole:
             return True
         if other := next(self.folder.glob(f"{self._group}*"), None):
             log.info("the quantized weights in %s are of other versions; they are made again", other)
@@ -124,16 +129,15 @@ class Snapshot:
             files = {name: _write_file(partial / name, part) for name, part in _files(model, aliases)}
             manifest = _Manifest(files=files, aliases=aliases)
             (partial / _MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
-            if not self.path.exists():
+            if not self._is_whole:
+                shutil.rmtree(self.path, ignore_errors=True)  # the rest of one whose removal was interrupted
                 partial.rename(self.path)
+            self._remove_other_versions()
         except OSError as error:  # such as a read-only or full disk, or a rename that another process made first
-            if not self.path.exists():
+            if not self._is_whole:
                 log.warning("the quantized weights are not kept, and made again at the next start: %s", error)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        for other in self.folder.glob(f"{self._group}*"):
-            if other != self.path:
-                shutil.rmtree(other, ignore_errors=True)
 
     def _fill(self, structure: nn.Module, offload: Offload) -> None:
         manifest = _Manifest.model_validate_json((self.path / _MANIFEST).read_bytes())
@@ -179,6 +183,11 @@ class Snapshot:
             else:
                 quantize_layer(structure, name, self.precision, device=self.device, training=False)
                 made[key] = structure.get_submodule(name)
+
+    def _remove_other_versions(self) -> None:
+        for other in self.folder.glob(f"{self._group}*"):
+            if other != self.path:
+                shutil.rmtree(other, ignore_errors=True)
 
     def _remove_abandoned(self) -> None:
         for path in self.folder.glob(f"{_PARTIAL}*"):

@@ -1,3 +1,4 @@
+import errno
 import logging
 import shutil
 from collections.abc import Callable
@@ -167,6 +168,26 @@ def test_an_unfinished_snapshot_is_none(start: Start, quantized: list[str], tmp_
     start()
     assert quantized == ["transformer"]
     assert (tmp_path / ".partial-1").exists()  # of a process that may still write it
+    start()
+    assert quantized == []
+
+
+def test_earlier_versions_stay_until_their_replacement_is_kept(
+    start: Start, quantized: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, tensors: dict[str, Tensor]) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    start()
+    kept = snapshots(tmp_path)
+    with monkeypatch.context() as newer:
+        newer.setattr(snapshot, "version", lambda _: "99")
+        newer.setattr(snapshot, "_write_file", full)
+        start()
+        assert quantized == list(COMPONENTS)
+    assert snapshots(tmp_path) == kept
+    start()
+    assert quantized == []
 
 
 def test_of_two_processes_the_first_to_finish_wins(
