@@ -10,7 +10,7 @@ from longcat.adapter.importing import import_adapter
 from longcat.adapter.manifest import Manifest
 from longcat.adapter.publishing import remove_adapter
 from longcat.adapter.reference import parse_new_name
-from longcat.errors import NoAdapterStorageError
+from longcat.errors import DeadlineError, NoAdapterStorageError
 from longcat.logs import log_event
 from longcat.model.flavour import Flavour
 from longcat.model.loading import check_compiler, load, parse_device, parse_dtype
@@ -114,9 +114,15 @@ class Renderer:
         self.engine.submit(command, observed, timeline)
 
     def cancel(self, request_id: str) -> None:
-        """Stop the steps of a request, and send no more events of it."""
+        """Stop the steps of a request, and send no more events of it.
+
+        After its deadline it counts as one that took too long, not as one that its client gave up: the HTTP process does not
+        wait for the end of a long step.
+        """
         self.engine.cancel(request_id)
-        self._finish(request_id, None)
+        command, _ = self._unfinished.get(request_id, (None, None))
+        is_late = command is not None and time.monotonic() > command.deadline
+        self._finish(request_id, ErrorEvent(DeadlineError()) if is_late else None)
 
     def step(self, wait_seconds: float) -> None:
         """Make one step of the engine, or wait for work."""

@@ -20,6 +20,9 @@ log = logging.getLogger("lithograph")
 _MAX_RESTARTS = 3
 _RESTART_WINDOW_SECONDS = 300.0
 """An engine process that ends more often than that would end again: the server stops, and its own supervisor decides."""
+_START_SECONDS = 10.0
+"""Time in which an engine process must be started."""
+_PAUSE_SECONDS = 0.1
 _ECHO_SECONDS = 2.0
 """A SIGTERM to all processes of a server reaches the main process several times: its children pass theirs on."""
 
@@ -106,7 +109,7 @@ class Supervisor:
         """
         while not self.is_stopping:
             try:
-                engine = start()
+                engine = self._started(start)
             except (OSError, EOFError):
                 log.exception("the engine process cannot be started")
                 break
@@ -114,6 +117,20 @@ class Supervisor:
             if not self._should_restart(engine, on_end):
                 break
         self._stop_after("engine")
+
+    def _started(self, start: Callable[[], BaseProcess]) -> BaseProcess:
+        """Start an engine process. Raises ``OSError`` or ``EOFError``.
+
+        A killed fork server takes connections until its last thread has ended, and closes them without a reply.
+        """
+        begin = time.monotonic()
+        while True:
+            try:
+                return start()
+            except (OSError, EOFError):
+                if self.is_stopping or time.monotonic() - begin > _START_SECONDS:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
 
     def _stop_after(self, process: str) -> None:
         """Stop the server because a process has ended, unless it is stopping already."""

@@ -139,6 +139,10 @@ def test_a_short_run_ends_in_a_report(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     rows = {row["name"]: row for row in report["scenarios"]}
     assert list(rows) == [scenario.name for scenario in SCENARIOS]
+    problems = [
+        one.problem for scenario in SCENARIOS for one in read(tmp_path / f"{scenario.name}.jsonl") if one.problem
+    ]
+    assert not problems
     assert all(row["picture"] > 0 and row["failed"] == 0 for row in rows.values()), finished.stderr
     assert rows["flood"]["refused"] > 0
     assert rows["rough"]["left"] > 0

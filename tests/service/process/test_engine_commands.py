@@ -17,7 +17,16 @@ from service.config import AdapterConfig, ModelConfig
 from service.process.engine_commands import EngineCommands
 from service.renderer import Renderer
 from service.wire.events import ErrorEvent
-from service.wire.messages import AdapterAction, AdapterCommand, AdapterReport, Command, GenerateCommand, Reply
+from service.wire.messages import (
+    AdapterAction,
+    AdapterCommand,
+    AdapterReport,
+    CancelCommand,
+    Command,
+    GenerateCommand,
+    Reply,
+)
+from service.wire.schema import ResolvedRequest
 from tests.fuzz.adapters import small
 from tests.service.adapters.conftest import put
 
@@ -98,6 +107,27 @@ def test_lists_do_not_wait_for_a_storage_that_hangs_nor_is_done_what_nobody_wait
     assert {sent.next()[0] for _ in many} == {command.id for command in many}
     commands._waiting.shutdown()
     assert sent.replies.empty()
+
+
+@pytest.mark.parametrize(("deadline", "counted"), [(0.0, "timeout"), (math.inf, None)])
+def test_a_request_cancelled_after_its_deadline_counts_as_too_long(
+    renderer: Renderer, deadline: float, counted: str | None
+) -> None:
+    finished: list[str | None] = []
+    renderer.observe = lambda _command, _timeline, last: finished.append(
+        last.error.code if isinstance(last, ErrorEvent) else None
+    )
+    request = ResolvedRequest(
+        prompt="一只猫", negative_prompt="", width=64, height=64, steps=4, guidance_scale=2.0, seed=1, num_images=1,
+        cfg_renorm=True, rewrite_prompt=False, output_format="png",
+    )  # fmt: skip
+    commands: list[Command] = [
+        GenerateCommand(id="late", request=request, submitted_at=1.0, deadline=deadline),
+        CancelCommand(id="late"),
+        CancelCommand(id="unknown"),
+    ]
+    run(EngineCommands(renderer, Sent(), started=0.0), commands)
+    assert finished == [counted]
 
 
 def _fail(*_: object) -> None:
