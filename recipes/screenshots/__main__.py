@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from recipes.screenshots.pages import LANGUAGES, chromium, generate, generating, page_in, save, wait_for_more
+from recipes.screenshots.pages import LANGUAGES, chromium, compare, generate, generating, page_in, save, wait_for_more
 from recipes.screenshots.studio import ADAPTER, ROOT, running
 
 _TILE_PX = (1280, 760)
@@ -51,6 +51,8 @@ def main(train_steps: int, output: Path) -> None:
                 shown = generating(page)
                 save(page, shot("generate", language))
                 wait_for_more(page, shown)
+                compare(page)
+                save(page, shot("compare", language))
             with page_in(browser, studio, language, height=900) as page:
                 page.goto(f"/train?dataset={studio.home / 'datasets' / ADAPTER}")
                 page.locator(".plan-verdict").wait_for()

@@ -57,6 +57,13 @@ def generating(page: Page) -> int:
     return page.locator(".tile").count()
 
 
+def compare(page: Page) -> None:
+    """Open the comparison of the newest picture with the same without adapters."""
+    page.goto("/generate")
+    page.locator(".tile [hx-post$='/compare']").first.click()
+    page.locator(".compare figure > img").nth(1).wait_for()
+
+
 def wait_for_more(page: Page, shown: int) -> None:
     """Wait for one more finished picture than there were."""
     page.locator(".tile").nth(shown).wait_for()
@@ -73,7 +80,7 @@ def _compose(page: Page, prompt: str, *, steps: int, adapter: bool) -> None:
 
 def save(page: Page, path: Path) -> None:
     """Save the window as a small PNG."""
-    page.evaluate("document.getElementById('composer')?.scrollTo(0, 0)")
+    page.evaluate("document.querySelector('.composer-rest')?.scrollTo(0, 0)")
     page.wait_for_timeout(500)  # fonts and transitions
     with Image.open(io.BytesIO(page.screenshot())) as shot:
         shot.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
