@@ -32,9 +32,20 @@ class Request:
         self.first_event_seconds: float | None = None
         self.content = b""
 
+    def is_stream(self, reply: requests.Response) -> bool:
+        """Return True if the reply is a stream, False for 429. Raises ``WrongReplyError`` for any other."""
+        self.status = reply.status_code
+        if self.status != 200:
+            self.content = reply.content
+            self.check(None, None)
+        return self.status == 200
+
     def check(self, content_type: str | None, applied: str | None) -> None:
-        """Check that the reply is a PNG of the size, generated with the adapter. Raises ``WrongReplyError``."""
+        """Check that the reply is a PNG of the size, generated with the adapter, or 429. Raises ``WrongReplyError``."""
         load_request = self.load_request
+        if self.status == 429:
+            self.outcome = "refused"
+            return
         if self.status != 200:
             raise WrongReplyError(f"{self.status}: {self.content[:300].decode(errors='replace')}")
         if content_type != "image/png" or not self.content.startswith(_SIGNATURE):

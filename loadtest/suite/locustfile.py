@@ -101,9 +101,7 @@ class _ImageUser(User):
             request.status, request.content = reply.status_code, reply.content
             if reply.status_code == 429:
                 patience_seconds = min(float(reply.headers["Retry-After"]), _MOST_PATIENCE_SECONDS)
-                request.outcome = "refused"
-            else:
-                request.check(reply.headers.get("Content-Type"), reply.headers.get("X-Adapters"))
+            request.check(reply.headers.get("Content-Type"), reply.headers.get("X-Adapters"))
         gevent.sleep(patience_seconds)
 
     def _write_down(self, request: Request, begin: float, seconds: float, error: Exception | None) -> None:
@@ -185,9 +183,8 @@ class StreamingUser(_ImageUser):
             begin, seen = time.perf_counter(), []
             body = request.load_request.body() | {"stream": True, "previews": True}
             reply = self.session.post(self.url, json=body, stream=True, timeout=TIMEOUT_SECONDS)
-            request.status = reply.status_code
-            if reply.status_code != 200:
-                raise WrongReplyError(f"{reply.status_code}: {reply.text[:300]}")
+            if not request.is_stream(reply):
+                return
             for name, data in server_sent(reply):
                 if request.first_event_seconds is None:
                     request.first_event_seconds = time.perf_counter() - begin
@@ -220,9 +217,9 @@ class CancellingUser(_ImageUser):
         with self.asking() as request:
             body = request.load_request.body() | {"stream": True}
             with self.session.post(self.url, json=body, stream=True, timeout=TIMEOUT_SECONDS) as reply:
-                request.status = reply.status_code
-                next(server_sent(reply))
-            request.outcome = "left"
+                if request.is_stream(reply):
+                    next(server_sent(reply))
+                    request.outcome = "left"
 
 
 class SlowUser(_ImageUser):

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -93,12 +94,15 @@ def test_few_adapters_are_popular() -> None:
     assert len({load_request.prompt for load_request in asked}) == 2000
 
 
-class Liar(BaseHTTPRequestHandler):
-    """A server that replies 200 to everything, with content that is not a picture."""
+class NoPicture(BaseHTTPRequestHandler):
+    """Replies to everything with one status and content that is not a picture."""
+
+    status = 200
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
+        self.send_response(self.status)
+        self.send_header("Retry-After", "1")
         self.send_header("Content-Length", "2")
         self.end_headers()
         self.wfile.write(b"no")
@@ -107,9 +111,15 @@ class Liar(BaseHTTPRequestHandler):
         """Log nothing."""
 
 
-@pytest.fixture
-def liar() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Liar) as server:
+class Full(NoPicture):
+    """Replies 429 to everything."""
+
+    status = 429
+
+
+@contextmanager
+def running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -120,16 +130,20 @@ def python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
 
 
-def test_users_are_not_content_with_just_any_reply(liar: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("handler", "outcome"), [(NoPicture, "failed"), (Full, "refused")])
+def test_users_record_a_wrong_reply_as_failed_and_429_as_refused(
+    handler: type[BaseHTTPRequestHandler], outcome: str, tmp_path: Path
+) -> None:
     file = tmp_path / "samples.jsonl"
+    kinds = ("ClosedLoopUser", "OpenLoopUser", "StreamingUser", "SlowUser")
     options = ("--headless", "--users", "6", "--spawn-rate", "6", "--run-time", "2s", "--stop-timeout", "60")
-    finished = python(
-        *("-m", "locust", "--locustfile", "loadtest/suite/locustfile.py", "--host", liar, *options),
-        *("--samples", file, "--rate", "50", "ClosedLoopUser", "OpenLoopUser", "StreamingUser", "SlowUser"),
-    )
-    assert finished.returncode == 1, finished.stderr
-    seen = {(one.kind, one.outcome) for one in read(file)}
-    assert seen == {(kind, "failed") for kind in ("ClosedLoopUser", "OpenLoopUser", "StreamingUser", "SlowUser")}
+    with running(handler) as url:
+        finished = python(
+            *("-m", "locust", "--locustfile", "loadtest/suite/locustfile.py", "--host", url, *options),
+            *("--samples", file, "--rate", "50", *kinds),
+        )
+    assert finished.returncode == (1 if outcome == "failed" else 0), finished.stderr
+    assert {(one.kind, one.outcome) for one in read(file)} == {(kind, outcome) for kind in kinds}
 
 
 def test_a_short_run_ends_in_a_report(tmp_path: Path) -> None:
