@@ -1,11 +1,10 @@
 """Adapter slots: the updates of several adapters, any of which any row of a forward can use.
 
-Every linear layer that an adapter may change has a buffer, allocated once: (S, r (in + out)) for S slots of rank up to r.
-A layer's matrices lie in its slot one after another: a LoRA's two, or the factors of a LoKr or LoHa, which fit if they have
-no more numbers than a LoRA of rank r. Loading an adapter is a copy into one slot: no module changes, nothing is recompiled,
-other slots stay as they are. On a GPU the copies run beside its computation, on a stream of their own; a forward waits for
-those of its own rows' adapters alone, on the device and not on the host. ``gather`` returns views of the slots, each for the
-rows that use it, and ``longcat.sampling.blocks`` applies them: at most one layer of each row's adapter is copied at a time.
+Every linear layer that an adapter may change has a buffer, allocated once (``updates.buffers``). Loading an adapter is a
+copy into one slot: no module changes, nothing is recompiled, other slots stay as they are. On a GPU the copies run beside
+its computation, on a stream of their own; a forward waits for those of its own rows' adapters alone, on the device and not
+on the host. ``gather`` returns views of the slots, each for the rows that use it, and ``longcat.sampling.blocks`` applies
+them: at most one layer of each row's adapter is copied at a time.
 
 The buffers of the embedder of image tokens and the output layer are allocated once an adapter changes them. Layers that
 depend on the time or the prompt alone have none: their updates are made from the weights (``updates.conditioner``).
@@ -16,13 +15,11 @@ each rescales the result of those before it, as in PEFT.
 """
 
 import itertools
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from longcat.adapter.manifest import Manifest
 from longcat.adapter.modules import (
@@ -34,11 +31,12 @@ from longcat.adapter.modules import (
     linear_modules,
 )
 from longcat.adapter.verification import check_lora, check_rank
-from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights, served
+from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.adapter.weights.lycoris import LohaLayer
-from longcat.adapter.weights.placement import moved, pinned
+from longcat.adapter.weights.placement import pinned
 from longcat.errors import AdapterError
 from longcat.sampling.conditioning import ConditioningUpdates
+from longcat.sampling.updates.buffers import Layout, SlotBuffers
 from longcat.sampling.updates.conditioner import AdapterUse, Conditioner, conditioning_part
 from longcat.sampling.updates.copy_stream import CopyStream
 from longcat.sampling.updates.magnitudes import Magnitudes, SlotMagnitudes
@@ -61,16 +59,6 @@ SlotUse = tuple[int, float]
 
 
 _Value = TypeVar("_Value")
-
-
-class _Layout(NamedTuple):
-    """The matrices of a layer in a slot."""
-
-    kind: str
-    shapes: tuple[tuple[int, int], ...]
-    uses_dora: bool = False
-    rescales_input: bool = False
-    """True with DoRA over the input axis."""
 
 
 class AdapterSlots:
@@ -99,14 +87,12 @@ class AdapterSlots:
         self._targets = targets = linear_modules(transformer)
         self._modules = adaptable_modules(transformer)
         self._whole = whole
-        self._buffers: dict[str, Tensor] = {}
-        self._allocate(filter(is_blocks_own, targets))
-        self._layouts: list[dict[str, _Layout]] = [{} for _ in range(count + 1)]
+        self.buffers = SlotBuffers(targets, count=count + 1, rank=rank, device=device, dtype=dtype, whole=whole)
+        self.buffers.allocate(filter(is_blocks_own, targets))
+        self._layouts: list[dict[str, Layout]] = [{} for _ in range(count + 1)]
         self._kinds: list[tuple[object, ...]] = [()] * (count + 1)
         magnitudes = Magnitudes(transformer, device)
         self._magnitudes = [SlotMagnitudes(magnitudes) for _ in range(count + 1)]
-        self._filled: list[set[str]] = [set() for _ in range(count + 1)]
-        """The layers whose buffers have numbers in a slot, which compiled forwards read whatever its layouts are."""
         self._copy_stream = CopyStream(device)
         self._copies: dict[int, torch.Event] = {}
         """The copies to slots that no forward has waited for yet."""
@@ -116,20 +102,9 @@ class AdapterSlots:
         """The part of each slot's adapter that has no buffers, with a key of its own."""
         self._gathered: tuple[tuple[tuple[SlotUse, ...], ...], Updates | None] = ((), None)
 
-    def _allocate(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name not in self._buffers:
-                numbers = self.rank * sum(self._targets[name])
-                self._buffers[name] = torch.zeros(self.count + 1, numbers, device=self._device, dtype=self._dtype)
-
     def staged(self, weights: LoraWeights) -> LoraWeights:
         """Return weights from which ``load`` copies without a wait: on a GPU, in pinned memory. Any thread may call it."""
         return pinned(weights) if self._device.type == "cuda" else weights
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the buffers."""
-        return sum(buffer.nbytes for buffer in self._buffers.values())
 
     def check(self, weights: LoraWeights) -> None:
         """Raise ``AdapterError`` unless these weights fit a slot."""
@@ -180,20 +155,16 @@ class AdapterSlots:
         layers = {name: layer for name, layer in weights.layers.items() if not is_conditioning(name)}
         vectors = {name: vector for name, vector in weights.vectors.items() if not is_conditioning(name)}
         self._empty(slot)
-        self._allocate(layers)
+        self.buffers.allocate(layers)
         with self._copy_stream.copying():
-            for name in self._filled[slot] - layers.keys():
-                self._buffers[name][slot].zero_()
-            self._filled[slot] |= layers.keys()
             columns = self._magnitudes[slot].load(weights, layers)
             layouts = {
-                name: self._load_layer(name, slot, layer, weights.alpha)._replace(rescales_input=name in columns)
-                for name, layer in layers.items()
+                name: layout._replace(rescales_input=name in columns)
+                for name, layout in self.buffers.load(slot, layers, weights.alpha).items()
             }
             self._vectors.load(slot, vectors)
         if event := self._copy_stream.copied():
             self._copies[slot] = event
-        self._filled[slot] = set(layers)
         self._layouts[slot] = layouts
         self._kinds[slot] = next(iter(layouts.values()), ())
         self._loaded[slot] = (object(), conditioning_part(weights))
@@ -205,22 +176,6 @@ class AdapterSlots:
         self._magnitudes[slot].clear()
         self._vectors.load(slot, {})
         self._loaded.pop(slot, None)
-
-    def _load_layer(self, name: str, slot: int, layer: Layer, alpha: float) -> _Layout:
-        layer = moved(layer, self._device)
-        matrices, kind = served(layer, alpha), layer.kind
-        if isinstance(layer, LohaLayer) and layer.dim**2 <= self.rank:
-            matrices, kind = layer.as_lora(), LoraLayer.kind
-        if self._whole:
-            down, up = matrices
-            missing = self.rank - layer.rank
-            matrices = pad(down, (0, missing)), pad(up, (0, 0, 0, missing))
-        buffer, end = self._buffers[name][slot], 0
-        for matrix in matrices:
-            begin, end = end, end + matrix.numel()
-            buffer[begin:end].view(matrix.shape).copy_(matrix)
-        shapes = tuple((matrix.shape[0], matrix.shape[1]) for matrix in matrices)
-        return _Layout(kind, shapes, layer.magnitude is not None)
 
     @torch.no_grad()
     def gather(self, rows: Sequence[tuple[SlotUse, ...]]) -> Updates | None:
@@ -239,11 +194,11 @@ class AdapterSlots:
         updates: dict[str, dict[str, list[Any]]] = {}
         for uses in itertools.zip_longest(*rows):  # each row's first adapter, then each row's second, ...
             selection = self._selection(uses)
-            for name in self._buffers:
+            for name in self.buffers.tensors:
                 block, layer = _place(name)
                 parts = updates.setdefault(block, {}).setdefault(layer, [])
                 if self._whole and is_blocks_own(name):
-                    parts.append(self._whole_update(name, *selection))
+                    parts.append(Update(EVERY_ROW, LoraLayer.kind, self.buffers.whole_matrices(name), *selection))
                 else:
                     parts.extend(self._updates(name, uses, *selection))
         for name in self._vectors.names(rows):
@@ -270,8 +225,7 @@ class AdapterSlots:
                 continue
             slots, scales = zip(*filter(None, uses[rows]), strict=True)
             is_one = len({*slots}) == 1
-            buffer = self._buffers[name]
-            matrices = tuple(self._matrices(buffer[slots[0] : slots[0] + 1] if is_one else buffer, layout.shapes))
+            matrices = self.buffers.matrices(name, layout.shapes, slot=slots[0] if is_one else None)
             if own and layout.rescales_input:
                 gain = self._magnitudes[own[0]].at(own[1]).columns[name]
                 yield InputUpdate(rows, (gain - 1).to(self._dtype))
@@ -302,21 +256,8 @@ class AdapterSlots:
         scales_R = torch.tensor([scale for _, scale in chosen], dtype=self._dtype)
         return slots_R.to(self._device), scales_R.to(self._device)[:, None, None]
 
-    def _whole_update(self, name: str, slots_R: Tensor, scales_R11: Tensor) -> Update:
-        width_in, width_out = self._targets[name]
-        matrices = self._matrices(self._buffers[name], ((width_in, self.rank), (self.rank, width_out)))
-        return Update(EVERY_ROW, LoraLayer.kind, tuple(matrices), slots_R, scales_R11)
 
-    @staticmethod
-    def _matrices(numbers: Tensor, shapes: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
-        """Yield views of the matrices that lie one after another in the last dimension: of one slot, or of all."""
-        end = 0
-        for shape in shapes:
-            begin, end = end, end + math.prod(shape)
-            yield numbers[..., begin:end].unflatten(-1, shape)
-
-
-def _computed_together(layout: _Layout | None, use: SlotUse | None) -> tuple[_Layout | None, SlotUse | None]:
+def _computed_together(layout: Layout | None, use: SlotUse | None) -> tuple[Layout | None, SlotUse | None]:
     """Return a key, equal for rows that one product computes.
 
     Matrices that are made for a use are those of one: the pairs of a LoHa, whose size is many times that of its factors, and

@@ -56,7 +56,7 @@ def test_a_forward_waits_for_the_copies_of_its_own_adapters_alone(gpu_model: Com
         slots.load(slot, slots.staged(random_lora(targets, seed=slot, rank=RANK)))
         if slot == 0:
             slots.gather([((0, 1.0),)])
-    copied = slots._buffers["transformer_blocks.0.attn.to_q"]
+    copied = slots.buffers.tensors["transformer_blocks.0.attn.to_q"]
     slots.gather([((0, 1.0),)])
     assert copied[0].isfinite().all()
     with pytest.raises(RuntimeError, match="waited for the copy"):
@@ -88,8 +88,8 @@ def test_slots_have_the_numbers_of_a_cpu(gpu_model: Components, model: Component
     on_gpu.load(0, on_gpu.staged(weights))
     on_cpu.load(0, weights)
     on_gpu.gather([((0, 1.0),)])
-    for name, buffer in on_cpu._buffers.items():
-        assert torch.equal(on_gpu._buffers[name].cpu(), buffer)
+    for name, buffer in on_cpu.buffers.tensors.items():
+        assert torch.equal(on_gpu.buffers.tensors[name].cpu(), buffer)
 
 
 @pytest.mark.parametrize("allocations", [0, 20])

@@ -26,7 +26,7 @@ def run(kit: Kit) -> None:
 def _measure(kit: Kit, forward: Forward, rank: int, endings: tuple[str, ...], check: Check) -> None:
     memory = PeakMemory(kit.device)
     slots = AdapterSlots(forward.transformer, count=_ADAPTERS, rank=rank, device=kit.device, dtype=kit.model.dtype)
-    check.note(slots_gib=slots.nbytes / GIB)
+    check.note(slots_gib=slots.buffers.nbytes / GIB)
     check.note(load_ms=1000 * _fill(kit, slots, forward, rank, endings))
     rows = _ADAPTERS if kit.settings.is_full else 4
     inputs = Inputs.make(kit.model, rows=rows, side_px=kit.model.side_px)

@@ -216,9 +216,9 @@ def test_a_slot_needs_no_more_memory_for_any_kind(model: Components) -> None:
     assert loha.rank == 8  # twice its r: two products
     assert lokr.rank == 1  # of 16 x 16 numbers twice, against 256 + 256 of a LoRA
     slots = filled_slots(model, [loha], rank=8)
-    before = slots.nbytes
+    before = slots.buffers.nbytes
     slots.load(0, lokr)
-    assert slots.nbytes == before
+    assert slots.buffers.nbytes == before
     with pytest.raises(AdapterError, match="rank 8 exceeds the limit, 7"):
         filled_slots(model, [loha], rank=7)
 
