@@ -1,4 +1,4 @@
-"""The real ``openai`` client against a real server, and vLLM's endpoints for adapters."""
+"""The real ``openai`` client against a real server."""
 
 import asyncio
 import base64
@@ -14,49 +14,14 @@ from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
 from PIL import Image
 
 from longcat.adapter.modules import lora_targets
-from longcat.adapter.weights.file import save_lora
 from longcat.model.loading import Components
 from longcat.storage.interface import Storage
-from longcat.storage.opening import open_storage
 from service.wire.picture import Recipe
-from tests.conftest import RunningServer, serve
+from tests.conftest import RunningServer
 from tests.longcat.sampling.test_slots import random_lora
 from tests.service.adapters.conftest import put
+from tests.service.http.compat.conftest import APPLE, load, unload
 from tests.service.http.replies import metric
-
-APPLE = {"prompt": "a red apple", "seed": 1, "steps": 3}
-KEY = {"Authorization": "Bearer secret"}
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory, model: Components) -> Storage:
-    folder = tmp_path_factory.mktemp("adapters")
-    storage = open_storage(folder.as_uri())
-    put(storage, model, tmp_path_factory.mktemp("files"), "ink", random_lora(lora_targets(model.transformer), seed=1))
-    return storage
-
-
-@pytest.fixture(scope="module")
-def foreign(tmp_path_factory: pytest.TempPathFactory, model: Components) -> Path:
-    """Return a directory of LoRA files of another program."""
-    folder = tmp_path_factory.mktemp("foreign")
-    save_lora(random_lora(lora_targets(model.transformer), seed=7), folder / "style.safetensors")
-    (folder / "broken.safetensors").write_bytes(b"nothing of the kind")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, storage: Storage, foreign: Path) -> Iterator[RunningServer]:
-    options: tuple[str, ...] = ("--adapters", storage.uri, "--adapter-rank", "16", "--adapter-poll-seconds", "0.3")
-    options += ("--require-adapter", "ink", "--admin-key", "secret", "--import-from", str(foreign))
-    with serve(tmp_path_factory.mktemp("server"), *options) as server:
-        yield server
-
-
-@pytest.fixture
-def http(running: RunningServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=running.url, timeout=60) as session:
-        yield session
 
 
 @pytest.fixture
@@ -300,88 +265,6 @@ def test_without_storage_only_the_base_is_a_model(client: httpx.Client) -> None:
         assert [card.id for card in ai.models.list()] == ["embedded"]
         with pytest.raises(openai.NotFoundError):
             ai.images.generate(prompt="a red apple", model="ink")
-
-
-def load(http: httpx.Client, name: str, path: object, **fields: Any) -> httpx.Response:
-    return http.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)} | fields, headers=KEY)
-
-
-def unload(http: httpx.Client, name: str) -> httpx.Response:
-    return http.post("/v1/unload_lora_adapter", json={"lora_name": name}, headers=KEY)
-
-
-def test_adapters_are_loaded_and_unloaded_as_vllm_does_it(
-    http: httpx.Client, storage: Storage, model: Components, tmp_path: Path
-) -> None:
-    put(storage, model, tmp_path, "late", random_lora(lora_targets(model.transformer), seed=3))
-    root = Path(storage.uri.removeprefix("file://"))
-    for path in (
-        f"{storage.uri}/l%61te",
-        "late",
-        "late/1",
-        "late@1",
-        f"{storage.uri}/late",
-        root / "late",
-        root / "late/1/adapter.safetensors",
-    ):
-        name = "late@1" if "1" in str(path).removeprefix(str(root)).removeprefix(storage.uri) else "late"
-        reply = load(http, name, path)
-        assert (reply.status_code, reply.text) == (200, f"Success: LoRA adapter '{name}' added successfully.")
-    assert http.post("/generate", json=APPLE | {"adapters": [{"name": "late"}]}).status_code == 200
-
-    removed = unload(http, "late")
-    assert (removed.status_code, removed.text) == (200, "Success: LoRA adapter 'late' removed successfully.")
-    assert http.post("/generate", json=APPLE | {"adapters": [{"name": "late"}]}).status_code == 404
-    again = unload(http, "late")
-    assert (again.status_code, again.json()["error"]) == (
-        404,
-        {"message": "The lora adapter 'late' cannot be found.", "type": "NotFoundError", "param": None, "code": 404},
-    )
-    assert load(http, "late", "late").status_code == 200
-    assert http.post("/generate", json=APPLE | {"adapters": [{"name": "late"}]}).status_code == 200
-
-
-def test_a_file_of_another_program_is_published_by_loading_it(http: httpx.Client, foreign: Path) -> None:
-    file = foreign / "style.safetensors"
-    assert load(http, "style", file).text == "Success: LoRA adapter 'style' added successfully."
-    reply = http.post("/generate", json=APPLE | {"adapters": [{"name": "style"}]})
-    assert reply.headers["x-adapters"].startswith("style@1;")
-    again = load(http, "style", file)
-    assert (again.status_code, again.json()["error"]["type"]) == (400, "InvalidUserInput")
-    assert "has already been loaded. If you want to load the adapter in place" in again.json()["error"]["message"]
-    assert load(http, "style", f"file://{file}", load_inplace=True).status_code == 200
-    assert http.post("/generate", json=APPLE | {"adapters": [{"name": "style@2"}]}).status_code == 200
-
-
-def test_what_cannot_be_loaded_says_why(http: httpx.Client, foreign: Path, tmp_path: Path) -> None:
-    (foreign / "link").symlink_to(tmp_path)
-    (tmp_path / "x.safetensors").write_bytes(b"secret")
-    for name, path, status, text in (
-        ("nobody", "nobody", 404, "Loading lora nobody failed: No adapter found for nobody"),
-        ("gone", foreign / "gone", 404, f"Loading lora gone failed: No adapter found for {foreign}/gone"),
-        ("", "ink", 400, "Both 'lora_name' and 'lora_path' must be provided."),
-        ("paint", "ink", 400, "lora_path is adapter 'ink'; give that as the lora_name"),
-        ("ink", "ink/1", 400, "lora_path is adapter 'ink@1'; give that as the lora_name"),
-        ("x", tmp_path / "x.safetensors", 400, "is not below any of"),
-        ("x", foreign / ".." / tmp_path.name / "x.safetensors", 400, "is not below any of"),
-        ("x", foreign / "link" / "x.safetensors", 400, "is not below any of"),
-        ("x", "someone/on-the-hub", 400, "is not below any of"),
-        ("broken", foreign / "broken.safetensors", 400, "broken.safetensors"),
-        ("x", f"file://{foreign}/style.safetensors#1", 400, f"write it as %23: file://{foreign}/style.safetensors%231"),
-        ("x", f"file://{foreign}/style.safetensors?v=1", 400, "write it as %3F"),
-        ("x", "file:style.safetensors", 400, "not the URI of a storage"),
-        ("x", f"s3:/{foreign}/style.safetensors", 400, "is not below any of"),
-        ("x", f"{foreign}/a\0b", 400, "is not below any of"),
-        ("style@3", foreign / "style.safetensors", 400, "versions are numbered by storage"),
-        ("No!", "ink", 400, "use lower-case letters"),
-    ):
-        reply = load(http, name, path)
-        assert (reply.status_code, reply.json()["error"]["code"]) == (status, status), reply.text
-        assert text in reply.json()["error"]["message"]
-    unkeyed = http.post("/v1/load_lora_adapter", json={"lora_name": "ink", "lora_path": "ink"})
-    assert (unkeyed.status_code, unkeyed.json()["error"]["type"]) == (401, "AuthenticationError")
-    assert http.post("/v1/unload_lora_adapter", json={"lora_name": "ink"}).status_code == 401
-    assert unload(http, "").json()["error"]["message"] == "'lora_name' needs to be provided to unload a LoRA adapter."
 
 
 def test_docs_show_them(http: httpx.Client) -> None:
