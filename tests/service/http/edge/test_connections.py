@@ -6,12 +6,9 @@ import signal
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -23,143 +20,10 @@ from service.http.edge import protocol
 from service.http.edge.server import uvicorn_arguments
 from service.http.edge.settings import HttpConfig
 from tests.conftest import RunningServer, free_port, serve
+from tests.service.http.edge.sockets import HEAD, MIB, check_error, connect, exchange, read_all, read_json, takes_all
 from tests.service.test_serving import LONG, assert_stopped_early, steps_made
 
-MIB = 2**20
-HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\n"
 APPLE = {"prompt": "a red apple", "seed": 1, "steps": 1}
-SECONDS = ("--header-seconds", "2", "--body-seconds", "2", "--keep-alive-seconds", "3", "--max-connections", "20")
-
-
-@pytest.fixture(scope="module")
-def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Return a server with short time limits."""
-    with serve(tmp_path_factory.mktemp("strict"), *SECONDS) as running:
-        yield running
-
-
-def connect(server: RunningServer) -> socket.socket:
-    address = urlsplit(server.url)
-    return socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=30)
-
-
-def exchange(server: RunningServer, *parts: bytes) -> bytes:
-    """Send bytes, even if the server no longer reads them, and return everything that it sends."""
-    with closing(connect(server)) as connection:
-        try:
-            for part in parts:
-                connection.sendall(part)
-        except BrokenPipeError:
-            pass
-        return read_all(connection)
-
-
-def takes_all(server: RunningServer, *parts: bytes, pause_seconds: float = 0.0) -> bool:
-    """Send bytes; return True if the server kept the connection open until the last one."""
-    with closing(connect(server)) as connection:
-        try:
-            for part in parts:
-                connection.sendall(part)
-                time.sleep(pause_seconds)
-        except (BrokenPipeError, ConnectionResetError):
-            return False
-    return True
-
-
-def read_all(connection: socket.socket) -> bytes:
-    received = b""
-    while part := connection.recv(65536):
-        received += part
-    return received
-
-
-def read_json(connection: socket.socket) -> tuple[bytes, bytes]:
-    """Return head and body of one reply, on a connection that stays open."""
-    received = b""
-    while not received.endswith(b"}"):
-        part = connection.recv(65536)
-        assert part, received
-        received += part
-    head, _, body = received.partition(b"\r\n\r\n")
-    return head, body
-
-
-def check_error(reply: bytes, status: int, code: str) -> None:
-    """Assert that a reply is an error in the common form and ends its connection."""
-    head, _, body = reply.partition(b"\r\n\r\n")
-    line, *lines = head.decode().split("\r\n")
-    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-    assert line.split()[1] == str(status), reply
-    error = json.loads(body)["error"]
-    assert (error["code"], error["request_id"]) == (code, headers["x-request-id"])
-    assert headers["connection"] == "close"
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        [b"GET /healthz HTTP/1.1\r\nHost: x\r\nA: ", *[b"a" * MIB] * 100],
-        [b"GET /healthz HTTP/1.1\r\nHost: x\r\n", *[b"A: b\r\n"] * 10_000, b"\r\n"],
-        [b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 101 + b"\r\n"],
-        [b"GET /healthz HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 40_000 + b"\r\n\r\n"],
-        [b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"],
-        [b"G" * MIB],
-        [HEAD + b"Transfer-Encoding: chunked\r\n\r\n1;" + b"x" * MIB],
-        [HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"A: b\r\n" * 100_000 + b"\r\n"],
-    ],
-    ids=[
-        "one header",
-        "10,000 headers",
-        "101 headers",
-        "40 KB",
-        "path",
-        "no end of line",
-        "chunk extension",
-        "trailers",
-    ],
-)
-def test_a_head_beyond_the_limits_is_answered_431(strict: RunningServer, parts: list[bytes]) -> None:
-    memory = resident_bytes(strict)
-    check_error(exchange(strict, *parts), 431, "headers_too_large")
-    assert resident_bytes(strict) < memory + 30 * MIB
-    assert httpx.get(f"{strict.url}/healthz").elapsed.total_seconds() < 2
-
-
-def resident_bytes(server: RunningServer) -> int:
-    return sum(process.memory_info().rss for process in psutil.Process(server.process.pid).children(recursive=True))
-
-
-@pytest.mark.parametrize(
-    ("request_bytes", "status", "code"),
-    [
-        (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400, "malformed_request"),
-        (b"GET /healthz HTTP/1.1\r\n\r\n", 400, "malformed_request"),
-        (HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400, "malformed_request"),
-        (HEAD + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", 400, "malformed_request"),
-        (HEAD + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nG", 400, "malformed_request"),
-        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "malformed_request"),
-        (HEAD + b"Transfer-Encoding: gzip\r\n\r\n", 501, "unknown_transfer_encoding"),
-    ],
-)
-def test_what_is_not_http_is_answered_as_every_error(
-    strict: RunningServer, request_bytes: bytes, status: int, code: str
-) -> None:
-    check_error(exchange(strict, request_bytes), status, code)
-
-
-@pytest.mark.parametrize(
-    "request_bytes",
-    [
-        b"\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n\r\n",
-        b"GET /healthz HTTP/1.0\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    ],
-)
-def test_old_and_new_clients_are_answered(strict: RunningServer, request_bytes: bytes) -> None:
-    reply = exchange(strict, request_bytes)
-    assert reply.count(b"HTTP/1.1 200 OK") == reply.count(b'{"status":"ok"}') == request_bytes.count(b"/healthz")
-    assert "Traceback" not in strict.log_text(), strict.log_text()
 
 
 def test_a_client_that_closes_its_sending_side_is_answered(server: RunningServer) -> None:
@@ -227,46 +91,6 @@ def test_beyond_the_most_connections_those_without_a_request_make_room(strict: R
         http_process = psutil.Process(strict.process.pid).children(recursive=True)
         assert max(len(process.net_connections("tcp")) for process in http_process) < 30
         assert b"200 OK" in read_all(working)
-
-
-@pytest.mark.parametrize("path", ["/generate", "/v1/images/generations", "/nowhere", "/healthz"])
-@pytest.mark.parametrize("size_mib", [1, 64])
-def test_a_client_that_writes_before_it_reads_sees_the_reply_to_a_large_body(
-    server: RunningServer, path: str, size_mib: int
-) -> None:
-    status = {"/nowhere": 404, "/healthz": 405}.get(path, 413)
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(urllib.request.Request(server.url + path, data=bytes(size_mib * MIB), method="POST"))
-    with refused.value as reply:
-        assert reply.code == status
-        assert reply.headers["x-request-id"]
-    with closing(connect(server)) as connection:
-        connection.sendall(b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path.encode())
-        for _ in range(size_mib):
-            connection.sendall(b"100000\r\n%b\r\n" % bytes(MIB))
-        assert connection.recv(65536).startswith(b"HTTP/1.1 %d" % status)
-
-
-def test_a_client_that_asks_before_it_sends_a_large_body_is_told_at_once(server: RunningServer) -> None:
-    with closing(connect(server)) as connection:
-        connection.sendall(HEAD + b"Content-Length: 67108864\r\nExpect: 100-continue\r\n\r\n")
-        assert connection.recv(65536).startswith(b"HTTP/1.1 413")
-
-
-def test_an_endless_body_is_cut_off(server: RunningServer) -> None:
-    chunk = b"100000\r\n%b\r\n" % bytes(MIB)
-    assert not takes_all(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 2000)
-
-
-def test_a_request_that_is_answered_early_leaves_its_connection_usable_if_its_body_has_come(
-    server: RunningServer,
-) -> None:
-    with closing(connect(server)) as connection:
-        for _ in range(2):
-            connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
-            head, _ = read_json(connection)
-            assert head.startswith(b"HTTP/1.1 404")
-            assert b"connection: close" not in head
 
 
 def test_connections_without_a_request_hold_no_shutdown(tmp_path: Path) -> None:
