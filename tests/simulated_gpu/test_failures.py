@@ -13,7 +13,7 @@ from longcat.model.device.errors import first_that_fits
 from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.sampling import latents
-from tests.service.engine.test_engine import EngineHarness
+from tests.service.engine.harness import EngineHarness
 from tests.simulated_gpu.device import Counting, faults, used_bytes
 from tests.simulated_gpu.test_generation import TOLERANCE, pixels
 

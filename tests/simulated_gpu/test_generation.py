@@ -19,7 +19,7 @@ from longcat.sampling import denoise
 from longcat.sampling.forward import Forward
 from longcat.sampling.rewrite import rewrite_prompt
 from tests.longcat.sampling.test_slots import random_lora
-from tests.service.engine.test_engine import EngineHarness, as_adapter
+from tests.service.engine.harness import EngineHarness, as_adapter
 from tests.simulated_gpu.device import Counting, used_bytes
 
 pytestmark = pytest.mark.simulated_gpu

@@ -17,7 +17,7 @@ from longcat.sampling.forward import Forward
 from longcat.sampling.rewrite import rewrite_prompt
 from longcat.sampling.slots import AdapterSlots
 from tests.longcat.sampling.test_slots import random_lora
-from tests.service.engine.test_engine import EngineHarness
+from tests.service.engine.harness import EngineHarness
 from tests.simulated_gpu.device import Counting, used_bytes
 
 pytestmark = pytest.mark.simulated_gpu

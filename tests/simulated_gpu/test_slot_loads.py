@@ -12,7 +12,7 @@ from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.sampling.slots import AdapterSlots
 from tests.longcat.sampling.test_slots import random_lora
-from tests.service.engine.test_engine import EngineHarness
+from tests.service.engine.harness import EngineHarness
 from tests.simulated_gpu.device import Counting, faults
 from tests.simulated_gpu.test_generation import pixels, with_dora
 

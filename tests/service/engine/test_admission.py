@@ -9,7 +9,7 @@ from longcat.model.loading import Components
 from service.memory.admission import StepMemory
 from service.memory.plan import ServingPlan, plan
 from service.memory.settings import workload_of
-from tests.service.engine.test_engine import EngineHarness
+from tests.service.engine.harness import EngineHarness
 
 STEPS = 3
 

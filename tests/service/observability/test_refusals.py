@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import RunningServer, serve
 from tests.longcat.test_logs import lines
-from tests.service.http.edge.test_connections import HEAD, exchange
+from tests.service.http.edge.sockets import HEAD, exchange
 
 SECRET = "Xylophon"
 KEY = {"Authorization": "Bearer secret"}

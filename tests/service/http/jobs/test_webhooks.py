@@ -15,7 +15,7 @@ import pytest
 from service.http.jobs import webhooks
 from service.http.jobs.webhooks import Webhooks
 from service.wire.job import JobReport, JobStatus
-from tests.service.http.jobs.test_routes import SECRET
+from tests.service.http.jobs.conftest import SECRET
 
 Behaviour = Callable[[asyncio.StreamWriter], Awaitable[None]]
 BOMB = gzip.compress(bytes(256 * 2**20), 9)

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,49 +17,13 @@ from longcat.adapter.modules import lora_targets
 from longcat.adapter.weights.file import save_lora
 from longcat.model.loading import Components
 from longcat.storage.interface import Storage
-from longcat.storage.opening import open_storage
 from service.wire.picture import read_recipe
-from tests.conftest import RunningServer, run_lithograph, serve
+from tests.conftest import run_lithograph, serve
 from tests.longcat.sampling.test_slots import random_lora
 from tests.service.adapters.conftest import put
+from tests.service.http.adapters.conftest import CAT, KEY, wait_until, with_adapters
 from tests.service.http.replies import metric, problem
 from tests.service.test_serving import wait_for_steps
-
-CAT = {"prompt": "一只猫", "seed": 3, "steps": 3}
-KEY = {"Authorization": "Bearer secret"}
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
-    return open_storage(tmp_path_factory.mktemp("adapters").as_uri())
-
-
-@pytest.fixture(scope="module")
-def adapters_server(tmp_path_factory: pytest.TempPathFactory, storage: Storage) -> Iterator[RunningServer]:
-    options = ("--adapter-slots", "4", "--adapter-rank", "16", "--adapter-poll-seconds", "0.3", "--admin-key", "secret")
-    with serve(tmp_path_factory.mktemp("server"), "--adapters", storage.uri, *options) as running:
-        yield running
-
-
-@pytest.fixture
-def http(adapters_server: RunningServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=adapters_server.url, timeout=60) as session:
-        yield session
-
-
-def with_adapters(*choices: tuple[str, float], **fields: Any) -> dict[str, Any]:
-    return CAT | fields | {"adapters": [{"name": name, "scale": scale} for name, scale in choices]}
-
-
-def wait_until(http: httpx.Client, name: str, *, because: str = "", **expected: object) -> dict[str, Any]:
-    deadline = time.monotonic() + 120
-    while True:
-        listed = http.get("/v1/adapters").json()["adapters"]
-        found = next((a for a in listed if a["name"] == name), {})
-        if expected.items() <= found.items() and because in (found["reason"] or ""):
-            return dict(found)
-        assert time.monotonic() < deadline, listed
-        time.sleep(0.05)
 
 
 def test_a_published_adapter_serves_without_a_restart_and_the_reply_proves_it(
@@ -193,45 +156,6 @@ def test_without_storage_adapters_are_refused(client: httpx.Client) -> None:
         assert (reply.status_code, reply.json()["error"]["code"]) == (404, "no_adapter_storage")
 
 
-def test_what_an_administrator_changes_is_logged_with_the_id_of_the_request(
-    adapters_server: RunningServer, http: httpx.Client, storage: Storage, model: Components, tmp_path: Path
-) -> None:
-    put(storage, model, tmp_path, "told", random_lora(lora_targets(model.transformer), seed=1))
-    lora = {"lora_name": "told", "lora_path": "told"}
-    requests = (
-        ("POST", "/v1/adapters/told/load", "load", {}),
-        ("POST", "/v1/adapters/told/unload", "unload", {}),
-        ("POST", "/v1/load_lora_adapter", "load", {"json": lora}),
-        ("POST", "/v1/unload_lora_adapter", "unload", {"json": {"lora_name": "told"}}),
-        ("DELETE", "/v1/adapters/told", "remove", {}),
-    )
-    for method, path, action, fields in requests:
-        reply = http.request(method, path, headers=KEY, **fields)
-        assert reply.status_code == 200, reply.text
-        told = [line for line in adapters_server.log_text().splitlines() if reply.headers["x-request-id"] in line]
-        (line,) = [json.loads(line) for line in told]
-        assert (line["event"], line["action"], line["adapter"]) == ("adapter_action", action, "told")
-
-
-def test_changing_adapters_takes_the_key(
-    http: httpx.Client, storage: Storage, model: Components, tmp_path: Path
-) -> None:
-    put(storage, model, tmp_path, "key", random_lora(lora_targets(model.transformer), seed=1))
-    for headers in ({}, {"Authorization": "Bearer wrong"}):
-        assert http.post("/v1/adapters/key/pin", headers=headers).status_code == 401
-        assert http.delete("/v1/adapters/key", headers=headers).status_code == 401
-    assert http.post("/v1/adapters/key/unload", headers=KEY).status_code in (200, 404)
-    assert http.post("/v1/adapters/key/load", headers=KEY).status_code == 200
-    wait_until(http, "key", state="ready", pinned=False)
-    reply = http.post("/v1/adapters/key/pin", headers=KEY)
-    assert (reply.status_code, "pinned already" in reply.text) == (422, True)  # one request may use all four slots
-    assert http.post("/v1/adapters/key/polish", headers=KEY).status_code == 404
-    assert http.post("/v1/adapters/key/unload", headers=KEY).status_code == 200
-    assert http.post("/generate", json=with_adapters(("key", 1.0))).status_code == 404
-    unknown = http.delete("/v1/adapters/nobody", headers=KEY)
-    assert (unknown.status_code, unknown.json()["error"]["problems"][0]["field"]) == (404, "name")
-
-
 def test_a_recipe_names_versions_and_makes_the_same_file_again(
     http: httpx.Client, storage: Storage, model: Components, tmp_path: Path
 ) -> None:
@@ -322,30 +246,3 @@ def test_a_stream_of_an_unknown_adapter_is_a_404(http: httpx.Client, path: str, 
 def test_an_empty_model_is_the_base(http: httpx.Client, stream: bool) -> None:
     reply = http.post("/v1/images/generations", json={"prompt": "a cat", "steps": 1, "model": "", "stream": stream})
     assert reply.status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("given", "status"),
-    [
-        ("Bearer secret", 404), ("bearer secret", 404), ("BEARER  secret", 404),
-        ("Bearer Secret", 401), ("Basic secret", 401), ("secret", 401), ("Bearer", 401), ("", 401), ("Bearer sécret", 401),
-    ],
-)  # fmt: skip
-def test_the_scheme_of_the_admin_key_has_no_case(http: httpx.Client, given: str, status: int) -> None:
-    reply = http.post("/v1/adapters/missing/load", headers={"Authorization": given.encode("latin-1")})
-    assert reply.status_code == status
-
-
-def test_a_request_without_the_key_gets_no_other_answer(http: httpx.Client) -> None:
-    for content in (b"{", b'{"unknown": 1}', b"[" * 5_000, b""):
-        assert http.post("/v1/load_lora_adapter", content=content).status_code == 401
-
-
-@pytest.mark.parametrize("name", ["ink@" + "9" * 300, "9" * 5_000, "%2e%2e", "ink%0a", "ink%00", "a%20b", "INK", "@"])
-def test_what_cannot_be_an_adapters_name_is_refused_before_storage_is_asked(http: httpx.Client, name: str) -> None:
-    removed = http.delete(f"/v1/adapters/{name}", headers=KEY)
-    assert removed.status_code == 422, removed.text
-    for action in ("load", "pin"):
-        changed = http.post(f"/v1/adapters/{name}/{action}", headers=KEY)
-        assert changed.status_code in (404, 422), changed.text
-        assert len(changed.content) < 1_500
