@@ -12,8 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
+from studio.web.language import load_languages
 from tests.conftest import START_SECONDS, free_port
 
 AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text(encoding="utf-8")
@@ -128,3 +129,16 @@ def check_accessibility(page: Page, what: str) -> None:
         for node in violation["nodes"]
     ]
     assert not serious, f"{what}: {serious}"
+
+
+LANGUAGES = load_languages()
+
+
+def draw(page: Page, language: str, prompt: str, *, steps: int = 4) -> None:
+    """Fill in the form and wait until its picture is the newest of the gallery."""
+    say = LANGUAGES[language]
+    before = page.locator(".tile").count()
+    page.get_by_label(say("field.prompt"), exact=True).fill(prompt)
+    page.get_by_label(say("field.steps"), exact=True).fill(str(steps))
+    page.get_by_role("button", name=say("generate.draw")).click()
+    expect(page.locator(".tile")).to_have_count(before + 1)

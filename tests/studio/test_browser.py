@@ -1,59 +1,17 @@
-"""The studio in a real Chromium: generating, adapters, keyboard, languages, themes, narrow screens, a service that dies."""
+"""The studio in a real Chromium: generating, adapters, keyboard, languages, themes, narrow screens."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
-import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from safetensors.torch import save_file
 
-from longcat.adapter.modules import lora_targets
-from longcat.adapter.publishing import set_latest
-from longcat.adapter.weights.draft import draft_of, publish_lora
-from longcat.model.flavour import Flavour
-from longcat.model.loading import Components
-from longcat.storage.opening import open_storage
-from studio.web.language import load_languages
 from studio.web.navigation import NAVIGATION
 from tests.longcat.adapter.test_foreign import PREFIXED, layers_of
-from tests.longcat.sampling.test_slots import random_lora
-from tests.studio.browser import PATIENCE_MS, RunningStudio, check_accessibility, chromium, running_studio, visit
+from tests.studio.browser import LANGUAGES, RunningStudio, check_accessibility, draw, visit
 
-LANGUAGES = load_languages()
 PATHS = [page.path for page in NAVIGATION]
-expect.set_options(timeout=PATIENCE_MS)
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory, model: Components, flavour: Flavour) -> Iterator[RunningStudio]:
-    """Run a studio with its own service, and an adapter of two versions that visibly changes pictures."""
-    home = tmp_path_factory.mktemp("studio") / "home"
-    storage = open_storage((home / "adapters").as_uri())
-    for seed in (1, 2):
-        weights = random_lora(lora_targets(model.transformer), rank=4, seed=seed)
-        manifest = publish_lora(storage, "wash", draft_of(weights, flavour, origin="trained"), weights)
-        set_latest(storage, "wash", manifest.version)
-    with running_studio(home) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as launched:
-        yield launched
-
-
-def draw(page: Page, language: str, prompt: str, *, steps: int = 4) -> None:
-    """Fill in the form and wait until its picture is the newest of the gallery."""
-    say = LANGUAGES[language]
-    before = page.locator(".tile").count()
-    page.get_by_label(say("field.prompt"), exact=True).fill(prompt)
-    page.get_by_label(say("field.steps"), exact=True).fill(str(steps))
-    page.get_by_role("button", name=say("generate.draw")).click()
-    expect(page.locator(".tile")).to_have_count(before + 1)
 
 
 def pixels_differ(page: Page) -> bool:
@@ -267,46 +225,6 @@ def test_language_and_colours_are_changed_on_the_page_that_is_there(studio: Runn
         assert page.url.endswith("/adapters")
 
 
-def test_its_service_is_started_again_when_it_dies_and_pictures_outlive_the_studio(
-    studio: RunningStudio, browser: Browser
-) -> None:
-    with visit(browser, studio.url, language="en") as page:
-        page.goto("/generate")
-        expect(page.locator(".service-slot")).to_contain_text("Ready")
-        tiles = page.locator(".tile").count()
-        process = psutil.Process(int((studio.home / "service.pid").read_text(encoding="utf-8").split()[0]))
-        processes = [process, *process.children(recursive=True)]
-        for one in processes:
-            one.kill()
-        expect(page.locator(".service-slot")).to_contain_text("Model is loading")
-        draw(page, "en", "a house")  # waits for the model
-        expect(page.locator(".service-slot")).to_contain_text("Ready")
-        address = httpx.get(f"{studio.url}/healthz").url
-        again = psutil.Process(int((studio.home / "service.pid").read_text(encoding="utf-8").split()[0]))
-        page.goto("about:blank")
-        studio.stop()
-        assert not again.is_running()
-        studio.start()
-        page.goto(str(address.join("/generate")))
-        expect(page.locator(".tile")).to_have_count(tiles + 1)
-
-
-def test_a_drawing_whose_engine_dies_is_drawn_again_by_itself(studio: RunningStudio, browser: Browser) -> None:
-    with visit(browser, studio.url, language="en") as page:
-        page.goto("/generate")
-        expect(page.locator(".service-slot")).to_contain_text("Ready")
-        before = page.locator(".tile").count()
-        page.get_by_label("Prompt", exact=True).fill("a lighthouse")
-        page.get_by_label("Steps", exact=True).fill("100")
-        page.get_by_role("button", name="Draw").click()
-        page.locator(".preview img").first.wait_for()
-        engine = engine_of(studio)
-        engine.kill()
-        expect(page.locator(".tile")).to_have_count(before + 1)
-        expect(page.locator(".drawing-failed")).to_have_count(0)
-        assert engine_of(studio).pid != engine.pid
-
-
 def test_the_focus_goes_to_the_next_picture_when_one_is_deleted(studio: RunningStudio, browser: Browser) -> None:
     with visit(browser, studio.url, language="en") as page:
         page.goto("/generate")
@@ -317,53 +235,3 @@ def test_the_focus_goes_to_the_next_picture_when_one_is_deleted(studio: RunningS
         page.locator(".tile").first.get_by_role("button", name="Delete").click()
         expect(page.locator(".tile-prompt").first).to_have_text("a cup")
         expect(page.locator(".tile-picture").first).to_be_focused()
-
-
-def engine_of(studio: RunningStudio) -> psutil.Process:
-    """Return the engine process of the studio's service."""
-    service = psutil.Process(int((studio.home / "service.pid").read_text(encoding="utf-8").split()[0]))
-    (engine,) = (
-        child
-        for process in service.children()
-        if "multiprocessing.forkserver" in " ".join(process.cmdline())
-        for child in process.children()
-    )
-    return engine
-
-
-def test_what_is_asked_for_while_the_model_is_loading_is_drawn_as_it_was_asked_for(
-    studio: RunningStudio, browser: Browser
-) -> None:
-    studio.stop()
-    studio.start()
-    with visit(browser, studio.url, language="en") as page:
-        page.goto("/generate?adapter=wash@1")
-        expect(page.locator(".service-slot")).to_contain_text("Model is loading")
-        expect(page.get_by_label("Width")).to_have_count(0)  # the model's own defaults apply
-        page.get_by_label("Strength of wash@1").fill("1.5")
-        before = page.locator(".tile").count()
-        page.get_by_label("Prompt", exact=True).fill("a red apple")
-        page.get_by_role("button", name="Draw").click()
-        expect(page.locator(".tile")).to_have_count(before + 1)
-        expect(page.locator(".tile").first).to_contain_text("wash@1 · 1.5")
-        expect(page.get_by_label("Width")).to_have_value("128")
-        expect(page.get_by_label("Strength of wash@1")).to_have_value("1.5")
-        expect(page.get_by_role("checkbox", name="wash@1")).to_be_checked()
-
-
-def test_adapters_that_are_known_before_the_page_hears_of_the_model_are_offered_beside_what_was_chosen(
-    studio: RunningStudio, browser: Browser
-) -> None:
-    studio.stop()
-    studio.start()
-    with visit(browser, studio.url, language="en") as page:
-        page.route("**/service?*", lambda _: None)  # no reply until the time limit
-        page.goto("/generate?adapter=blot")
-        expect(page.get_by_label("Width")).to_have_count(0)
-        with page.expect_response(lambda reply: "/generate/adapters" in reply.url and reply.status == 200):
-            pass  # polled every few seconds; changes once the model is loaded
-        expect(page.get_by_role("checkbox", name="wash", exact=False)).not_to_be_checked()
-        expect(page.get_by_role("checkbox", name="blot")).to_be_checked()
-        page.unroute("**/service?*")
-        expect(page.get_by_label("Width")).to_have_value("128")
-        expect(page.get_by_role("checkbox", name="blot")).to_be_checked()

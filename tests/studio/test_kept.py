@@ -9,10 +9,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from studio.web.language import load_languages
-from tests.studio.browser import PATIENCE_MS, RunningStudio, running_studio, visit
+from tests.studio.browser import RunningStudio, running_studio, visit
 
 LANGUAGES = load_languages()
-expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,10 @@ from playwright.sync_api import Browser, Page, expect
 from longcat.process.identity import is_process
 from studio.web.language import Language, load_languages
 from tests import ROOT
-from tests.studio.browser import PATIENCE_MS, RunningStudio, chromium, running_studio, visit
+from tests.studio.browser import RunningStudio, chromium, running_studio, visit
 
 PICTURES = ROOT / "examples" / "ink" / "pictures"
 LANGUAGES = load_languages()
-expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,11 @@ from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from studio.web.language import load_languages
-from tests.studio.browser import PATIENCE_MS, RunningStudio, check_accessibility, running_studio, visit
+from tests.studio.browser import RunningStudio, check_accessibility, running_studio, visit
 from tests.trainer.data.captioning.test_captioning import Handler, vision_server  # noqa: F401
 
 LANGUAGES = load_languages()
 CAPTIONS = {"a": "a red square, old", "b": "一个红方块", "c": ""}
-expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from studio.web.language import load_languages
 from tests.conftest import RunningServer, free_port, serve
-from tests.studio.browser import PATIENCE_MS, RunningStudio, check_accessibility, running_studio, visit
+from tests.studio.browser import RunningStudio, check_accessibility, running_studio, visit
 
 LANGUAGES = load_languages()
-expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,10 @@ from playwright.sync_api import Browser, expect
 
 from studio.web.language import load_languages
 from tests import ROOT
-from tests.studio.browser import PATIENCE_MS, RunningStudio, check_accessibility, running_studio, visit
+from tests.studio.browser import RunningStudio, check_accessibility, running_studio, visit
 
 PICTURES = ROOT / "examples" / "ink" / "pictures"
 SAY = load_languages()["en"]
-expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,17 @@
 """The progress of a run in its files, in its log, on a terminal and in TensorBoard."""
 
-import json
 import logging
 import math
 import os
 import re
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from longcat.errors import EngineError
 from longcat.problem import Problem
-from tests.terminal import shown_on_a_terminal
 from trainer.record.progress import RunProgress, StepReport
 from trainer.record.run_file import CacheRecord, read_metrics, read_run
 
@@ -248,72 +243,3 @@ def test_a_long_activity_is_logged_at_intervals(
         progress.denoising(1, 8, "the base, 128x128")
     events = [record.getMessage().partition(":")[0] for record in log.records]
     assert events == ["started", "cached", "step", "step", "step", "denoising", "failed"]
-
-
-SHOWN = """
-import sys
-import termios
-from contextlib import suppress
-from pathlib import Path
-from longcat.logs import set_up_logging
-from tests.trainer.record.test_progress import report, run
-set_up_logging()
-with run(Path(sys.argv[1]), total_steps=3, show_bar=True) as progress:
-    progress.cache("latents", 4, 4, 0)
-    for step in (1, 2, 3):
-        progress.step(report(step, loss=0.125, images=4))
-    progress.denoising(4, 8, "the base, 128x128")
-    progress.checkpoint(3, 0.25, 4096)
-    progress.finish("finished", (), 0)
-"""
-
-
-def test_a_terminal_shows_a_bar(tmp_path: Path) -> None:
-    text = shown_on_a_terminal(sys.executable, "-c", SHOWN, str(tmp_path))
-    assert "latents: 100%" in text
-    assert "training: 100%" in text
-    assert "loss 0.125, 0.1 s/step, 40 images/s" in text
-    assert "validating:  50%" in text
-    assert "the base, 128x128" in text
-    assert "checkpoint: step 3, seconds 0.25, size bytes 4096" in text
-    assert '"event"' not in text
-
-
-def test_a_log_file_gets_no_bar(tmp_path: Path) -> None:
-    finished = subprocess.run(
-        [sys.executable, "-c", SHOWN, str(tmp_path)], capture_output=True, text=True, check=True
-    )  # fmt: skip
-    assert "%" not in finished.stderr
-    lines = [json.loads(line) for line in finished.stderr.splitlines()]
-    line = next(line for line in lines if line["event"] == "checkpoint")
-    assert line.pop("time").endswith("Z")
-    assert line == {
-        "level": "INFO", "logger": "lithograph.trainer", "event": "checkpoint", "step": 3, "seconds": 0.25,
-        "size_bytes": 4096,
-    }  # fmt: skip
-
-
-def test_tensorboard_shows_curves_and_pictures_of_a_resumed_run(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    Image.new("RGB", (16, 8), "red").save(tmp_path / "a.png")
-    with run(tmp_path, report_to=("tensorboard",)) as progress:
-        for step in (1, 2, 3, 4):
-            progress.step(report(step, loss=1.0))
-        progress.finish("preempted", (), 75)
-    with run(tmp_path, report_to=("tensorboard",)) as progress:
-        for step in (3, 4, 5):
-            progress.step(report(step, loss=0.5, images=2))
-        progress.validation(5, ["a.png"], [])
-        progress.finish("finished", (), 0)
-    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(point.step, point.value) for point in board.Scalars("loss")] == [
-        (1, 1),
-        (2, 1),
-        (3, 0.5),
-        (4, 0.5),
-        (5, 0.5),
-    ]
-    assert board.Tags()["scalars"] == ["loss", "learning_rate", "gradient_norm", "images_per_second"]
-    picture = board.Images("validation/a")[0]
-    assert (picture.step, picture.width, picture.height) == (5, 16, 8)

@@ -21,8 +21,8 @@ from longcat.errors import AdapterError
 from longcat.model.loading import Components
 from longcat.sampling.forward import Forward
 from tests.longcat.adapter.test_foreign import layers_of
+from tests.longcat.adapter.weights.lycoris_networks import PRESET, random_lycoris, randomized
 from tests.longcat.adapter.weights.test_dora import random_dora, velocity
-from tests.longcat.adapter.weights.test_lycoris import PRESET, random_lycoris, randomized
 from tests.longcat.sampling.test_denoise import encode
 from tests.longcat.sampling.test_layers_beside_blocks import PROMPT, served_velocity
 from tests.longcat.sampling.test_slots import draw, filled_slots
