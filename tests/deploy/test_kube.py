@@ -19,11 +19,11 @@ import yaml
 from PIL import Image
 
 from tests.deploy.kube_cluster import REPOSITORY, Cluster, connected, own_cluster
+from tests.deploy.kube_jobs import SPACE, container_of, ended, job_named, log_of, pods_of, submit, told
 from tests.deploy.kube_manifests import FAILURE_POLICIES, Manifest, find, rendered
 
 pytestmark = pytest.mark.kube
 
-SPACE = "--namespace=lithograph"
 SERVICE_PODS = "--selector=app.kubernetes.io/component=service"
 # After a few steps a style is faint; its effect is not tested here.
 SHORT = ("validation_steps=0", "validation_max_drift=1", "validation_num_inference_steps=2")
@@ -68,45 +68,6 @@ def test_the_demo_comes_up_and_draws(cluster: Cluster, service: str) -> None:
     assert pod["status"]["containerStatuses"][0]["restartCount"] == 0
 
 
-def job_named(cluster: Cluster, name: str, *options: str) -> list[Manifest]:
-    """Apply the demo's Job under another name, with further options on its command line."""
-    manifests = rendered("cpu-demo/job", cluster.version)
-    job = find(manifests, "Job")
-    job["metadata"]["name"] = name
-    for labels in (job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]):
-        labels["app.kubernetes.io/instance"] = name
-    container_of(job)["args"] += options
-    return manifests
-
-
-def submit(cluster: Cluster, manifests: list[Manifest]) -> str:
-    cluster.apply(manifests)
-    return str(find(manifests, "Job")["metadata"]["name"])
-
-
-def pods_of(cluster: Cluster, job: str) -> list[Manifest]:
-    """Return the job's pods that are not terminating."""
-    items: list[Manifest] = cluster.get(SPACE, "pods", f"--selector=job-name={job}")["items"]
-    return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
-
-
-def ended(cluster: Cluster, job: str) -> Any:
-    """Return the condition with which a Job has ended, or None."""
-    conditions = cluster.get(SPACE, "job", job)["status"].get("conditions", [])
-    ends = [one for one in conditions if one["type"] in ("Complete", "Failed") and one["status"] == "True"]
-    return ends[0] if ends else None
-
-
-def log_of(cluster: Cluster, pod: str) -> str:
-    return cluster.kubectl(SPACE, "logs", pod, check=False)  # none yet: its container has not started
-
-
-def told(cluster: Cluster, pod: str, event: str) -> Any:
-    """Return the first line of an event in a training's log, or None."""
-    lines = [json.loads(line) for line in log_of(cluster, pod).splitlines() if line.startswith("{")]
-    return next((line for line in lines if line.get("event") == event), None)
-
-
 def test_what_a_job_publishes_is_served_without_a_restart(cluster: Cluster, service: str) -> None:
     before = [pod["metadata"]["uid"] for pod in service_pods(cluster)]
     assert draw(cluster, service, adapters=[{"name": "ink"}]).status_code == 404
@@ -125,14 +86,6 @@ def test_what_a_job_publishes_is_served_without_a_restart(cluster: Cluster, serv
     pods = service_pods(cluster)
     assert [pod["metadata"]["uid"] for pod in pods] == before
     assert pods[0]["status"]["containerStatuses"][0]["restartCount"] == 0
-
-
-def container_of(described: Manifest) -> Manifest:
-    """Return the container of a pod or of an object that creates pods."""
-    spec = described["spec"]
-    (container,) = spec.get("template", {"spec": spec})["spec"]["containers"]
-    found: Manifest = container
-    return found
 
 
 def pod(name: str, image: str, *command: str) -> Manifest:

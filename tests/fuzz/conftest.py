@@ -12,7 +12,7 @@ from longcat.adapter.weights.draft import draft_of, publish_lora
 from longcat.model.flavour import resolve
 from longcat.storage.opening import open_storage
 from tests.conftest import RunningServer, serve
-from tests.fuzz.adapters import small
+from tests.fuzz.values.adapters import small
 from tests.service.family import Family
 
 URL_VARIABLE = "LITHOGRAPH_FUZZ_URL"

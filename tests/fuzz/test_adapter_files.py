@@ -20,9 +20,9 @@ from longcat.adapter.weights.file import METADATA, as_file, load_lora
 from longcat.errors import LithographError
 from longcat.model.flavour import Flavour
 from longcat.storage.opening import open_storage
-from tests.fuzz.adapters import MODULE, file_of, small
 from tests.fuzz.cases import check_error, sweep, try_all
-from tests.fuzz.strange import (
+from tests.fuzz.values.adapters import MODULE, file_of, small
+from tests.fuzz.values.strange import (
     INTEGERS,
     ODD_VALUES,
     RAW_JSON,

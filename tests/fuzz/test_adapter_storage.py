@@ -8,9 +8,9 @@ from longcat.errors import LithographError
 from longcat.model.loading import Components
 from longcat.storage.opening import open_storage
 from service.wire.messages import AdapterState
-from tests.fuzz.adapters import small
 from tests.fuzz.cases import check_error, try_all
-from tests.fuzz.strange import TEXTS, broken
+from tests.fuzz.values.adapters import small
+from tests.fuzz.values.strange import TEXTS, broken
 from tests.service.adapters.conftest import Service, put
 
 LATEST, MANIFEST, WEIGHTS = "latest", "1/manifest.json", "1/adapter.safetensors"

@@ -15,8 +15,8 @@ from service.wire.picture import RECIPE_KEY, Recipe, read_recipe
 from studio.datasets.captions import read_captions, write_captions
 from studio.datasets.uploads import UploadLimits, add, create, safe_key
 from tests.fuzz.cases import check_error, try_all
-from tests.fuzz.pictures import picture, png, zipped
-from tests.fuzz.strange import RAW_JSON, TEXTS, UNICODE, broken, changed_within, json_bytes, one_of_these
+from tests.fuzz.values.pictures import picture, png, zipped
+from tests.fuzz.values.strange import RAW_JSON, TEXTS, UNICODE, broken, changed_within, json_bytes, one_of_these
 from trainer.data.pictures import inspect
 
 RECIPE = {

@@ -13,19 +13,16 @@ from longcat.model.shape import GRID_PX
 from longcat.validation import problems_of
 from studio.training.form import as_file, as_typed, fields, read_file, read_form
 from tests.fuzz.cases import check_error, sweep, try_all
-from tests.fuzz.pictures import png
-from tests.fuzz.strange import (
-    INTEGERS,
-    NUMBERS,
+from tests.fuzz.values.options import DATASET, DATASET_VALUES, OBJECTS, OPTIONS, SIZES
+from tests.fuzz.values.pictures import png
+from tests.fuzz.values.strange import (
     ODD_VALUES,
-    SCALARS,
     TEXTS,
     UNICODE,
     VALUES,
     broken,
     changed,
     json_bytes,
-    one_of_these,
 )
 from trainer.config.assignments import parse_assignments
 from trainer.config.dataset_options import DatasetConfig
@@ -40,56 +37,7 @@ from trainer.data.scan import scan
 from trainer.data.scanning.dataset_scan import PromptLimit, ScanOptions
 from trainer.loop.continuation import continue_with, recorded_options
 
-SIZES = st.one_of(
-    NUMBERS,
-    one_of_these(
-        [
-            "1024",
-            "128x128",
-            "1x1",
-            "0x64",
-            "64x",
-            "x",
-            "1e3",
-            "nan",
-            "1024x1024,768x768",
-            "9" * 5_000 + "x1",
-            ",",
-            "-1",
-            "1×1",
-        ]
-    ),
-    st.lists(st.one_of(NUMBERS, TEXTS), max_size=3),
-)
 NAMED = st.sampled_from(sorted(TrainConfig.model_fields))
-DATASET = {"id": "cats", "type": "local", "instance_data_dir": ".", "caption_strategy": "textfile", "resolution": 64}
-DATASET_VALUES: dict[str, st.SearchStrategy[Any]] = {
-    **dict.fromkeys(DatasetConfig.model_fields, SCALARS),
-    "type": st.sampled_from(["local", "aws", "huggingface"]),
-    "instance_data_dir": st.one_of(TEXTS, one_of_these(["s3://", "s3://bucket/prefix", "s3:///x", ".", "~"])),
-    "resolution": SIZES,
-    "crop_aspect": st.sampled_from(["square", "closest", "preserve"]),
-    "resolution_type": st.sampled_from(["pixel", "area", "pixel_area"]),
-    "alpha_colour": one_of_these(["#ffffff", "#fff", "white", "#ffffff\n"]),
-}
-OPTIONS = {
-    "model_flavour": "embedded",
-    "instance_data_dir": ".",
-    "resolution": 128,
-    "learning_rate": 1e-3,
-    "lora_rank": 4,
-}
-OPTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
-    **dict.fromkeys(TrainConfig.model_fields, SCALARS),
-    "resolution": SIZES,
-    "validation_resolution": SIZES,
-    "lora_rank": INTEGERS,
-    "max_train_steps": INTEGERS,
-    "data_backend_config": st.one_of(st.lists(changed(DATASET, DATASET_VALUES), max_size=2), TEXTS, VALUES),
-    "base_model_precision": one_of_these(["int8-quanto", "auto", "int9", "no_change"]),
-    "adapter_name": one_of_these(["ink", "ink@1", "ink\n", "Ink", "a" * 64, ""]),
-}
-OBJECTS = changed(OPTIONS, OPTION_VALUES)
 
 
 def use(config: TrainConfig) -> None:

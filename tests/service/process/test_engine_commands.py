@@ -27,7 +27,7 @@ from service.wire.messages import (
     Reply,
 )
 from service.wire.schema import ResolvedRequest
-from tests.fuzz.adapters import small
+from tests.fuzz.values.adapters import small
 from tests.service.adapters.conftest import put
 
 SECONDS = 30

@@ -1,0 +1,1 @@
+"""Strange values, files and requests."""
