@@ -38,16 +38,16 @@ _COMMANDS: Mapping[str, _Subcommand] = {
     "serve": _Subcommand("service.commands:serve", "Serve POST /generate over HTTP."),
     "generate": _Subcommand("lithograph.generate:generate", "Generate an image file from a prompt, without a server."),
     "fetch": _Subcommand("lithograph.fetch:fetch", "Download a model's weights ahead of serving or training."),
-    "train": _Subcommand("trainer.commands:train", "Train an adapter on captioned pictures."),
+    "train": _Subcommand("trainer.commands.training:train", "Train an adapter on captioned pictures."),
     "report": _Subcommand(
-        "trainer.commands:report", "Show the report card of a training: overfitting, best step, copies."
+        "trainer.commands.training:report", "Show the report card of a training: overfitting, best step, copies."
     ),
     "validate": _Subcommand(
-        "trainer.commands:validate", "Generate the validation prompts with the base and an adapter."
+        "trainer.commands.training:validate", "Generate the validation prompts with the base and an adapter."
     ),
-    "dataset": _Subcommand("trainer.commands:dataset", "Check training data, and caption pictures."),
-    "plan": _Subcommand("trainer.commands:plan", "Show the memory that a training takes."),
-    "configure": _Subcommand("trainer.commands:configure", "Ask a few questions and write a config.json."),
+    "dataset": _Subcommand("trainer.commands.dataset:dataset", "Check training data, and caption pictures."),
+    "plan": _Subcommand("trainer.commands.training:plan", "Show the memory that a training takes."),
+    "configure": _Subcommand("trainer.commands.training:configure", "Ask a few questions and write a config.json."),
     "job": _Subcommand("lithograph.job:job", "Train on Kubernetes: render, submit, status, logs, cancel."),
     "server": _Subcommand("studio.commands:server", "Serve the studio, a web interface, on port 8001."),
     "adapters": _Subcommand("lithograph.adapters:adapters", "List, import, export, roll back and remove adapters."),

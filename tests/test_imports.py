@@ -110,6 +110,8 @@ def test_nothing_imports_a_command() -> None:
     commands = tuple(module for module in modules() if module.rpartition(".")[2] == "commands")
     assert commands
     for module in inside("service") + inside("trainer") + inside("studio") + inside("longcat"):
+        if within(module, commands):
+            continue
         assert not {name for name in imported(module) if within(name, commands)}, module
 
 
@@ -146,7 +148,7 @@ def test_only_commands_touch_the_environment() -> None:
         for module in inside(package)
         if any(text in modules()[module].read_text(encoding="utf-8") for text in ("os.environ", "getenv("))
     }
-    assert users == {"lithograph.__main__", "service.commands", "trainer.commands", "trainer.loop.launch"}
+    assert users == {"lithograph.__main__", "service.commands", "trainer.commands.configuration", "trainer.loop.launch"}
 
 
 @pytest.mark.parametrize("folder", WITHOUT_TORCH)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.conftest import run_lithograph
 from tests.trainer.data.scanning import picture
-from trainer.commands import configure
+from trainer.commands.training import configure
 from trainer.config.file import load_config
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from longcat.model.flavour import EMBEDDED_FOLDER, resolve
-from trainer.commands import dataset
+from trainer.commands.dataset import dataset
 from trainer.encode.captioner import LocalCaptioner
 
 

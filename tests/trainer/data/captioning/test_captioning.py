@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from trainer.commands import dataset
+from trainer.commands.dataset import dataset
 
 KEY = "sk-very-secret"
 Reply = Callable[["Handler", dict[str, Any]], None]
