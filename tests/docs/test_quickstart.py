@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests import ROOT
 from tests.conftest import free_port
-from tests.studio.pages import blocks, script
+from tests.docs.pages import blocks, script
 from trainer.config.file import load_config
 from trainer.config.json_text import parse_json
 

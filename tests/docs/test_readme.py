@@ -10,7 +10,7 @@ import yaml
 
 from lithograph.__main__ import cli
 from tests import ROOT
-from tests.studio.pages import blocks
+from tests.docs.pages import blocks
 
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
 GUIDE = ROOT / "docs" / "guide"
