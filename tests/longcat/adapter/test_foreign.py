@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from longcat.adapter.foreign.module_names import module_names
 from longcat.adapter.foreign.reading import Foreign, flavour_targets, read_foreign
-from longcat.adapter.modules import adaptable_modules, linear_modules, lora_targets
+from longcat.adapter.modules import adaptable_modules, linear_modules
 from longcat.adapter.weights.file import save_lora
 from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import FlavourError
@@ -79,11 +79,6 @@ def trained(model: nn.Module, *, size: float = 0.03) -> None:
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * size
-
-
-@pytest.fixture
-def targets(model: Components) -> dict[str, tuple[int, int]]:
-    return lora_targets(model.transformer)
 
 
 @pytest.mark.heavy
