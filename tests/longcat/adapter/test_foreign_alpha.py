@@ -10,9 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longcat.adapter.foreign.reading import Foreign, read_foreign
-from longcat.adapter.modules import lora_targets
 from longcat.errors import AdapterError
-from longcat.model.loading import Components
 from tests.longcat.adapter.test_foreign import PLAIN, PREFIXED, Q, layers_of
 
 Reader = Callable[..., Foreign]
@@ -21,11 +19,6 @@ KOHYA = {
     "ss_tag_frequency": json.dumps({"img": {"alpha": 7, "r": 3, "lora": 2}}), "modelspec.architecture": "flux-1-dev/lora",
     "modelspec.title": "alpha 9",
 }  # fmt: skip
-
-
-@pytest.fixture
-def targets(model: Components) -> dict[str, tuple[int, int]]:
-    return lora_targets(model.transformer)
 
 
 @pytest.fixture
