@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-_SHOWN_CHARACTERS = 200
+SHOWN_CHARACTERS = 200
+"""Most characters of a field or a value in a message."""
 _DETAIL_CHARACTERS = 2000
 """A detail can be a list of names; a value is only there to be recognized."""
 _LARGEST_DETAIL = 10**100
@@ -16,12 +17,12 @@ _LARGEST_DETAIL = 10**100
 def show(value: object) -> str:
     """Format a value for a message: text and paths as they are, anything else as JSON, in at most 200 characters."""
     if isinstance(value, str | PurePath):
-        return shorten(str(value), _SHOWN_CHARACTERS)
+        return shorten(str(value), SHOWN_CHARACTERS)
     try:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except (RecursionError, ValueError):  # nested too deeply, or a number of more than 4300 digits
         text = f"({type(value).__name__})"
-    return shorten(text, _SHOWN_CHARACTERS)
+    return shorten(text, SHOWN_CHARACTERS)
 
 
 def shorten(text: str, most: int) -> str:

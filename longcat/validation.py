@@ -55,9 +55,10 @@ _UNION_MEMBER = re.compile(
 )
 """A step of pydantic's path that names a type of a union, not a field: one error is reported for each type."""
 
-_ALIKE = 0.72
-"""Least similarity of a name that is suggested: `guidance` and `guidance_scale` have 0.727, but `image_embeds` and
-`text_embeds`, which mean different things, 0.696."""
+_ALIKE = 0.7
+"""Least similarity of two words for one to be a misspelling of the other: `nmae` and `name` have 0.75."""
+_SHORTEST_WORD = 3
+"""Shorter words are alike only if they are equal: the 4 of `text_encoder_4_precision` is no misspelling of a 1."""
 
 
 MOST_PROBLEMS = 20
@@ -147,18 +148,55 @@ def check_http_url(given: str | None, *, example: str) -> str | None:
 
 
 def unknown_field(field: str, value: object, known: Iterable[str]) -> Problem:
-    """Return the problem of a field that does not exist, with the nearest one that does."""
+    """Return the problem of a field that does not exist, with the one that was probably meant."""
     names = list(known)
-    ending = field.rpartition(".")[2][:_LONGEST_NAME]
-    if close := difflib.get_close_matches(ending, names, n=1, cutoff=_ALIKE):
+    if nearest := _nearest(field.rpartition(".")[2][:_LONGEST_NAME], names):
         return Problem(
             code="unknown_field", template="unknown field", remedy_template="did you mean {nearest!r}?",
-            field=field, value=value, details={"nearest": close[0]},
+            field=field, value=value, details={"nearest": nearest},
         )  # fmt: skip
     return Problem(
         code="unknown_field_listed", template="unknown field", remedy_template="known fields: {known}",
         field=field, value=value, details={"known": ", ".join(names)},
     )  # fmt: skip
+
+
+def _nearest(given: str, names: Sequence[str]) -> str | None:
+    """Return the name that was probably meant; None where that is unclear.
+
+    Names are compared word by word: ``validation_torch_compile`` and ``validation_prompt`` have most letters in common, but
+    mean different things. A name with one word more is suggested if no other has, as ``guidance_scale`` for ``guidance``.
+    """
+    words = given.replace("-", "_").lower().split("_")
+    misspelled = [name for name in names if _are_alike(words, name.split("_"))]
+    if misspelled:
+        return max(misspelled, key=lambda name: _similarity(given, name))
+    near = [name for name in names if _lacks_a_word(words, name.split("_"))]
+    return near[0] if len(near) == 1 else None
+
+
+def _are_alike(given: Sequence[str], words: Sequence[str]) -> bool:
+    if len(given) != len(words):
+        return "".join(given) == "".join(words)
+    return all(one == other or _is_misspelled(one, other) for one, other in zip(given, words, strict=True))
+
+
+def _is_misspelled(one: str, other: str) -> bool:
+    """Return True if a word stands for another; hardly anybody mistypes the first letter."""
+    if min(len(one), len(other)) < _SHORTEST_WORD or one[0] != other[0]:
+        return False
+    return one.startswith(other) or other.startswith(one) or _similarity(one, other) >= _ALIKE
+
+
+def _similarity(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _lacks_a_word(given: Sequence[str], words: Sequence[str]) -> bool:
+    """Return True if a name lacks one word of another; a single word has to be the other's first."""
+    if len(given) == 1 and words[0] != given[0]:
+        return False
+    return any([*words[:place], *words[place + 1 :]] == list(given) for place in range(len(words)))
 
 
 def names_of(model: type[BaseModel]) -> list[str]:

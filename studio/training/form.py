@@ -42,8 +42,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "training": (
         "num_train_epochs", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_end", "optimizer",
-        "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm", "flow_schedule_shift", "use_ema",
-        "ema_decay", "seed",
+        "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm", "grad_clip_method",
+        "flow_schedule_shift", "use_ema", "ema_decay", "seed",
     ),
     "checkpoints": ("checkpointing_steps", "checkpoints_total_limit"),
     "validation": (

@@ -12,6 +12,11 @@ from trainer.config.masks import mask_problems
 
 def consistency_problems(config: TrainFields) -> Iterator[Problem]:
     """Yield the problems of options that contradict or lack others."""
+    if config.model_flavour == "edit":
+        yield Problem(
+            code="edit_flavour_unsupported", template="an image editing model, which cannot be trained here",
+            remedy_template="give final or dev", field="model_flavour", value="edit",
+        )  # fmt: skip
     yield from _dataset_problems(config)
     yield from mask_problems(config.data_backend_config)
     yield from _regularisation_problems(config)

@@ -140,16 +140,22 @@ class TrainFields(BaseModel):
     optimizer: Literal["adamw", "adamw8bit", "adamw-schedulefree", "prodigy"] = "adamw"
     """adamw (also named adamw_bf16 and torch-adamw: the adapter is float32), adamw8bit (a quarter of the memory; on a
     GPU, faster with a C compiler), adamw-schedulefree, or prodigy."""
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.9, validation_alias=_named("adam_beta1", "optimizer_beta1")
+    )
     """Decay of the gradient's running mean."""
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.999, validation_alias=_named("adam_beta2", "optimizer_beta2")
+    )
     """Decay of the squared gradient's running mean."""
     adam_weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Weight decay: pull of the weights towards zero."""
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """Smallest denominator of an update."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Gradients are scaled down to this norm; 0 is no limit."""
+    """Limit of the gradients; 0 is no limit."""
+    grad_clip_method: Literal["norm", "value"] = "norm"
+    """norm scales all gradients down to max_grad_norm together; value limits each one to it."""
     gradient_checkpointing: bool | Literal["auto"] = False
     """Recompute activations in the backward pass: half the speed, a fraction of the memory. auto: only if needed."""
     gradient_checkpointing_interval: _Count = 1

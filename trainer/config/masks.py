@@ -1,6 +1,6 @@
 """Links between datasets of pictures and of masks, by ``conditioning_data`` or ``source_dataset_id``. No torch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from longcat.problem import Problem
 from trainer.config.dataset_options import DatasetConfig
@@ -38,7 +38,7 @@ def mask_problems(datasets: Sequence[DatasetConfig]) -> Iterator[Problem]:
         name = "source_dataset_id" if is_mask else "conditioning_data"
         if (other := dataset.source_dataset_id if is_mask else dataset.conditioning_data) is not None:
             if other not in by_id or (by_id[other].dataset_type == _CONDITIONING) == is_mask:
-                yield _not_linked(other, is_mask).within(field=f"{place}.{name}", value=other)
+                yield _not_linked(other, is_mask, by_id).within(field=f"{place}.{name}", value=other)
             elif is_mask and masks_of(datasets)[other].id != dataset.id:
                 yield Problem(
                     code="pictures_have_masks", template="dataset {id!r} has the masks {masks!r} already; it can have one",
@@ -52,13 +52,21 @@ def mask_problems(datasets: Sequence[DatasetConfig]) -> Iterator[Problem]:
             ).within(field=f"{place}.id", value=dataset.id)  # fmt: skip
 
 
-def _not_linked(other: str, is_mask: bool) -> Problem:
+def _not_linked(other: str, is_mask: bool, by_id: Mapping[str, DatasetConfig]) -> Problem:
     if is_mask:
         return Problem(
             code="mask_source_missing", template="no dataset of pictures has the id {id!r}",
             remedy_template="give the id of the pictures that the masks are for", details={"id": other},
         )  # fmt: skip
+    if other in by_id:
+        return Problem(
+            code="conditioning_data_not_masks",
+            template="dataset {id!r} has no masks; training with a second picture is not supported",
+            remedy_template="leave it out; if it has masks, give it dataset_type conditioning and conditioning_type mask",
+            details={"id": other},
+        )  # fmt: skip
     return Problem(
-        code="conditioning_data_missing", template="no dataset of masks has the id {id!r}",
-        remedy_template="add one with dataset_type conditioning and conditioning_type mask", details={"id": other},
+        code="conditioning_data_missing", template="no dataset has the id {id!r}",
+        remedy_template="leave it out, or add the masks with that id, dataset_type conditioning and conditioning_type mask",
+        details={"id": other},
     )  # fmt: skip

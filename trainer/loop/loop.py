@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import LongCatImageTransformer2DModel
@@ -25,7 +25,7 @@ from trainer.loop.checkpoint import Origin, find_checkpoint, save_checkpoint
 from trainer.loop.continuation import OTHER_DATA, other_base
 from trainer.loop.distributed import ProcessGroup
 from trainer.loop.interruption import Interruption
-from trainer.loop.optimizer import OptimizerSettings, make_optimizer, make_schedule, restore, set_mode
+from trainer.loop.optimizer import OptimizerSettings, clip_gradients, make_optimizer, make_schedule, restore, set_mode
 from trainer.loop.sampler import Sampler
 from trainer.loop.step import Batches, loss_of, with_prior
 from trainer.model.lora import load_weights, weights_of
@@ -42,6 +42,7 @@ class LoopSettings:
     train_batch_size: int
     gradient_accumulation_steps: int
     max_grad_norm: float
+    grad_clip_method: Literal["norm", "value"]
     use_ema: bool
     ema_decay: float
     checkpointing_steps: int
@@ -251,7 +252,7 @@ class Loop:
     def _clip(self) -> Tensor:
         self._scaler.unscale_(self._optimizer)
         limit = self._settings.max_grad_norm or math.inf
-        return torch.nn.utils.clip_grad_norm_(self._model.parameters, limit, foreach=True)
+        return clip_gradients(self._model.parameters, limit, self._settings.grad_clip_method)
 
     def _save(self, progress: RunProgress) -> int:
         """Save a checkpoint; return its step."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.optimization import get_polynomial_decay_schedule_with_warmup, get_scheduler
@@ -103,3 +103,13 @@ def set_mode(optimizer: Optimizer, *, training: bool) -> None:
     """Switch a schedule-free optimizer's parameters between those that it steps with and those that are its result."""
     if hasattr(optimizer, "train") and hasattr(optimizer, "eval"):
         (optimizer.train if training else optimizer.eval)()
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float, method: Literal["norm", "value"]) -> Tensor:
+    """Limit the gradients' common norm or their values; return the norm that they had."""
+    if method == "norm":
+        return torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    torch.nn.utils.clip_grad_value_(parameters, limit, foreach=True)
+    return norm

@@ -56,7 +56,8 @@ def load(tmp_path: Path, options: dict[str, Any], **texts: Any) -> tuple[TrainCo
     path = tmp_path / "config.json"
     path.write_text(json.dumps(options))
     config, warnings = load_config(path, {})
-    return config, {warning.code: warning.field for warning in warnings}
+    codes = {warning.code for warning in warnings}
+    return config, {code: ", ".join(each.field for each in warnings if each.code == code) for code in codes}
 
 
 def test_the_example_for_longcat_is_taken_as_it_stands(tmp_path: Path) -> None:
@@ -106,6 +107,9 @@ TAKEN: dict[str, dict[str, Any]] = {
     "shuffled tags": LOCAL | {"caption_shuffle": {"enable": True, "count": 3, "seed": 42, "split_on": "comma",
                                                   "position_start": 1, "include_original": True}},
     "held-out pictures": LOCAL | {"dataset_type": "eval"},
+    "caches of other programs": LOCAL | {
+        "cache_file_suffix": "sdxl", "disable_vae_cache": True, "vae_cache_scan_behaviour": "recreate", "max_workers": 8,
+        "read_batch_size": 4, "image_processing_batch_size": 16, "ignore_epochs": True, "s2v_datasets": []},
     "on demand": LOCAL | {"vae_cache_ondemand": True, "text_cache_ondemand": True},
 }  # fmt: skip
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
@@ -116,13 +120,26 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         LOCAL | {"dataset_type": "conditioning", "conditioning_type": "reference_strict"},
         {"conditioning_type": "conditioning_unsupported"},
     ),
+    "a second picture without its type": (
+        LOCAL | {"conditioning_type": "reference_loose"},
+        {"conditioning_type": "conditioning_unsupported"},
+    ),
+    "two pictures of a table": (
+        LOCAL | {"composite_image_config": {"enabled": True}},
+        {"composite_image_config": "simpletuner_dataset_option"},
+    ),
+    "an effect": (LOCAL | {"lora_path": "/x.safetensors"}, {"lora_path": "simpletuner_dataset_option"}),
+    "conditioning of no kind": (
+        LOCAL | {"dataset_type": "conditioning"},
+        {"conditioning_type": "conditioning_type_missing"},
+    ),
     "generated pairs": (LOCAL | {"conditioning": [{"type": "canny"}]}, {"conditioning": "conditioning_unsupported"}),
     "a curriculum": (LOCAL | {"start_step": 300}, {"start_step": "dataset_schedule_unsupported"}),
     "the end of one": (LOCAL | {"end_step": 300}, {"end_step": "dataset_schedule_unsupported"}),
     "boxes": (LOCAL | {"grounding": {"enabled": True}}, {"grounding": "grounding_unsupported"}),
     "Parquet": (
         LOCAL | {"caption_strategy": "parquet", "parquet": {"path": "x.parquet", "caption_column": "c"}},
-        {"parquet": "parquet_unsupported", "caption_strategy": "literal_error"},
+        {"parquet": "parquet_unsupported"},
     ),
     "addresses in a table": (
         {"id": "c", "type": "csv", "csv_file": "/l.csv", "csv_caption_column": "caption", "caption_strategy": "csv"},
@@ -208,6 +225,72 @@ def test_a_pair_that_is_refused_has_one_problem(tmp_path: Path) -> None:
     assert [(p.field, p.code) for p in caught.value.problems] == [
         ("data_backend_config.1.conditioning_type", "conditioning_unsupported")
     ]
+
+
+def test_the_example_for_editing_is_refused_by_name(tmp_path: Path) -> None:
+    edits = LOCAL | {"id": "edit-images", "resolution": 768, "conditioning_data": ["ref-images"]}
+    references = LOCAL | {"id": "ref-images", "caption_strategy": None, "resolution": 768}
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {"model_flavour": "edit", "learning_rate": 5e-5, "data_backend_config": [edits, references]})
+    assert [(p.field, p.code) for p in caught.value.problems] == [("model_flavour", "edit_flavour_unsupported")]
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {"data_backend_config": [edits, references]})
+    assert [(p.field, p.code) for p in caught.value.problems] == [
+        ("data_backend_config.0.conditioning_data", "conditioning_data_not_masks")
+    ]
+
+
+def test_the_lokr_of_the_example_for_editing_is_taken_with_its_limit_of_gradients(tmp_path: Path) -> None:
+    lycoris = {
+        "bypass_mode": True, "algo": "lokr", "multiplier": 1.0, "full_matrix": True, "linear_dim": 10000, "linear_alpha": 1,
+        "factor": 16, "apply_preset": {
+            "target_module": ["LongCatImageTransformer2DModel"],
+            "module_algo_map": {"LongCatImageTransformer2DModel": {"factor": 16}}},
+    }  # fmt: skip
+    options = {
+        "base_model_precision": "int8-torchao", "grad_clip_method": "value", "flow_schedule_shift": 3,
+        "lora_type": "lycoris", "lycoris_config": "lycoris.json", "train_batch_size": 3, "quantize_via": "cpu",
+    }  # fmt: skip
+    config, _ = load(tmp_path, options, lycoris=lycoris)
+    assert (config.grad_clip_method, config.flow_schedule_shift) == ("value", 3.0)
+    assert config.lycoris_config is not None
+    assert config.lycoris_config.options_of("norm_out.linear") is not None
+
+
+OF_OTHER_MODELS = {
+    "flux_guidance_mode": "constant", "flux_lora_target": "all", "ltx_train_mode": "t2v", "sd3_t5_uncond_behaviour": "empty",
+    "wan_validation_load_other_stage": True, "validation_num_video_frames": 81, "framerate": 16,
+    "text_encoder_4_precision": "int4-quanto", "validation_guidance_real": 1.0, "minimax_h3_sparse_attention": "moba3d",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (OF_OTHER_MODELS, "ignored_other_model"),
+        ({"fuse_qkv_projections": True, "validation_torch_compile": True, "allow_tf32": True}, "ignored_speed"),
+        ({"sdnq_group_size": 32, "context_parallel_comm_strategy": "alltoall"}, "ignored_part"),
+        ({"allow_dataset_oversubscription": True, "context_parallel_size": 1, "ema_validation": "ema_only", "use_ema": 1},
+         "ignored_same"),
+    ],
+)  # fmt: skip
+def test_options_that_change_nothing_here_are_ignored_with_their_reason(
+    tmp_path: Path, options: dict[str, Any], reason: str
+) -> None:
+    _, warnings = load(tmp_path, options)
+    assert warnings == {reason: ", ".join(name for name in options if name != "use_ema")}
+
+
+def test_other_names_of_adams_options(tmp_path: Path) -> None:
+    config, _ = load(tmp_path, {"optimizer_beta1": 0.8, "optimizer_beta2": 0.95})
+    assert (config.adam_beta1, config.adam_beta2) == (0.8, 0.95)
+
+
+def test_a_secret_is_not_in_its_own_problem(tmp_path: Path) -> None:
+    entry = {"id": "s", "type": "aws", "aws_bucket_name": "b", "aws_secret_access_key": "hush-hush"}
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {"data_backend_config": [entry]})
+    assert "hush" not in repr(caught.value.problems)
 
 
 def test_a_suggestion_means_the_same(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_either_dataset_may_name_the_other_and_two_may_share_masks(tmp_path: Pat
 
 LINKS = [
     ([{"conditioning_data": "lost"}], "conditioning_data_missing", "0.conditioning_data"),
-    ([{}, {"conditioning_data": "a"}], "conditioning_data_missing", "1.conditioning_data"),
+    ([{}, {"conditioning_data": "a"}], "conditioning_data_not_masks", "1.conditioning_data"),
     ([{"conditioning_data": ["b", "c"]}], "several_conditionings", "0.conditioning_data"),
     ([{}, {"dataset_type": "conditioning", "conditioning_type": "mask"}], "masks_of_no_dataset", "1.id"),
     ([{"conditioning_data": "b"}, {"dataset_type": "conditioning"}], "conditioning_type_missing", "1.conditioning_type"),

@@ -86,6 +86,7 @@ def test_validation_pictures_are_those_of_the_service(pictures: Path, finished: 
         {"mixed_precision": "fp16", "max_grad_norm": 0.5},
         {"base_model_precision": "fp8-torchao", "mixed_precision": "bf16", "lora_init_type": "gaussian"},
         {"lr_scheduler": "polynomial", "flow_schedule_shift": 3, "max_grad_norm": 0},
+        {"grad_clip_method": "value", "max_grad_norm": 0.001},
         {"use_dora": "true", "base_model_precision": "int8-torchao", "mixed_precision": "bf16"},
     ],
 )  # fmt: skip

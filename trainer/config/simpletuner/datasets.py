@@ -7,7 +7,7 @@ from typing import Any
 from longcat.problem import Problem
 from longcat.validation import names_of, unknown_field
 from trainer.config.dataset_options import DatasetConfig
-from trainer.config.simpletuner.options import CACHES, DELETION, SAME, SPEED, SWITCHED_OFF, grouped, is_off
+from trainer.config.simpletuner.ignored import CACHES, DELETION, SAME, SPEED, SWITCHED_OFF, grouped, is_off
 
 _CACHE_ENTRIES = ("text_embeds", "image_embeds", "conditioning_image_embeds", "distillation_cache")
 """``dataset_type`` of entries without pictures: they name caches."""
@@ -15,13 +15,14 @@ _IGNORED: Mapping[str, Problem] = {
     name: reason
     for reason, names in (
         (CACHES, """
-         cache_dir cache_dir_conditioning_image_embeds cache_dir_vae conditioning_image_embeds csv_cache_dir default
-         hash_filenames image_embeds metadata_update_interval preserve_data_backend_cache skip_file_discovery
-         text_cache_disable text_cache_ondemand text_embeds vae_cache_clear_each_epoch vae_cache_disable
-         vae_cache_ondemand"""),
+         cache_dir cache_dir_conditioning_image_embeds cache_dir_vae cache_file_suffix clear_cache_each_epoch
+         conditioning_image_embeds csv_cache_dir default disable_vae_cache hash_filenames image_embeds
+         metadata_update_interval preserve_data_backend_cache skip_file_discovery text_cache_disable text_cache_ondemand
+         text_embeds vae_cache_clear_each_epoch vae_cache_disable vae_cache_ondemand vae_cache_scan_behaviour"""),
         (SPEED, """
-         aws_max_pool_connections conditioning_image_embed_batch_size text_encoder_batch_size vae_batch_size
-         write_batch_size"""),
+         aws_max_pool_connections conditioning_image_embed_batch_size image_processing_batch_size max_workers
+         read_batch_size text_encoder_batch_size vae_batch_size write_batch_size"""),
+        (SAME, "ignore_epochs"),
         (DELETION, "delete_nsfw_images delete_problematic_images delete_unwanted_images scan_for_errors"),
     )
     for name in names.split()
@@ -89,7 +90,8 @@ _INSTEAD: Mapping[str, Problem] = {
     "video": Problem(code="video_unsupported", template="the model makes no videos", remedy_template="leave it out"),
 }  # fmt: skip
 """Problems by option, where the remedy is more than to leave it out."""
-_MASKS = ("mask", "segmentation")
+_SECOND_PICTURES = ("controlnet", "reference_loose", "reference_strict")
+"""``conditioning_type`` of pictures that are no masks."""
 _OTHER_TYPES: Mapping[str, Problem] = {
     "audio": _INSTEAD["audio"],
     "video": _INSTEAD["video"],
@@ -110,14 +112,9 @@ _OTHER_SOURCES: Mapping[str, Problem] = {
 }  # fmt: skip
 _SPELLINGS = {"is_regularization_data": "is_regularisation_data", "disable": "disabled"}
 _UNSUPPORTED_KEYS = {
-    "caption_shuffle",
-    "config",
-    "csv_caption_column",
-    "csv_file",
-    "csv_url_column",
-    "parquet",
-    "webshart",
-}
+    "caption_shuffle", "composite_image_config", "conditioning_config", "config", "csv_caption_column", "csv_file",
+    "csv_url_column", "effect_prompt", "lora_path", "parquet", "s2v_datasets", "webshart", "webshart_optimize_captions",
+}  # fmt: skip
 _TABLE_OPTIONS = {
     "path", "filename_column", "caption_column", "width_column", "height_column", "identifier_includes_extension",
 }  # fmt: skip
@@ -131,7 +128,7 @@ def split_datasets(entries: list[Any]) -> tuple[dict[int, Any], tuple[Problem, .
     supported: dict[int, Any] = {}
     ignored: dict[str, Problem] = {}
     problems: list[Problem] = []
-    no_masks = {entry.get("id") for entry in entries if isinstance(entry, dict) and _refused_kind(entry)}
+    no_masks = {str(entry.get("id")) for entry in entries if isinstance(entry, dict) and _refused_kind(entry)}
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
             supported[index] = entry
@@ -156,7 +153,8 @@ def split_datasets(entries: list[Any]) -> tuple[dict[int, Any], tuple[Problem, .
             elif isinstance(outcome, _Ignored):
                 ignored[key] = outcome.reason
             else:
-                problems.append(outcome.within(field=field if outcome.field else f"{field}.{key}", value=value))
+                shown = None if outcome.code == "secret_in_config" else value
+                problems.append(outcome.within(field=field if outcome.field else f"{field}.{key}", value=shown))
     return supported, grouped(ignored), problems
 
 
@@ -176,20 +174,15 @@ def _judge(key: str, value: object) -> _Ignored | Problem | None:
         return None
     if key in _IGNORED:
         return _Ignored(_IGNORED[key])
-    if key not in _INSTEAD:
-        return unknown_field(key, value, names_of(DatasetConfig)) if key not in _UNSUPPORTED_KEYS else _UNSUPPORTED
+    if key not in _INSTEAD and key not in _UNSUPPORTED_KEYS:
+        return unknown_field(key, value, names_of(DatasetConfig))
     if is_off(value):
         return _Ignored(SWITCHED_OFF)
-    return _Ignored(SAME) if value in _SAME.get(key, ()) else _INSTEAD[key]
-
-
-_OTHER_KEYS = frozenset(
-    {"config", "csv_caption_column", "csv_file", "csv_url_column", "max_grounding_entities", "webshart"}
-)
+    return _Ignored(SAME) if value in _SAME.get(key, ()) else _INSTEAD.get(key, _UNSUPPORTED)
 
 
 def _refused_kind(entry: Mapping[str, Any]) -> tuple[str, Problem] | None:
-    if entry.get("dataset_type") == "conditioning" and entry.get("conditioning_type", "mask") not in _MASKS:
+    if entry.get("conditioning_type") in _SECOND_PICTURES:
         return "conditioning_type", _NO_PAIRS
     for name, kinds in (("dataset_type", _OTHER_TYPES), ("type", _OTHER_SOURCES)):
         value = entry.get(name)
@@ -209,8 +202,9 @@ def _translated(options: Mapping[str, Any], field: str, problems: list[Problem])
                 problems.append(outcome.within(field=f"{field}.{name}", value=given))
             else:
                 translated |= outcome
-    if translated.get("metadata_backend") == "parquet" and "parquet" in options:
-        del translated["metadata_backend"]
+    for name in ("metadata_backend", "caption_strategy"):  # what became of the table is said already
+        if translated.get(name) == "parquet" and "parquet" in options:
+            del translated[name]
     if isinstance(boxes := translated.get("grounding"), dict) and is_off(boxes.get("enabled")):
         del translated["grounding"]
     return translated
