@@ -8,10 +8,17 @@ from typing import Any
 import pyjson5
 
 from longcat.errors import ConfigError
+from longcat.problem import Problem
 
 _MOST_NESTED = 32
 _OFFSET = re.compile(r"near (\d+)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_LONE_ESCAPE = re.compile(
+    r"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    r"|(?<!\\)(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+_REPLACED = "\ufdd0"
+"""A character that no text has, in the place of half a pair, which the parser of JSON5 takes for a syntax error."""
 _EXCERPT = 40
 
 
@@ -26,16 +33,26 @@ def parse_json(data: bytes | str) -> Any:
         parsed = json.loads(text)
     except (ValueError, RecursionError):
         parsed = _parse_json5(text)
+    if problem := lone_surrogate(parsed):
+        raise ConfigError.of([problem])
+    return parsed
+
+
+def lone_surrogate(parsed: Any) -> Problem | None:
+    """Return the problem of the first half of a surrogate pair in texts and keys; None if there is none.
+
+    Such halves come from escapes in JSON, and from arguments and variables in another encoding than UTF-8.
+    """
     for field, value in _strings(parsed, ()):
-        if _SURROGATE.search(value):
-            raise ConfigError(
-                "lone_surrogate",
-                "has half of a surrogate pair, which is no character",
-                remedy="write the character itself instead of \\u escapes",
+        if _SURROGATE.search(value) or _REPLACED in value:
+            return Problem(
+                code="lone_surrogate",
+                template="has half of a surrogate pair, which is no character",
+                remedy_template="write the character itself, in UTF-8, instead of \\u escapes",
                 field=".".join(field),
                 value=value,
             )
-    return parsed
+    return None
 
 
 def _strings(parsed: Any, field: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -48,7 +65,7 @@ def _strings(parsed: Any, field: tuple[str, ...]) -> Iterator[tuple[tuple[str, .
         for key, value in parsed.items():
             yield (*field, key), key
             yield from _strings(value, (*field, key))
-    elif isinstance(parsed, list):
+    elif isinstance(parsed, list | tuple):
         for index, value in enumerate(parsed):
             yield from _strings(value, (*field, str(index)))
 
@@ -62,7 +79,7 @@ def _decode(data: bytes) -> str:
 
 def _parse_json5(text: str) -> Any:
     try:
-        return pyjson5.decode(text, maxdepth=_MOST_NESTED)
+        return pyjson5.decode(_LONE_ESCAPE.sub(_REPLACED, text), maxdepth=_MOST_NESTED)
     except pyjson5.Json5NestingTooDeep as error:
         raise _nested_too_deep() from error
     except (pyjson5.Json5Exception, ValueError) as error:

@@ -5,6 +5,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self, get_args
 
 from pydantic import (
@@ -25,6 +26,7 @@ from trainer.config.card_options import card_problems
 from trainer.config.consistency import consistency_problems
 from trainer.config.dataset_options import DatasetConfig, parse_sizes, width_and_height
 from trainer.config.fields import TrainFields
+from trainer.config.json_text import lone_surrogate
 
 
 class TrainConfig(TrainFields):
@@ -110,6 +112,13 @@ class TrainConfig(TrainFields):
         if problem := next(card_problems(self), None):
             raise ProblemValueError(problem)
         return self
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_text(cls, given: Any) -> Any:
+        if problem := lone_surrogate(str(given) if isinstance(given, Path) else given):
+            raise ProblemValueError(problem)
+        return given
 
     @field_validator("*", mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from longcat.storage.atomic import write_atomically
 from longcat.validation import problems_of
+from trainer.config.json_text import lone_surrogate
 from trainer.config.options import TrainConfig
 
 
@@ -41,9 +42,7 @@ def ask(output: Path) -> None:
     answer("lora_rank", "LoRA rank", type=int, default=16)
     answer("learning_rate", "Learning rate", type=float, default=1e-3 if small else 1e-4)
     answer("max_train_steps", "Training steps", type=int, default=400 if small else 1000)
-    prompts = [click.prompt(f"Validation prompt, {language} (empty for none)", default="", show_default=False)
-               for language in ("Chinese", "English")]  # fmt: skip
-    options["validation_prompts"] = [prompt for prompt in prompts if prompt]
+    options["validation_prompts"] = [prompt for prompt in map(_ask_prompt, ("Chinese", "English")) if prompt]
     answer("output_dir", "Output directory", default="output")
     options["resume_from_checkpoint"] = "latest"
     if publish_to := _unquoted(click.prompt("Adapter storage, file:///… or s3://… (empty: only in the output directory)",
@@ -51,6 +50,14 @@ def ask(output: Path) -> None:
         options["publish_to"] = publish_to
         answer("adapter_name", "Adapter name")
     write_atomically(output, _commented(options).encode())
+
+
+def _ask_prompt(language: str) -> str:
+    while True:
+        given = str(click.prompt(f"Validation prompt, {language} (empty for none)", default="", show_default=False))
+        if (problem := lone_surrogate(given)) is None:
+            return given
+        click.echo(str(problem), err=True)
 
 
 def _unquoted(given: Any) -> Any:

@@ -13,6 +13,7 @@ from trainer.config.json_text import parse_json
         json.dumps({"a": "🟫 你好"})[:-1] + ", // a comment\n}",
         "\ufeff{a: '🟫 你好',}",
         '{"a": "🟫 你好"}'.encode("utf-8-sig"),
+        "{a: '\\ud83d\\udfeb 你好',}",
     ],
 )
 def test_escaped_characters_are_the_characters(text: str | bytes) -> None:
@@ -24,6 +25,9 @@ def test_escaped_characters_are_the_characters(text: str | bytes) -> None:
     [
         ('{"a": {"b": ["x", "\\ud83d"]}}', "lone_surrogate", "a.b.1"),
         ('{"\\udfeb": 1}', "lone_surrogate", "\\udfeb"),
+        ("{a: {b: ['x', '\\ud83d y']},}", "lone_surrogate", "a.b.1"),
+        ("{a: '\\ud83d\\udfeb\\udfeb',}", "lone_surrogate", "a"),
+        ("{a: '\\ud83d\\ud83d\\udfeb',}", "lone_surrogate", "a"),
         (b"{'a': 1", "text_not_json", ""),
         ('{"a": 1}'.encode("utf-16"), "json_not_utf8", ""),
         ("// 你好\n{}".encode("gbk"), "json_not_utf8", ""),

@@ -206,6 +206,23 @@ def test_a_value_that_longcat_refuses_is_a_problem_of_its_option(overrides: dict
     assert (problem.field, problem.value) == (name, overrides[name])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        ({"validation_prompt": "\udcc4\udce3"}, "validation_prompt"),
+        ({"instance_data_dir": "/\udcc4"}, "instance_data_dir"),
+        ({"output_dir": "/\udcc4"}, "output_dir"),
+        ({"validation_prompts": ["a", "\ud83d"]}, "validation_prompts.1"),
+        ({"lora_type": "lycoris", "lycoris_config": {"algo": "lokr", "\ud83d": 1}}, "lycoris_config.\\ud83d"),
+    ],
+)
+def test_text_that_is_no_utf_8_is_a_problem_of_its_option(overrides: dict[str, object], field: str) -> None:
+    """As arguments and variables have it on a terminal with another encoding."""
+    (problem,) = problems(**overrides)
+    assert (problem.code, problem.field) == ("lone_surrogate", field)
+    str(problem).encode()
+
+
 def test_the_home_directory_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     paths = [
