@@ -10,8 +10,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -71,7 +71,7 @@ class Client:
     ) -> Generator[ClientEvent, None, None]:
         """Generate images and yield an event after every step; the last is the result. Closing the generator cancels."""
         body = body_of(prompt, options, stream=True, previews=previews)
-        with self._reachable(), self._http.stream("POST", "/generate", json=body) as reply:
+        with _reachable(self._http.base_url), self._http.stream("POST", "/generate", json=body) as reply:
             if not reply.is_success:
                 reply.read()
             check(reply)
@@ -127,16 +127,9 @@ class Client:
 
     def _request(self, method: str, path: str, **content: Any) -> httpx.Response:
         for attempt in self._retrying.copy():
-            with attempt, self._reachable():
+            with attempt, _reachable(self._http.base_url):
                 return check(self._http.request(method, path, **content))
         raise AssertionError("tenacity raises in the end")
-
-    @contextmanager
-    def _reachable(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.TransportError as error:
-            raise unreachable(error, self._http.base_url) from error
 
 
 class AsyncClient:
@@ -169,15 +162,16 @@ class AsyncClient:
     ) -> AsyncGenerator[ClientEvent, None]:
         """Generate images and yield an event after every step; the last is the result. Closing the generator cancels."""
         body = body_of(prompt, options, stream=True, previews=previews)
-        async with self._reachable(), self._http.stream("POST", "/generate", json=body) as reply:
-            if not reply.is_success:
-                await reply.aread()
-            check(reply)
-            event = None
-            async for sse in EventSource(reply).aiter_sse():
-                event = event_of(sse)
-                yield event
-            check_end(event)
+        with _reachable(self._http.base_url):
+            async with self._http.stream("POST", "/generate", json=body) as reply:
+                if not reply.is_success:
+                    await reply.aread()
+                check(reply)
+                event = None
+                async for sse in EventSource(reply).aiter_sse():
+                    event = event_of(sse)
+                    yield event
+                check_end(event)
 
     async def submit(self, prompt: str, *, webhook_url: str | None = None, **options: Unpack[Options]) -> JobReport:
         """Start a job that generates images."""
@@ -226,17 +220,18 @@ class AsyncClient:
 
     async def _request(self, method: str, path: str, **content: Any) -> httpx.Response:
         async for attempt in self._retrying.copy():
-            with attempt:
-                async with self._reachable():
-                    return check(await self._http.request(method, path, **content))
+            with attempt, _reachable(self._http.base_url):
+                return check(await self._http.request(method, path, **content))
         raise AssertionError("tenacity raises in the end")
 
-    @asynccontextmanager
-    async def _reachable(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except httpx.TransportError as error:
-            raise unreachable(error, self._http.base_url) from error
+
+@contextmanager
+def _reachable(url: httpx.URL) -> Iterator[None]:
+    """Turn the errors of a connection to the service into ours."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise unreachable(error, url) from error
 
 
 def _settings(url: str, timeout_seconds: float, admin_key: str | None) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Literal
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from loadtest.chaos.server import ChaosError, free_port, with_environment
+from loadtest.chaos.server import ChaosError, with_environment
+from loadtest.port import free_port
 
 BUCKET = "adapters"
 CREDENTIALS = {

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import psutil
 
 from loadtest.chaos.load import Load, answers
 from loadtest.contestants.servers import ROOT
+from loadtest.port import free_port
 
 _READY_SECONDS = 300.0
 _STOP_SECONDS = 90.0
@@ -161,14 +161,6 @@ async def running(server: ChaosServer) -> AsyncIterator[ChaosServer]:
 def with_environment(variables: Mapping[str, str], command: Sequence[str]) -> list[str]:
     """Return a command that runs another one with more environment variables."""
     return ["env", *(f"{name}={value}" for name, value in variables.items()), *command]
-
-
-def free_port() -> int:
-    """Return a loopback port that no process listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _lives(process: psutil.Process) -> bool:

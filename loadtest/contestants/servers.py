@@ -6,7 +6,6 @@ queue a thousand times a second.
 
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import httpx
 import psutil
+
+from loadtest.port import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EMBEDDED = ROOT / "longcat" / "embedded"
@@ -91,7 +92,7 @@ class ServerProcess:
         self.name = recipe.name
         self._ready_path = recipe.ready_path
         self._log = log
-        self.port = _free_port()
+        self.port = free_port()
         command = [
             *(shutil.which("env") or "env", *_ENVIRONMENT, *recipe.environment),
             *(sys.executable, "-m", recipe.module, *recipe.options, "--port", str(self.port)),
@@ -204,10 +205,3 @@ def running(recipes: Sequence[ServerSetup], logs: Path) -> Iterator[dict[str, Se
     finally:
         for server in servers.values():
             server.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longcat.adapter.manifest import Manifest
 from longcat.adapter.modules import is_norm
+from longcat.adapter.weights.checks import check_floating_point, check_shape
 from longcat.adapter.weights.draft import describe_lora
 from longcat.adapter.weights.file import load_lora, vector_end
 from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights, served
@@ -137,7 +138,7 @@ def check_layer(module: str, layer: Layer, widths: tuple[int, ...], *, max_rank:
             "adapter_rank_zero", "{module} has rank 0, which changes nothing", remedy="leave it out", module=module
         )
     if not isinstance(layer, LoraLayer):
-        _check_shape(module, layer.kind, layer.shape, (width_out, width_in))
+        check_shape(module, layer.kind, layer.shape, (width_out, width_in))
     for kind, tensor in layer.tensors().items():
         expected = {"lora_A.weight": (layer.rank, width_in), "lora_B.weight": (width_out, layer.rank)}
         shape = expected.get(kind, (width_out,)) if isinstance(layer, LoraLayer) else None
@@ -149,16 +150,8 @@ def _check_tensor(
 ) -> None:
     """Check that a tensor is of a shape, if one is given, and holds numbers that are finite in ``dtype``."""
     if shape is not None:
-        _check_shape(module, kind, tuple(tensor.shape), shape)
-    if not tensor.is_floating_point():
-        raise AdapterError(
-            "adapter_not_floating_point",
-            "{module} {kind} holds {dtype}, not floating-point numbers",
-            remedy="save the adapter again",
-            module=module,
-            kind=kind,
-            dtype=str(tensor.dtype).removeprefix("torch."),
-        )
+        check_shape(module, kind, tuple(tensor.shape), shape)
+    check_floating_point(module, kind, tensor)
     if not torch.isfinite(tensor.float().to(dtype)).all():  # in float32: slots hold no larger number than that
         raise AdapterError(
             "adapter_not_finite",
@@ -166,17 +159,4 @@ def _check_tensor(
             remedy="train it again with a lower learning rate",
             module=module,
             kind=kind,
-        )
-
-
-def _check_shape(module: str, kind: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if shape != expected:
-        raise AdapterError(
-            "adapter_shape",
-            "{module} {kind} has shape {shape}; this model needs {expected}",
-            remedy="use it with the model that it was made for",
-            module=module,
-            kind=kind,
-            shape=str(shape),
-            expected=str(expected),
         )

@@ -1,1 +1,1 @@
-"""Processes: ending with a parent, and recognising one again."""
+"""Processes: ending with a parent, recognising one again, and free ports."""

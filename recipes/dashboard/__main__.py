@@ -1,6 +1,5 @@
 """``python -m recipes.dashboard``: minutes of load and a training, then docs/dashboard-*.png."""
 
-import socket
 import sys
 import tempfile
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 import click
 
 from longcat.model.flavour import resolve
+from longcat.process.port import free_port
 from longcat.storage.opening import open_storage
 from recipes.dashboard import board, picture, workload
 from recipes.dashboard.prometheus import running
@@ -29,7 +29,7 @@ _POINTS = 240
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=ROOT / "docs", show_default=True)
 def main(minutes: float, train_steps: int, people: int, output: Path) -> None:
     """Draw the dashboard from the replies of a real Prometheus."""
-    service_port, trainer_port, prometheus_port = (_free_port() for _ in range(3))
+    service_port, trainer_port, prometheus_port = (free_port() for _ in range(3))
     rules = ROOT / "deploy" / "prometheus" / "rules.yaml"
     targets = {"lithograph": f"127.0.0.1:{service_port}", "lithograph-trainer": f"127.0.0.1:{trainer_port}"}
     with tempfile.TemporaryDirectory(prefix="lithograph-") as temporary:
@@ -44,7 +44,7 @@ def main(minutes: float, train_steps: int, people: int, output: Path) -> None:
         seed = folder / "seed"
         with running(folder, prometheus_port, rules, targets) as prometheus:
             with workload.training(
-                folder, _free_port(), [*options, f"output_dir={seed}", "max_train_steps=5", "validation_disable=true"]
+                folder, free_port(), [*options, f"output_dir={seed}", "max_train_steps=5", "validation_disable=true"]
             ) as first:
                 first.wait()
             workload.publish_styles(storage, seed / "adapter.safetensors", resolve("embedded"))
@@ -71,12 +71,6 @@ def main(minutes: float, train_steps: int, people: int, output: Path) -> None:
                     file,
                 )
                 click.echo(f"{file}: {file.stat().st_size // 1024} KiB")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import click
 import httpx
+
+from longcat.process.port import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 ADAPTER = "ink"
@@ -57,7 +58,7 @@ def running(home: Path) -> Iterator[Studio]:
     folder = home / "datasets" / ADAPTER
     shutil.copytree(ROOT / "examples" / "ink" / "pictures", folder)
     (folder / "005-panda.txt").unlink()
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "lithograph", "server", "--flavour", "embedded", "--port", str(port)]
     with (home.parent / "studio.log").open("wb") as log:
         process = subprocess.Popen([*command, "--home", str(home)], stdout=log, stderr=log)
@@ -82,9 +83,3 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.2)
         if process.poll() is not None or time.monotonic() > deadline:
             raise click.ClickException(log.read_text(encoding="utf-8"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import psutil
 from longcat.problem import Problem
 from longcat.process.identity import is_process, started_after_boot
 from longcat.process.parent import PARENT_OPTION
+from longcat.process.port import free_port
 from longcat.storage.atomic import write_atomically
 from studio.config import StudioConfig
 from studio.connection.service_connection import ServiceConnection
@@ -33,7 +33,7 @@ class OwnService:
 
     def __init__(self, config: StudioConfig) -> None:
         self._config = config
-        self._port = _free_port()
+        self._port = free_port()
         self._record = config.home / "service.pid"
         self._log_path = config.home / "logs" / "service.log"
         self._process: asyncio.subprocess.Process | None = None
@@ -114,13 +114,6 @@ class OwnService:
             if is_process(int(pid), float(started)):
                 log.warning("ending process %s: the service of a studio that was killed", pid)
                 _kill_tree(int(pid))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _kill_tree(pid: int) -> None:

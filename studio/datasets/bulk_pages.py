@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from studio.context import studio_of
 from studio.datasets.bulk import Action, CaptionEdit
@@ -18,7 +18,7 @@ from studio.datasets.filters import Filter, Kind, entries_of
 from studio.training.services import TrainingServices
 from studio.web.errors import FormError
 from studio.web.forms import read_form, text_of
-from studio.web.pages import is_fragment, render
+from studio.web.pages import redirect, render
 from trainer.data.captioning.text import CaptionLanguage
 
 router = APIRouter(prefix="/datasets")
@@ -105,10 +105,7 @@ def _back(request: Request, form: FormData) -> Response:
     """Show the dataset again, with the same filter."""
     query = {name: text_of(form, name) for name in ("path", "flavour", "resolution", "kind")}
     query["text"] = text_of(form, "filter_text")
-    path = _url("/datasets/view", **{name: value for name, value in query.items() if value})
-    if is_fragment(request):
-        return Response(status_code=204, headers={"HX-Redirect": path})
-    return RedirectResponse(path, status_code=303)
+    return redirect(request, _url("/datasets/view", **{name: value for name, value in query.items() if value}))
 
 
 def _url(route: str, /, **query: object) -> str:

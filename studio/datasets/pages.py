@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, Response
 
 from longcat.errors import DataError, UserError
 from longcat.problem import Problem
@@ -24,7 +24,7 @@ from studio.datasets.uploads import Received, add, create
 from studio.training.services import TrainingServices
 from studio.web.errors import ChangeForbiddenError, FormError, PageNotFoundError
 from studio.web.forms import text_of
-from studio.web.pages import is_fragment, render
+from studio.web.pages import is_fragment, redirect, render
 from studio.web.static_files import STATIC_FOLDER
 from trainer.data.inventory import Dropped, Inventory
 from trainer.data.pictures import ENDINGS
@@ -87,7 +87,7 @@ async def delete(request: Request) -> Response:
     async with request.form() as form:
         dataset = training.datasets.open(text_of(form, "path"))
     await run_in_threadpool(training.datasets.delete, dataset)
-    return _go(request, "/datasets")
+    return redirect(request, "/datasets")
 
 
 @router.get("/view")
@@ -243,7 +243,7 @@ def _files(form: FormData) -> list[tuple[str, BinaryIO]]:
 def _uploaded(request: Request, folder: str, received: Received) -> Response:
     """Redirect to the dataset; if files were rejected, show their problems first."""
     if not received.refused:
-        return _go(request, _url("/datasets/view", path=folder))
+        return redirect(request, _url("/datasets/view", path=folder))
     return render(request, "upload_result.html", received=received, name=Path(folder).name, folder=folder, url=_url)
 
 
@@ -256,12 +256,6 @@ def _problems_beside(field: str) -> Iterator[None]:
         raise FormError.of(
             problem if problem.field == field else problem.within(field=field) for problem in error.problems
         ) from error
-
-
-def _go(request: Request, path: str) -> Response:
-    if is_fragment(request):
-        return Response(status_code=204, headers={"HX-Redirect": path})
-    return RedirectResponse(path, status_code=303)
 
 
 def _url(route: str, /, **query: Any) -> str:

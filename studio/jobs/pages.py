@@ -8,7 +8,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 
 from longcat.errors import DataError
 from studio.context import studio_of
@@ -19,7 +19,7 @@ from studio.jobs.record import State
 from studio.jobs.report import report_view
 from studio.web.errors import PageNotFoundError
 from studio.web.forms import read_form, text_of
-from studio.web.pages import is_fragment, render
+from studio.web.pages import is_fragment, redirect, render
 from studio.web.samples import ShownSample, render_sample
 from trainer.outcome import INTERRUPTED, KILLED, TERMINATED, Outcome
 from trainer.record.prompts_file import ChangedPrompts
@@ -207,10 +207,7 @@ async def act(request: Request, identity: str, action: str) -> Response:
             raise PageNotFoundError
     if request.headers.get("hx-target") == "jobs-table":
         return await run_in_threadpool(_list, request, "jobs_table.html")
-    path = "/jobs" if action in ("delete", "earlier", "later") else f"/jobs/{identity}"
-    if is_fragment(request):
-        return Response(status_code=204, headers={"HX-Redirect": path})
-    return RedirectResponse(path, status_code=303)
+    return redirect(request, "/jobs" if action in ("delete", "earlier", "later") else f"/jobs/{identity}")
 
 
 def _list(request: Request, template: str) -> Response:

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from longcat.errors import ConfigError, HubError, UserError
 from longcat.problem import Problem
@@ -34,7 +34,7 @@ from studio.training.services import TrainingServices
 from studio.web.errors import ConfigFileError, PageNotFoundError
 from studio.web.forms import text_of
 from studio.web.language import Language
-from studio.web.pages import is_fragment, render
+from studio.web.pages import is_fragment, redirect, render
 
 router = APIRouter(prefix="/train")
 
@@ -93,10 +93,7 @@ async def _start(request: Request, form: FormData) -> Response:
         job = await run_in_threadpool(training.jobs.submit, config, name=name, executor=executor)
     except UserError as error:  # paths or settings that a pod cannot have
         return await run_in_threadpool(_refused, request, form, reading.with_problems(error.problems))
-    path = f"/jobs/{job.id}"
-    if is_fragment(request):
-        return Response(status_code=204, headers={"HX-Redirect": path})
-    return RedirectResponse(path, status_code=303)
+    return redirect(request, f"/jobs/{job.id}")
 
 
 def _within(boundary: Boundary, reading: Reading, executor: str) -> Reading:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from longcat.problem import Problem
 from studio.web.language import LANGUAGES, Language, language_of, load_languages
@@ -74,6 +74,13 @@ def render(request: Request, template: str, *, status: int = 200, **context: Any
 def is_fragment(request: Request) -> bool:
     """Return True for a request of htmx, which swaps the reply into the page."""
     return request.headers.get("hx-request") == "true"
+
+
+def redirect(request: Request, path: str) -> Response:
+    """Return the reply that leads the browser to another page: by htmx's header, or by the status 303."""
+    if is_fragment(request):
+        return Response(status_code=204, headers={"HX-Redirect": path})
+    return RedirectResponse(path, status_code=303)
 
 
 def _marked(language: Language, form: Callable[[Problem], str], problem: Problem) -> Markup:

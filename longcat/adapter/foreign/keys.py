@@ -70,13 +70,23 @@ def reject_other_kinds(tensors: Mapping[str, Tensor]) -> None:
     for pattern, kind in _OTHER_KINDS.items():
         for key in tensors:
             if re.search(pattern, key):
-                raise AdapterError(
-                    "adapter_kind_unsupported",
-                    "is of the kind {kind} ({key!r}); only LoRA, LoKr and LoHa on the transformer's linear layers fit",
-                    remedy="train it as such, or merge it into the model with its own program and extract a LoRA",
-                    kind=kind,
-                    key=key,
-                )
+                raise unsupported_kind(kind, key)
+
+
+def unsupported_kind(kind: str, key: str) -> AdapterError:
+    """Return the error of an adapter of another kind than LoRA, LoKr and LoHa."""
+    return AdapterError(
+        "adapter_kind_unsupported",
+        "is of the kind {kind} ({key!r}); only LoRA, LoKr and LoHa on the transformer's linear layers fit",
+        remedy="train it as such, or merge it into the model with its own program and extract a LoRA",
+        kind=kind,
+        key=key,
+    )
+
+
+def no_weights() -> AdapterError:
+    """Return the error of a file without weights of an adapter."""
+    return AdapterError("adapter_empty", "holds no LoRA weights", remedy="save the adapter again")
 
 
 def parse_keys(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Source]]:
@@ -114,7 +124,7 @@ def parse_keys(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Source]]:
             )
         source[slot] = tensor
     if not sources:
-        raise AdapterError("adapter_empty", "holds no LoRA weights", remedy="save the adapter again")
+        raise no_weights()
     if origins == {"diffusers", "comfyui"}:  # ComfyUI reads both, and has other names than diffusers for vectors
         origins = {"comfyui"}
     if len(origins) > 1:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from longcat.adapter.foreign.keys import Source
+from longcat.adapter.foreign.keys import Source, no_weights, unsupported_kind
 from longcat.adapter.foreign.module_names import HALVES_SWAPPED
 from longcat.adapter.modules import is_norm
-from longcat.errors import AdapterError
+from longcat.adapter.weights.checks import check_shape
 
 Targets = Mapping[str, tuple[int, ...]]
 
@@ -32,35 +32,20 @@ def take_vectors(
             if vector is None:
                 continue
             if is_norm(modules[0]) != (end == "diff"):
-                raise AdapterError(
-                    "adapter_kind_unsupported",
-                    "is of the kind {kind} ({key!r}); only LoRA, LoKr and LoHa on the transformer's linear layers fit",
-                    remedy="train it as such, or merge it into the model with its own program and extract a LoRA",
-                    kind="full weights",
-                    key=f"{name}.{end}",
-                )
+                raise unsupported_kind("full weights", f"{name}.{end}")
             for module, part in split_vector(name, vector, modules, targets).items():
                 vectors[module] = vectors[module] + part if module in vectors else part
         if not source:
             del sources[name]
     if not sources:
-        raise AdapterError("adapter_empty", "holds no LoRA weights", remedy="save the adapter again")
+        raise no_weights()
     return vectors
 
 
 def split_vector(name: str, vector: Tensor, modules: tuple[str, ...], targets: Targets) -> dict[str, Tensor]:
     """Split the vector of a fused layer into those of its modules. Raises ``AdapterError`` if the widths differ."""
     widths = [targets[module][-1] for module in modules]
-    if tuple(vector.shape) != (sum(widths),):
-        raise AdapterError(
-            "adapter_shape",
-            "{module} {kind} has shape {shape}; this model needs {expected}",
-            remedy="use it with the model that it was made for",
-            module=name,
-            kind="diff" if is_norm(modules[0]) else "diff_b",
-            shape=str(tuple(vector.shape)),
-            expected=str((sum(widths),)),
-        )
+    check_shape(name, "diff" if is_norm(modules[0]) else "diff_b", tuple(vector.shape), (sum(widths),))
     if name in HALVES_SWAPPED:
         vector = vector.roll(widths[0] // 2)
     return {module: part.clone() for module, part in zip(modules, vector.split(widths), strict=True)}

@@ -19,6 +19,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from longcat.adapter.weights.checks import check_floating_point
 from longcat.errors import AdapterError
 
 Factor = tuple[Tensor] | tuple[Tensor, Tensor]
@@ -211,15 +212,7 @@ def _check_matrices(module: str, layer: LycorisLayer) -> None:
             shapes=", ".join(str(tuple(tensor.shape)) for tensor in _parts(layer)),
         )
     for name, tensor in matrices.items():
-        if not tensor.is_floating_point():
-            raise AdapterError(
-                "adapter_not_floating_point",
-                "{module} {kind} holds {dtype}, not floating-point numbers",
-                remedy="save the adapter again",
-                module=module,
-                kind=name,
-                dtype=str(tensor.dtype).removeprefix("torch."),
-            )
+        check_floating_point(module, name, tensor)
 
 
 def _is_sound(layer: LycorisLayer) -> bool:

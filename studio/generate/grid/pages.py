@@ -4,7 +4,7 @@ import asyncio
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from longcat.errors import LithographError
 from studio.context import studio_of
@@ -14,7 +14,7 @@ from studio.generate.grid.plan import PlanColumn, PlanRow
 from studio.generate.grid.sheet import draw_sheet
 from studio.generate.limits import GenerationLimits
 from studio.web.error_pages import view_of
-from studio.web.pages import is_fragment, render
+from studio.web.pages import is_fragment, redirect, render
 
 router = APIRouter()
 
@@ -42,7 +42,7 @@ async def start_grid(request: Request) -> Response:
         first = next(iter(prompts_in(form)), "")
         plan = read_plan(form, read_recipe(form, GenerationLimits.of(studio.service.info), prompt=first))
     grid = studio.grids.start(plan)
-    return _to(request, f"/grids/{grid.id}")
+    return redirect(request, f"/grids/{grid.id}")
 
 
 @router.get("/grids")
@@ -76,7 +76,7 @@ async def grid_page(request: Request, identity: str, seen: str = "") -> Response
 async def resume_grid(request: Request, identity: str) -> Response:
     """Generate the missing cells."""
     studio_of(request).grids.resume(identity)
-    return _to(request, f"/grids/{identity}")
+    return redirect(request, f"/grids/{identity}")
 
 
 @router.post("/grids/{identity}/cancel")
@@ -85,7 +85,7 @@ async def cancel_grid(request: Request, identity: str) -> Response:
     grids = studio_of(request).grids
     grids.get(identity)
     grids.cancel(identity)
-    return _to(request, f"/grids/{identity}")
+    return redirect(request, f"/grids/{identity}")
 
 
 @router.get("/grids/{identity}/sheet.png")
@@ -110,9 +110,3 @@ async def grid_sheet(request: Request, identity: str) -> Response:
 
     headers = {"Content-Disposition": f'attachment; filename="grid-{grid.id}.png"'}
     return Response(await asyncio.to_thread(sheet), media_type="image/png", headers=headers)
-
-
-def _to(request: Request, path: str) -> Response:
-    if is_fragment(request):
-        return Response(status_code=204, headers={"HX-Redirect": path})
-    return RedirectResponse(path, status_code=303)

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.service.http.edge.sockets import read_all
 from tests.studio.browser import RunningStudio, running_studio
 
 MIB = 2**20
@@ -26,13 +27,6 @@ def studio(tmp_path: Path) -> Iterator[RunningStudio]:
 
 def connect(studio: RunningStudio) -> socket.socket:
     return socket.create_connection(("127.0.0.1", studio.port), timeout=60)
-
-
-def read_all(connection: socket.socket) -> bytes:
-    received = b""
-    while part := connection.recv(65536):
-        received += part
-    return received
 
 
 def check_error(reply: bytes, status: int, code: str) -> None:
