@@ -19,7 +19,7 @@ class StepMemory:
 
     plan: ServingPlan
     free_bytes: int
-    """What weights, slots, caches, prompts and decoding leave."""
+    """Memory beside weights, slots, caches, prompts and decoding."""
 
     def image_bytes(self, request: ResolvedRequest) -> int:
         """Return the bytes that an image of the request keeps until it is finished."""

@@ -20,7 +20,7 @@ from service.wire.schema import AdapterChoice, AppliedAdapter, OutputFormat, Res
 RECIPE_KEY = "lithograph"
 MEDIA_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _PNG_LEVEL = 1
-"""Of 9: a tenth larger files in a quarter of the time."""
+"""The fastest of 9 levels: files are a tenth larger than at level 6, and made in a quarter of the time."""
 _JPEG_QUALITY = 95
 _WEBP_QUALITY = 95
 _PREVIEW_QUALITY = 75

@@ -43,7 +43,7 @@ class GalleryPicture(BaseModel):
     """Resolved: generating it gives this picture again."""
     flavour: str
     precision: str = ""
-    """Of the model's weights; empty for pictures that were made before it was kept."""
+    """Precision of the model's weights; empty for older pictures, which have no record of it."""
     model_hash: str
     """SHA-256 of the model that drew it."""
     seconds: float

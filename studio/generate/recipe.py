@@ -37,7 +37,7 @@ class PictureRecipe(_Frozen):
     steps: int | None = None
     guidance_scale: float | None = None
     seed: int | None = None
-    """Of the first picture; the next ones count on from it. None is random."""
+    """Seed of the first picture; each later picture adds 1. None: a random seed."""
     num_images: int = 1
     cfg_renorm: bool = True
     """Limit each token's guided norm to the conditional one's."""

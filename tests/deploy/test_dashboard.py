@@ -39,7 +39,7 @@ def test_panels_lie_within_the_grid_and_not_on_each_other() -> None:
 
 
 @pytest.mark.parametrize("panel", DRAWN, ids=lambda panel: str(panel["title"]))
-def test_every_panel_says_what_it_shows_in_which_unit_of_the_chosen_source(panel: dict[str, Any]) -> None:
+def test_every_panel_has_a_description_a_unit_and_the_chosen_source(panel: dict[str, Any]) -> None:
     assert panel["description"]
     assert panel["fieldConfig"]["defaults"]["unit"]
     assert panel["targets"]

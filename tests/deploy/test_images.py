@@ -118,7 +118,7 @@ def test_the_service_image_drains_on_stop(adapters: Path) -> None:
         assert state["ExitCode"] == 0
 
 
-def test_a_wrong_configuration_is_an_exit_code_that_a_job_can_tell(tmp_path: Path) -> None:
+def test_a_wrong_configuration_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     (tmp_path / "config.json").write_text('{"model_flavor": "embedded"}')
     (tmp_path / "config.json").chmod(0o644)
@@ -129,7 +129,7 @@ def test_a_wrong_configuration_is_an_exit_code_that_a_job_can_tell(tmp_path: Pat
     assert "did you mean 'model_flavour'?" in result.stderr
 
 
-def test_the_trainer_image_saves_a_checkpoint_when_it_is_told_to_stop(tmp_path: Path) -> None:
+def test_the_trainer_image_saves_a_checkpoint_on_sigterm(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     output = tmp_path / "output"
     output.mkdir()
@@ -152,7 +152,7 @@ def test_the_trainer_image_saves_a_checkpoint_when_it_is_told_to_stop(tmp_path: 
         engine("rm", "--force", container)
 
 
-def test_the_studio_image_asks_who_comes(tmp_path: Path) -> None:
+def test_the_studio_image_requires_a_login(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     refused = engine("run", "--rm", *HARDENED, f"--volume={tmp_path}:/studio", STUDIO, check=False)
     assert refused.returncode != 0

@@ -261,7 +261,7 @@ def test_a_submitted_job_is_followed_to_its_end_and_served(
     assert "error: job = by-command: does not exist in namespace lithograph" in unknown.stderr
 
 
-def test_a_job_that_fails_says_what_its_exit_code_means(cluster: Cluster, submitter: Submitter) -> None:
+def test_the_status_of_a_failed_job_explains_its_exit_code(cluster: Cluster, submitter: Submitter) -> None:
     sent = submitter.submit("no-data", "--retries", "0", "instance_data_dir=/examples/nothing")
     assert sent.returncode == 0, sent.stderr
     followed = submitter("logs", "-f", "no-data")

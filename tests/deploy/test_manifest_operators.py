@@ -69,13 +69,13 @@ def test_every_custom_kind_is_looked_at() -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=name_of)
-def test_operators_know_every_field(overlay: Path) -> None:
+def test_every_field_is_in_the_operators_schemas(overlay: Path) -> None:
     for each in render(overlay):
         if each["kind"] in MODELS:
             assert wrong(each) == [], each["metadata"]["name"]
 
 
-def test_a_field_that_kubeflow_does_not_know_or_misses_is_seen() -> None:
+def test_a_field_that_is_unknown_to_kubeflow_or_missing_is_found() -> None:
     (training,) = of_kind("TrainJob", render(K8S / "overlays/multi-node/trainjob"))
     training["spec"]["trainer"]["numNode"] = 2
     assert wrong(training) == [".spec.trainer.numNode"]
@@ -83,7 +83,7 @@ def test_a_field_that_kubeflow_does_not_know_or_misses_is_seen() -> None:
     assert wrong(training) == ["name: Input should be a valid string"]
 
 
-def test_a_field_that_keda_does_not_know_or_misses_is_seen() -> None:
+def test_a_field_that_is_unknown_to_keda_or_missing_is_found() -> None:
     (scaled,) = of_kind("ScaledObject", render(K8S / "overlays/autoscale/keda"))
     scaled["spec"]["triggers"][0]["treshold"] = "1"
     assert wrong(scaled) == [".spec.triggers[0].treshold"]
@@ -149,7 +149,7 @@ def test_replicas_follow_metrics_that_the_service_exports(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("overlay", ["autoscale", "autoscale/keda"])
-def test_nobody_else_says_how_many_replicas_there_are(overlay: str) -> None:
+def test_only_the_autoscaler_sets_the_number_of_replicas(overlay: str) -> None:
     (deployment,) = of_kind("Deployment", render(K8S / "overlays" / overlay))
     assert "replicas" not in deployment["spec"]
 

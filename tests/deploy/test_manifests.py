@@ -68,7 +68,7 @@ def test_the_api_servers_schemas_accept_every_object(version: str) -> None:
         kubernetes_validate.validate(different, version, strict=True)
 
 
-def test_a_field_that_the_api_server_does_not_know_is_seen() -> None:
+def test_a_field_that_is_unknown_to_the_api_server_is_found() -> None:
     (service,) = of_kind("Service", render(K8S / "overlays/cpu-demo"))
     service["spec"]["ports"][0]["targetport"] = "http"
     with pytest.raises(kubernetes_validate.ValidationError, match="targetport"):
@@ -101,7 +101,7 @@ def test_configmaps_are_immutable_and_named_by_their_content(overlay: Path) -> N
 
 
 @every_overlay
-def test_nobody_holds_a_token_who_asks_nothing_of_the_api_server(overlay: Path) -> None:
+def test_pods_without_calls_to_the_api_server_mount_no_token(overlay: Path) -> None:
     objects = render(overlay)
     asking = {subject["name"] for binding in of_kind("RoleBinding", objects) for subject in binding["subjects"]}
     assert not of_kind("ClusterRole", objects)
@@ -180,7 +180,7 @@ def test_every_option_in_the_environment_is_one_of_the_commands(overlay: Path) -
 
 
 @every_overlay
-def test_a_training_can_be_configured_as_its_job_says(overlay: Path, tmp_path: Path) -> None:
+def test_the_configuration_of_a_job_is_one_that_the_trainer_accepts(overlay: Path, tmp_path: Path) -> None:
     objects = render(overlay)
     for job in of_kind("Job", objects):
         environment = environment_of(trainer_of(job), objects)
@@ -201,7 +201,7 @@ def test_a_training_can_be_configured_as_its_job_says(overlay: Path, tmp_path: P
         assert config.metrics_port in {port["containerPort"] for port in trainer_of(job)["ports"]}
 
 
-def test_a_job_fails_at_once_or_not_at_all_as_the_trainers_exit_codes_say() -> None:
+def test_the_failure_policy_of_a_job_follows_the_trainers_exit_codes() -> None:
     (job,) = render(K8S / "base" / "job")
     rules = job["spec"]["podFailurePolicy"]["rules"]
     codes = {rule["action"]: set(rule["onExitCodes"]["values"]) for rule in rules if "onExitCodes" in rule}
@@ -212,7 +212,7 @@ def test_a_job_fails_at_once_or_not_at_all_as_the_trainers_exit_codes_say() -> N
 
 
 @every_overlay
-def test_a_job_ends_and_is_forgotten(overlay: Path) -> None:
+def test_a_job_has_a_deadline_and_is_removed_after_its_end(overlay: Path) -> None:
     for job in of_kind("Job", render(overlay)):
         assert job["spec"]["activeDeadlineSeconds"] > 0
         assert job["spec"]["ttlSecondsAfterFinished"] > 0
@@ -227,7 +227,7 @@ def test_the_documentation_names_every_overlay_and_none_that_is_not_there() -> N
     assert [path for path in OVERLAYS if path.name != "job" and path not in named] == []
 
 
-def test_a_training_submitted_as_the_documentation_says_finds_what_its_overlay_has(
+def test_the_documented_submission_refers_to_objects_of_its_overlay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(K8S.parent)
@@ -267,7 +267,7 @@ _VERBS = {"read": "get", "list": "list", "create": "create", "patch": "patch", "
 _RESOURCES = {"job": "jobs", "config_map": "configmaps", "pod": "pods", "pod_log": "pods/log"}
 
 
-def test_the_studio_may_do_what_it_asks_of_the_api_server_and_nothing_else() -> None:
+def test_the_studio_has_the_permissions_that_its_calls_need_and_no_others() -> None:
     code = (K8S.parent / "lithograph" / "kubernetes" / "cluster.py").read_text(encoding="utf-8")
     calls = re.findall(r"self\._(?:batch|core)\.(\w+?)_(collection_)?namespaced_(\w+)\(", code)
     asked = {("deletecollection" if collection else _VERBS[verb], _RESOURCES[kind]) for verb, collection, kind in calls}

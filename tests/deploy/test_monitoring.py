@@ -31,7 +31,7 @@ def test_the_rules_are_well_formed() -> None:
     promtool("check", "rules", "rules.yaml")
 
 
-def test_every_alert_fires_and_stays_silent_as_its_cases_say() -> None:
+def test_every_alert_fires_in_its_cases_alone() -> None:
     promtool("test", "rules", "rules_test.yaml")
 
 

@@ -112,7 +112,7 @@ def test_generate_draws_without_a_server_and_its_picture_can_be_repeated(tmp_pat
         (["serve", "--flavour", "/nowhere/at/all"], "flavour = /nowhere/at/all: "),
     ],
 )
-def test_a_mistake_is_one_line_that_says_what_to_do(
+def test_an_error_is_one_line_with_its_remedy(
     tmp_path: Path, flavour: Flavour, arguments: list[str], message: str
 ) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "plain.png")
@@ -133,7 +133,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
     assert not (tmp_path / "picture.png").exists()
 
 
-def test_help_says_what_there_is(tmp_path: Path) -> None:
+def test_help_lists_the_commands(tmp_path: Path) -> None:
     top = run_lithograph("--help", cwd=tmp_path).stdout
     assert "serve" in top
     assert "generate" in top

@@ -51,7 +51,7 @@ def test_generate_gives_the_picture_and_what_made_it(ours: lithograph.Client, ap
     assert (tmp_path / "apple.png").read_bytes() == apple
 
 
-def test_a_stream_tells_steps_previews_and_the_result(ours: lithograph.Client, apple: bytes) -> None:
+def test_a_stream_has_the_steps_previews_and_the_result(ours: lithograph.Client, apple: bytes) -> None:
     *events, last = ours.stream("a red apple", previews=True, seed=1, steps=3)
     assert isinstance(last, ResultEvent)
     assert last.images[0].content == apple
@@ -59,7 +59,7 @@ def test_a_stream_tells_steps_previews_and_the_result(ours: lithograph.Client, a
     assert any(isinstance(event, PreviewEvent) for event in events)
 
 
-def test_whoever_stops_listening_cancels_it(ours: lithograph.Client, client: httpx.Client) -> None:
+def test_closing_the_stream_cancels_the_request(ours: lithograph.Client, client: httpx.Client) -> None:
     cancelled, before = metric(client, "lithograph_cancelled_requests_total"), steps_made(client)
     stream = ours.stream("a cat", steps=100, num_images=8)
     assert isinstance(next(stream), StepEvent)
@@ -148,7 +148,7 @@ def answering(*replies: tuple[int, str]) -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
 
 
-def test_what_is_busy_is_asked_again_a_few_times() -> None:
+def test_a_busy_service_is_retried_a_few_times() -> None:
     with answering((503, "0"), (429, "0")) as (url, asked), lithograph.Client(url) as ours:
         assert ours.info() == {}
         assert len(asked) == 3

@@ -68,7 +68,7 @@ def test_a_directory_is_checked_where_it_is(flavour: Flavour, tmp_path: Path) ->
     assert "lacks model_index.json" in fetch("--flavour", str(tmp_path)).stderr
 
 
-def test_it_fetches_what_a_service_or_a_training_will_ask_for(flavour: Flavour, tmp_path: Path) -> None:
+def test_it_fetches_the_files_that_a_service_or_a_training_needs(flavour: Flavour, tmp_path: Path) -> None:
     served = fetch(LITHOGRAPH_SERVE_FLAVOUR="embedded")
     assert served.stdout.startswith("embedded: ")
     config = tmp_path / "config.json"

@@ -21,7 +21,7 @@ from tests import ROOT
 PICTURE = b"a picture"
 
 
-class Liar:
+class ConfiguredServer:
     """A server with configured replies."""
 
     def __init__(self) -> None:
@@ -64,11 +64,11 @@ def test_every_reply_is_judged(status: int, content: bytes, outcome: str, monkey
     monkeypatch.setattr(load, "_SLACK_SECONDS", 0.2)
 
     async def run() -> Load:
-        liar, asking = Liar(), Load([{"prompt": "a cat"}], clients=2, deadline_seconds=0.5, seed=0)
-        async with liar.running():
-            await asking.learn(liar.url)
-            liar.status, liar.content = status, content
-            async with asking.on(lambda: liar.url):
+        server, asking = ConfiguredServer(), Load([{"prompt": "a cat"}], clients=2, deadline_seconds=0.5, seed=0)
+        async with server.running():
+            await asking.learn(server.url)
+            server.status, server.content = status, content
+            async with asking.on(lambda: server.url):
                 await asyncio.sleep(0.1)
         return asking
 
@@ -107,9 +107,9 @@ def test_the_way_to_storage_is_open_cut_silent_or_forbidden() -> None:
             writer.close()
 
     async def run() -> dict[Way, bytes | None]:
-        liar = Liar()
-        async with liar.running():
-            proxy = Proxy(int(liar.url.rpartition(":")[2]))
+        server = ConfiguredServer()
+        async with server.running():
+            proxy = Proxy(int(server.url.rpartition(":")[2]))
             async with proxy.running():
                 answers: dict[Way, bytes | None] = {}
                 ways: tuple[Way, ...] = ("open", "cut", "silent", "forbidden")

@@ -55,7 +55,7 @@ def test_an_event_is_one_line_of_json_whatever_its_fields_hold(log: tuple[loggin
     }  # fmt: skip
 
 
-def test_what_people_read_is_one_line_too_and_gives_no_orders_to_their_terminal() -> None:
+def test_text_lines_have_no_line_breaks_and_no_terminal_escapes() -> None:
     stream = io.StringIO()
     logger = logging.Logger("lithograph.tests")
     logger.addHandler(logging.StreamHandler(stream))
@@ -115,7 +115,7 @@ log_event(logging.getLogger("lithograph"), "adapter_served", adapter="ink@2", ra
 
 
 @pytest.mark.parametrize("form", ["auto", "json"])
-def test_a_terminal_gets_lines_to_read_unless_json_is_asked_for(form: str) -> None:
+def test_a_terminal_gets_text_unless_the_format_is_json(form: str) -> None:
     line = shown_on_a_terminal(sys.executable, "-c", TOLD, form).rstrip()
     if form == "json":
         assert json.loads(line)["adapter"] == "ink@2"

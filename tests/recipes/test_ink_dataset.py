@@ -75,7 +75,7 @@ def test_every_caption_fits_the_embedded_model(language: str) -> None:
     assert len(tokenize_body(TRIGGERS[language], tokenize)) <= 4
 
 
-def test_a_licence_lies_beside_the_pictures() -> None:
+def test_the_folder_of_pictures_has_their_licence() -> None:
     licence = (FOLDER / "LICENSE").read_text(encoding="utf-8")
     assert "Permission is hereby granted" in licence or "Apache License" in licence
     assert "(LICENSE)" in (FOLDER / "README.md").read_text(encoding="utf-8")

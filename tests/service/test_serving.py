@@ -82,7 +82,7 @@ def test_requests_together_give_the_bytes_that_each_gives_alone(client: httpx.Cl
     assert together == alone
 
 
-def test_a_stream_tells_every_step_and_ends_with_the_picture_that_a_plain_request_gets(client: httpx.Client) -> None:
+def test_a_stream_has_every_step_and_ends_with_the_picture_of_a_plain_request(client: httpx.Client) -> None:
     with client.stream("POST", "/generate", json=APPLE | {"stream": True, "previews": True, "num_images": 2}) as reply:
         assert reply.headers["content-type"].startswith("text/event-stream")
         heard = list(events(reply))
@@ -111,7 +111,7 @@ def test_past_its_timeout_a_request_gets_504_and_costs_no_more_steps(client: htt
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_stops_costing_steps(client: httpx.Client, stream: bool) -> None:
+def test_a_request_whose_client_disconnects_makes_no_more_steps(client: httpx.Client, stream: bool) -> None:
     before = steps_made(client)
     cancelled = metric(client, "lithograph_cancelled_requests_total")
     body = json.dumps(LONG | {"stream": stream}).encode()
@@ -129,7 +129,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield running
 
 
-def test_beyond_the_queue_429_says_when_to_come_back(small: RunningServer) -> None:
+def test_a_full_queue_is_answered_429_with_retry_after(small: RunningServer) -> None:
     with httpx.Client(base_url=small.url, timeout=60) as client, ThreadPoolExecutor(2) as pool:
         assert client.post("/generate", json=APPLE).status_code == 200  # so that the server knows the duration of steps
         taken = [pool.submit(client.post, "/generate", json=LONG | {"timeout_seconds": 4}) for _ in range(2)]
@@ -144,7 +144,7 @@ def test_beyond_the_queue_429_says_when_to_come_back(small: RunningServer) -> No
         assert client.post("/generate", json=APPLE).status_code == 200
 
 
-def test_when_the_engine_dies_requests_get_503_at_once_and_it_comes_back(small: RunningServer) -> None:
+def test_when_the_engine_dies_requests_get_503_at_once_and_it_is_restarted(small: RunningServer) -> None:
     with httpx.Client(base_url=small.url, timeout=60) as client, ThreadPoolExecutor(2) as pool:
         expected = client.post("/generate", json=APPLE).content
         bodies = [LONG, LONG | {"stream": True}]

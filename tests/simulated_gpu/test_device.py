@@ -55,7 +55,7 @@ def test_copies_waits_and_bytes_are_counted() -> None:
     assert used_bytes() == before
 
 
-def test_copies_from_pinned_memory_are_told_apart() -> None:
+def test_copies_from_pinned_and_pageable_memory_are_counted_apart() -> None:
     counting = Counting()
     torch.ones(8).pin_memory()[2:].to("cuda", non_blocking=True)
     assert (counting.so_far.to_device, counting.so_far.pageable) == (1, 0)

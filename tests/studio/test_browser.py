@@ -76,7 +76,7 @@ def test_a_drawing_is_cancelled_on_every_page_that_shows_it(studio: RunningStudi
         expect(other.locator(".drawing")).to_have_count(0)
 
 
-def test_what_is_wrong_is_said_beside_its_field_which_gets_the_focus(studio: RunningStudio, browser: Browser) -> None:
+def test_a_problem_is_shown_beside_its_field_which_gets_the_focus(studio: RunningStudio, browser: Browser) -> None:
     with visit(browser, studio.url, language="zh") as page:
         page.goto("/generate")
         page.locator("#composer").evaluate("form => form.noValidate = true")
@@ -92,7 +92,7 @@ def test_what_is_wrong_is_said_beside_its_field_which_gets_the_focus(studio: Run
         expect(page.locator("#problem-width")).to_be_hidden()
 
 
-def test_what_the_service_refuses_is_said_where_it_would_have_been_drawn(
+def test_a_rejection_of_the_service_is_shown_in_the_place_of_the_picture(
     studio: RunningStudio, browser: Browser
 ) -> None:
     with visit(browser, studio.url, language="en") as page:
@@ -192,7 +192,9 @@ def drop(page: Page, name: str, content: bytes) -> None:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_nobody_is_shut_out(studio: RunningStudio, browser: Browser, language: str, dark: bool) -> None:
+def test_every_page_passes_the_accessibility_checks(
+    studio: RunningStudio, browser: Browser, language: str, dark: bool
+) -> None:
     with visit(browser, studio.url, language=language, dark=dark) as page:
         for path in (*PATHS, "/adapters/wash/2", "/nothing"):
             page.goto(path)

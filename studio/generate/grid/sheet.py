@@ -11,7 +11,7 @@ from studio.generate.grid.plan import GridPlan, PlanColumn, PlanRow
 from trainer.data.report import Font, drawable, find_font, wrapped
 
 _MOST_PIXELS = 60_000_000
-"""Of all cells together; larger pictures are made smaller."""
+"""Limit of all cells together; larger pictures are made smaller."""
 _GAP_PX, _LINE_PX, _SIDE_PX = 8, 18, 180
 _HEAD_LINES = 3
 _INK, _SOFT, _PAPER = "#22201d", "#5f584d", "#ffffff"

@@ -80,14 +80,14 @@ def test_an_import_as_json_gives_the_adapter_or_the_problems(tmp_path: Path, koh
     assert failed.stderr == f"error: {problem}\n"
 
 
-def test_an_assumed_alpha_is_said(tmp_path: Path) -> None:
+def test_an_import_reports_an_assumed_alpha(tmp_path: Path) -> None:
     save_file(layers_of(PREFIXED), tmp_path / "simpletuner.safetensors", metadata={"format": "pt"})
     store = ("--storage", (tmp_path / "store").as_uri())
     output = run("import", str(tmp_path / "simpletuner.safetensors"), "--name", "ink", *store).output
     assert output == ("ink@1: diffusers format, 2 modules, rank 4, alpha 4 (the rank, because the file has no alpha)\n")
 
 
-def test_an_import_warns_of_what_it_cannot_know_and_of_no_effect(tmp_path: Path) -> None:
+def test_an_import_warns_of_an_unusable_alpha_and_of_no_effect(tmp_path: Path) -> None:
     zeros = {name: tensor * 0 for name, tensor in layers_of(PREFIXED).items()}
     save_file(zeros, tmp_path / "a.safetensors", metadata={"format": "pt", "ss_network_alpha": "Dynamic"})
     store = ("--storage", (tmp_path / "store").as_uri())

@@ -90,7 +90,9 @@ def test_a_whole_adapter_is_removed_with_nothing_left_but_its_highest_number(
 
 
 @pytest.mark.usefixtures("ink")
-def test_nobody_sees_half_an_adapter_while_it_is_removed(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readers_see_a_whole_adapter_or_none_while_it_is_removed(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[bool, int]] = []
     delete = storage.delete
 

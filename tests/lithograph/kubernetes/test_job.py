@@ -51,7 +51,7 @@ def test_what_is_rendered_is_valid(given: dict[str, Any], version: str) -> None:
         kubernetes_validate.validate(described, version, strict=True)
 
 
-def test_a_gpu_and_a_queue_are_asked_for() -> None:
+def test_a_job_requests_its_gpu_and_its_queue() -> None:
     _, described = job(gpus=2, queue="research").objects()
     assert described["spec"]["suspend"] is True
     assert described["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
@@ -72,7 +72,7 @@ def test_every_mount_has_its_volume_and_storage_of_s3_needs_none() -> None:
         assert {"config", "data", "adapters", "training", "models", "tmp"} - volumes == absent
 
 
-def test_the_configuration_arrives_as_it_was_said(tmp_path: Path) -> None:
+def test_the_configuration_reaches_the_job_unchanged(tmp_path: Path) -> None:
     library = tmp_path / "prompts.json"
     library.write_text(json.dumps({"cat": "一只猫"}), encoding="utf-8")
     config, _ = load_config(None, SAID | {"user_prompt_library": str(library), "output_dir": "here"})
@@ -167,7 +167,7 @@ def kubeconfig(folder: Path, url: str) -> str:
     return str(path)
 
 
-def test_no_cluster_is_said_in_one_line(tmp_path: Path) -> None:
+def test_an_unreachable_cluster_is_an_error_of_one_line(tmp_path: Path) -> None:
     where = kubeconfig(tmp_path, f"http://127.0.0.1:{free_port()}")
     done = run_lithograph("job", "list", "--kubeconfig", where, cwd=tmp_path)
     assert done.returncode == 1
@@ -202,7 +202,7 @@ def forbidding(tmp_path: Path) -> Iterator[str]:
         thread.join()
 
 
-def test_what_the_cluster_forbids_is_said(forbidding: str) -> None:
+def test_a_call_that_the_cluster_forbids_is_an_error_of_its_own(forbidding: str) -> None:
     cluster = connect(kubeconfig=forbidding)
     assert cluster.namespace == "training"
     with pytest.raises(ClusterError, match=r'forbids it: .*User "me" cannot list'):

@@ -143,7 +143,7 @@ def test_what_is_no_version_of_an_adapter_is_passed_over(storage: Storage, model
 @pytest.mark.parametrize(
     "content", [b"", b"one", b"0", b"-1", b"1_0", b"1" * 300, b"1" * 5000, "１".encode(), b"\xff", b"1 2"]
 )
-def test_a_latest_that_is_no_version_says_so(storage: Storage, content: bytes) -> None:
+def test_a_latest_that_is_no_version_is_an_error(storage: Storage, content: bytes) -> None:
     storage.create("ink/latest", content)
     with pytest.raises(AdapterError, match="not the number of a version; roll back to a version"):
         adapter.latest_version(storage, "ink")
@@ -162,7 +162,7 @@ def test_damaged_weights_are_refused_and_leave_no_file(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_manifests_that_are_broken_or_copied_say_so(storage: Storage, model: Components, file: Path) -> None:
+def test_manifests_that_are_broken_or_copied_are_errors(storage: Storage, model: Components, file: Path) -> None:
     manifest = publish(storage, "ink", draft(model.flavour, some_lora(model)), file)
     fields = json.loads(manifest.model_dump_json())
     storage.create("oil/1/manifest.json", manifest.model_dump_json().encode())

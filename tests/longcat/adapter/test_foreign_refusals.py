@@ -227,7 +227,9 @@ def configured(fields: object, targets: dict[str, tuple[int, ...]], folder: Path
 
 
 @pytest.mark.parametrize("form", ["official", "diffusers"])
-def test_configurations_say_what_is_not_in_them(targets: dict[str, tuple[int, ...]], tmp_path: Path, form: str) -> None:
+def test_a_configuration_has_pefts_defaults_and_must_be_a_json_object(
+    targets: dict[str, tuple[int, ...]], tmp_path: Path, form: str
+) -> None:
     assert configured({"r": 4}, targets, tmp_path, form=form).weights.alpha == 8  # as PEFT fills it in
     for broken, message in (("{", "not JSON"), ("[]", "not a JSON object")):
         with pytest.raises(AdapterError, match=message):
@@ -268,7 +270,9 @@ def test_nothing_is_unpickled(targets: dict[str, tuple[int, ...]], tmp_path: Pat
         read_foreign(tmp_path / "a.safetensors", targets)
 
 
-def test_a_directory_has_to_say_which_file(targets: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
+def test_a_directory_with_several_files_needs_the_name_of_one(
+    targets: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
     with pytest.raises(AdapterError, match=r"neither adapter_model\.safetensors nor .* files: none; name the file"):
         read_foreign(tmp_path, targets)
     for name in ("a", "b"):

@@ -43,7 +43,7 @@ def version(model: Components, tmp_path: Path) -> tuple[Path, Manifest]:
         ({"target_modules": ("x",)}, r'its manifest gives target_modules \["x"\], and its weights have'),
     ],
 )
-def test_weights_that_are_not_what_their_manifest_says_are_refused(
+def test_weights_that_contradict_their_manifest_are_refused(
     version: tuple[Path, Manifest], changes: dict[str, Any], message: str
 ) -> None:
     path, manifest = version

@@ -57,7 +57,7 @@ def test_gradients_flow_through_a_base_quantized_for_training(flavour: Flavour, 
     assert hidden.grad.abs().max() > 0
 
 
-def test_a_quantized_text_encoder_still_tells_prompts_apart(flavour: Flavour) -> None:
+def test_a_quantized_text_encoder_still_separates_prompts(flavour: Flavour) -> None:
     whole = load(flavour, device="cpu", dtype="bfloat16")
     small = load(flavour, device="cpu", dtype="bfloat16", text_encoder_precision=Precision.INT8_TORCHAO)
     apple, same, other = (encode(m, p) for m, p in ((whole, "苹果"), (small, "苹果"), (small, "一只猫")))

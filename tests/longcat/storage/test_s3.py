@@ -71,7 +71,7 @@ def _credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["option", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
-def test_a_store_that_knows_no_checksums_is_published_to(
+def test_a_store_without_checksums_is_published_to(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
 ) -> None:
     large = tmp_path / "large"

@@ -99,7 +99,7 @@ def test_keys_that_could_leave_the_root_are_refused(tmp_path: Path, key: str) ->
         FileStorage(tmp_path).create(key, b"")
 
 
-def test_s3_refusals_say_what_to_do(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_s3_have_a_remedy(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         StorageError, match=r"bucket of .* does not exist: S3 answered NoSuchBucket: .*; create it first"
     ):

@@ -88,7 +88,7 @@ def test_processes_share_a_directory_that_has_room_for_one_file(manifests: list[
     assert {path.stat().st_size for path in (tmp_path / "shared").iterdir()} == {manifests[0].weights.size_bytes}
 
 
-def test_one_download_serves_all_who_wait_for_it(manifests: list[Manifest], model: Components, tmp_path: Path) -> None:
+def test_concurrent_requests_share_one_download(manifests: list[Manifest], model: Components, tmp_path: Path) -> None:
     service = Service(FileStorage(tmp_path / "root"), model, tmp_path / "downloads")
     with ThreadPoolExecutor(8) as pool:
         adapters = list(pool.map(service.registry.resolve, ["a0"] * 8))

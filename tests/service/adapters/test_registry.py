@@ -44,7 +44,7 @@ def test_a_new_version_is_what_the_name_means_and_an_old_one_can_still_be_named(
             registry.resolve(reference)
 
 
-def test_a_name_that_a_look_is_just_dealing_with_is_served_at_once(
+def test_a_name_that_is_being_read_by_a_poll_is_served_at_once(
     storage: Storage, service: Service, model: Components, tmp_path: Path, some_lora: Callable[..., LoraWeights]
 ) -> None:
     put(storage, model, tmp_path / "new", "ink", some_lora(1))

@@ -31,7 +31,7 @@ def begin_together(harness: EngineHarness, *names: str) -> None:
         assert time.monotonic() < deadline
 
 
-def test_sizes_take_turns_and_a_newcomer_joins_at_the_next_step(harness: Callable[..., EngineHarness]) -> None:
+def test_sizes_alternate_and_a_new_request_joins_at_the_next_step(harness: Callable[..., EngineHarness]) -> None:
     s = harness()
     s.submit("small", steps=12)
     s.submit("wide", steps=12, width=128)
@@ -129,7 +129,7 @@ def test_a_picture_that_cannot_be_decoded_or_an_adapter_that_is_not_there_fails_
     assert all(adapter.pictures == 0 for adapter in s.engine.slot_table.loaded)
 
 
-def test_a_slow_download_holds_up_nobody_else(harness: Callable[..., EngineHarness]) -> None:
+def test_a_slow_download_delays_no_other_request(harness: Callable[..., EngineHarness]) -> None:
     s = harness(adapter_slots=2)
     for i in range(3):
         s.submit(f"slow{i}", "slow")

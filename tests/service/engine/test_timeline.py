@@ -30,7 +30,7 @@ def test_waiting_twice_is_one_phase_and_closing_ends_what_is_open() -> None:
     assert timeline.seconds() == {Phase.QUEUE: 3.5, Phase.TEXT: 0.5}
 
 
-def test_labels_that_people_choose_are_bounded() -> None:
+def test_labels_with_values_of_users_are_bounded() -> None:
     bounded = Bounded(2)
     assert [bounded("128x128", name) for name in ("a", "b", "c", "a")] == [
         ("128x128", "a"), ("128x128", "b"), ("(other)", "(other)"), ("128x128", "a"),

@@ -98,7 +98,7 @@ def test_metrics_are_text_for_an_accept_header_that_means_nothing(client: httpx.
         ("/v1/unload_lora_adapter", {f"field_{i}": 1 for i in range(3_000)}, 2_980),
     ],
 )
-def test_twenty_problems_are_told_and_the_others_counted(
+def test_a_reply_lists_twenty_problems_and_counts_the_rest(
     client: httpx.Client, server: RunningServer, endpoint: str, body: dict[str, Any], hidden: int
 ) -> None:
     before = len(server.log_text())

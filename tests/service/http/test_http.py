@@ -32,7 +32,7 @@ def test_either_language_gives_a_picture_of_a_red_apple(client: httpx.Client, pr
     assert corner.min() > 215, f"the corner is not white: {corner}"
 
 
-def test_a_reply_says_seed_model_and_timings_and_the_png_carries_its_recipe(client: httpx.Client) -> None:
+def test_a_reply_gives_seed_model_and_timings_and_the_png_carries_its_recipe(client: httpx.Client) -> None:
     reply = client.post("/generate", json=APPLE | {"width": 192, "height": 64})
     info = client.get("/v1/info").json()
     assert reply.headers["x-seed"] == "1"
@@ -158,7 +158,7 @@ def test_requests_that_wait_are_counted_and_all_answered(client: httpx.Client) -
     assert metric(client, "lithograph_requests_in_progress") == 0
 
 
-def test_a_client_that_leaves_while_it_sends_is_no_error(server: RunningServer, client: httpx.Client) -> None:
+def test_a_client_that_disconnects_while_it_sends_is_no_error(server: RunningServer, client: httpx.Client) -> None:
     before = metric(client, "lithograph_requests_total", status="499")
     with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
         connection.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")

@@ -87,7 +87,7 @@ def choice(gib: float, **wanted: object) -> ServingPlan:
     return made.plan
 
 
-def test_cards_that_people_own_are_served_without_options() -> None:
+def test_common_gpus_are_served_without_options() -> None:
     small, middle, large = (choice(gib).workload for gib in (15.6, 23.5, 79.2))
     assert (small.precision, small.text_encoder_precision, small.offload) == ("int8-torchao", "int8-torchao", "model")
     assert (middle.precision, middle.text_encoder_precision, middle.offload) == ("int8-torchao", "int8-torchao", "none")

@@ -181,7 +181,7 @@ def test_what_fails_is_marked_and_what_is_refused_has_its_status(collector: Coll
     assert denoise.status.code == Status.STATUS_CODE_ERROR
 
 
-def test_who_does_not_want_to_be_traced_is_not(collector: Collector, traced: RunningServer) -> None:
+def test_a_request_that_is_not_sampled_by_its_client_is_not_traced(collector: Collector, traced: RunningServer) -> None:
     unsampled = "5" * 32
     headers = {"traceparent": f"00-{unsampled}-{CALLER}-00"}
     assert httpx.post(f"{traced.url}/generate", json=DRAW, headers=headers, timeout=120).status_code == 200

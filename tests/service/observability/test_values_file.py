@@ -80,7 +80,7 @@ def test_counts_of_ended_processes_are_added_up(tmp_path: Path) -> None:
     assert stored(total) == {"each": 3.0, "of 11": 11.0, "of 12": 12.0, "of 13": 13.0}
 
 
-def test_without_room_nothing_is_folded_and_nothing_lost(small_disk: Path) -> None:
+def test_on_a_full_disk_nothing_is_folded_and_nothing_lost(small_disk: Path) -> None:
     file = ValuesFile(str(small_disk / "counter_11.db"))
     file.write_value("one", 1.0, 0.0)
     fill(small_disk)

@@ -85,7 +85,7 @@ def test_a_command_that_fails_is_answered_and_the_next_is_carried_out(renderer: 
     assert [status.name for status in reply.adapters] == ["ink"]
 
 
-def test_lists_do_not_wait_for_a_storage_that_hangs_nor_is_done_what_nobody_waits_for(
+def test_lists_do_not_wait_for_a_storage_that_hangs_and_abandoned_commands_are_dropped(
     renderer: Renderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hanging = Queue[None]()

@@ -18,7 +18,7 @@ from tests.service.family import Family
 from tests.service.http.replies import APPLE
 
 
-def test_http_answers_while_the_model_loads_and_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_http_answers_while_the_model_loads_and_sigterm_ends_every_process(tmp_path: Path) -> None:
     with serve(tmp_path, "--precision", "int8-torchao", "--dtype", "bfloat16", wait=False) as server:
         phases = []
         deadline = time.monotonic() + 120

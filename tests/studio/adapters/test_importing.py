@@ -66,7 +66,7 @@ def test_a_refused_file_has_its_reason_in_chinese(
     assert "incoming" not in reply.text
 
 
-def test_an_import_that_ends_without_a_reply_is_told_with_its_exit_code(
+def test_an_import_that_ends_without_a_reply_is_an_error_with_its_exit_code(
     visitor: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LITHOGRAPH_ADAPTERS_IMPORT_MAX_RANK", "none")  # a usage error of the child: no JSON
@@ -122,7 +122,7 @@ def test_an_import_for_a_model_that_is_not_known_here_is_refused_with_what_to_do
         ("ink", None, "file", "missing; add it"),
     ],
 )
-def test_what_is_no_adapter_is_refused_at_the_door(
+def test_a_file_that_is_no_adapter_is_refused_before_the_import(
     visitor: TestClient, name: str, file: tuple[str, bytes] | None, field: str, problem: str
 ) -> None:
     files = {"file": file} if file else {"other": ("y", b"")}

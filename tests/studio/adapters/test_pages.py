@@ -37,7 +37,7 @@ def test_an_adapter_is_listed_with_what_the_service_makes_of_it(visitor: TestCli
     assert visitor.get(f"/adapters/list?seen={digest}").status_code == 204
 
 
-def test_a_version_says_where_it_came_from(visitor: TestClient, trained: str) -> None:
+def test_a_version_shows_its_origin(visitor: TestClient, trained: str) -> None:
     page = visitor.get(f"/adapters/{trained}/2").text
     for fact in ("learning_rate", "0.0002", "dddddddddddd", "from 0.9000 to 0.4000", "一只猫", "Lithograph 0.1.0"):
         assert fact in page
@@ -113,7 +113,7 @@ def test_removing_a_version_and_then_all(
     assert visitor.delete("/adapters/gone", headers=HTMX).status_code == 404
 
 
-def test_storage_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
+def test_unreachable_storage_is_shown_as_an_error(tmp_path: Path) -> None:
     (tmp_path / "adapters").write_text("a file where a directory should be")
     visitor = TestClient(create_app(StudioConfig(home=tmp_path)), base_url=HERE)
     reply = visitor.get("/adapters", headers={"Accept": "text/html"})

@@ -59,7 +59,7 @@ def engine_of(studio: RunningStudio) -> psutil.Process:
     return engine
 
 
-def test_what_is_asked_for_while_the_model_is_loading_is_drawn_as_it_was_asked_for(
+def test_a_request_that_is_sent_while_the_model_is_loading_is_drawn_unchanged(
     studio: RunningStudio, browser: Browser
 ) -> None:
     studio.stop()
@@ -79,7 +79,7 @@ def test_what_is_asked_for_while_the_model_is_loading_is_drawn_as_it_was_asked_f
         expect(page.get_by_role("checkbox", name="wash@1")).to_be_checked()
 
 
-def test_adapters_that_are_known_before_the_page_hears_of_the_model_are_offered_beside_what_was_chosen(
+def test_adapters_are_offered_beside_the_chosen_one_before_the_model_is_loaded(
     studio: RunningStudio, browser: Browser
 ) -> None:
     studio.stop()

@@ -57,7 +57,7 @@ def test_the_service_of_a_studio_that_is_killed_ends(studio: RunningStudio) -> N
     assert not psutil.wait_procs(family, timeout=SECONDS)[1]
 
 
-def test_a_studio_that_chooses_its_model_says_why_in_both_languages(tmp_path: Path) -> None:
+def test_a_studio_that_chooses_its_model_gives_the_reason_in_both_languages(tmp_path: Path) -> None:
     with running_studio(tmp_path / "home", "--flavour", "auto") as studio:
         service(studio)
         deadline = time.monotonic() + START_SECONDS

@@ -117,7 +117,7 @@ def ask(scans: Scans, datasets: Datasets, terms: ScanTerms) -> Inventory:
     return found
 
 
-def test_a_scan_says_what_the_trainer_would(datasets: Datasets, scans: Scans) -> None:
+def test_a_scan_reports_what_the_trainer_would(datasets: Datasets, scans: Scans) -> None:
     given = files(
         a__png=png(), a__txt=b"a cat", b__png=png(256, 128), b__txt="一只猫".encode(), c__png=png(),
         long__png=png(), long__txt=b"word " * 60,

@@ -106,7 +106,7 @@ def test_selected_pictures_are_deleted_and_the_filter_stays(visitor: TestClient,
     assert ids(gallery) == rest[1:]
 
 
-def test_nothing_selected_is_said(visitor: TestClient) -> None:
+def test_an_empty_selection_is_an_error(visitor: TestClient) -> None:
     reply = visitor.post("/gallery/delete", headers=HTMX)
     assert reply.status_code == 422
     assert "no picture is selected" in reply.text

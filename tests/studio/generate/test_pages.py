@@ -65,7 +65,7 @@ def picture_of(studio: TestClient, picture_id: str) -> GalleryPicture:
     return studio_of(studio).gallery.get(picture_id)
 
 
-def test_a_form_becomes_pictures_that_remember_their_recipe(visitor: TestClient) -> None:
+def test_a_form_becomes_pictures_with_their_recipe(visitor: TestClient) -> None:
     reply = visitor.post("/generate", data=FORM | {"seed": "7", "num_images": "2"}, headers=HTMX)
     first, second = drawn(visitor, reply.text)[:2]
     kept = [picture_of(visitor, picture) for picture in (first, second)]
@@ -157,7 +157,7 @@ def test_what_is_wrong_is_named_with_its_remedy(
     assert remedy in reply.text
 
 
-def test_what_the_service_refuses_is_said_in_the_stream(visitor: TestClient) -> None:
+def test_a_rejection_of_the_service_is_an_event_of_the_stream(visitor: TestClient) -> None:
     reply = visitor.post("/generate", data=FORM | {"prompt": "word " * 200}, headers=HTMX)
     generation = re.findall(r'id="drawing-(\w+)"', reply.text)[0]
     wait_for(lambda: generation not in visitor.get("/generate").text)
@@ -221,7 +221,7 @@ def test_the_usual_sizes_are_ones_that_can_be_drawn() -> None:
     assert small.sizes() == [(128, 128)]
 
 
-def test_a_recipe_says_its_adapters_as_the_client_takes_them() -> None:
+def test_a_recipe_has_its_adapters_in_the_clients_form() -> None:
     recipe = PictureRecipe(prompt="x", seed=1, adapters=(ScaledAdapter(name="ink@2", scale=0.5),))
     assert recipe.options() == {
         "negative_prompt": "", "seed": 1, "num_images": 1,

@@ -114,7 +114,7 @@ def test_a_job_on_the_cluster_is_stopped_resumed_and_deleted(jobs: JobQueue, api
     assert jobs.list() == []
 
 
-def test_whoever_follows_a_log_hears_why_there_is_none_yet(
+def test_following_a_log_shows_why_there_is_none_yet(
     api: Api, settings: ClusterSettings, jobs: JobQueue, tmp_path: Path
 ) -> None:
     identity = jobs.submit(config(tmp_path), name="cats", executor="kubernetes").id
@@ -170,7 +170,7 @@ def test_what_the_pod_cannot_see_is_refused_at_once(jobs: JobQueue, tmp_path: Pa
     assert jobs.list() == []
 
 
-def test_a_cluster_that_is_away_changes_nothing_but_what_is_said(jobs: JobQueue, tmp_path: Path) -> None:
+def test_an_unreachable_cluster_changes_only_the_message(jobs: JobQueue, tmp_path: Path) -> None:
     identity = jobs.submit(config(tmp_path), name="cats", executor="kubernetes").id
     jobs.tick()
     kubeconfig(tmp_path, f"http://127.0.0.1:{free_port()}")

@@ -47,7 +47,7 @@ def submitted(visitor: TestClient, tmp_path: Path) -> tuple[JobQueue, str]:
 
 
 @pytest.mark.parametrize(("waiting", "text"), WAITS)
-def test_a_waiting_job_says_in_chinese_what_it_waits_for(
+def test_the_page_of_a_waiting_job_has_the_reason_in_chinese(
     page: TestClient, api: Api, tmp_path: Path, waiting: dict[str, Any], text: str
 ) -> None:
     _, identity = submitted(page, tmp_path)
@@ -58,7 +58,7 @@ def test_a_waiting_job_says_in_chinese_what_it_waits_for(
 @pytest.mark.parametrize(
     ("suspended", "text"), [(True, "已挂起：所属队列尚未准入"), (False, "没有节点能满足所申请的资源或卷")]
 )
-def test_a_job_without_a_container_says_in_chinese_what_it_waits_for(
+def test_the_page_of_a_job_without_a_container_has_the_reason_in_chinese(
     page: TestClient, api: Api, tmp_path: Path, suspended: bool, text: str
 ) -> None:
     _, identity = submitted(page, tmp_path)
@@ -74,7 +74,7 @@ def test_a_job_without_a_container_says_in_chinese_what_it_waits_for(
 
 
 @pytest.mark.parametrize(("reason", "terminated", "text"), ENDS)
-def test_a_failed_job_says_in_chinese_why(
+def test_the_page_of_a_failed_job_has_the_reason_in_chinese(
     page: TestClient, api: Api, tmp_path: Path, reason: str, terminated: dict[str, Any], text: str
 ) -> None:
     jobs, identity = submitted(page, tmp_path)
@@ -86,7 +86,7 @@ def test_a_failed_job_says_in_chinese_why(
     assert jobs.get(identity).exit_code == terminated["exitCode"]
 
 
-def test_the_page_offers_the_cluster_and_says_beside_the_field_what_it_lacks(
+def test_the_page_offers_the_cluster_and_shows_problems_beside_their_fields(
     api: Api, settings: ClusterSettings, tmp_path: Path
 ) -> None:
     file = tmp_path / "cluster.json"

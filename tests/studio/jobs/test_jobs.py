@@ -177,7 +177,7 @@ def test_a_studio_that_ends_with_its_processes_has_trainings_saved_and_queued_ag
     assert view.run.state == "preempted"
 
 
-def test_a_job_that_is_killed_is_told_from_one_that_failed(open_jobs: Callable[[], JobQueue], pictures: Path) -> None:
+def test_a_job_that_is_killed_differs_from_one_that_failed(open_jobs: Callable[[], JobQueue], pictures: Path) -> None:
     jobs = open_jobs()
     identity = jobs.submit(config(pictures, 100_000), name="victim").id
     jobs.tick()
@@ -222,7 +222,7 @@ def test_a_job_whose_shell_is_killed_leaves_no_trainer_and_goes_on_from_what_it_
     assert (view.state, view.run.state) == (State.KILLED, "preempted"), jobs.log_tail(identity)
 
 
-def test_a_job_that_fails_says_why(open_jobs: Callable[[], JobQueue], tmp_path: Path) -> None:
+def test_a_failed_job_has_its_reason(open_jobs: Callable[[], JobQueue], tmp_path: Path) -> None:
     jobs = open_jobs()
     (tmp_path / "empty").mkdir()
     identity = jobs.submit(config(tmp_path / "empty", 1), name="nothing").id
@@ -246,9 +246,7 @@ def test_another_process_of_the_same_number_is_not_the_job(open_jobs: Callable[[
     assert jobs.get(identity).state is State.STOPPED
 
 
-def test_a_job_that_cannot_be_read_or_asked_for_hides_no_other(
-    open_jobs: Callable[[], JobQueue], pictures: Path
-) -> None:
+def test_a_job_that_cannot_be_read_hides_no_other(open_jobs: Callable[[], JobQueue], pictures: Path) -> None:
     jobs = open_jobs()
     torn, far, good = (jobs.submit(config(pictures, 1), name=name).id for name in ("torn", "far", "good"))
     record = jobs.get(torn).folder / "job.json"

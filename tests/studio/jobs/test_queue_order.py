@@ -47,7 +47,7 @@ def test_changed_prompts_stand_for_the_configured_ones(tmp_path: Path) -> None:
     assert jobs.prompts(job) == ("一只猫", "a dog")
 
 
-def test_a_log_is_told_by_its_events_and_progress_once() -> None:
+def test_a_log_shows_its_events_and_the_latest_progress_once() -> None:
     problem = Problem(code="blank", template="blank", field="prompt")
     lines = [
         {"event": "started", "total_steps": 9, "time": "2026-11-27T01:00:00Z"},

@@ -11,7 +11,7 @@ from tests import ROOT
 from trainer.config.options import TrainConfig
 
 
-def test_every_option_is_on_the_form_and_told_in_both_languages() -> None:
+def test_every_option_is_on_the_form_with_a_text_in_both_languages() -> None:
     assert set(fields()) | SET_BY_STUDIO == set(TrainConfig.model_fields)
     english, chinese = option_names("en"), option_names("zh")
     for name in fields():
@@ -21,7 +21,7 @@ def test_every_option_is_on_the_form_and_told_in_both_languages() -> None:
         assert re.search(r"[一-鿿]", chinese[name].help) or name == "model_family"
 
 
-def test_a_form_that_nobody_touched_is_the_default() -> None:
+def test_an_unchanged_form_is_the_default() -> None:
     reading = read_form(as_typed({}))
     assert (reading.options, reading.config, reading.problems) == ({}, TrainConfig(), ())
 

@@ -65,7 +65,7 @@ def cats(visitor: TestClient, tmp_path: Path) -> Path:
     return tmp_path / "home" / "datasets" / "cats"
 
 
-def test_an_upload_becomes_a_dataset_and_says_what_was_refused(visitor: TestClient, tmp_path: Path) -> None:
+def test_an_upload_becomes_a_dataset_and_lists_the_rejected_files(visitor: TestClient, tmp_path: Path) -> None:
     assert "No datasets yet" in visitor.get("/datasets").text
     reply = upload(visitor, **HTMX)
     assert reply.status_code == 200
@@ -110,7 +110,7 @@ def test_what_is_no_picture_though_it_is_called_one_has_a_sign_in_its_place(visi
     assert "是文本，不是图片" in view(visitor, cats)
 
 
-def test_what_a_start_lacked_is_still_said_when_the_form_is_checked(visitor: TestClient) -> None:
+def test_missing_fields_of_a_start_are_still_shown_when_the_form_is_checked(visitor: TestClient) -> None:
     empty = {"model_flavour": "embedded", "resolution": "128"}
     refused = visitor.post("/train", data=empty)
     assert refused.status_code == 422

@@ -94,7 +94,7 @@ def test_its_own_pages_and_programs_do(visitor: TestClient, headers: dict[str, s
     assert set_language(visitor, **headers).status_code == 303
 
 
-def test_every_reply_says_what_a_browser_may_do(visitor: TestClient) -> None:
+def test_every_reply_has_a_content_security_policy(visitor: TestClient) -> None:
     for path in ("/generate", "/login", "/nothing", "/static/studio.js"):
         reply = visitor.get(path, headers=HTML)
         policy = reply.headers["content-security-policy"]
@@ -111,7 +111,7 @@ def test_other_machines_need_a_token(tmp_path: Path) -> None:
         StudioConfig(home=tmp_path, host="0.0.0.0", token="short")
 
 
-def test_a_stranger_is_sent_to_log_in_and_a_program_is_told(stranger: TestClient) -> None:
+def test_without_a_login_a_browser_is_redirected_and_a_program_gets_an_error(stranger: TestClient) -> None:
     assert stranger.get("/generate", headers=HTML).headers["location"] == "/login"
     refused = stranger.get("/service")
     assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")

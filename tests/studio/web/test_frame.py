@@ -18,7 +18,7 @@ from tests.studio.web.visitors import HERE, HTML
 TEMPLATES = sorted((ROOT / "studio" / "templates").rglob("*.html"))
 
 
-def test_bodies_are_limited_also_those_that_do_not_say_how_long_they_are(visitor: TestClient) -> None:
+def test_bodies_are_limited_with_and_without_a_content_length(visitor: TestClient) -> None:
     def endless() -> Iterator[bytes]:
         yield from (b"x" * 65536 for _ in range(10))
 
@@ -36,7 +36,7 @@ def test_bodies_are_limited_also_those_that_do_not_say_how_long_they_are(visitor
         ("x;q=y", "en"),
     ],
 )  # fmt: skip
-def test_the_browser_says_which_language(visitor: TestClient, accepted: str, expected: str) -> None:
+def test_the_language_is_that_of_the_browser(visitor: TestClient, accepted: str, expected: str) -> None:
     page = visitor.get("/nothing", headers=HTML | {"Accept-Language": accepted}).text
     assert f'<html lang="{expected}"' in page
 
@@ -68,7 +68,7 @@ def test_a_wrong_field_is_named_with_its_value_and_what_to_give(visitor: TestCli
     assert "auto, light, dark" in reply.text
 
 
-def test_every_language_says_everything() -> None:
+def test_every_language_has_every_text() -> None:
     catalogues = load_languages()
     first, *others = catalogues.values()
     for other in others:
@@ -139,7 +139,7 @@ def test_everything_is_here_with_its_licence() -> None:
     assert set(LANGUAGES) == {path.name for path in (ROOT / "studio" / "locales").iterdir()}
 
 
-def test_details_that_do_not_fit_the_form_are_told_in_english() -> None:
+def test_details_without_a_translation_are_in_english() -> None:
     problem = Problem(
         code="prompt_too_long", template="has 40 tokens", remedy_template="shorten it", details={"count": 40}
     )

@@ -44,7 +44,7 @@ def test_the_usual_buckets_are_aligned_and_of_the_given_area(number: float, kind
 
 
 @given(width=SIDES, height=SIDES, number=st.floats(64, 2048), style=STYLES, digest=st.binary())
-def test_a_crop_lies_in_the_resized_picture_which_keeps_its_shape(
+def test_a_crop_is_inside_the_resized_picture_which_keeps_its_aspect(
     width: int, height: int, number: float, style: str, digest: bytes
 ) -> None:
     chosen = choose(width, height, choices(number))
@@ -76,7 +76,7 @@ def test_sizes_are_taken_as_they_are_given() -> None:
     assert choices(512.0, resolution="1344x768,1024x1024") == (bucket(1024, 1024), bucket(1344, 768))
 
 
-def test_the_sizes_of_a_megapixel_are_those_that_longcat_knows() -> None:
+def test_the_sizes_of_a_megapixel_are_those_of_longcat() -> None:
     assert {bucket(1024, 1024), bucket(1344, 768), bucket(768, 1344), bucket(1152, 896)} <= set(choices(1024.0))
     assert choices(128.0) == (bucket(128, 128),)
     assert bucket(1024, 1024) in choices(1.0, kind="area")

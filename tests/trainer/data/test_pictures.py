@@ -72,7 +72,7 @@ def test_formats_with_loss(format_: str) -> None:
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_the_picture(format_: str, orientation: int) -> None:
+def test_pictures_are_rotated_by_their_exif_orientation(format_: str, orientation: int) -> None:
     upright = np.zeros((32, 64, 3), np.uint8)
     upright[:16, :32], upright[:16, 32:], upright[16:, :32] = RED, GREEN, BLUE
     as_stored = {

@@ -20,7 +20,7 @@ def config(**options: object) -> TrainConfig:
 BEFORE = recorded_options(config(), processes=1)
 
 
-def test_nothing_is_said_of_options_that_are_the_same() -> None:
+def test_unchanged_options_are_not_reported() -> None:
     for same in (config(), config(lora_alpha=16, resume_from_checkpoint="latest")):
         assert continue_with(same, BEFORE, processes=1, step=5) == (same, [])
 

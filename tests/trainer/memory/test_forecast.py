@@ -33,7 +33,7 @@ def test_auto_takes_what_slows_down_least_where_everything_fits(flavour: Flavour
     assert (decided.base_model_precision, decided.gradient_checkpointing) == ("no_change", False)
 
 
-def test_auto_gives_up_speed_where_memory_is_short(flavour: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_trades_speed_for_memory_where_memory_is_short(flavour: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
     given = config(base_model_precision="auto", gradient_checkpointing="auto", train_batch_size=4)
     monkeypatch.setattr(forecasts, "device_bytes", lambda _: 75 * 2**20)
     decided = forecasts.decide(given, flavour, CPU)

@@ -50,7 +50,7 @@ def test_an_option_that_cannot_change_is_refused_before_a_model_is_loaded(pictur
 
 
 @pytest.mark.parametrize("steps", [2, 1])
-def test_a_run_without_steps_left_says_so_and_publishes_nothing(pictures: Path, run: Path, steps: int) -> None:
+def test_a_run_without_steps_left_is_logged_and_publishes_nothing(pictures: Path, run: Path, steps: int) -> None:
     storage = (run.parent / "adapters").as_uri()
     published = {"publish_to": storage, "adapter_name": "flat"}
     if steps == 2:  # not published so far: this is still to do

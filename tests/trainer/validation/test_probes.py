@@ -14,7 +14,7 @@ def samples(folder: Path, count: int, **given: object) -> tuple[Sample, ...]:
     return look(config(folder, dataset_type="eval", **given), allow_empty=True).held_out
 
 
-def test_languages_take_turns_and_every_band_has_its_part(tmp_path: Path) -> None:
+def test_languages_alternate_and_every_band_has_its_part(tmp_path: Path) -> None:
     probes = probes_of(samples(tmp_path / "set", 40), most=16)
     assert Counter(probe.language for probe in probes) == {"zh": 8, "en": 8}
     for language in ("zh", "en"):

@@ -59,7 +59,7 @@ def test_a_training_stops_when_patience_is_over() -> None:
     assert card(*losses).until(30, 1).is_stopped
 
 
-def test_findings_say_what_the_figures_mean() -> None:
+def test_findings_explain_the_figures() -> None:
     assert codes(card(0.9, 0.7, 0.8)) == ["report_overfit"]
     assert codes(card(0.9, 0.7, 0.705)) == ["report_converged"]
     assert codes(card(0.9, 0.8, 0.7), True, False) == ["report_still_improving", "report_copies"]

@@ -110,7 +110,7 @@ def test_a_picture_is_bitwise_the_same_whatever_its_neighbours_use(flavour: Flav
     assert torch.equal(together[1].latents_1NC, without.latents_1NC)
 
 
-def test_a_slot_forgets_the_magnitudes_of_the_adapter_before(model: Components) -> None:
+def test_a_slot_keeps_no_magnitudes_of_the_adapter_before(model: Components) -> None:
     dora, lora = random_dora(model, seed=1, only=("",)), random_lora(lora_targets(model.transformer), seed=2)
     used, fresh = filled_slots(model, [dora]), filled_slots(model, [lora])
     used.load(0, lora)
@@ -150,9 +150,7 @@ def test_lengths_are_those_of_the_weights_that_compute(flavour: Flavour, precisi
         torch.testing.assert_close(rescaling.gain[0, 0], expected, rtol=1e-3, atol=0)
 
 
-def test_files_keep_magnitudes_and_are_read_by_all_who_should(
-    model: Components, flavour: Flavour, tmp_path: Path
-) -> None:
+def test_files_keep_magnitudes_except_comfyuis(model: Components, flavour: Flavour, tmp_path: Path) -> None:
     weights = random_dora(model, seed=1, alpha=8)
     save_lora(weights, tmp_path / "dora.safetensors")
     targets = lora_targets(model.transformer)

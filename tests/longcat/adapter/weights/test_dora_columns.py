@@ -115,7 +115,7 @@ def test_a_picture_is_bitwise_the_same_beside_other_kinds(
         assert torch.equal(together[i].latents_1NC, alone.latents_1NC), i
 
 
-def test_what_cannot_be_kept_or_told_is_refused_by_name(
+def test_column_magnitudes_that_cannot_be_written_or_read_are_refused_by_name(
     model: Components, tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
     weights = read(model, tensors, tmp_path).weights

@@ -161,7 +161,7 @@ def test_products_that_overflow_are_refused(model: Components) -> None:
         check_lora(large, lora_targets(model.transformer), max_rank=8, dtype=torch.float16)
 
 
-def test_an_untrained_adapter_is_said_to_change_nothing(model: Components, tmp_path: Path) -> None:
+def test_an_untrained_adapter_is_found_to_change_nothing(model: Components, tmp_path: Path) -> None:
     network = create(copy.deepcopy(model.transformer), **KINDS["loha"])
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, tmp_path / "a.safetensors")
     foreign = read_foreign(tmp_path / "a.safetensors", linear_modules(model.transformer))

@@ -72,7 +72,7 @@ def test_a_request_without_the_key_gets_no_other_answer(http: httpx.Client) -> N
 
 
 @pytest.mark.parametrize("name", ["ink@" + "9" * 300, "9" * 5_000, "%2e%2e", "ink%0a", "ink%00", "a%20b", "INK", "@"])
-def test_what_cannot_be_an_adapters_name_is_refused_before_storage_is_asked(http: httpx.Client, name: str) -> None:
+def test_an_invalid_adapter_name_is_refused_without_a_call_to_storage(http: httpx.Client, name: str) -> None:
     removed = http.delete(f"/v1/adapters/{name}", headers=KEY)
     assert removed.status_code == 422, removed.text
     for action in ("load", "pin"):

@@ -91,7 +91,7 @@ def test_a_running_picture_keeps_what_it_started_with(
     assert http.post("/generate", json=body).status_code == 404
 
 
-def test_a_bad_adapter_fails_alone_and_says_why(
+def test_a_bad_adapter_fails_alone_with_its_reason(
     http: httpx.Client, storage: Storage, model: Components, tmp_path: Path
 ) -> None:
     put(storage, model, tmp_path, "wide", random_lora(lora_targets(model.transformer), seed=1, rank=17))

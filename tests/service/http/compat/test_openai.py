@@ -56,7 +56,7 @@ def test_it_draws_what_our_own_endpoint_draws(ai: openai.OpenAI, http: httpx.Cli
     assert body.data[0].revised_prompt is None
 
 
-def test_our_own_fields_go_in_extra_body_and_headers_say_what_was_done(ai: openai.OpenAI, http: httpx.Client) -> None:
+def test_our_own_fields_go_in_extra_body_and_headers_give_the_result(ai: openai.OpenAI, http: httpx.Client) -> None:
     extra = {
         "seed": 5, "steps": 4, "guidance_scale": 3.5, "negative_prompt": "green", "cfg_renorm": False,
         "adapters": [{"name": "ink", "scale": 0.5}],
@@ -143,7 +143,7 @@ def test_an_adapter_with_the_name_of_the_base_is_not_served(
 
 
 @pytest.mark.parametrize("partial_images", [0, 3])
-def test_streaming_tells_small_pictures_and_ends_with_the_picture(
+def test_a_stream_has_previews_and_ends_with_the_picture(
     ai: openai.OpenAI, http: httpx.Client, partial_images: int
 ) -> None:
     stream = ai.images.generate(
@@ -162,7 +162,7 @@ def test_streaming_tells_small_pictures_and_ends_with_the_picture(
         assert Image.open(io.BytesIO(base64.b64decode(partial.b64_json))).format == "JPEG"
 
 
-def test_streaming_several_says_which_is_which(ai: openai.OpenAI, http: httpx.Client) -> None:
+def test_a_stream_of_several_pictures_numbers_them(ai: openai.OpenAI, http: httpx.Client) -> None:
     events = list(ai.images.generate(prompt="a red apple", stream=True, n=2, extra_body={"seed": 1, "steps": 3}))
     extras = [event.model_extra or {} for event in events]
     assert [(extra["image_index"], extra["seed"]) for extra in extras] == [(0, 1), (1, 2)]
@@ -235,7 +235,7 @@ def test_an_adapter_that_is_not_there_is_not_taken_for_the_model(ai: openai.Open
     assert "nobody" in caught.value.message
 
 
-def test_a_wrong_size_is_said_once(ai: openai.OpenAI) -> None:
+def test_a_wrong_size_is_one_problem(ai: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         ai.images.generate(prompt="a red apple", size="100x100")
     assert str(caught.value.body).count("give a multiple of 64") == 1

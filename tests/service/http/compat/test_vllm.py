@@ -55,7 +55,7 @@ def test_a_file_of_another_program_is_published_by_loading_it(http: httpx.Client
     assert http.post("/generate", json=APPLE | {"adapters": [{"name": "style@2"}]}).status_code == 200
 
 
-def test_what_cannot_be_loaded_says_why(http: httpx.Client, foreign: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_has_its_reason(http: httpx.Client, foreign: Path, tmp_path: Path) -> None:
     (foreign / "link").symlink_to(tmp_path)
     (tmp_path / "x.safetensors").write_bytes(b"secret")
     for name, path, status, text in (

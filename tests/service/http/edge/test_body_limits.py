@@ -28,7 +28,7 @@ def test_a_client_that_writes_before_it_reads_sees_the_reply_to_a_large_body(
         assert connection.recv(65536).startswith(b"HTTP/1.1 %d" % status)
 
 
-def test_a_client_that_asks_before_it_sends_a_large_body_is_told_at_once(server: RunningServer) -> None:
+def test_expect_100_continue_before_a_large_body_is_answered_413_at_once(server: RunningServer) -> None:
     with closing(connect(server)) as connection:
         connection.sendall(HEAD + b"Content-Length: 67108864\r\nExpect: 100-continue\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 413")

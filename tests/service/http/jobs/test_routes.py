@@ -69,7 +69,7 @@ def test_with_json_the_job_carries_its_pictures(http: httpx.Client) -> None:
     assert http.get(f"{location}/result").json()["images"] == direct["images"]
 
 
-def test_a_cancelled_job_costs_no_more_steps_and_one_that_is_over_is_forgotten(http: httpx.Client) -> None:
+def test_a_cancelled_job_makes_no_more_steps_and_one_that_is_over_is_removed(http: httpx.Client) -> None:
     begin = steps_made(http)
     location = submit(http, **LONG)
     wait_for_steps(http, begin + 2)
@@ -114,7 +114,7 @@ def test_a_job_that_is_cancelled_at_once_is_never_drawn(http: httpx.Client) -> N
     assert steps_made(http) - begin < 10 + 10, "of a hundred"
 
 
-def test_a_job_that_fails_says_why(http: httpx.Client) -> None:
+def test_a_failed_job_has_its_reason(http: httpx.Client) -> None:
     location = submit(http, **LONG, timeout_seconds=0.3)
     job = wait_until_over(http, location)
     assert (job["status"], job["error"]["code"], job["result_url"]) == ("failed", "timeout", None)
@@ -183,7 +183,7 @@ def test_a_webhook_is_signed_and_tried_again_until_it_arrives(http: httpx.Client
     assert receiver.heard[0][0]["content-type"] == "application/json"
 
 
-def test_who_wants_no_more_webhooks_gets_none_and_failures_are_told_too(http: httpx.Client, receiver: Receiver) -> None:
+def test_410_stops_the_retries_of_a_webhook_and_failed_jobs_send_one(http: httpx.Client, receiver: Receiver) -> None:
     receiver.answers = [410]
     submit(http, **LONG, timeout_seconds=0.3, webhook_url=receiver.url)
     receiver.wait(1)

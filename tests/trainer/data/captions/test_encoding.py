@@ -55,13 +55,13 @@ def test_text_that_was_garbled_before_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [*WESTERN, *CHINESE, *TRADITIONAL, "🟫 你好", "don’t", "naïve—“x”"])
-def test_utf_8_and_utf_16_are_never_guessed(text: str) -> None:
+def test_utf_8_and_utf_16_are_detected_for_certain(text: str) -> None:
     for content in (text.encode(), codecs.BOM_UTF8 + text.encode(), text.encode("utf-16")):
         assert decode_text(content) == DecodedText(text=text)
 
 
 @pytest.mark.parametrize("text", ["一只猫", "猫", "a picture of 一只猫"])
-def test_chinese_that_could_be_utf_8_is_told_from_it(text: str) -> None:
+def test_gb18030_that_could_be_utf_8_is_detected(text: str) -> None:
     content = text.encode("gb18030")
     content.decode("utf-8")  # valid, but nonsense
     assert decode_text(content) == DecodedText(text=text, guessed="GB18030")
