@@ -34,7 +34,7 @@ def read_config(path: Path | None, arguments: list[str]) -> TrainConfig:
         if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) not in _NOT_CONFIGURATION
     }
     assigned = parse_assignments([f"{key}={value}" for key, value in from_environment.items()])
-    config, warnings = load_config(path, assigned | parse_assignments(arguments))
+    config, warnings = load_config(path, assigned, parse_assignments(arguments))
     for warning in warnings:
         log_event(_log, "config_note", logging.WARNING, note=str(warning))
     return config

@@ -13,8 +13,8 @@ from trainer.config.options import TrainConfig
 def parse_assignments(arguments: Iterable[str]) -> dict[str, Any]:
     """Parse ``--learning_rate 1e-4``, ``--learning_rate=1e-4``, ``learning_rate=1e-4`` and ``--gradient_checkpointing``.
 
-    An option that takes text gets the value as it is, quotes included; ``null`` is its default where it may be empty. A
-    list, number or switch is read as JSON. Raises ``ConfigError`` for an argument that is not an assignment.
+    An option that takes text gets the value as it is, quotes included; ``null`` is its default where it has no value by
+    default. A list, number or switch is read as JSON. Raises ``ConfigError`` for an argument that is not an assignment.
     """
     options: dict[str, Any] = {}
     pending: str | None = None
@@ -43,7 +43,7 @@ def parse_value(name: str, text: str) -> Any:
     types = set(_types_of(name))
     if tuple in types:
         parsed = _json_or(text)
-        return text if isinstance(parsed, str) else parsed
+        return parsed if isinstance(parsed, list | dict | NoneType) else text
     if types & {str, Path}:
         return None if text == "null" and NoneType in types else text
     return _json_or(text)
@@ -74,5 +74,5 @@ def _leaves(annotation: Any) -> Iterator[Any]:
 def _json_or(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -192,7 +192,7 @@ class TrainFields(BaseModel):
     # Validation.
     validation_disable: bool = False
     """Generate no validation pictures; the adapter is then published as the latest version without a check."""
-    validation_prompt: str | None = None
+    validation_prompt: str = ""
     """Prompt that is generated with the base and with the adapter."""
     validation_prompts: tuple[str, ...] = ()
     """More prompts; give both Chinese and English ones."""

@@ -17,14 +17,16 @@ from trainer.config.simpletuner.datasets import split_datasets
 from trainer.config.simpletuner.options import our_name, split_foreign
 
 
-def load_config(path: Path | None, overrides: Mapping[str, Any]) -> tuple[TrainConfig, tuple[Problem, ...]]:
+def load_config(path: Path | None, *overrides: Mapping[str, Any]) -> tuple[TrainConfig, tuple[Problem, ...]]:
     """Return the configuration in a file, changed by ``overrides``, and warnings about options without effect.
 
-    Raises ``ConfigError`` with a problem for every option that is wrong.
+    A later source overrides the earlier ones, whichever of an option's names they use. Raises ``ConfigError`` with a problem
+    for every option that is wrong.
     """
-    given = {} if path is None else _read_options(path)
-    replaced = {our_name(name) for name in overrides}
-    merged = {name: value for name, value in given.items() if our_name(name) not in replaced} | dict(overrides)
+    merged = {} if path is None else _read_options(path)
+    for source in overrides:
+        replaced = {our_name(name) for name in source}
+        merged = {name: value for name, value in merged.items() if our_name(name) not in replaced} | dict(source)
     options, warnings, problems = split_foreign(merged)
     base = Path() if path is None else path.parent
     if isinstance(named := options.get("data_backend_config"), str):

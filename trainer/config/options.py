@@ -50,6 +50,12 @@ class TrainConfig(TrainFields):
     def _sizes(cls, given: Any) -> Any:
         return parse_sizes(given)
 
+    @field_validator("validation_prompts", "validation_base_prompts", mode="before")
+    @classmethod
+    def _prompts(cls, given: Any) -> Any:
+        """Take a text for one prompt."""
+        return (given,) if isinstance(given, str) else given
+
     @field_validator("trigger_words", mode="before")
     @classmethod
     def _words(cls, given: Any) -> Any:

@@ -21,7 +21,7 @@ def with_changes(settings: PromptSettings, output_dir: Path) -> PromptSettings:
     changed = read_changed_prompts(output_dir)
     if changed is None:
         return settings
-    return replace(settings, validation_prompt=None, validation_prompts=changed, user_prompt_library=None)
+    return replace(settings, validation_prompt="", validation_prompts=changed, user_prompt_library=None)
 
 
 class NextPrompts:

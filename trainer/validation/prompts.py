@@ -23,7 +23,7 @@ class PromptSettings:
     """The options of validation prompts and their sampling, under their names in ``TrainConfig``."""
 
     validation_disable: bool
-    validation_prompt: str | None
+    validation_prompt: str
     validation_prompts: tuple[str, ...]
     validation_base_prompts: tuple[str, ...]
     user_prompt_library: Path | None

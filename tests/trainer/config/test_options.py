@@ -97,7 +97,14 @@ def test_a_negative_number_is_a_value_and_a_stray_word_is_refused() -> None:
         ('validation_prompt="你好"', '"你好"'),
         ("validation_prompt=42", "42"),
         ("revision=0123", "0123"),
-        ("validation_prompt=null", None),
+        ("validation_prompt=null", "null"),
+        ("cache_dir=null", None),
+        ('validation_prompts="你好" 的招牌', '"你好" 的招牌'),
+        ("validation_prompts=2024", "2024"),
+        ("trigger_words=1e5", "1e5"),
+        ("trigger_words=true", "true"),
+        ("data_backend_config=2024", "2024"),
+        ("lycoris_config=" + "[" * 90_000, "[" * 90_000),
         ("adapter_name=true", "true"),
         ("cache_dir=1", "1"),
         ("data_backend_config=config/data.json", "config/data.json"),
@@ -105,7 +112,7 @@ def test_a_negative_number_is_a_value_and_a_stray_word_is_refused() -> None:
         ('validation_prompts=["a", "b"]', ["a", "b"]),
         ("lora_targets=all-linear", "all-linear"),
         ('lora_targets=["to_q"]', ["to_q"]),
-        ("resolution=512", 512),
+        ("resolution=512", "512"),
         ("max_train_steps=1e3", 1000.0),
         ("use_ema=true", True),
         ("lora_alpha=null", None),
@@ -115,6 +122,13 @@ def test_a_negative_number_is_a_value_and_a_stray_word_is_refused() -> None:
 def test_a_value_is_read_by_the_type_of_its_option(argument: str, value: object) -> None:
     ((parsed),) = parse_assignments([argument]).values()
     assert parsed == value
+
+
+def test_text_options_of_several_values_keep_their_text() -> None:
+    given = ['validation_prompts="a" sign', "trigger_words=2024, ink", "resolution=512", "validation_base_prompts=true"]
+    config = loaded(parse_assignments(given))
+    assert (config.validation_prompts, config.trigger_words) == (('"a" sign',), ("2024", "ink"))
+    assert (config.resolution, config.validation_base_prompts) == ((512.0,), ("true",))
 
 
 def test_texts_become_switches_and_numbers_of_a_choice() -> None:

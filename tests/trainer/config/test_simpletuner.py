@@ -312,6 +312,14 @@ def test_a_later_source_wins_under_either_name(tmp_path: Path, other: str) -> No
     assert (config.checkpointing_steps, config.validation_steps) == (5, 7)
 
 
+def test_arguments_win_over_the_environment_under_either_name(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"checkpointing_steps": 1, "adam_beta1": 0.5}')
+    environment = {"checkpoint_step_interval": 10, "optimizer_beta1": 0.6, "validation_step_interval": 7}
+    config, _ = load_config(path, environment, {"checkpointing_steps": 5, "validation_steps": 9})
+    assert (config.checkpointing_steps, config.adam_beta1, config.validation_steps) == (5, 0.6, 9)
+
+
 def test_two_names_with_two_values_in_one_source(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, {"checkpoint_step_interval": 10, "checkpointing_steps": 5})
