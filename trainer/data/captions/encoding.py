@@ -7,7 +7,7 @@ more than one encoding is rejected.
 import codecs
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -54,12 +54,8 @@ class DecodedText:
 def decode_text(content: bytes) -> DecodedText:
     """Decode a text file. Raises ``DataError`` if no encoding explains it, several do, or its characters are lost."""
     decoded = _decoded(content)
-    if _LOST.search(decoded.text) or _is_utf8_read_as_western(decoded.text):
-        raise DataError(
-            "text_garbled",
-            "garbled: it was decoded with a wrong encoding before it was saved",
-            remedy="write it again from its source",
-        )
+    if _is_garbled(decoded.text):
+        raise _garbled()
     return decoded
 
 
@@ -82,6 +78,8 @@ def _decoded(content: bytes) -> DecodedText:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         return _guessed(content)
+    if _is_garbled(text):
+        raise _garbled()
     return (
         DecodedText(text=content.decode("gb18030"), guessed="GB18030")
         if _is_rather_gb18030(text)
@@ -111,7 +109,7 @@ def _guessed(content: bytes) -> DecodedText:
 def _is_gb18030(text: str) -> bool:
     """Return whether text is Chinese. Common characters tell it from Korean, whose bytes are Chinese ones at random."""
     characters = _chinese_characters(text)
-    return sum(char in _COMMON for char in characters) > 0.25 * len(characters)
+    return _share_of_common(characters) > 0.25
 
 
 def _is_big5(text: str) -> bool:
@@ -174,10 +172,59 @@ def _is_rather_gb18030(text: str) -> bool:
     return all(_CHINESE.match(char) for char in otherwise if not char.isascii())
 
 
-def _is_utf8_read_as_western(text: str) -> bool:
-    """Return whether a text is UTF-8 that was decoded as Windows-1252 and saved: "childâ€™s" for "child’s"."""
-    beyond = _NOT_ASCII_RUN.findall(text)
+def _is_garbled(text: str) -> bool:
+    """Return whether a text was decoded with a wrong encoding and saved: its characters are lost, or are others' bytes."""
+    return bool(_LOST.search(text)) or _is_read_as_western(text) or _is_utf8_read_as_gb18030(text)
+
+
+def _is_read_as_western(text: str) -> bool:
+    """Return whether a text is UTF-8 or GB18030 that was decoded as Windows-1252: "childâ€™s" is "child’s", ºìÉ« is 红色."""
+    runs = _NOT_ASCII_RUN.findall(text)
     try:
-        return bool(beyond) and all(len(run) >= 2 and run.encode("cp1252").decode("utf-8") for run in beyond)
-    except (UnicodeEncodeError, UnicodeDecodeError):
+        original = [b"".join(map(_western_byte, run)) for run in runs]
+    except UnicodeEncodeError:
         return False
+    return bool(runs) and (
+        all(len(run) >= 2 and _can_decode(run, "utf-8") for run in original)
+        or (
+            not _is_western(text)
+            and all(_can_decode(run, "gb18030") for run in original)
+            and _is_gb18030("".join(run.decode("gb18030") for run in original))
+        )
+    )
+
+
+def _western_byte(char: str) -> bytes:
+    """Return the byte of a character in Windows-1252; programs read its five bytes without a character as controls."""
+    return bytes([ord(char)]) if "\x80" <= char <= "\x9f" else char.encode("cp1252")
+
+
+def _can_decode(content: bytes, encoding: str) -> bool:
+    try:
+        content.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_utf8_read_as_gb18030(text: str) -> bool:
+    """Return whether a text is UTF-8 that was decoded as GB18030: 绾㈣壊 is 红色, and "child鈥檚" is "child’s"."""
+    if text.isascii() or not _can_decode(content := text.encode("gb18030", "replace"), "utf-8"):
+        return False
+    original = content.decode("utf-8")
+    if chinese := _chinese_characters(original):
+        return len(chinese) > 1 and _share_of_common(chinese) > _share_of_common(_chinese_characters(text))
+    beyond = {char for char in original if not char.isascii()}
+    return max(beyond, default="") >= "\u2000" and beyond <= _LETTERS | _TYPOGRAPHY
+
+
+def _share_of_common(characters: Sequence[str]) -> float:
+    return sum(char in _COMMON for char in characters) / max(1, len(characters))
+
+
+def _garbled() -> DataError:
+    return DataError(
+        "text_garbled",
+        "garbled: it was decoded with a wrong encoding before it was saved",
+        remedy="write it again from its source",
+    )

@@ -47,7 +47,18 @@ def test_bytes_in_doubt_are_refused(text: str, codec: str) -> None:
         decode_text(text.encode(codec))
 
 
-@pytest.mark.parametrize("text", ["childâ€™s ball", "cafÃ© street", "一个锟斤拷", "a \ufffd ball", "烫烫烫烫"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "childâ€™s ball", "cafÃ© street", "一个锟斤拷", "a \ufffd ball", "烫烫烫烫",
+        "红色的球".encode().decode("latin-1"),
+        "a red ball, 红色的球".encode("gb18030").decode("cp1252"),
+        "红色的球".encode().decode("gb18030"),
+        "一只猫坐在沙发上。".encode().decode("gb18030", "replace"),
+        "a child’s ball, 草地".encode().decode("gb18030"),
+        "a child’s ball".encode().decode("gb18030"),
+    ],
+)  # fmt: skip
 def test_text_that_was_garbled_before_is_refused(text: str) -> None:
     with pytest.raises(DataError) as caught:
         decode_text(text.encode())
