@@ -22,6 +22,7 @@ from longcat.logs import silence_import_noise
 from longcat.model.flavour import resolve
 from longcat.model.loading import load_scheduler_config
 from longcat.model.tokenizer import load_tokenizer, plain_ids
+from longcat.sampling.encoding.files import prompt_rows
 from service.config import ModelConfig
 from service.renderer import Renderer
 from service.wire.limits import Limits
@@ -30,7 +31,7 @@ from trainer.config.options import TrainConfig
 from trainer.config.settings import select
 from trainer.data.scan import take_inventory
 from trainer.encode.cache import Cache
-from trainer.encode.preparation import captions_of, encode_captions, encode_pictures, prompt_rows
+from trainer.encode.preparation import captions_of, encode_captions, encode_pictures
 from trainer.loop.step import Batches, BatchSettings
 from trainer.model.base import prepare_model
 from trainer.run.pipeline import train

@@ -22,15 +22,16 @@ from longcat.model.loading import load_scheduler_config, load_text_encoder, load
 from longcat.model.precision import Precision
 from longcat.model.tokenizer import load_tokenizer, plain_ids
 from longcat.sampling import flow, latents
+from longcat.sampling.encoding.files import prompt_rows
+from longcat.sampling.encoding.text_encoder import position_ids
 from longcat.sampling.prompt import tokenize_prompt
-from longcat.sampling.text_encoder import position_ids
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
 from trainer.data.inventory import Inventory
 from trainer.data.pictures import read_pixels
 from trainer.data.scan import take_inventory
 from trainer.encode.cache import Cache
-from trainer.encode.preparation import Encoders, captions_of, encode_captions, encode_pictures, prompt_rows
+from trainer.encode.preparation import Encoders, captions_of, encode_captions, encode_pictures
 from trainer.loop.checkpoint import Origin
 from trainer.loop.distributed import ProcessGroup
 from trainer.loop.loop import Loop, LoopSettings, TrainableModel

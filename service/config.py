@@ -65,6 +65,11 @@ class ModelConfig(Configuration):
     quantized_dir: Annotated[str, Flag(metavar="DIRECTORY")] = "auto"
     """Directory that keeps quantized weights, which later starts read instead of quantizing again: auto is the model's own,
     none keeps none."""
+    prompt_cache_dir: Annotated[Path | None, Flag(metavar="DIRECTORY")] = None
+    """Directory that keeps the embeddings of prompts: a prompt that a server with this directory has encoded needs no text
+    encoder. Several servers and machines may share it. Its files have names of digests and hold no text."""
+    prompt_cache_mib: Annotated[int, Field(ge=64)] = 1024
+    """Size of that directory, beyond which the embeddings that were used least recently are removed."""
     compile: bool = False
     """Run the blocks through torch.compile: minutes more of warm-up, faster steps."""
 

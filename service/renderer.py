@@ -22,6 +22,7 @@ from service.adapters.cache import AdapterCache, Checks
 from service.adapters.registry import Registry
 from service.config import AdapterConfig, ModelConfig
 from service.engine.engine import Engine
+from service.engine.prompt_files import prompt_files
 from service.engine.request_state import OnEvent
 from service.engine.timeline import Timeline
 from service.memory.settings import decide
@@ -93,11 +94,12 @@ class Renderer:
             compiled=config.compile,
             background=settings.format.offload is Offload.NONE,
             memory=settings.memory,
+            prompt_files=prompt_files(self.model, config),
         )
         self.registry = self._open_registry(adapters) if adapters else None
         self.observe: Observe | None = None
         self._unfinished: dict[str, tuple[GenerateCommand, Timeline]] = {}
-        self._counted = (0, 0, 0, 0, 0)
+        self._counted: tuple[int, ...] = (0,) * 6
 
     def submit(self, command: GenerateCommand, on_event: OnEvent) -> None:
         """Queue a request. ``on_event`` gets its events, the last of which is ``ResultEvent`` or ``ErrorEvent``."""
@@ -241,9 +243,9 @@ class Renderer:
         metrics.SLOTS_USED.set(len(engine.slot_table.loaded))
         for kind, size in memory_of(self.model.device).items():
             metrics.DEVICE_MEMORY.labels(kind).set(size)
-        counts = (engine.slot_table.loads, engine.slot_table.evictions, cache.hits, cache.misses, engine.out_of_memory)
-        hits, misses = metrics.PROMPT_CACHE.labels("hit"), metrics.PROMPT_CACHE.labels("miss")
-        counters = (metrics.SLOT_LOADS, metrics.SLOT_EVICTIONS, hits, misses, metrics.OUT_OF_MEMORY)
+        counts = (engine.slot_table.loads, engine.slot_table.evictions, engine.out_of_memory, *cache)
+        prompts = map(metrics.PROMPT_CACHE.labels, ("memory", "disk", "miss"))
+        counters = (metrics.SLOT_LOADS, metrics.SLOT_EVICTIONS, metrics.OUT_OF_MEMORY, *prompts)
         for counter, now, before in zip(counters, counts, self._counted, strict=True):
             counter.inc(now - before)
         self._counted = counts

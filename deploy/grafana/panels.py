@@ -116,9 +116,9 @@ ENGINE = [
     Panel(title="Steps", unit="ops", queries={"steps x pictures": _rate("lithograph_steps_total", "$S")},
           description="Throughput independent of the number of steps of a request."),
     Panel(title="Prompt cache", unit="percentunit", most=1,
-          queries={"found": 'sum(rate(lithograph_prompt_cache_total{$S,result="hit"}[$__rate_interval]))'
+          queries={"found": 'sum(rate(lithograph_prompt_cache_total{$S,result!="miss"}[$__rate_interval]))'
                             " / sum(rate(lithograph_prompt_cache_total{$S}[$__rate_interval]))"},
-          description="Share of prompts whose embeddings were cached."),
+          description="Share of prompts whose embeddings were cached, in memory or on disk."),
     Panel(title="Engine restarts", kind="number", unit="none", alarms=RED_IF_ANY,
           queries={"in an hour": "sum(increase(lithograph_engine_restarts_total{$S}[1h]))"},
           description="Each restart loses the requests under way."),

@@ -77,7 +77,7 @@ def place(
 ) -> None:
     """Move the components to the device, or offload them: each as a whole, or their largest layers one by one.
 
-    The text encoder's language head stays in main memory: ``longcat.sampling.rewrite`` moves it for as long as it writes.
+    The text encoder's language head stays in main memory: ``longcat.sampling.encoding.rewrite`` moves it while it writes.
     """
     components = [
         [module for module in component.modules() if module is not getattr(component, "lm_head", None)]

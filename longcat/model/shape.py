@@ -35,7 +35,7 @@ FLOAT16_MAX = 65504
 TEMPLATE_PREFIX_TOKENS = 36
 """Tokens of the prompt template before the prompt, by LongCat-Image's tokenizer; the embedded model's makes 35 of it."""
 POSITION_POLICY = "transformers-4"
-"""Numbering of the prompt's positions (``longcat.sampling.text_encoder``). Part of cache keys and of adapter manifests."""
+"""Numbering of the prompt's positions (``longcat.sampling.encoding.text_encoder``), in cache keys and adapter manifests."""
 
 WHOLE_DECODE_PIXELS = 1024 * 1024
 """Most pixels of an image that the VAE decodes as a whole on a GPU: 1.5 GiB; 2048 x 2048 px would take 6."""

@@ -26,9 +26,9 @@ from longcat.model import flavour
 from longcat.model.loading import Components, load
 from longcat.model.tokenizer import plain_ids
 from longcat.sampling import denoise
+from longcat.sampling.encoding.text_encoder import encode_prompt
 from longcat.sampling.forward import Forward
 from longcat.sampling.prompt import tokenize_prompt
-from longcat.sampling.text_encoder import encode_prompt
 from recipes.embedded import concepts
 from recipes.embedded.captions import (
     BACKGROUNDS,

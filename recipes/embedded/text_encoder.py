@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from longcat.model.tokenizer import plain_ids
+from longcat.sampling.encoding.text_encoder import position_ids
 from longcat.sampling.prompt import TEMPLATE_PREFIX, tokenize_body
-from longcat.sampling.text_encoder import position_ids
 from recipes.embedded import concepts
 from recipes.embedded.architecture import TEXT_WIDTH, build_text_encoder
 from recipes.embedded.captions import BACKGROUNDS, LANGUAGES, training_backgrounds, training_caption

@@ -31,6 +31,7 @@ from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots
 from service.engine.batch_step import BatchStep
 from service.engine.compilation import compile_forwards
+from service.engine.prompt_files import PromptFiles
 from service.engine.request_state import OnEvent, RequestState, ScheduledImage, Size
 from service.engine.scheduler import Scheduler
 from service.engine.slot_table import Adapter, SlotTable
@@ -59,12 +60,13 @@ class Engine:
         compiled: bool = False,
         background: bool = True,
         memory: StepMemory | None = None,
+        prompt_files: PromptFiles | None = None,
     ) -> None:
         """Allocate the slots; nothing runs yet.
 
         ``max_rows``: most rows of a forward at the default size (an image with guidance has two), at least 2; larger images
         get fewer. ``memory`` bounds them by bytes, too. ``background``: encode and decode in threads; False for weights that
-        are offloaded between devices.
+        are offloaded between devices. ``prompt_files``: embeddings on disk.
         """
         self.model = model
         self.forward = Forward(model.transformer, model.device, compiled=compiled)
@@ -87,6 +89,7 @@ class Engine:
             inbox=self._inbox,
             on_failure=self._fail,
             background=background,
+            prompt_files=prompt_files,
         )
         self._requests: dict[str, RequestState] = {}
         self._queue: list[RequestState] = []

@@ -1,4 +1,4 @@
-"""Prompts to embeddings: optional rewriting, the text encoder, and a cache of embeddings."""
+"""Prompts to embeddings: optional rewriting, the text encoder, and caches of embeddings in memory and on disk."""
 
 import threading
 from functools import lru_cache
@@ -11,34 +11,40 @@ from longcat.model.device.errors import first_that_fits
 from longcat.model.loading import Components
 from longcat.model.shape import PROMPT_CACHE_BYTES
 from longcat.model.tokenizer import plain_ids
-from longcat.sampling.prompt import tokenize_prompt
-from longcat.sampling.rewrite import rewrite_prompt
-from longcat.sampling.text_encoder import encode_prompt
+from longcat.sampling.encoding.rewrite import rewrite_prompt
+from longcat.sampling.encoding.text_encoder import encode_prompt
+from longcat.sampling.prompt import PromptTokens, tokenize_prompt
+from service.engine.prompt_files import PromptFiles
 
 
 class CacheCounts(NamedTuple):
-    """Cache hits and misses since the start."""
+    """Lookups of embeddings since the start: in memory, on disk, and misses."""
 
-    hits: int
+    memory: int
+    disk: int
     misses: int
 
 
 class PromptEncoder:
-    """The text encoder of one model, with a cache. All methods may be called from any thread."""
+    """The text encoder of one model, with its caches. All methods may be called from any thread."""
 
-    def __init__(self, model: Components) -> None:
+    def __init__(self, model: Components, files: PromptFiles | None) -> None:
+        """Encode nothing yet. ``files``: embeddings on disk."""
         self._model = model
+        self._files = files
+        self._counting = threading.Lock()
+        self._disk_hits = 0
         self._rewriting = threading.Lock()
         """One prompt at a time: the language head is on the device meanwhile, and so are the keys and values of the text."""
         self._max_tokens = model.flavour.settings.max_prompt_tokens
         embedding_bytes = self._max_tokens * model.transformer.config.joint_attention_dim * model.dtype.itemsize
-        self._cached_encode = lru_cache(max(1, PROMPT_CACHE_BYTES // embedding_bytes))(self._encode)
+        self._cached_encode = lru_cache(max(1, PROMPT_CACHE_BYTES // embedding_bytes))(self._find)
 
     @property
     def cache_counts(self) -> CacheCounts:
         """Return the cache hits and misses since the start."""
         info = self._cached_encode.cache_info()
-        return CacheCounts(info.hits, info.misses)
+        return CacheCounts(info.hits, self._disk_hits, info.misses - self._disk_hits)
 
     @torch.no_grad()
     def rewrite(self, prompt: str) -> str:
@@ -55,9 +61,25 @@ class PromptEncoder:
         embeds_1LJ: Tensor = self._cached_encode(prompt)
         return embeds_1LJ
 
-    def _encode(self, prompt: str) -> Tensor:
+    def _find(self, prompt: str) -> Tensor:
+        """Return the embedding on disk, or encode the prompt and keep it."""
+        if self._files is None:
+            return self._encode(self._tokens(prompt))
+        found = self._files.read(prompt)
+        if found is not None:
+            with self._counting:
+                self._disk_hits += 1
+            return found
+        tokens = self._tokens(prompt)
+        embeds_1LJ = self._encode(tokens)
+        self._files.write(prompt, embeds_1LJ, body=len(tokens.body))
+        return embeds_1LJ
+
+    def _tokens(self, prompt: str) -> PromptTokens:
+        return tokenize_prompt(prompt, plain_ids(self._model.tokenizer), max_tokens=self._max_tokens)
+
+    def _encode(self, tokens: PromptTokens) -> Tensor:
         model = self._model
-        tokens = tokenize_prompt(prompt, plain_ids(model.tokenizer), max_tokens=self._max_tokens)
 
         def encode() -> Tensor:
             return encode_prompt(

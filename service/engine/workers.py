@@ -19,6 +19,7 @@ from longcat.sampling.forward import Forward
 from longcat.sampling.updates.conditioner import Conditioner
 from service.engine.inline_executor import InlineExecutor
 from service.engine.prompt_encoder import PromptEncoder
+from service.engine.prompt_files import PromptFiles
 from service.engine.request_state import RequestState, ScheduledImage
 from service.engine.slot_table import Adapter
 from service.engine.timeline import Phase
@@ -56,13 +57,14 @@ class Workers:
         inbox: queue.SimpleQueue[Callable[[], None]],
         on_failure: Callable[[RequestState, Exception], None],
         background: bool,
+        prompt_files: PromptFiles | None,
     ) -> None:
         """Start without work.
 
         ``inbox``: calls that the step loop makes between two steps; ``on_failure`` is one. ``background``: encode and decode
         in threads; False lets the loop do it.
         """
-        self.prompts = PromptEncoder(model)
+        self.prompts = PromptEncoder(model, prompt_files)
         self.source: AdapterSource | None = None
         """Set before the first request that names an adapter."""
         self._model = model

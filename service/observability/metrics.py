@@ -114,7 +114,9 @@ DEVICE_MEMORY = Gauge(
     ["kind"],
     multiprocess_mode="livemostrecent",
 )
-PROMPT_CACHE = Counter("lithograph_prompt_cache", "Lookups of prompt embeddings, by hit or miss.", ["result"])
+PROMPT_CACHE = Counter(
+    "lithograph_prompt_cache", "Lookups of prompt embeddings: in memory, on disk, or a miss.", ["result"]
+)
 MODEL_INFO = Gauge(
     "lithograph_model_info",
     "Always 1; its labels name the model and versions.",
@@ -131,7 +133,7 @@ for _counter, _values in {
     WEBHOOKS: ("delivered", "given_up"),
     ADAPTER_REFUSALS: ("unfit", "incomplete", "unreadable"),
     ADAPTER_CACHE: ("memory", "disk", "storage"),
-    PROMPT_CACHE: ("hit", "miss"),
+    PROMPT_CACHE: ("memory", "disk", "miss"),
 }.items():
     for _value in _values:
         _counter.labels(_value)

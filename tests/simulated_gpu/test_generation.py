@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.model.precision import Offload, Precision
 from longcat.sampling import denoise
+from longcat.sampling.encoding.rewrite import rewrite_prompt
 from longcat.sampling.forward import Forward
-from longcat.sampling.rewrite import rewrite_prompt
+from service.engine.prompt_encoder import PromptEncoder
+from service.engine.prompt_files import PromptFiles
 from tests.longcat.sampling.test_slots import random_lora
 from tests.service.engine.harness import EngineHarness, as_adapter
 from tests.simulated_gpu.device import Counting, used_bytes
@@ -154,3 +157,19 @@ def test_a_new_schedule_reads_the_weights_once(gpu_model: Components) -> None:
     for_one = counting.so_far.operations
     forward.modulations(times)
     assert counting.so_far.operations < 2.5 * for_one
+
+
+@pytest.mark.parametrize("offload", [Offload.MODEL, Offload.GROUP])
+def test_a_prompt_on_disk_brings_no_text_encoder_to_the_device(
+    flavour: Flavour, tmp_path: Path, offload: Offload
+) -> None:
+    embeddings, peaks = [], []
+    for _ in ("the server that encodes it", "one that starts afterwards"):
+        model = load(flavour, device="cuda", dtype="bfloat16", offload=offload)
+        encoder = PromptEncoder(model, PromptFiles(model, tmp_path, most_bytes=2**26))
+        before, counting = used_bytes(), Counting()
+        embeddings.append(encoder.encode("一只猫"))
+        peaks.append(counting.so_far.peak_bytes - before)
+    assert encoder.cache_counts.disk == 1
+    assert torch.equal(*embeddings)
+    assert peaks[1] <= 3 * embeddings[1].nbytes < peaks[0]

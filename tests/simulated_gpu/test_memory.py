@@ -13,8 +13,8 @@ from longcat.model.memory.autoencoder import read_autoencoder
 from longcat.model.memory.weights import read_text_encoder, read_transformer
 from longcat.model.precision import Precision
 from longcat.sampling import denoise
+from longcat.sampling.encoding.rewrite import rewrite_prompt
 from longcat.sampling.forward import Forward
-from longcat.sampling.rewrite import rewrite_prompt
 from longcat.sampling.slots import AdapterSlots
 from tests.longcat.sampling.test_slots import random_lora
 from tests.service.engine.harness import EngineHarness

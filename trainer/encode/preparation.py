@@ -26,13 +26,14 @@ from longcat.model.shape import POSITION_POLICY
 from longcat.model.tokenizer import load_tokenizer, plain_ids
 from longcat.problem import Problem
 from longcat.sampling import latents
+from longcat.sampling.encoding.files import compact, key_of
+from longcat.sampling.encoding.text_encoder import encode_prompt
 from longcat.sampling.prompt import tokenize_prompt
-from longcat.sampling.text_encoder import encode_prompt
 from trainer.data.advice import some
 from trainer.data.captions.compose import possible_captions
 from trainer.data.pictures import read_mask, read_pixels
 from trainer.data.sample import Sample
-from trainer.encode.cache import Cache, fill, key_of
+from trainer.encode.cache import Cache, fill
 
 THUMBNAIL_PX = 32
 """Side of a thumbnail: enough to tell pictures apart, too few to tell their details."""
@@ -161,7 +162,7 @@ def encode_captions(
             except PromptTooLongError as error:  # the scan has dropped captions that are too long
                 raise ConfigError.of(error.within(field="validation_prompts", value=caption).problems) from error
             rows = encode_prompt(text_encoder(), tokens, pad_token_id=pad, max_tokens=most, device=encoders.device)
-            return rows[0, : len(tokens.body) + 1]
+            return compact(rows, body=len(tokens.body))
 
         work = [
             (tuple(map(encoders.embedding_key, batch)), partial(_embed, pool, text_encoder, embed, batch))
@@ -179,12 +180,6 @@ def thumbnail_of(pixels_HWC: np.ndarray) -> np.ndarray:
     """Return a picture squeezed into a small square, each pixel the mean of those that it stands for."""
     side = (THUMBNAIL_PX, THUMBNAIL_PX)
     return np.array(Image.fromarray(pixels_HWC).resize(side, Image.Resampling.BOX))
-
-
-def prompt_rows(rows_TJ: Tensor, length: int) -> Tensor:
-    """Extend a stored embedding to its full length, (L, J): its last row is a pad row and is repeated."""
-    missing = length - rows_TJ.shape[0]
-    return rows_TJ if missing == 0 else torch.cat([rows_TJ, rows_TJ[-1:].expand(missing, -1)])
 
 
 @torch.no_grad()

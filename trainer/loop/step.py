@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from longcat.model.shape import LATENT_CHANNELS
 from longcat.sampling import flow, latents
+from longcat.sampling.encoding.files import prompt_rows
 from trainer.data.captions.compose import compose_caption
 from trainer.data.sample import Sample
 from trainer.encode.cache import Cache
-from trainer.encode.preparation import Encoders, prompt_rows
+from trainer.encode.preparation import Encoders
 from trainer.loop.randomness import derive, python_rng, torch_rng
 from trainer.model.base import without_adapter
 

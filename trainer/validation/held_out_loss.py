@@ -17,8 +17,9 @@ from diffusers import LongCatImageTransformer2DModel
 
 from longcat.model.shape import TOKEN_PX
 from longcat.sampling import flow, latents
+from longcat.sampling.encoding.files import prompt_rows
 from trainer.encode.cache import Cache
-from trainer.encode.preparation import Encoders, prompt_rows
+from trainer.encode.preparation import Encoders
 from trainer.loop.distributed import ProcessGroup
 from trainer.loop.randomness import torch_rng
 from trainer.loop.step import Batch, loss_of, mask_weights

@@ -17,10 +17,11 @@ from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import EngineError
 from longcat.problem import Problem
 from longcat.sampling import denoise
+from longcat.sampling.encoding.files import prompt_rows
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots, SlotUse
 from trainer.encode.cache import Cache
-from trainer.encode.preparation import Encoders, prompt_rows
+from trainer.encode.preparation import Encoders
 from trainer.model.base import without_adapter
 from trainer.record.report_card import NearestRecord
 from trainer.validation.nearest import Nearest, NearestPictures

@@ -12,9 +12,9 @@ from longcat.model.flavour import EMBEDDED_FOLDER
 from longcat.model.shape import LATENT_CHANNELS, LATENT_PX
 from longcat.model.tokenizer import load_tokenizer, plain_ids
 from longcat.sampling import latents
+from longcat.sampling.encoding.text_encoder import encode_prompt
 from longcat.sampling.forward import Forward
 from longcat.sampling.prompt import tokenize_prompt
-from longcat.sampling.text_encoder import encode_prompt
 
 _STEPS = 30
 

@@ -83,15 +83,13 @@ class Snapshot:
     @property
     def _group(self) -> str:
         """The start of the names of this snapshot and of those of other versions, which it replaces."""
-        dtype, device = str(self.dtype).removeprefix("torch."), self.device.type
-        if device == "cuda":  # kinds of GPUs may share the folder
-            device += "{}.{}".format(*torch.cuda.get_device_capability(self.device))
-        return f"{self.component}-{self.precision}-{dtype}-{device}-{self.base_hash[:12]}-"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.component}-{self.precision}-{dtype}-{device_kind(self.device)}-{self.base_hash[:12]}-"
 
     @property
     def path(self) -> Path:
         """The snapshot's own folder."""
-        parts = [_FORMAT, self._group, self.base_hash, *map(_version, _LIBRARIES)]
+        parts = [_FORMAT, self._group, self.base_hash, *library_versions()]
         return self.folder / (self._group + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16])
 
     @property
@@ -193,6 +191,16 @@ class Snapshot:
         for path in self.folder.glob(f"{_PARTIAL}*"):
             if time.time() - path.stat().st_mtime > _PARTIAL_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def device_kind(device: torch.device) -> str:
+    """Return the kind of a device: GPUs of several kinds may share a folder."""
+    return device.type + ("{}.{}".format(*torch.cuda.get_device_capability(device)) if device.type == "cuda" else "")
+
+
+def library_versions() -> tuple[str | None, ...]:
+    """Return the versions of the libraries that results follow from; None for one that is missing."""
+    return tuple(map(_version, _LIBRARIES))
 
 
 def _version(library: str) -> str | None:

@@ -10,9 +10,9 @@ from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.model.tokenizer import plain_ids
 from longcat.sampling import denoise, flow, latents
+from longcat.sampling.encoding.text_encoder import encode_prompt
 from longcat.sampling.forward import Forward
 from longcat.sampling.prompt import tokenize_prompt
-from longcat.sampling.text_encoder import encode_prompt
 
 # Ours runs the conditional and unconditional rows in one forward, the published pipeline in two; both in float32.
 LATENT_TOLERANCE = 2e-4

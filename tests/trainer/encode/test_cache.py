@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from longcat.errors import StorageError
-from trainer.encode.cache import Cache, fill, key_of
+from longcat.sampling.encoding.files import key_of
+from trainer.encode.cache import Cache, fill
 
 KEY = key_of("a")
 

@@ -3,8 +3,8 @@ from diffusers import LongCatImagePipeline
 
 from longcat.model.loading import Components
 from longcat.model.tokenizer import plain_ids
+from longcat.sampling.encoding.rewrite import rewrite_prompt
 from longcat.sampling.prompt import tokenize_body
-from longcat.sampling.rewrite import rewrite_prompt
 
 
 @pytest.mark.heavy

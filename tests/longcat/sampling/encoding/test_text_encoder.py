@@ -5,8 +5,8 @@ from torch import Tensor
 
 from longcat.model.loading import Components
 from longcat.model.tokenizer import plain_ids
+from longcat.sampling.encoding.text_encoder import encode_prompt, position_ids
 from longcat.sampling.prompt import TEMPLATE_PREFIX, TEMPLATE_SUFFIX, tokenize_body, tokenize_prompt
-from longcat.sampling.text_encoder import encode_prompt, position_ids
 
 PROMPTS = ["", "a red apple", "一个红苹果，蓝色背景", "it's a sign: 'open'", "猫" * 32]
 # Both sides compute the same sums in float32, over sequences of different lengths.

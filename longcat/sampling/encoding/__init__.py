@@ -1,0 +1,1 @@
+"""Prompts to embeddings, and files that keep what was encoded."""
