@@ -13,7 +13,7 @@ from longcat.sampling.encoding.files import TensorFiles
 from service.engine.prompt_encoder import CacheCounts, PromptEncoder
 from service.engine.prompt_files import PromptFiles
 from tests.conftest import fill
-from tests.service.engine.test_engine import EngineHarness
+from tests.service.engine.harness import EngineHarness
 
 MIB = 2**20
 PROMPTS = ("", "一只猫", "a cat in the rain", " ".join(["cat"] * 32))
