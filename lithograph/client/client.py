@@ -42,7 +42,7 @@ _POLL_SECONDS = 0.5
 
 
 class Client:
-    """A connection to one service. Methods raise ``RequestError`` for an invalid request, and else ``ServiceError``."""
+    """A connection to one service. Methods raise ``RequestError`` for an invalid request, and ``ServiceError`` otherwise."""
 
     def __init__(
         self, url: str = DEFAULT_URL, *, timeout_seconds: float = 600.0, retries: int = 2, admin_key: str | None = None

@@ -98,7 +98,7 @@ class ChaosServer:
         self.processes()
 
     async def recovery_seconds(self, load: Load, begin: float) -> float:
-        """Return the seconds from ``begin`` to a right picture, or infinity. A server that has ended is started again."""
+        """Return the seconds from ``begin`` to a correct picture, or infinity. A server that has ended is started again."""
         while time.monotonic() < begin + _READY_SECONDS:
             self.processes()
             if self._main.poll() is not None:

@@ -1,10 +1,12 @@
 """Offloading: weights in main memory, with copies on the device while they compute.
 
-Modules are in groups, of which one at a time has its weights on the device. The call of any module of a group brings the
-whole group, and drops the one before. Weights do not change while they are offloaded, so that dropping is no copy back;
-autograd keeps a dropped copy alive as long as a backward pass needs it. accelerate's and diffusers' hooks, which move the
-tensors of a module themselves, copy every weight back, and a backward pass finds the tensors that it saved moved away; they
-also miss a module of which only the children are called, as ``longcat.sampling.forward`` does.
+Modules are in groups; one group at a time has its weights on the device. A call of any module of a group copies the whole
+group to the device and releases the copies of the group before. Offloaded weights do not change, so nothing is copied back;
+autograd keeps a released copy alive as long as a backward pass needs it.
+
+The hooks of accelerate and diffusers do not fit: they move the tensors themselves, copy every weight back, and so move
+tensors that a backward pass has saved. They also miss a module of which only the children are called, as
+``longcat.sampling.forward`` does.
 
 One thread at a time may call the modules of an ``Offloader``.
 """
@@ -42,7 +44,7 @@ class Offloader:
     def add(self, modules: Iterable[nn.Module]) -> None:
         """Offload these modules as one group: the weights that they have themselves, not those of their children.
 
-        The weights move to main memory. Whoever reads one must call a module of the group first.
+        The weights move to main memory. Code that reads a weight must call a module of the group first.
         """
         owners = list(modules)
         for module in owners:
@@ -88,8 +90,8 @@ def place(
         for modules in components:
             offloader.add(modules)
         return
-    # The VAE is small, and its convolutions need more memory for their results than for their weights. Of the embedding of
-    # tokens, a prompt needs a few rows; and transformers moves what it generates to where the first weight is.
+    # On the device stay the VAE, which is small and whose convolutions need more memory for results than for weights, and the
+    # token embedding, of which a prompt needs a few rows: transformers generates on the device of the model's first weight.
     layers = [
         module
         for modules in components[:2]
@@ -107,7 +109,7 @@ def place(
 
 @contextmanager
 def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Keep a copy of the module's own weights on the device meanwhile. One thread at a time may do so."""
+    """Keep a copy of the module's own weights on the device within the context. One thread at a time may do so."""
     weights = [_Weight(module, name, tensor) for name, tensor in _own(module)]
     move_own(module, device)
     try:

@@ -75,7 +75,10 @@ def _judge(config: ModelConfig, device: DeviceFacts, weights: Callable[[], Weigh
 
 
 def _chosen(config: ModelConfig, gpu_bytes: int) -> ServingWorkload | None:
-    """Return the settings in which the published model fits, except layer by layer unless that was asked for."""
+    """Return the settings in which the published model fits; None if there are none.
+
+    Offload layer by layer counts only if the options ask for it.
+    """
     wanted = Wanted.of(config, None, None)
     workload = workload_of(structure(PUBLISHED), dtype="bfloat16", has_adapters=True, max_pixels=None)
     try:

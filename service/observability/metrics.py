@@ -142,7 +142,7 @@ for _status in ("200", "504"):
 
 
 class Bounded:
-    """A bound on label values: those beyond the first so many become ``(other)``, because clients can send any number."""
+    """A bound on label values: further values become ``(other)``, because clients can send any number."""
 
     def __init__(self, most: int) -> None:
         self._most = most

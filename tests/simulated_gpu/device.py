@@ -86,7 +86,7 @@ class Counts:
     to_device: int
     """Copies to the device."""
     pageable: int
-    """Those of them from memory that is not pinned, for which the host waits."""
+    """Copies to the device from memory that is not pinned, for which the host waits."""
     to_host: int
     """Copies and numbers to the host."""
     host_bytes: int

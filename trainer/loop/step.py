@@ -37,7 +37,7 @@ class Batch:
 
     noisy_BNC: Tensor
     target_BNC: Tensor
-    """The target of the prediction: the velocity, in whose place ``with_prior`` puts the base's prediction."""
+    """The target of the prediction: the velocity, which ``with_prior`` replaces by the base's prediction."""
     sigma_B: Tensor
     embeds_BLJ: Tensor
     text_ids_L3: Tensor
@@ -163,7 +163,7 @@ def loss_of(transformer: nn.Module, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def with_prior(transformer: LongCatImageTransformer2DModel, batch: Batch) -> Batch:
-    """Return a batch of regularisation pictures with the base's own prediction as its target; another as it is."""
+    """Return a batch of regularisation pictures with the base's own prediction as its target; another is unchanged."""
     if not batch.is_prior:
         return batch
     with without_adapter(transformer):

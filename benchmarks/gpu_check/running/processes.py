@@ -100,7 +100,7 @@ def _entries(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that has had its time, and what it started: servers and trainings."""
+    """End a process whose time is over, and the servers and trainings that it started."""
     if process.poll() is not None:
         return
     started = psutil.Process(process.pid).children(recursive=True)

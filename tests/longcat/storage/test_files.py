@@ -33,7 +33,7 @@ def failing(number: int) -> Callable[..., NoReturn]:
 
 @pytest.fixture(params=[errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
 def without_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Return a directory on such a file system; exFAT says EPERM."""
+    """Return a directory on such a file system; exFAT returns EPERM."""
     monkeypatch.setattr(os, "link", failing(request.param))
     return tmp_path / "root"
 

@@ -23,7 +23,7 @@ def caption_and_report(
     workers: int,
     as_json: bool,
 ) -> int:
-    """Caption a directory and print how each picture fared. Return the exit code: 65 if one has no caption."""
+    """Caption a directory and print the result of each picture. Return the exit code: 65 if one has no caption."""
     done: list[Captioned] = []
     captioned = caption_folder(
         folder,
