@@ -90,8 +90,8 @@ def place(
         for modules in components:
             offloader.add(modules)
         return
-    # On the device stay the VAE, which is small and whose convolutions need more memory for results than for weights, and the
-    # token embedding, of which a prompt needs a few rows: transformers generates on the device of the model's first weight.
+    # On the device stay the VAE, which is small and whose convolutions need more memory for results than for weights, and
+    # the token embedding, of which a prompt needs a few rows: transformers generates on the device of the first weight.
     layers = [
         module
         for modules in components[:2]
