@@ -59,9 +59,9 @@ class _Hub(BaseHTTPRequestHandler):
         else:
             self._send_json({"error": f"nothing at {path}"}, status=404)
 
-    def _send_json(self, said: object, *, status: int = 200) -> None:
+    def _send_json(self, reply: object, *, status: int = 200) -> None:
         self._send(
-            json.dumps(said).encode(), with_body=True, status=status, headers={"Content-Type": "application/json"}
+            json.dumps(reply).encode(), with_body=True, status=status, headers={"Content-Type": "application/json"}
         )
 
     def _send(self, content: bytes, *, with_body: bool, headers: dict[str, str], status: int = 200) -> None:

@@ -53,7 +53,7 @@ _LEAST_CAPACITIES = (*(Capacity(4, DEFAULT_RANK, rows) for rows in (3, 2)), Capa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class GivenSettings:
     """The settings that were given; None where ``auto`` decides."""
 
     precision: Precision | None = None
@@ -109,11 +109,11 @@ class Choice:
         return self.plan.most_bytes <= self.usable_bytes
 
 
-def check_format(wanted: Wanted) -> None:
+def check_format(given: GivenSettings) -> None:
     """Raise ``PrecisionError`` for formats that a GPU trains with but serves badly."""
     for field, precision in (
-        ("precision", wanted.precision),
-        ("text_encoder_precision", wanted.text_encoder_precision),
+        ("precision", given.precision),
+        ("text_encoder_precision", given.text_encoder_precision),
     ):
         if precision is Precision.INT4_QUANTO:
             raise PrecisionError(
@@ -126,36 +126,36 @@ def check_format(wanted: Wanted) -> None:
             )
 
 
-def choose(wanted: Wanted, workload: ServingWorkload, usable_bytes: int) -> Choice:
+def choose(given: GivenSettings, workload: ServingWorkload, usable_bytes: int) -> Choice:
     """Choose for a GPU. ``workload`` gives what is not chosen. Raises ``ConfigError`` if no image fits."""
-    best = [found for tried in FORMATS if (found := _largest(wanted, tried, _CAPACITIES, workload, usable_bytes))]
+    best = [found for tried in FORMATS if (found := _largest(given, tried, _CAPACITIES, workload, usable_bytes))]
     if not best:
-        least = (_largest(wanted, tried, _LEAST_CAPACITIES, workload, usable_bytes) for tried in FORMATS)
+        least = (_largest(given, tried, _LEAST_CAPACITIES, workload, usable_bytes) for tried in FORMATS)
         best = [found for found in least if found]
     if best:
         different = {(p.workload.precision, p.workload.text_encoder_precision, p.workload.offload): p for p in best}
         chosen, *others = different.values()
         return Choice(plan=chosen, usable_bytes=usable_bytes, others=tuple(others))
-    smallest = min(_plans(wanted, workload), key=lambda made: made.most_bytes)
+    smallest = min(_plans(given, workload), key=lambda made: made.most_bytes)
     if _fits_an_image(smallest, usable_bytes):
         return Choice(plan=smallest, usable_bytes=usable_bytes, others=())
     raise _too_large(smallest, usable_bytes)
 
 
 def _largest(
-    wanted: Wanted, tried: Format, capacities: Sequence[Capacity], workload: ServingWorkload, usable_bytes: int
+    given: GivenSettings, tried: Format, capacities: Sequence[Capacity], workload: ServingWorkload, usable_bytes: int
 ) -> ServingPlan | None:
     """Return the plan of the first capacity that fits in a format."""
     for capacity in capacities:
-        made = plan(_workload(wanted.format(tried), wanted.capacity(capacity), workload))
+        made = plan(_workload(given.format(tried), given.capacity(capacity), workload))
         if made.most_bytes <= usable_bytes:
             return made
     return None
 
 
-def _plans(wanted: Wanted, workload: ServingWorkload) -> Iterator[ServingPlan]:
+def _plans(given: GivenSettings, workload: ServingWorkload) -> Iterator[ServingPlan]:
     for tried in FORMATS:
-        yield plan(_workload(wanted.format(tried), wanted.capacity(_LEAST_CAPACITIES[-1]), workload))
+        yield plan(_workload(given.format(tried), given.capacity(_LEAST_CAPACITIES[-1]), workload))
 
 
 def _workload(chosen: Format, capacity: Capacity, workload: ServingWorkload) -> ServingWorkload:

@@ -14,7 +14,7 @@ from longcat.model.precision import Offload, Precision
 from longcat.model.weights import Weights, WeightsState, find_weights
 from longcat.problem import Problem
 from service.config import ModelConfig
-from service.memory.choice import Wanted, choose
+from service.memory.choice import GivenSettings, choose
 from service.memory.plan import ServingWorkload
 from service.memory.settings import workload_of
 
@@ -79,14 +79,14 @@ def _chosen(config: ModelConfig, gpu_bytes: int) -> ServingWorkload | None:
 
     Offload layer by layer counts only if the options ask for it.
     """
-    wanted = Wanted.of(config, None, None)
+    given = GivenSettings.of(config, None, None)
     workload = workload_of(structure(PUBLISHED), dtype="bfloat16", has_adapters=True, max_pixels=None)
     try:
-        choice = choose(wanted, workload, usable_bytes(gpu_bytes))
+        choice = choose(given, workload, usable_bytes(gpu_bytes))
     except ConfigError:
         return None
     chosen = choice.plan.workload
-    return chosen if choice.fits and chosen.offload in (wanted.offload, Offload.NONE, Offload.MODEL) else None
+    return chosen if choice.fits and chosen.offload in (given.offload, Offload.NONE, Offload.MODEL) else None
 
 
 def _weights_problem(weights: Weights) -> Problem | None:

@@ -7,7 +7,7 @@ from longcat.errors import DeviceError
 from longcat.model.flavour import structure
 from longcat.model.memory.device import free_bytes, readable, usable_bytes
 from service.config import ServiceConfig
-from service.memory.choice import Choice, Wanted, check_format, choose
+from service.memory.choice import Choice, GivenSettings, check_format, choose
 from service.memory.plan import ServingPlan
 from service.memory.settings import words, workload_of
 
@@ -67,10 +67,10 @@ def forecast(config: ServiceConfig, *, gpu_bytes: int | None = None) -> ServingF
         has_adapters=config.adapters is not None,
         max_pixels=config.max_pixels,
     )
-    wanted = Wanted.of(model, config.adapters, config.max_rows)
-    check_format(wanted)
+    given = GivenSettings.of(model, config.adapters, config.max_rows)
+    check_format(given)
     name, usable = ("a GPU", usable_bytes(gpu_bytes)) if gpu_bytes is not None else _device(model.device)
-    return ServingForecast(device=name, choice=choose(wanted, workload, usable))
+    return ServingForecast(device=name, choice=choose(given, workload, usable))
 
 
 def _device(name: str) -> tuple[str, int]:

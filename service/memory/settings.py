@@ -10,7 +10,16 @@ from longcat.model.memory.device import free_bytes, readable
 from longcat.model.precision import Offload, Precision
 from service.config import AdapterConfig, ModelConfig
 from service.memory.admission import StepMemory
-from service.memory.choice import DEFAULT_CAPACITY, FORMATS, Capacity, Choice, Format, Wanted, check_format, choose
+from service.memory.choice import (
+    DEFAULT_CAPACITY,
+    FORMATS,
+    Capacity,
+    Choice,
+    Format,
+    GivenSettings,
+    check_format,
+    choose,
+)
 from service.memory.plan import ServingPlan, ServingWorkload
 
 if TYPE_CHECKING:
@@ -40,14 +49,12 @@ def decide(
     dtype: str,
 ) -> ServingSettings:
     """Return the settings for a device of this machine. Raises ``ConfigError`` if nothing fits it."""
-    wanted = Wanted.of(model, adapters, max_rows)
+    given = GivenSettings.of(model, adapters, max_rows)
     if device.type != "cuda":
-        return ServingSettings(
-            format=wanted.format(FORMATS[0]), capacity=wanted.capacity(DEFAULT_CAPACITY), memory=None
-        )
-    check_format(wanted)
+        return ServingSettings(format=given.format(FORMATS[0]), capacity=given.capacity(DEFAULT_CAPACITY), memory=None)
+    check_format(given)
     workload = workload_of(flavour, dtype=dtype, has_adapters=adapters is not None, max_pixels=max_pixels)
-    choice = choose(wanted, workload, free_bytes(device))
+    choice = choose(given, workload, free_bytes(device))
     _log(choice)
     made, load = choice.plan, choice.plan.workload
     return ServingSettings(

@@ -22,11 +22,11 @@ _SCALE = {"": 1, "m": 1e-3, **{unit: 1e3**n for n, unit in enumerate(" kMGTPE") 
 _CLUSTER_SCOPED = {"Namespace", "ClusterQueue", "ResourceFlavor", "PriorityClass", "ClusterTrainingRuntime"}
 
 
-def quantity(said: Any) -> float:
+def quantity(given: Any) -> float:
     """Parse a quantity as the API server does. Raises ``ValueError``."""
-    match = _QUANTITY.fullmatch(str(said))
+    match = _QUANTITY.fullmatch(str(given))
     if match is None:
-        raise ValueError(f"{said!r} is no quantity")
+        raise ValueError(f"{given!r} is no quantity")
     return float(match[1]) * _SCALE[match[2] or ""]
 
 
@@ -36,8 +36,8 @@ def problems(objects: Objects, *, beside: Objects | None = None) -> list[str]:
     found = [*_names(objects), *_selectors(objects, present), *_ports(objects, present), *_references(objects, present)]
     for each in objects:
         if (pod := pod_template(each)) is not None:
-            said = [*_pod_security(pod), *_containers(pod), *_volumes(pod), *_restarts(each, pod)]
-            found += [f"{title(each)}: {what}" for what in said]
+            broken = [*_pod_security(pod), *_containers(pod), *_volumes(pod), *_restarts(each, pod)]
+            found += [f"{title(each)}: {what}" for what in broken]
     return found
 
 
@@ -195,8 +195,8 @@ def _containers(pod: Object) -> Iterator[str]:
             if kind not in resources.get("requests", {}) or kind not in resources.get("limits", {}):
                 yield f"{name}: no request or no limit of {kind}"
         try:
-            limits = {kind: quantity(said) for kind, said in resources.get("limits", {}).items()}
-            requests = {kind: quantity(said) for kind, said in resources.get("requests", {}).items()}
+            limits = {kind: quantity(given) for kind, given in resources.get("limits", {}).items()}
+            requests = {kind: quantity(given) for kind, given in resources.get("requests", {}).items()}
         except ValueError as error:
             yield f"{name}: {error}"
             continue

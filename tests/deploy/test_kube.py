@@ -211,8 +211,8 @@ class Submitter:
     def status(self, name: str) -> dict[str, Any]:
         asked = self("status", name, "--json")
         assert asked.returncode == 0, asked.stderr
-        said: dict[str, Any] = json.loads(asked.stdout)
-        return said
+        reported: dict[str, Any] = json.loads(asked.stdout)
+        return reported
 
 
 @pytest.fixture(scope="module")
@@ -224,10 +224,10 @@ def submitter(cluster: Cluster, service: str, tmp_path_factory: pytest.TempPathF
     account = "/api/v1/namespaces/lithograph/serviceaccounts/lithograph-studio/token"
     asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 7200}}
     token = cluster.http.post(account, json=asked).raise_for_status().json()["status"]["token"]
-    said = yaml.safe_load(cluster.kubectl("config", "view", "--minify", "--flatten", "--raw", "--output=yaml"))
-    said["users"][0]["user"] = {"token": token}
+    connection = yaml.safe_load(cluster.kubectl("config", "view", "--minify", "--flatten", "--raw", "--output=yaml"))
+    connection["users"][0]["user"] = {"token": token}
     file = tmp_path_factory.mktemp("submitter") / "kubeconfig"
-    file.write_text(yaml.safe_dump(said))
+    file.write_text(yaml.safe_dump(connection))
     return Submitter(cluster, file)
 
 

@@ -180,10 +180,10 @@ def test_nodes_that_train_together_agree_on_how_many_they_are() -> None:
     (job,) = of_kind("Job", render(K8S / "overlays/multi-node/job"))
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
     trainer = pod["containers"][0]
-    said = {each["name"]: each.get("value") for each in trainer["env"]}
+    variables = {each["name"]: each.get("value") for each in trainer["env"]}
     assert spec["completionMode"] == "Indexed"
-    assert spec["completions"] == spec["parallelism"] == int(said["NODES"])
-    assert trainer["resources"]["limits"]["nvidia.com/gpu"] == said["PROCESSES"]
+    assert spec["completions"] == spec["parallelism"] == int(variables["NODES"])
+    assert trainer["resources"]["limits"]["nvidia.com/gpu"] == variables["PROCESSES"]
     services = of_kind("Service", render(K8S / "overlays/multi-node"))
     (headless,) = [each for each in services if each["metadata"]["name"] == pod["subdomain"]]
     assert headless["spec"]["clusterIP"] == "None"

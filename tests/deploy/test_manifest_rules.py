@@ -77,19 +77,21 @@ def test_the_demo_is_sound() -> None:
     assert problems(demo()) == []
 
 
-@pytest.mark.parametrize("said", CHANGES)
-def test_a_change_for_the_worse_is_seen(said: str) -> None:
+@pytest.mark.parametrize("given", CHANGES)
+def test_a_change_for_the_worse_is_seen(given: str) -> None:
     objects = demo()
-    CHANGES[said]({each["kind"]: each for each in reversed(objects)})
-    assert any(said in problem for problem in problems(objects)), problems(objects)
+    CHANGES[given]({each["kind"]: each for each in reversed(objects)})
+    assert any(given in problem for problem in problems(objects)), problems(objects)
 
 
-@pytest.mark.parametrize(("said", "is_worth"), [("250m", 0.25), ("2", 2), ("1.5Gi", 1.5 * 2**30), ("3k", 3000), (1, 1)])
-def test_quantities_are_read_as_the_api_server_reads_them(said: object, is_worth: float) -> None:
-    assert quantity(said) == is_worth
+@pytest.mark.parametrize(
+    ("given", "is_worth"), [("250m", 0.25), ("2", 2), ("1.5Gi", 1.5 * 2**30), ("3k", 3000), (1, 1)]
+)
+def test_quantities_are_read_as_the_api_server_reads_them(given: object, is_worth: float) -> None:
+    assert quantity(given) == is_worth
 
 
-@pytest.mark.parametrize("said", ["3GB", "1 Gi", "-1", "", "Gi", "0.5.1"])
-def test_what_is_no_quantity_is_refused(said: str) -> None:
+@pytest.mark.parametrize("given", ["3GB", "1 Gi", "-1", "", "Gi", "0.5.1"])
+def test_what_is_no_quantity_is_refused(given: str) -> None:
     with pytest.raises(ValueError, match="no quantity"):
-        quantity(said)
+        quantity(given)

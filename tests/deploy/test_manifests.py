@@ -138,11 +138,11 @@ def test_a_service_is_replaced_without_losing_a_request(overlay: Path) -> None:
 def environment_of(container: Object, objects: Objects) -> dict[str, str]:
     """Return the variables that are set as text or from ConfigMaps."""
     maps = {each["metadata"]["name"]: each["data"] for each in of_kind("ConfigMap", objects)}
-    said: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for source in container.get("envFrom", []):
         if "configMapRef" in source:
-            said |= maps[source["configMapRef"]["name"]]
-    return said | {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
+            variables |= maps[source["configMapRef"]["name"]]
+    return variables | {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
 
 
 @every_overlay
@@ -244,7 +244,7 @@ def test_the_documented_submission_refers_to_objects_of_its_overlay(
 )
 def test_components_go_together_in_a_namespace_of_ones_own(overlay: str, components: list[str], tmp_path: Path) -> None:
     here = Path(os.path.relpath(K8S, tmp_path))
-    said = {
+    overlay = {
         "namespace": "pictures",
         "resources": [str(here / "overlays" / overlay)],
         "components": [str(here / "components" / each) for each in components],
@@ -253,7 +253,7 @@ def test_components_go_together_in_a_namespace_of_ones_own(overlay: str, compone
             {"name": "lithograph-studio", "newTag": "0.1.0"},
         ],
     }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(said))
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     objects = render(tmp_path)
     assert problems(objects, beside=by_hand("pictures")) == []
     assert {each["metadata"].get("namespace", "pictures") for each in objects} == {"pictures"}

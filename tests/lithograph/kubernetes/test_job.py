@@ -22,7 +22,7 @@ from trainer.config.file import load_config
 from trainer.config.options import TrainConfig
 from trainer.outcome import MEANINGS, Outcome
 
-SAID: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "model_flavour": "embedded",
     "instance_data_dir": "/data/ink",
     "resolution": 128,
@@ -32,8 +32,8 @@ SAID: dict[str, Any] = {
 }
 
 
-def job(said: dict[str, Any] | None = None, **given: Any) -> TrainingJob:
-    config = TrainConfig.model_validate(SAID | (said or {}))
+def job(options: dict[str, Any] | None = None, **given: Any) -> TrainingJob:
+    config = TrainConfig.model_validate(OPTIONS | (options or {}))
     name = given.pop("name", "ink")
     return TrainingJob(name=name, config=config, settings=JobSettings(**{"data_claim": "pictures"} | given))
 
@@ -75,13 +75,13 @@ def test_every_mount_has_its_volume_and_storage_of_s3_needs_none() -> None:
 def test_the_configuration_reaches_the_job_unchanged(tmp_path: Path) -> None:
     library = tmp_path / "prompts.json"
     library.write_text(json.dumps({"cat": "一只猫"}), encoding="utf-8")
-    config, _ = load_config(None, SAID | {"user_prompt_library": str(library), "output_dir": "here"})
+    config, _ = load_config(None, OPTIONS | {"user_prompt_library": str(library), "output_dir": "here"})
     config_map, _ = TrainingJob(name="ink", config=config, settings=JobSettings(data_claim="pictures")).objects()
     path = tmp_path / "config.json"
     path.write_text(config_map["data"]["config.json"], encoding="utf-8")
     read, warnings = load_config(path, {})
     assert not warnings
-    assert read == TrainConfig.model_validate(SAID | {"validation_prompts": ["一只猫"]})
+    assert read == TrainConfig.model_validate(OPTIONS | {"validation_prompts": ["一只猫"]})
 
 
 def test_exit_codes_and_retries_agree() -> None:
@@ -107,7 +107,7 @@ def test_a_job_that_cannot_be_is_refused_by_field(given: dict[str, Any], named: 
 
 
 def test_settings_that_the_cluster_would_refuse_are_refused_by_option(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(SAID), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(OPTIONS), encoding="utf-8")
     wrong = {"memory": "4 gigabytes", "cpu": "two", "gpus": "-1", "queue": "no such/queue", "deadline-seconds": "0"}
     options = [text for option, value in wrong.items() for text in (f"--{option}", value)]
     done = run_lithograph("job", "render", "--config", "config.json", "--name", "ink", *options, cwd=tmp_path)
@@ -118,7 +118,7 @@ def test_settings_that_the_cluster_would_refuse_are_refused_by_option(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("said", "named"),
+    ("options", "named"),
     [
         ({"instance_data_dir": "pictures"}, "instance_data_dir = pictures: "),
         ({"instance_data_dir": "/data/../etc"}, "instance_data_dir"),
@@ -129,18 +129,18 @@ def test_settings_that_the_cluster_would_refuse_are_refused_by_option(tmp_path: 
         ({"pretrained_model_name_or_path": "/weights"}, "pretrained_model_name_or_path"),
     ],
 )
-def test_paths_that_the_pod_does_not_have_are_refused_by_field(said: dict[str, Any], named: str) -> None:
+def test_paths_that_the_pod_does_not_have_are_refused_by_field(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=f"^{named}"):
-        job(said)
+        job(options)
 
 
 def test_the_command_renders_yaml_and_refuses_a_bad_option(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(SAID), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(OPTIONS), encoding="utf-8")
     render = ("job", "render", "--config", "config.json", "--name", "ink", "--data", "pictures", "-n", "training")
     done = run_lithograph(*render, "--learning_rate", "2e-3", "seed=7", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     config_map, described = yaml.safe_load_all(done.stdout)
-    assert json.loads(config_map["data"]["config.json"]) == SAID | {
+    assert json.loads(config_map["data"]["config.json"]) == OPTIONS | {
         "resolution": [128.0],
         "learning_rate": 2e-3,
         "seed": 7,
@@ -157,13 +157,13 @@ def test_the_command_renders_yaml_and_refuses_a_bad_option(tmp_path: Path) -> No
 
 def kubeconfig(folder: Path, url: str) -> str:
     path = folder / "kubeconfig"
-    said = {
+    connection = {
         "current-context": "here",
         "clusters": [{"name": "here", "cluster": {"server": url}}],
         "users": [{"name": "me", "user": {"token": "none"}}],
         "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "training"}}],
     }
-    path.write_text(yaml.safe_dump(said), encoding="utf-8")
+    path.write_text(yaml.safe_dump(connection), encoding="utf-8")
     return str(path)
 
 
@@ -185,11 +185,11 @@ def forbidding(tmp_path: Path) -> Iterator[str]:
 
     class Forbidding(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            said = json.dumps({"kind": "Status", "message": 'jobs.batch is forbidden: User "me" cannot list'}).encode()
+            reply = json.dumps({"kind": "Status", "message": 'jobs.batch is forbidden: User "me" cannot list'}).encode()
             self.send_response(403)
-            self.send_header("Content-Length", str(len(said)))
+            self.send_header("Content-Length", str(len(reply)))
             self.end_headers()
-            self.wfile.write(said)
+            self.wfile.write(reply)
 
         def log_message(self, *_: object) -> None:
             pass

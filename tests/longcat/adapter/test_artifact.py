@@ -92,8 +92,8 @@ def test_a_published_version_is_found_fetched_and_never_changes(
 def test_the_name_of_a_model_is_no_name_of_an_adapter(
     storage: Storage, model: Components, file: Path, name: str
 ) -> None:
-    said = draft(model.flavour, some_lora(model))
-    own = said.model_copy(update={"base": said.base.model_copy(update={"flavour": "mine"})})
+    described = draft(model.flavour, some_lora(model))
+    own = described.model_copy(update={"base": described.base.model_copy(update={"flavour": "mine"})})
     with pytest.raises(AdapterError, match=r"the name of a base model.*; give another name"):
         publish(storage, name, own, file)
     assert list(storage.list()) == []
@@ -106,9 +106,9 @@ def test_the_models_that_have_a_name_are_known(model: Components) -> None:
 
 
 def test_publishers_at_once_get_a_version_each(opener: Callable[[], Storage], model: Components, file: Path) -> None:
-    said = draft(model.flavour, some_lora(model))
+    described = draft(model.flavour, some_lora(model))
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: publish(opener(), "ink", said, file), range(4)))
+        made = list(pool.map(lambda _: publish(opener(), "ink", described, file), range(4)))
     assert sorted(m.version for m in made) == [1, 2, 3, 4]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda m: set_latest(opener(), "ink", m.version, only_forward=True), made))
@@ -124,20 +124,20 @@ def test_weights_without_a_manifest_are_not_seen_and_their_number_is_skipped(
 
 
 def test_a_publication_that_fails_leaves_nothing(storage: Storage, model: Components, file: Path) -> None:
-    said = draft(model.flavour, some_lora(model))
+    described = draft(model.flavour, some_lora(model))
     with pytest.raises(StorageError, match="not a valid key"):
-        publish(storage, "ink", said, file, extras={"picture.png": file, "a picture": file})
+        publish(storage, "ink", described, file, extras={"picture.png": file, "a picture": file})
     assert list(storage.list()) == []
-    assert publish(storage, "ink", said, file).version == 1
+    assert publish(storage, "ink", described, file).version == 1
 
 
 def test_what_is_no_version_of_an_adapter_is_passed_over(storage: Storage, model: Components, file: Path) -> None:
-    said = draft(model.flavour, some_lora(model))
-    publish(storage, "ink", said, file)
+    described = draft(model.flavour, some_lora(model))
+    publish(storage, "ink", described, file)
     for key in ("Ink/1/manifest.json", "ink/0/manifest.json", f"ink/{'1' * 40}/manifest.json", "ink/x/manifest.json"):
         storage.create(key, b"{}")
     assert list(adapter.list_versions(storage)) == [("ink", 1)]
-    assert publish(storage, "ink", said, file).version == 2
+    assert publish(storage, "ink", described, file).version == 2
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ def test_peft_and_its_imported_file_draw_the_same(
         tuned.save_lora_adapter(tmp_path)
         if form == "diffusers with prefix":  # as saved by a pipeline, and by SimpleTuner
             file = tmp_path / "pytorch_lora_weights.safetensors"
-            said = {f"transformer.{key}": value for key, value in json.loads(header(file)).items()}
-            rewrite(file, {f"transformer.{key}": value for key, value in load_file(file).items()}, json.dumps(said))
+            metadata = {f"transformer.{key}": value for key, value in json.loads(header(file)).items()}
+            rewrite(file, {f"transformer.{key}": value for key, value in load_file(file).items()}, json.dumps(metadata))
     foreign = read_foreign(tmp_path, targets)
     assert (foreign.origin, foreign.has_alpha) == (form.split(" ")[0], True)
     expected = forward(tuned)
@@ -121,8 +121,8 @@ def header(file: Path) -> str:
         return stream.metadata()["lora_adapter_metadata"]
 
 
-def rewrite(file: Path, tensors: dict[str, Tensor], said: str) -> None:
-    save_file(tensors, file, metadata={"format": "pt", "lora_adapter_metadata": said})
+def rewrite(file: Path, tensors: dict[str, Tensor], metadata: str) -> None:
+    save_file(tensors, file, metadata={"format": "pt", "lora_adapter_metadata": metadata})
 
 
 def layers_of(
@@ -228,8 +228,8 @@ def test_layers_of_their_own_scale_and_rank_get_one_alpha_without_changing(
     ):
         tensors = layers_of({names[0]: (256, 256)}, rank=2) | layers_of(dict.fromkeys(names[1:], (256, 256)))
         tensors = {key: value.half() for key, value in tensors.items()}
-        said = {f"{name}.alpha": torch.tensor(float(alpha)) for name, alpha in zip(names, alphas, strict=True)}
-        weights = imported(tensors | said, targets, tmp_path).weights
+        keyed = {f"{name}.alpha": torch.tensor(float(alpha)) for name, alpha in zip(names, alphas, strict=True)}
+        weights = imported(tensors | keyed, targets, tmp_path).weights
         assert (weights.alpha, weights.rank) == (4.0, 4)
         assert {layer.up.dtype for layer in weights.layers.values()} == dtypes
         assert {layer.down.dtype for layer in weights.layers.values()} == {torch.float16}

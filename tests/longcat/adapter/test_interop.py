@@ -130,8 +130,8 @@ def test_an_adapter_by_simpletuners_conventions_is_served_as_it_draws(
     file = tmp_path / "pytorch_lora_weights.safetensors"
     tensors = {f"transformer.{key}": tensor for key, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
-    said = run("import", str(tmp_path), "--name", "simpletuner", "--storage", storage.uri)
-    assert "diffusers format, 20 modules, rank 16, alpha 16 (the rank" in said
+    output = run("import", str(tmp_path), "--name", "simpletuner", "--storage", storage.uri)
+    assert "diffusers format, 20 modules, rank 16, alpha 16 (the rank" in output
     assert_same_picture(running, "simpletuner", drawn(plain))
 
 
@@ -146,9 +146,9 @@ def test_an_adapter_by_the_official_trainers_conventions_is_served_as_it_draws(
     tuned = get_peft_model(plain.transformer, LoraConfig(r=32, init_lora_weights="gaussian", target_modules=list(ends)))
     trained(tuned.eval(), size=0.5)
     tuned.save_pretrained(tmp_path)
-    said = run("import", str(tmp_path), "--name", "official", "--storage", storage.uri)
-    assert "official format" in said
-    assert "rank 32, alpha 8\n" in said
+    output = run("import", str(tmp_path), "--name", "official", "--storage", storage.uri)
+    assert "official format" in output
+    assert "rank 32, alpha 8\n" in output
     plain.transformer = tuned.base_model.model
     assert_same_picture(running, "official", drawn(plain))
 

@@ -16,7 +16,7 @@ from longcat.model.memory.device import usable_bytes
 from longcat.model.precision import Offload, Precision
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots
-from service.memory.choice import Wanted, check_format, choose
+from service.memory.choice import GivenSettings, check_format, choose
 from service.memory.plan import ServingPlan, plan
 from service.memory.settings import workload_of
 from tests.conftest import run_lithograph
@@ -80,8 +80,8 @@ def lora_of(model: LongCatImageTransformer2DModel, *, rank: int) -> LoraWeights:
     return LoraWeights(alpha=rank, layers=layers)
 
 
-def choice(gib: float, **wanted: object) -> ServingPlan:
-    made = choose(Wanted(**wanted), WORKLOAD, usable_bytes(int(gib * 2**30)))  # type: ignore[arg-type]
+def choice(gib: float, **given: object) -> ServingPlan:
+    made = choose(GivenSettings(**given), WORKLOAD, usable_bytes(int(gib * 2**30)))  # type: ignore[arg-type]
     assert made.fits
     assert made.plan.most_bytes <= usable_bytes(int(gib * 2**30))
     return made.plan
@@ -100,17 +100,17 @@ def test_explicit_settings_win() -> None:
     given = choice(79, precision=Precision.FP8_TORCHAO, offload=Offload.MODEL, rows=5, slots=6, rank=16).workload
     assert (given.precision, given.offload) == (Precision.FP8_TORCHAO, Offload.MODEL)
     assert (given.rows, given.slots, given.rank) == (5, 6, 16)
-    tight = choose(Wanted(precision=Precision.INT8_TORCHAO, rows=500), WORKLOAD, usable_bytes(24 * 2**30))
+    tight = choose(GivenSettings(precision=Precision.INT8_TORCHAO, rows=500), WORKLOAD, usable_bytes(24 * 2**30))
     assert tight.plan.workload.rows == 500
     assert not tight.fits  # its requests wait for memory
 
 
 def test_what_no_setting_fits_is_refused_before_loading() -> None:
     with pytest.raises(ConfigError) as raised:
-        choose(Wanted(offload=Offload.NONE, precision=Precision.NO_CHANGE), WORKLOAD, usable_bytes(16 * 2**30))
+        choose(GivenSettings(offload=Offload.NONE, precision=Precision.NO_CHANGE), WORKLOAD, usable_bytes(16 * 2**30))
     assert raised.value.problems[0].code == "serving_does_not_fit"
     with pytest.raises(PrecisionError, match="int8-torchao"):
-        check_format(Wanted(text_encoder_precision=Precision.INT4_QUANTO))
+        check_format(GivenSettings(text_encoder_precision=Precision.INT4_QUANTO))
 
 
 def test_the_plan_is_shown_without_weights(tmp_path: Path) -> None:

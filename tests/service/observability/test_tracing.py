@@ -117,11 +117,11 @@ def test_a_request_is_one_trace_across_both_processes(collector: Collector, trac
     (request,) = [span for span in spans if span.name == "POST /generate"]
     assert request.parent_span_id.hex() == CALLER
     assert request.kind == Span.SPAN_KIND_SERVER
-    said = attributes(request)
-    assert said["lithograph.request_id"] == reply.headers["X-Request-Id"]
-    assert said["http.response.status_code"] == 200
+    found = attributes(request)
+    assert found["lithograph.request_id"] == reply.headers["X-Request-Id"]
+    assert found["http.response.status_code"] == 200
     expected = {"lithograph.steps": 3, "lithograph.seed": 7, "lithograph.images": 2, "lithograph.adapters": []}
-    assert expected.items() <= said.items()
+    assert expected.items() <= found.items()
     phases = [span for span in spans if span.name not in ("POST /generate", "step")]
     assert {span.parent_span_id for span in phases} == {request.span_id}
     assert all(attributes(span)["lithograph.request_id"] == reply.headers["X-Request-Id"] for span in phases)
