@@ -167,12 +167,17 @@ def _nearest(given: str, names: Sequence[str]) -> str | None:
     Names are compared word by word: ``validation_torch_compile`` and ``validation_prompt`` have most letters in common, but
     mean different things. A name with one word more is suggested if no other has, as ``guidance_scale`` for ``guidance``.
     """
-    words = given.replace("-", "_").lower().split("_")
-    misspelled = [name for name in names if _are_alike(words, name.split("_"))]
+    words = _words(given)
+    misspelled = [name for name in names if _are_alike(words, _words(name))]
     if misspelled:
         return max(misspelled, key=lambda name: _similarity(given, name))
-    near = [name for name in names if _lacks_a_word(words, name.split("_"))]
+    near = [name for name in names if _lacks_a_word(words, _words(name))]
     return near[0] if len(near) == 1 else None
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name, which may be that of a command's flag, such as ``--max-rows``."""
+    return name.removeprefix("--").replace("-", "_").lower().split("_")
 
 
 def _are_alike(given: Sequence[str], words: Sequence[str]) -> bool:
