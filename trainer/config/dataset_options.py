@@ -64,7 +64,7 @@ class DatasetConfig(BaseModel):
     ``instance_prompt`` alone."""
     caption_file: PathText | None = None
     """The file of strategies ``csv``, ``json`` and ``jsonl``, relative to the directory. By default, the only file with that
-    ending; ``json`` reads a file beside each picture."""
+    ending; ``json`` reads a file beside each picture, unless the only one is beside none."""
     caption_endings: tuple[Annotated[str, Field(pattern=r"^[^/\\]+$")], ...] = ()
     """Endings of a picture's caption files, such as ``.zh.txt`` and ``.en.txt``: every one that exists is read. Empty is
     ``.txt``, or else ``.caption``, or else these two; ``.json`` with strategy ``json``."""

@@ -4,7 +4,6 @@ A caption that cannot be read is a ``DataError`` of its picture alone; a table t
 dataset.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from trainer.data.captions.encoding import decode_text
 from trainer.data.captions.language import put_before
 from trainer.data.captions.shares import Caption, with_shares
 from trainer.data.captions.table import LINE_ENDS, Columns, Table, TableParser, captions_in, parsed_json
+from trainer.data.captions.text import clean, from_name
 from trainer.data.sources import Listing, Source
 
 CAPTION_ENDINGS = frozenset({".txt", ".caption", ".csv", ".tsv", ".json", ".jsonl"})
@@ -26,7 +26,6 @@ _TEXT_ENDINGS = (".txt", ".caption")
 _LANGUAGE_ENDINGS = (".zh.txt", ".en.txt")
 _MOST_CAPTION_BYTES = 2**20
 """Size from which on a file beside a picture is not taken for a caption."""
-_INVISIBLE_ENDS = re.compile(r"^[\s\ufeff\u200b\0]+|[\s\ufeff\u200b\0]+\Z")
 _TABLE_ENDINGS = {"csv": (".csv", ".tsv"), "jsonl": (".jsonl",), "json": (".json",)}
 _IMAGE_FOLDER_TABLES = ("metadata.csv", "metadata.jsonl")
 """Tables of Hugging Face's image folders, each for the pictures in its directory and below."""
@@ -57,7 +56,9 @@ class CaptionReader:
         """Pictures that have captions of kinds without a share, once for each caption."""
         self._tables: tuple[Table, ...] = ()
         strategy = config.caption_strategy
-        self._has_table = strategy in ("csv", "jsonl") or bool(strategy == "json" and config.caption_file)
+        self._has_table = strategy in ("csv", "jsonl") or (
+            strategy == "json" and (bool(config.caption_file) or self._is_one_json())
+        )
         if config.only_instance_prompt:
             return
         if self._has_table:
@@ -72,7 +73,7 @@ class CaptionReader:
             return PictureCaptions((str(config.instance_prompt),))
         captions: dict[object, Caption] = {}
         for text, source in self._captions(key):
-            if caption := _clean(text):
+            if caption := clean(text):
                 captions.setdefault((caption, source if config.shares_by_source else ""), Caption(caption, source))
         if not captions:
             raise self._no_caption()
@@ -119,7 +120,7 @@ class CaptionReader:
             return self._from_tables(key)
         match self._config.caption_strategy:
             case "filename":
-                return _from_name(key)
+                return from_name(key)
             case "json":
                 return self._beside(key, (".json",), self._in_json)
             case _:
@@ -222,6 +223,14 @@ class CaptionReader:
         self.dropped += parser.dropped
         return table
 
+    def _is_one_json(self) -> bool:
+        """Return whether the only JSON file is of no single picture, so that it is a table of all."""
+        paths = [PurePosixPath(entry.key) for entry in self._listing.entries]
+        there = [path for path in paths if path.suffix.lower() in _TABLE_ENDINGS["json"]]
+        return len(there) == 1 and not any(
+            path != there[0] and path.with_suffix("") == there[0].with_suffix("") for path in paths
+        )
+
     def _image_folder_tables(self) -> list[str]:
         return [e.key for e in self._listing.entries if PurePosixPath(e.key).name.lower() in _IMAGE_FOLDER_TABLES]
 
@@ -275,21 +284,3 @@ class CaptionReader:
                 uri=self._config.uri,
             )
         return found.key
-
-
-def _from_name(key: str) -> tuple[Caption, ...]:
-    """Return the file's name without its ending, underscores as spaces; nothing if it has no letter."""
-    text = PurePosixPath(key).stem.replace("_", " ")
-    return (Caption(text),) if re.search(r"[^\W\d_]", text) else ()
-
-
-def _clean(text: str) -> str:
-    """Strip invisible characters at the ends. Raises ``DataError`` for text that is not Unicode."""
-    text = _INVISIBLE_ENDS.sub("", text)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            "caption_not_unicode", "a caption is not Unicode text, at character {position}", position=error.start
-        ) from error
-    return "\n".join(LINE_ENDS.split(text))

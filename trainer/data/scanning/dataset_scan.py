@@ -148,7 +148,7 @@ class DatasetScan:
                 self._drop(entry.key, Problem(
                     code="picture_kind_unsupported",
                     template="{ending} files are not supported",
-                    remedy_template="convert it to PNG or JPEG",
+                    remedy_template="convert or unpack it to PNG or JPEG files",
                     details={"ending": ending},
                 ))  # fmt: skip
             elif ending not in _OTHER_ENDINGS and not self._is_of_captions(entry.key):

@@ -193,3 +193,16 @@ def test_json_beside_pictures_or_as_one_file(tmp_path: Path) -> None:
         ("listed",), ("mapped",), ("too",)
     )  # fmt: skip
     assert len(listed.dropped) == len(mapped.dropped) == 1
+
+
+def test_the_only_json_file_is_a_table_unless_it_is_beside_a_picture(tmp_path: Path) -> None:
+    for name in ("cat.png", "dog.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "meta_cap.json").write_text('{"cat": {"caption": "a cat"}, "dog": {"caption": "a dog"}}')
+    captions = reader(tmp_path, caption_strategy="json")
+    assert [captions.read(name).texts for name in ("cat.png", "dog.png")] == [("a cat",), ("a dog",)]
+    (tmp_path / "meta_cap.json").rename(tmp_path / "cat.json")
+    (tmp_path / "cat.json").write_text('{"caption": "a cat"}')
+    captions = reader(tmp_path, caption_strategy="json")
+    assert captions.read("cat.png").texts == ("a cat",)
+    assert problem_of(lambda: captions.read("dog.png").texts).code == "caption_file_missing"
