@@ -128,7 +128,7 @@ class TrainFields(BaseModel):
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = "constant_with_warmup"
-    """Schedule of the learning rate after the warm-up; one that decays ends at lr_end."""
+    """Schedule of the learning rate after the warm-up."""
     lr_warmup_steps: _Optional = 0
     """Steps over which the learning rate rises from zero."""
     lr_num_cycles: _Count = 1
@@ -136,7 +136,7 @@ class TrainFields(BaseModel):
     lr_power: Annotated[float, Field(gt=0)] = 1.0
     """Power of the polynomial schedule."""
     lr_end: Annotated[float, Field(ge=0)] = 1e-7
-    """Final learning rate of a schedule that decays."""
+    """Final learning rate of the polynomial schedule; linear and cosine end at 0."""
     optimizer: Literal["adamw", "adamw8bit", "adamw-schedulefree", "prodigy"] = "adamw"
     """adamw (also named adamw_bf16 and torch-adamw: the adapter is float32), adamw8bit (a quarter of the memory; on a
     GPU, faster with a C compiler), adamw-schedulefree, or prodigy."""

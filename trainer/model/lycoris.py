@@ -1,7 +1,7 @@
 """LoKr and LoHa in training: modules around the frozen linear layers, computed from their factors.
 
-The matrices are those of ``lycoris-lora``, with its initial values. The update is never a matrix of the layer's size, which
-``lycoris-lora`` makes in every forward: see ``longcat.adapter.weights.lycoris``.
+The matrices are those of ``lycoris-lora``, with its initial values. Where its factors are smaller, the update is not made a
+matrix of the layer's size, as ``lycoris-lora`` does in every forward: see ``longcat.adapter.weights.lycoris``.
 """
 
 import math
@@ -59,8 +59,10 @@ class LycorisLinear(nn.Module):
         return torch.matmul(w1.to(dtype), hidden).flatten(-2)
 
     def _loha(self, x: Tensor) -> Tensor:
-        """Return the product with a LoRA of rank r^2."""
+        """Return the product with a LoRA of rank r^2, or with the whole update where that is smaller."""
         a1, b1, a2, b2 = (self.factors[f"hada_w{i}_{part}"] for i in (1, 2) for part in ("a", "b"))
+        if b1.shape[0] ** 2 > min(self.base_layer.in_features, self.base_layer.out_features):
+            return F.linear(x, ((a1 @ b1) * (a2 @ b2) * self.scale).to(x.dtype))
         hidden = F.linear(x, pairs(b1, b2, -2).to(x.dtype))
         return F.linear(hidden, (pairs(a1, a2, -1) * self.scale).to(x.dtype))
 

@@ -47,6 +47,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "unbalanced_factorization": True, "apply_preset": {"target_module": ["LongCatImageAttention"]},
     },
     "loha": {"algo": "loha", "linear_dim": 4, "linear_alpha": 2, "apply_preset": {"target_module": BLOCKS}},
+    "high rank": {"algo": "loha", "linear_dim": 40, "apply_preset": {"target_module": ["LongCatImageAttention"]}},
     "mixed": {
         "algo": "lokr", "linear_dim": 10000, "factor": 16, "apply_preset": {
             "target_module": ["LongCatImageSingleTransformerBlock", "FeedForward"],
@@ -120,7 +121,7 @@ def test_layers_and_sizes_are_those_of_the_package(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", ["simpletuner", "low rank", "both low", "loha", "mixed"])
+@pytest.mark.parametrize("name", ["simpletuner", "low rank", "both low", "loha", "high rank", "mixed"])
 def test_steps_and_their_export_are_those_of_the_package(
     model: Components, transformer: LongCatImageTransformer2DModel, name: str, tmp_path: Path
 ) -> None:
@@ -196,6 +197,16 @@ def test_a_training_starts_from_a_file_of_the_same_configuration_alone(model: Co
     inject(other, settings(CONFIGS["loha"]))
     with pytest.raises(ConfigError, match="has lokr_w1"):
         load_weights(other, weights, field="resume_from_checkpoint", source="latest")
+
+
+def test_a_loha_of_a_higher_rank_than_its_layers_is_refused(transformer: LongCatImageTransformer2DModel) -> None:
+    with pytest.raises(ConfigError) as caught:
+        inject(transformer, settings({"algo": "loha", "linear_dim": 2**31 - 1}))
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.field, problem.value) == (
+        "lycoris_dim_too_large", "lycoris_config.linear_dim", 2**31 - 1,
+    )  # fmt: skip
+    assert problem.remedy
 
 
 def test_a_configuration_that_selects_nothing_is_refused(transformer: LongCatImageTransformer2DModel) -> None:

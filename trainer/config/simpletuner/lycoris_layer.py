@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from longcat.errors import ConfigError
+
 Shape = tuple[int, int]
 
 
@@ -26,8 +28,20 @@ class LayerOptions(BaseModel):
     unbalanced_factorization: bool
 
     def shapes(self, width_in: int, width_out: int) -> dict[str, Shape]:
-        """Return the shapes of the matrices, by the ends of their keys, of a layer with these widths."""
+        """Return the shapes of the matrices, by the ends of their keys, of a layer with these widths.
+
+        Raises ``ConfigError`` for a LoHa of a higher rank than the layer: it adds nothing, but takes more memory.
+        """
         if self.algo == "loha":
+            if self.dim > (most := max(width_in, width_out)):
+                raise ConfigError(
+                    "lycoris_dim_too_large",
+                    "more than the width of a layer, {most}",
+                    remedy="give at most {most}; 4 to 32 are usual, and only LoKr takes a large one for whole matrices",
+                    field="lycoris_config.linear_dim",
+                    value=self.dim,
+                    most=most,
+                )
             one = {"a": (width_out, self.dim), "b": (self.dim, width_in)}
             return {f"hada_w{i}_{part}": shape for i in (1, 2) for part, shape in one.items()}
         (b, d), (a, c) = factorization(width_in, self.factor), factorization(width_out, self.factor)
