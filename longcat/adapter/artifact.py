@@ -3,6 +3,9 @@
 A version is ``<name>/<version>/adapter.safetensors`` and, written last, ``<name>/<version>/manifest.json``: it exists once
 its manifest does. Versions are numbered from 1 and never change. ``<name>/latest`` names one, and is moved by
 compare-and-swap. A removed version leaves ``<name>/<version>/removed``, so that its number is never used again.
+
+Any of these can be a link to a file that is no part of an adapter, and errors reach clients and logs: they show nothing of
+the content of a file that is not what it should be.
 """
 
 import os
@@ -19,14 +22,15 @@ from longcat.adapter.manifest import Manifest, WeightsIdentity
 from longcat.adapter.reference import NAME, VERSION, Reference
 from longcat.checksum import file_sha256
 from longcat.errors import AdapterError, StorageMissingError, UnknownAdapterError
-from longcat.problem import show
+from longcat.problem import Problem, show
 from longcat.storage.interface import Blob, Storage
-from longcat.validation import problems_of
+from longcat.validation import UNKNOWN_FIELD_CODES, problems_of
 
 _MANIFEST = re.compile(rf"{NAME}/{VERSION}/manifest\.json")
 _LATEST = re.compile(rf"\s*{VERSION}\s*", re.ASCII)
 _MAX_MANIFEST_BYTES = 2**20
 """A manifest has a few KB, mostly names of modules and the configuration of the training."""
+_MAX_LATEST_BYTES = 20
 
 
 def latest_version(storage: Storage, name: str) -> int:
@@ -41,16 +45,15 @@ def read_latest(storage: Storage, name: str) -> Blob:
 
 def number_in(name: str, latest: Blob) -> int:
     """Return the version that ``latest`` names. Raises ``AdapterError`` if it names none."""
-    text = latest.content[:20].decode(errors="replace")
-    if len(text) == len(latest.content) and (match := _LATEST.fullmatch(text)):
+    content = latest.content
+    if len(content) <= _MAX_LATEST_BYTES and (match := _LATEST.fullmatch(content.decode(errors="replace"))):
         return int(match["version"])
     raise AdapterError(
         "adapter_latest_invalid",
-        "its latest version is {content!r}, which is not the number of a version",
+        "the content of its latest file is not the number of a version",
         remedy="roll back to a version",
         field="adapter",
         value=name,
-        content=text,
     )
 
 
@@ -70,14 +73,13 @@ def manifest_in(stored: Blob, name: str, version: int) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(stored.content)
     except ValidationError as error:
-        cause = next(problems_of(error, Manifest))
         raise AdapterError(
             "adapter_manifest_invalid",
             "its manifest is invalid: {cause}",
             remedy="publish it again",
             field="adapter",
             value=reference,
-            cause=cause if cause.field else replace(cause, value=None),  # the value would be the whole file
+            cause=_cause(error),
         ) from error
     if manifest.reference != reference:
         raise AdapterError(
@@ -89,6 +91,12 @@ def manifest_in(stored: Blob, name: str, version: int) -> Manifest:
             other=show(manifest.reference),
         )
     return manifest
+
+
+def _cause(error: ValidationError) -> Problem:
+    """Return the first problem of a manifest's own fields, or else of an unknown one, without the value."""
+    problems = [replace(problem, value=None) for problem in problems_of(error, Manifest)]
+    return next((problem for problem in problems if problem.code not in UNKNOWN_FIELD_CODES), problems[0])
 
 
 def find(storage: Storage, reference: Reference) -> Manifest:
@@ -189,12 +197,11 @@ def fetch(storage: Storage, manifest: Manifest, folder: Path) -> Path:
         if stored != manifest.weights:
             raise AdapterError(
                 "adapter_weights_damaged",
-                "its weights are damaged: {size} bytes, SHA-256 {digest}; expected {expected_size} bytes, {expected_digest}",
+                "its weights are damaged: {size} bytes instead of {expected_size}, or not those of SHA-256 {expected_digest}",
                 remedy="publish it again",
                 field="adapter",
                 value=manifest.reference,
                 size=stored.size_bytes if stored else 0,
-                digest=stored.sha256[:12] if stored else "",
                 expected_size=manifest.weights.size_bytes,
                 expected_digest=manifest.weights.sha256[:12],
             )

@@ -83,7 +83,12 @@ class FileTree:
             self._deadlines.run(f"{self.uri}/{key}", download_seconds(max_bytes), copy)
 
     def _open(self, key: str, max_bytes: int | None) -> BinaryIO:
-        """Open a regular file. Opening a device can change it, and opening a pipe can wait for its writer."""
+        """Open a regular file. Opening a device can change it, and opening a pipe can wait for its writer.
+
+        A key that leads out of the root by itself names nothing here: manifests have keys, and others write those.
+        """
+        if key.startswith("/") or ".." in key.split("/"):
+            raise FileNotFoundError(errno.ENOENT, "not a key of this storage", key)
         path = self.root / key
         try:
             status = path.stat()

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from longcat.storage.atomic import write_atomically
 from longcat.storage.opening import open_storage
 from studio.web.errors import PictureNotFoundError
 from studio.web.validation_scene import scene_of
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+"""The first bytes of every PNG."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +92,12 @@ class AdapterCatalogue:
         return fetch(self._storage, manifest, self._cache / "weights")
 
     def validation_images(self, manifest: Manifest) -> list[ValidationImage]:
-        """Return the validation pictures of a version, with their prompts."""
-        return [self.described(manifest, key) for key in manifest.validation_images]
+        """Return the validation pictures of a version, with their prompts. Missing ones are left out."""
+        images = []
+        for key in manifest.validation_images:
+            with suppress(PictureNotFoundError):
+                images.append(self.described(manifest, key))
+        return images
 
     def described(self, manifest: Manifest, key: str) -> ValidationImage:
         """Return one validation picture with its prompt. Raises ``PictureNotFoundError`` if there is none."""
@@ -97,14 +105,21 @@ class AdapterCatalogue:
         return ValidationImage(key=key, prompt=str(scene.get("prompt", "")))
 
     def validation_image(self, manifest: Manifest, key: str) -> Path:
-        """Return one validation picture. Raises ``PictureNotFoundError`` if the manifest has no such key."""
+        """Return one validation picture. Raises ``PictureNotFoundError`` if the manifest has no such key.
+
+        The key is the publisher's, and its file can be a link: nothing but a PNG is shown.
+        """
         if key not in manifest.validation_images:
             raise PictureNotFoundError
         path = self._cache / "proofs" / manifest.weights.sha256 / f"{manifest.version}-{Path(key).name}"
         if not path.exists():
-            write_atomically(
-                path, self._storage.read(f"{manifest.name}/{manifest.version}/{key}").content, durable=False
-            )
+            try:
+                content = self._storage.read(f"{manifest.name}/{manifest.version}/{key}").content
+            except StorageMissingError as error:
+                raise PictureNotFoundError from error
+            if not content.startswith(_PNG):
+                raise PictureNotFoundError
+            write_atomically(path, content, durable=False)
         return path
 
     def make_latest(self, name: str, version: int) -> None:

@@ -54,6 +54,18 @@ def test_what_is_no_file_is_listed_and_never_hangs(tmp_path: Path, kind: str, mo
     assert time.monotonic() - begin < 5
 
 
+@pytest.mark.parametrize("key", ["../secret", "ink/../../secret", "{secret}", "..", ""])
+def test_no_key_leads_out_of_the_root(tmp_path: Path, key: str) -> None:
+    (tmp_path / "root" / "ink").mkdir(parents=True)
+    secret = tmp_path / "secret"
+    secret.write_text("root-password")
+    storage = FileStorage(tmp_path / "root")
+    with pytest.raises(StorageError):
+        storage.read(key.format(secret=secret))
+    with pytest.raises(StorageError):
+        storage.download(key.format(secret=secret), tmp_path / "target", max_bytes=100)
+
+
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
     data = elsewhere / "..2026_11" / "1"

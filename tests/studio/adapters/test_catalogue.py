@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
+
 from longcat.adapter.publishing import publish, set_latest
 from longcat.adapter.weights.draft import draft_of
 from longcat.adapter.weights.file import save_lora
 from longcat.model.loading import Components
 from longcat.storage.files import FileStorage
 from studio.adapters.catalogue import AdapterCatalogue
+from studio.web.errors import PictureNotFoundError
 from tests.longcat.adapter.test_artifact import some_lora
 
 
@@ -30,3 +33,21 @@ def test_a_broken_adapter_hides_no_other(model: Components, tmp_path: Path) -> N
     assert oil.latest_problem.code == "adapter_latest_invalid"
     assert (wax.latest, [version.version for version in wax.versions]) == (2, [2])
     assert {number: problem.code for number, problem in wax.broken.items()} == {1: "storage_not_a_file"}
+
+
+def test_nothing_but_pictures_of_the_version_is_shown(model: Components, tmp_path: Path) -> None:
+    weights = some_lora(model)
+    save_lora(weights, tmp_path / "file")
+    storage = FileStorage(tmp_path / "root")
+    (tmp_path / "secret.png").write_text("root-password")
+    outside, link, missing = "../../../secret.png", "link.png", "missing.png"
+    keys = (outside, link, missing)
+    made = draft_of(weights, model.flavour, origin="trained", validation_images=keys)
+    manifest = publish(storage, "ink", made, tmp_path / "file")
+    (tmp_path / "root" / "ink" / "1" / link).symlink_to(tmp_path / "secret.png")
+    catalogue = AdapterCatalogue(storage.uri, endpoint_url=None, cache=tmp_path / "cache")
+    for key in keys:
+        with pytest.raises(PictureNotFoundError):
+            catalogue.validation_image(manifest, key)
+    assert catalogue.validation_images(manifest) == []
+    assert not list((tmp_path / "cache").rglob("*.png"))
