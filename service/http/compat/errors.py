@@ -1,6 +1,5 @@
 """Errors in OpenAI's shape, and in vLLM's, which is OpenAI's with other values."""
 
-import dataclasses
 from typing import Annotated
 
 from pydantic import BaseModel, Field
@@ -9,8 +8,6 @@ from longcat.errors import LithographError, UserError
 from longcat.validation import UNKNOWN_FIELD_CODES
 from service.http.error_responses import ErrorShapedRoute, Responses, status_of
 
-_OPENAI_FIELDS = {"num_images": "n", "width": "size", "height": "size"}
-"""Fields that have another name in OpenAI's requests."""
 _INVALID = 422
 """Our status for an invalid request; OpenAI and vLLM have 400."""
 _OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
@@ -46,8 +43,7 @@ class VllmInputError(UserError):
 def openai_error(error: LithographError, _request_id: str) -> tuple[int, OpenAIErrorBody]:
     """Return the status and the body of an error in OpenAI's shape, from its code and its fields."""
     status = status_of(error)
-    problems = [dataclasses.replace(p, field=_OPENAI_FIELDS.get(p.field, p.field)) for p in error.problems]
-    once = list({(p.field, p.code): p for p in problems}.values())  # size is both our width and our height
+    once = list({(p.field, p.code): p for p in error.problems}.values())  # size is both our width and our height
     param, code = once[0].field or None, error.code
     if status == _INVALID:
         status = 400

@@ -5,6 +5,7 @@ wrong, 400.
 """
 
 import base64
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
@@ -45,8 +46,8 @@ async def generate_images(body: ImagesRequest, request: Request, admission: Admi
     base = admission.flavour.name
     _check_model(body, admission)
     previews = body.partial_images or 0 if body.stream else 0
-    command = await admission.take(body.as_generate(base), request, stream=bool(body.stream), previews=previews)
     try:
+        command = await admission.take(body.as_generate(base), request, stream=bool(body.stream), previews=previews)
         if body.stream:
             events = admission.events(command, request)
             return await reply_with_events(request, events, _encoder(command, body, admission))
@@ -121,8 +122,17 @@ def _unknown_model(model: str) -> UnknownModelError:
 
 
 def _in_sent_fields(error: LithographError, body: ImagesRequest, base: str) -> LithographError:
-    """Return an error with the fields that the client sent: a model that is an adapter is the first of ``adapters`` here."""
-    model, given = body.adapter(base), [choice.name for choice in body.adapters]
+    """Return an error with the fields that the client sent, and their values.
+
+    ``size`` is a width and a height here, ``n`` is ``num_images``, and a model that is an adapter is the first of
+    ``adapters``.
+    """
+    sent = error.renamed("num_images", "n")
+    sent.problems = tuple(
+        dataclasses.replace(problem, field="size", value=body.size) if problem.field in ("width", "height") else problem
+        for problem in sent.problems
+    )
+    error, model, given = sent, body.adapter(base), [choice.name for choice in body.adapters]
     if model is None:
         return error
     if model in given:
@@ -178,7 +188,7 @@ def _encoder(
                     yield server_sent(completed.type, completed)
             case ErrorEvent():
                 error = _in_sent_fields(event.error, body, admission.flavour.name)
-                yield server_sent("error", openai_error(error, command.id)[1])
+                yield server_sent("error", openai_error(error, command.request_id)[1])
             case _:
                 raise AssertionError(f"no event of a request without progress: {event!r}")
 

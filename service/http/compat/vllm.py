@@ -213,9 +213,18 @@ def _bucket_and_path(path: str) -> tuple[str, PurePosixPath]:
 
 
 def _importable(path: str, config: AdapterConfig) -> Path | None:
-    """Return the file of a path, links followed, if it is below a directory that may be imported from (path traversal)."""
+    """Return the file of a path, links followed, if it is below a directory that may be imported from (path traversal).
+
+    So must be whatever an import of it opens: the weights in a directory, and the configuration beside weights.
+    """
     bucket, place = _bucket_and_path(path)
     if bucket or not place.is_absolute() or "\0" in path:
         return None
-    file = Path(place).resolve()
-    return file if any(file.is_relative_to(folder.resolve()) for folder in config.import_from) else None
+    file = Path(os.path.realpath(place))
+    folder = file if os.path.isdir(file) else file.parent
+    opened = [file, folder / "adapter_config.json", *(folder.glob("*.safetensors") if folder == file else ())]
+    return file if all(_is_allowed(os.path.realpath(part), config) for part in opened) else None
+
+
+def _is_allowed(real: str, config: AdapterConfig) -> bool:
+    return any(Path(real).is_relative_to(os.path.realpath(folder)) for folder in config.import_from)

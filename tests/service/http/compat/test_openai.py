@@ -235,10 +235,24 @@ def test_an_adapter_that_is_not_there_is_not_taken_for_the_model(ai: openai.Open
     assert "nobody" in caught.value.message
 
 
-def test_a_wrong_size_is_one_problem(ai: openai.OpenAI) -> None:
+@pytest.mark.parametrize("size", ["100x100", "100x128", "128x100", "0x64", "64x99999", "1024x128", "128x1024", "large"])
+@pytest.mark.parametrize("adapter", [None, "ink"])
+def test_a_wrong_size_is_named_once_as_it_was_sent(ai: openai.OpenAI, size: str, adapter: str | None) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        ai.images.generate(prompt="a red apple", size="100x100")
-    assert str(caught.value.body).count("give a multiple of 64") == 1
+        ai.images.generate(prompt="a red apple", size=size, model=adapter)
+    assert caught.value.param == "size"
+    assert caught.value.message.count(f"size = {size}: ") == 1
+    assert "width" not in caught.value.message
+    assert "height" not in caught.value.message
+
+
+@pytest.mark.parametrize("adapters", [["ink"], ["ink", "ink"], ["ink", "Ink!"]])
+def test_problems_of_adapters_are_those_of_the_sent_list(ai: openai.OpenAI, adapters: list[str]) -> None:
+    chosen = [{"name": name} for name in adapters]
+    with pytest.raises(openai.BadRequestError) as caught:
+        ai.images.generate(prompt="a red apple", model="ink@1", extra_body={"adapters": chosen})
+    assert caught.value.param == "adapters.0.name"
+    assert "adapters.0.name = ink: adapter ink is named twice" in caught.value.message
 
 
 def test_other_errors(ai: openai.OpenAI, http: httpx.Client) -> None:

@@ -58,6 +58,11 @@ def test_a_file_of_another_program_is_published_by_loading_it(http: httpx.Client
 def test_what_cannot_be_loaded_has_its_reason(http: httpx.Client, foreign: Path, tmp_path: Path) -> None:
     (foreign / "link").symlink_to(tmp_path)
     (tmp_path / "x.safetensors").write_bytes(b"secret")
+    (foreign / "loop").symlink_to("loop")
+    for folder, link in (("weights", "adapter_model.safetensors"), ("config", "adapter_config.json")):
+        (foreign / folder).mkdir()
+        (foreign / folder / "style.safetensors").write_bytes((foreign / "style.safetensors").read_bytes())
+        (foreign / folder / link).symlink_to(tmp_path / "x.safetensors")
     for name, path, status, text in (
         ("nobody", "nobody", 404, "Loading lora nobody failed: No adapter found for nobody"),
         ("gone", foreign / "gone", 404, f"Loading lora gone failed: No adapter found for {foreign}/gone"),
@@ -67,6 +72,11 @@ def test_what_cannot_be_loaded_has_its_reason(http: httpx.Client, foreign: Path,
         ("x", tmp_path / "x.safetensors", 400, "is not below any of"),
         ("x", foreign / ".." / tmp_path.name / "x.safetensors", 400, "is not below any of"),
         ("x", foreign / "link" / "x.safetensors", 400, "is not below any of"),
+        ("x", foreign / "weights", 400, "is not below any of"),
+        ("x", foreign / "config", 400, "is not below any of"),
+        ("x", foreign / "config" / "style.safetensors", 400, "is not below any of"),
+        ("x", foreign / "loop", 404, f"Loading lora x failed: No adapter found for {foreign}/loop"),
+        ("x", foreign / ("a" * 300), 404, "Loading lora x failed: No adapter found for "),
         ("x", "someone/on-the-hub", 400, "is not below any of"),
         ("broken", foreign / "broken.safetensors", 400, "broken.safetensors"),
         ("x", f"file://{foreign}/style.safetensors#1", 400, f"write it as %23: file://{foreign}/style.safetensors%231"),
