@@ -36,10 +36,10 @@ def run_folder(given: str | None) -> Iterator[tuple[Path, Path]]:
     """Create the directory of this run, yield it with the directory of its metrics, and remove it at the end.
 
     ``given``, an operator's ``PROMETHEUS_MULTIPROC_DIR``, is used for metrics, and cleared of the files of earlier runs.
-    Raises ``StorageError`` if there is no room, and ``ConfigError`` if another server uses that directory, or if the path of
-    the temporary directory is too long for the sockets of the server's processes.
+    Raises ``StorageError`` if there is no room, and ``ConfigError`` if another server uses that directory, if there is no
+    temporary directory, or if its path is too long for the sockets of the server's processes.
     """
-    parent = Path(tempfile.gettempdir())
+    parent = _temporary_directory()
     _check_length(parent)
     _remove_abandoned(parent)
     with contextlib.ExitStack() as stack:
@@ -55,6 +55,19 @@ def run_folder(given: str | None) -> Iterator[tuple[Path, Path]]:
             metrics.mkdir(exist_ok=True)
             (metrics / LOCK_FILE).touch()
         yield folder, metrics
+
+
+def _temporary_directory() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "temporary_directory_missing",
+            "no temporary directory can be written: {reason}",
+            remedy="free space on its disk, or set TMPDIR to a directory that can be written",
+            field="TMPDIR",
+            reason=error.strerror,
+        ) from error
 
 
 def _check_length(parent: Path) -> None:

@@ -14,7 +14,8 @@ from tests.conftest import fill
 
 
 @pytest.fixture(autouse=True)
-def own_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    tmp_path_factory.getbasetemp()  # not in the directory that this test removes
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # tmp_path is too long for the sockets of a server
         monkeypatch.setattr(tempfile, "tempdir", folder)
         yield Path(folder)
@@ -58,6 +59,16 @@ def test_a_temporary_directory_too_deep_for_sockets_is_named(tmp_path: Path, mon
         pass
     assert (caught.value.problems[0].field, caught.value.problems[0].value) == ("TMPDIR", str(deep))
     assert not list(deep.iterdir())
+
+
+def test_a_missing_temporary_directory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere", "/proc"])
+    with (
+        pytest.raises(ConfigError, match=r"can be written: .*/nowhere.*; .* set TMPDIR"),
+        run_folder(None),
+    ):
+        pass
 
 
 def test_an_operators_metrics_directory_is_used_and_cleared_of_earlier_runs(tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ def read_body(model: type[BaseModel], body: bytes, content_encoding: str) -> Bas
 def parse_json(body: bytes, content_encoding: str = "") -> Any:
     """Return the value of a body. A byte-order mark of UTF-8 is skipped.
 
-    An integer that exceeds floats is infinite, as ``1e400`` is: no field takes either. Raises ``NotJsonError``.
+    An integer that exceeds floats is infinite, as ``1e400`` is: no field takes either. Raises ``NotJsonError``, or
+    ``UserError`` for a field that an object has twice.
     """
     if (compression := _compression(body, content_encoding)) is not None:
         raise NotJsonError(
@@ -109,7 +110,7 @@ def parse_json(body: bytes, content_encoding: str = "") -> Any:
             encoding=encoding[:6].upper(),
         )
     try:
-        return json.loads(content.decode("utf-8"), parse_int=_integer)
+        return json.loads(content.decode("utf-8"), parse_int=_integer, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise NotJsonError(
             "body_not_utf8",
@@ -138,6 +139,18 @@ def not_json(reason: str) -> NotJsonError:
     return NotJsonError(
         "body_not_json", "the body is not JSON: {reason}", remedy="send one JSON object", reason=show(reason)
     )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. Raises ``UserError`` for a field given twice: a proxy may have checked the other one."""
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise UserError(
+                "body_field_twice", "has the field {name} twice", remedy="give it once", field="body", name=show(name)
+            )
+        fields[name] = value
+    return fields
 
 
 def _integer(digits: str) -> float:

@@ -45,6 +45,23 @@ def test_a_number_that_no_field_takes_is_refused_by_the_name_of_its_field(
         assert len(reply.content) < 3_000
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"prompt": "a cat", "prompt": "a dog"}',
+        b'{"prompt": "a cat", "pro\\u006dpt": "a cat"}',
+        b'{"prompt": "a cat", "adapters": [{"name": "a", "name": "b"}]}',
+        b'{"prompt": "a cat", "more": {"seed": 1, "seed": 1}}',
+    ],
+)
+def test_a_field_given_twice_is_refused(client: httpx.Client, content: bytes) -> None:
+    for path, status in {"/generate": 422, "/v1/tokens": 422, "/v1/images/generations": 400}.items():
+        reply = client.post(path, content=content)
+        assert reply.status_code == status
+        assert reply.json()["error"]["message"].startswith("body: has the field ")
+        assert reply.json()["error"]["message"].endswith(" twice; give it once")
+
+
 @pytest.mark.parametrize("number", ["-0", "-0.0", "0.0"])
 def test_zero_has_no_sign(client: httpx.Client, number: str) -> None:
     assert client.post("/generate", content=f'{{"prompt": "a cat", "steps": 1, "seed": {number}}}').status_code == (
