@@ -12,7 +12,8 @@ from longcat.process.parent import kill_with_parent
 
 def _preload() -> None:
     kill_with_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all processes of a server: its engine may finish requests
+    for number in (signal.SIGTERM, signal.SIGINT):  # sent to all processes of a server: its engine may finish requests
+        signal.signal(number, signal.SIG_IGN)
     silence_import_noise()
     import service.process.server
     import service.renderer  # noqa: F401

@@ -41,10 +41,13 @@ def end_with_parent() -> None:
 def kill_with_parent() -> None:
     """Make Linux' kernel kill this process when its parent's thread that started it ends; elsewhere, do nothing.
 
-    It holds for as long as the calling thread lives.
+    It holds for as long as the calling thread lives. The kernel does not report a parent that has ended before: the one that
+    adopts its children is in another process group than they are.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getpgid(os.getppid()) != os.getpgrp():
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def stop_with_parent(pid: int) -> None:

@@ -8,6 +8,7 @@ these three ends the server.
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -140,6 +141,8 @@ class Server(litserve.LitServer):
             pass
         except (EOFError, ConnectionError):  # LitServe waits on the manager process, and that has ended
             self._fail_without_manager()
+        for process in multiprocessing.active_children():  # left by an interrupt; Python would wait for them
+            process.kill()
         log.info("stopped, exit code %d", self._supervisor.exit_code)
         return self._supervisor.exit_code
 
@@ -151,6 +154,7 @@ class Server(litserve.LitServer):
         """Run in the HTTP process while it serves."""
         end_with_parent()
         async with super().lifespan(app):
+            self._supervisor.http_has_started.set()
             yield
 
     def _init_manager(self, num_api_servers: int) -> Any:
@@ -215,6 +219,8 @@ class Server(litserve.LitServer):
         )
         process.start()
         self.inference_workers[:] = [process]
+        if self._supervisor.is_stopping:  # a process that has just been forked ignores SIGTERM still
+            process.kill()
         return process
 
     @override
@@ -228,6 +234,7 @@ class Server(litserve.LitServer):
         }
         for name, target in threads.items():
             threading.Thread(target=target, daemon=True, name=name).start()
+        self._supervisor.has_started.set()
 
     def _after_engine(self) -> None:
         """Notify the HTTP process, which answers the requests of the ended engine process with an error."""

@@ -1,6 +1,7 @@
 """The supervisor, in the main process: it drains on SIGTERM and watches the other processes."""
 
 import logging
+import multiprocessing
 import multiprocessing.connection
 import os
 import signal
@@ -21,7 +22,7 @@ _MAX_RESTARTS = 3
 _RESTART_WINDOW_SECONDS = 300.0
 """An engine process that ends more often than that would end again: the server stops, and its own supervisor decides."""
 _START_SECONDS = 10.0
-"""Time in which an engine process must be started."""
+"""Time in which an engine process must be started, and time for the others before a signal interrupts their start."""
 _PAUSE_SECONDS = 0.1
 _ECHO_SECONDS = 2.0
 """A SIGTERM to all processes of a server reaches the main process several times: its children pass theirs on."""
@@ -45,6 +46,10 @@ class Supervisor:
         """Time of the first signal to stop, by the monotonic clock."""
         self._may_end = False
         """True once the drain is over, or useless: the next signal ends the main process."""
+        self.has_started = threading.Event()
+        """Set once LitServe waits for the server's end. An interrupt of its start would leave processes that it awaits."""
+        self.http_has_started = multiprocessing.Event()
+        """Set by the HTTP process once it ends at SIGTERM."""
 
     def handle_signals(self) -> None:
         """Drain on SIGTERM and Ctrl-C; LitServe itself would end and leave its processes behind."""
@@ -83,6 +88,8 @@ class Supervisor:
         if unfinished := self._exchange.unfinished:
             log.warning("%d requests are not finished after %g s; stopping anyway", unfinished, config.grace_seconds)
             self.is_hurried = True
+        self.has_started.wait(_START_SECONDS)
+        self.http_has_started.wait(_START_SECONDS)
         self._may_end = True
         os.kill(self._main, signal.SIGTERM)
 
@@ -111,7 +118,8 @@ class Supervisor:
             try:
                 engine = self._started(start)
             except (OSError, EOFError):
-                log.exception("the engine process cannot be started")
+                if not self.is_stopping:  # else the signal to stop has reached the fork server, too
+                    log.exception("the engine process cannot be started")
                 break
             multiprocessing.connection.wait([engine.sentinel])
             if not self._should_restart(engine, on_end):

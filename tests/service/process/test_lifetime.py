@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import run_lithograph, serve
+from tests.conftest import START_SECONDS, run_lithograph, serve
 from tests.service.family import Family
 from tests.service.http.replies import APPLE
 
@@ -80,6 +80,28 @@ def test_a_server_can_be_stopped_while_it_starts(tmp_path: Path, seconds: float)
         assert not psutil.wait_procs(family, timeout=60)[1]
         assert "Traceback" not in server.log_text(), server.log_text()
         assert "SIGKILL" not in server.log_text(), server.log_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.3])
+def test_a_server_can_be_stopped_while_its_processes_start(
+    tmp_path: Path, seconds: float, number: signal.Signals
+) -> None:
+    with serve(tmp_path, wait=False) as server:
+        deadline = time.monotonic() + START_SECONDS
+        while "starting embedded" not in server.log_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(seconds)
+        family = Family(server)
+        processes = family.all
+        os.killpg(server.process.pid, number)
+        try:
+            assert server.process.wait(timeout=60) == 0
+            assert not psutil.wait_procs(processes, timeout=60)[1]
+        finally:
+            family.kill()
+        assert "Traceback" not in server.log_text(), server.log_text()
 
 
 def test_ctrl_c_ends_the_server_and_a_taken_port_is_named(tmp_path: Path) -> None:
