@@ -150,7 +150,9 @@ class Renderer:
                 on_step(made, event.steps * request.num_images)
 
         now = time.monotonic()
-        command = GenerateCommand(id="local", request=request, submitted_at=now, deadline=math.inf, progress=True)
+        command = GenerateCommand(
+            id="local", request_id="local", request=request, submitted_at=now, deadline=math.inf, progress=True
+        )
         self.submit(command, on_event)
         while not last:
             self.engine.step(_WAIT_SECONDS)

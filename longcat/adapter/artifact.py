@@ -197,7 +197,7 @@ def fetch(storage: Storage, manifest: Manifest, folder: Path) -> Path:
         if stored != manifest.weights:
             raise AdapterError(
                 "adapter_weights_damaged",
-                "its weights are damaged: {size} bytes instead of {expected_size}, or not those of SHA-256 {expected_digest}",
+                "its weights are damaged: {size} of {expected_size} bytes, or not those of SHA-256 {expected_digest}",
                 remedy="publish it again",
                 field="adapter",
                 value=manifest.reference,

@@ -265,7 +265,7 @@ class Engine:
             return
         self._remove(state)
         if isinstance(error, EngineError) or not isinstance(error, LithographError):
-            log.error("request %s failed", state.command.id, exc_info=error)
+            log.error("request %s failed", state.command.request_id, exc_info=error)
         state.on_event(ErrorEvent(wrapped(error)))
 
     def _remove_by_id(self, request_id: str) -> None:

@@ -110,7 +110,7 @@ class RequestState:
         """Return the last event of a request whose pictures are all finished."""
         seconds = self.timeline.seconds()
         return ResultEvent(
-            request_id=self.command.id,
+            request_id=self.command.request_id,
             model_hash=model_hash,
             prompt=self.prompt,
             request=self.request,

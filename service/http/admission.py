@@ -78,7 +78,8 @@ class Admission:
         resolved = await self._resolve(body)
         traced = current_request.get()
         command = GenerateCommand(
-            id=request.state.request_id,
+            id=request.state.unique_id,
+            request_id=request.state.request_id,
             request=resolved,
             submitted_at=begin,
             deadline=begin + (body.timeout_seconds or self.config.timeout_seconds),
@@ -159,7 +160,7 @@ class Admission:
             self._log_outcome(command, "cancelled")
             raise
         except DeadlineError as error:
-            self._log_failure(command, error, shape(error, command.id)[0])
+            self._log_failure(command, error, shape(error, command.request_id)[0])
             raise
         match event:
             case ResultEvent():
@@ -168,7 +169,7 @@ class Admission:
                 timings = {name: round(seconds, 4) for name, seconds in event.timings.model_dump().items()}
                 self._log_outcome(command, "drawn", adapters=adapters or None, **timings)
             case ErrorEvent():
-                self._log_failure(command, event.error, shape(event.error, command.id)[0])
+                self._log_failure(command, event.error, shape(event.error, command.request_id)[0])
         assert not isinstance(event, AdapterReport)
         return event
 
@@ -188,7 +189,7 @@ class Admission:
             log,
             f"request_{outcome}",
             logging.WARNING if fields.get("status", 0) >= _SERVER_ERROR else logging.INFO,
-            request_id=command.id,
+            request_id=command.request_id,
             size=f"{request.width}x{request.height}",
             steps=request.steps,
             images=request.num_images,

@@ -36,7 +36,9 @@ async def generate(
 
         def encode(event: SentEvent) -> Iterator[bytes]:
             if isinstance(event, ErrorEvent):
-                yield server_sent(event.name, ErrorBody(error=ErrorDetail.of(event.error, request_id=command.id)))
+                yield server_sent(
+                    event.name, ErrorBody(error=ErrorDetail.of(event.error, request_id=command.request_id))
+                )
             else:
                 yield server_sent(event.name, event)
 

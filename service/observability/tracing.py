@@ -109,7 +109,7 @@ class Tracing:
         request = self._propagator.extract(command.trace)
         last = max((interval.end for interval in timeline.intervals), default=0.0)
         for interval in timeline.intervals:
-            attributes: dict[str, Any] = {"lithograph.request_id": command.id}
+            attributes: dict[str, Any] = {"lithograph.request_id": command.request_id}
             if interval.phase in (Phase.DENOISE, Phase.DECODE):
                 seed = command.request.seed + interval.picture
                 attributes = _attributes(command) | {"lithograph.picture": interval.picture, "lithograph.seed": seed}
@@ -176,7 +176,7 @@ class TracedRequests:
 def _attributes(command: GenerateCommand) -> dict[str, Any]:
     request = command.request
     return {
-        "lithograph.request_id": command.id,
+        "lithograph.request_id": command.request_id,
         "lithograph.adapters": [choice.name for choice in request.adapters],
         "lithograph.steps": request.steps,
         "lithograph.seed": request.seed,

@@ -18,6 +18,9 @@ class GenerateCommand:
     """Generate the images of a request."""
 
     id: str
+    """Unique, and known to the service and the client alone: replies go by it."""
+    request_id: str
+    """The id that replies and log lines have, which the client may have chosen."""
     request: ResolvedRequest
     submitted_at: float
     deadline: float

@@ -117,7 +117,7 @@ renderer = Renderer(ModelConfig(device="cuda"), flavour, max_rows=4)
 limits = Limits.of_model(flavour.settings, has_adapters=False)
 request = limits.resolve(GenerateRequest(prompt="a cat", steps=2), plain_ids(renderer.model.tokenizer))
 now = time.monotonic()
-renderer.submit(GenerateCommand(id="a", request=request, submitted_at=now, deadline=now + 60), print)
+renderer.submit(GenerateCommand(id="a", request_id="a", request=request, submitted_at=now, deadline=now + 60), print)
 with device.faults(lost=True):
     EngineProcess._make_steps(None, renderer, print)
 """

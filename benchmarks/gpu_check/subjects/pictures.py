@@ -42,7 +42,9 @@ class EngineRun:
         request = self._limits.resolve(
             GenerateRequest.model_validate({"prompt": "一只猫", "seed": 1} | fields), self._tokenize
         )
-        command = GenerateCommand(id=name, request=request, submitted_at=time.monotonic(), deadline=math.inf)
+        command = GenerateCommand(
+            id=name, request_id=name, request=request, submitted_at=time.monotonic(), deadline=math.inf
+        )
 
         def on_event(event: Event) -> None:
             if isinstance(event, ResultEvent | ErrorEvent):

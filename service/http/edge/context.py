@@ -1,6 +1,7 @@
 """ASGI middleware: request ids, counting, and replies to errors that no handler of the app has answered."""
 
 import logging
+import re
 import time
 import uuid
 from collections.abc import Callable, Collection
@@ -22,12 +23,17 @@ log = logging.getLogger("lithograph")
 _CLIENT_GONE = 499
 """Status under which requests of disconnected clients are counted, as in nginx. No reply carries it."""
 
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
 
 class RequestContext:
     """Gives every request an id, which its reply carries as ``X-Request-Id``, and counts it.
 
-    In ``request.state``: ``request_id``, ``begin`` (``time.monotonic``), ``is_admitted``, and ``outcome``, a status to count
-    instead of the reply's.
+    A client or proxy may choose the id by sending that header. Two requests can then have one id, so each also has a unique
+    one, by which replies find their request.
+
+    In ``request.state``: ``request_id``, ``unique_id``, ``begin`` (``time.monotonic``), ``is_admitted``, and ``outcome``, a
+    status to count instead of the reply's.
     """
 
     def __init__(self, app: ASGIApp, counted: Collection[str]) -> None:
@@ -40,9 +46,12 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id, begin = str(uuid.uuid4()), time.monotonic()
-        state = {**scope.get("state", {}), "request_id": request_id, "begin": begin, "is_admitted": False, "outcome": 0}
-        scope["state"] = state
+        unique_id, begin = str(uuid.uuid4()), time.monotonic()
+        request_id = _sent_id(scope) or unique_id
+        state = scope["state"] = {
+            **scope.get("state", {}),
+            "request_id": request_id, "unique_id": unique_id, "begin": begin, "is_admitted": False, "outcome": 0,
+        }  # fmt: skip
         status = 0
         is_over = is_gone = False
 
@@ -74,6 +83,12 @@ class RequestContext:
                 trace_id = None if traced is None else traced.trace_id
                 outcome = state["outcome"] or (_CLIENT_GONE if is_gone or not status else status)
                 metrics.observe_request(outcome, time.monotonic() - begin, trace_id)
+
+
+def _sent_id(scope: Scope) -> str | None:
+    """Return the id that a request was sent with, if it may go into headers and log lines."""
+    sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"]
+    return sent[0] if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]) else None
 
 
 class ErrorReplies:

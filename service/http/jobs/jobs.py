@@ -146,7 +146,8 @@ class ImageJobs:
         """Return a job's state; ``with_result``: with the pictures, if the request asks for JSON."""
         request, outcome = job.command.request, job.outcome
         is_done = isinstance(outcome, ResultEvent)
-        error = ErrorDetail.of(outcome.error, request_id=job.command.id) if isinstance(outcome, ErrorEvent) else None
+        request_id = job.command.request_id
+        error = ErrorDetail.of(outcome.error, request_id=request_id) if isinstance(outcome, ErrorEvent) else None
         return JobReport(
             id=job.command.id,
             status=job.status,
@@ -172,13 +173,13 @@ class ImageJobs:
                 except LithographError as error:
                     job.record(ErrorEvent(error))
                 except Exception as error:  # no caller awaits this task: an unexpected error must become its outcome
-                    log.exception("request %s failed", job.command.id)
+                    log.exception("request %s failed", job.command.request_id)
                     job.record(ErrorEvent(wrapped(error)))
                 shutdown_delay.enter_context(self._admission.exchange.delay_shutdown())
             self._finish(job)
             if job.body.webhook_url is not None:
                 assert self._webhooks is not None  # the limits allow no webhook without a secret
-                await self._webhooks.send(job.body.webhook_url, self.report(job))
+                await self._webhooks.send(job.body.webhook_url, self.report(job), request_id=job.command.request_id)
             if job.status is JobStatus.SUCCEEDED:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(job.fetched.wait(), _LINGER_SECONDS)

@@ -39,9 +39,9 @@ class Webhooks:
     def __init__(self, secret: str) -> None:
         self._webhook = Webhook(secret)
 
-    async def send(self, url: str, report: JobReport) -> None:
+    async def send(self, url: str, report: JobReport, *, request_id: str) -> None:
         """Send the end of a job. A failure is logged and counted, not raised: no caller could act on it."""
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._send(url, report), self._loop))
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._send(url, report, request_id), self._loop))
 
     @cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
@@ -53,23 +53,23 @@ class Webhooks:
     def _certificates(self) -> ssl.SSLContext:
         return httpx.create_ssl_context()  # reads a file of all authorities: once, not for each webhook
 
-    async def _send(self, url: str, report: JobReport) -> None:
+    async def _send(self, url: str, report: JobReport, request_id: str) -> None:
         body = JobEvent(type=f"job.{report.status}", timestamp=datetime.now(UTC), data=report).model_dump_json()
         try:
             certificates = self._certificates
             async with asyncio.timeout(_TOTAL_SECONDS):
                 await self._deliver(url, report.id, body, certificates)
         except RetryError as error:
-            self._give_up(report, error.last_attempt.exception() or error)
+            self._give_up(request_id, error.last_attempt.exception() or error)
         except Exception as error:  # any: a proxy or a certificate file named in the environment raises its own
-            self._give_up(report, error)
+            self._give_up(request_id, error)
         else:
             metrics.WEBHOOKS.labels("delivered").inc()
 
-    def _give_up(self, report: JobReport, error: BaseException) -> None:
+    def _give_up(self, request_id: str, error: BaseException) -> None:
         metrics.WEBHOOKS.labels("given_up").inc()
         reason = show(reason_of(error))  # it may repeat what the receiver sent, of any length
-        log_event(log, "webhook_given_up", logging.WARNING, request_id=report.id, reason=reason)
+        log_event(log, "webhook_given_up", logging.WARNING, request_id=request_id, reason=reason)
 
     async def _deliver(self, url: str, job_id: str, body: str, certificates: ssl.SSLContext) -> None:
         attempts = AsyncRetrying(

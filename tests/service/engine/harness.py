@@ -80,6 +80,7 @@ class EngineHarness:
         choices = tuple(AdapterChoice(name=reference) for reference in adapters)
         command = GenerateCommand(
             id=name,
+            request_id=name,
             request=ResolvedRequest(adapters=choices, **defaults | fields),
             submitted_at=time.monotonic(),
             deadline=deadline,

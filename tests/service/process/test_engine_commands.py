@@ -74,7 +74,7 @@ def run(commands: EngineCommands, given: list[Command]) -> None:
 def test_a_command_that_fails_is_answered_and_the_next_is_carried_out(renderer: Renderer) -> None:
     sent = Sent()
     commands = EngineCommands(renderer, sent, started=0.0)
-    broken: Any = GenerateCommand(id="broken", request=None, submitted_at=1.0, deadline=math.inf)  # type: ignore[arg-type]
+    broken: Any = GenerateCommand(id="broken", request_id="broken", request=None, submitted_at=1.0, deadline=math.inf)  # type: ignore[arg-type]
     renderer.submit = _fail  # type: ignore[method-assign]
     run(commands, [broken, action("next", AdapterAction.FIND)])
     uid, reply = sent.next()
@@ -122,7 +122,7 @@ def test_a_request_cancelled_after_its_deadline_counts_as_too_long(
         cfg_renorm=True, rewrite_prompt=False, output_format="png",
     )  # fmt: skip
     commands: list[Command] = [
-        GenerateCommand(id="late", request=request, submitted_at=1.0, deadline=deadline),
+        GenerateCommand(id="late", request_id="late", request=request, submitted_at=1.0, deadline=deadline),
         CancelCommand(id="late"),
         CancelCommand(id="unknown"),
     ]

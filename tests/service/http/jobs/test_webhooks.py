@@ -93,7 +93,7 @@ async def send_to(behaviour: Behaviour) -> tuple[int, float]:
     server = await asyncio.start_server(receive, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     begin = time.monotonic()
-    await Webhooks(SECRET).send(f"http://127.0.0.1:{port}/", finished_job())
+    await Webhooks(SECRET).send(f"http://127.0.0.1:{port}/", finished_job(), request_id="a-request")
     seconds = time.monotonic() - begin
     server.close()
     return attempts, seconds
@@ -148,7 +148,7 @@ def test_a_receiver_that_keeps_the_parser_busy_costs_requests_no_time(monkeypatc
 
     async def own_seconds(url: str) -> float:
         before = time.thread_time()
-        await Webhooks(SECRET).send(url, finished_job())
+        await Webhooks(SECRET).send(url, finished_job(), request_id="a-request")
         return time.thread_time() - before
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Flood) as server:
@@ -167,6 +167,6 @@ def test_an_odd_environment_is_the_reason_of_a_failed_webhook(
 ) -> None:
     monkeypatch.setenv(variable, value)
     monkeypatch.setattr(webhooks, "_MOST_ATTEMPTS", 1)
-    asyncio.run(Webhooks(SECRET).send("http://hooks.example.com/", finished_job()))
+    asyncio.run(Webhooks(SECRET).send("http://hooks.example.com/", finished_job(), request_id="a-request"))
     (record,) = [record for record in caplog.records if getattr(record, "event", "") == "webhook_given_up"]
     assert record.fields["reason"]  # type: ignore[attr-defined]
