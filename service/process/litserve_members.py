@@ -19,6 +19,7 @@ OVERRIDDEN: Mapping[str, str] = MappingProxyType(
         "_register_api_endpoints": "POST /generate is ours: LitServe's has no validation, cancellation or events",
         "launch_inference_worker": "the engine process starts after the HTTP process, and in a thread",
         "launch_single_inference_worker": "LitServe always spawns, which repeats all imports: most of a restart's time",
+        "_start_server": "uvicorn listens in the HTTP process, where a taken port is no error",
         "_start_worker_monitoring": "LitServe's restarts workers without a limit and without replies to their requests",
     }
 )

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from multiprocessing.managers import SyncManager
 from typing import Any
 
@@ -32,7 +32,7 @@ from longcat.process.parent import end_with_parent
 from service.config import DEFAULT_ROWS, ServiceConfig
 from service.http.admission import Admission
 from service.http.app import set_up
-from service.http.edge.server import uvicorn_arguments
+from service.http.edge.server import BACKLOG, uvicorn_arguments
 from service.http.error_responses import error_body
 from service.http.exchange import Exchange
 from service.process.engine_process import EngineProcess
@@ -172,6 +172,19 @@ class Server(litserve.LitServer):
         self._manager_process = manager._process  # without it, no message arrives
         return manager
 
+    @override
+    def _start_server(
+        self, port: int, number: int, level: str, sockets: list[socket.socket], *rest: Any, **more: Any
+    ) -> Any:
+        """Start the HTTP process. Raises ``UserError`` if another server has begun to listen since the port was free.
+
+        Both have bound the port then, and uvloop takes a socket that cannot listen for one that does.
+        """
+        for listener in sockets:
+            with _port_errors(self._api.config.host, port):
+                listener.listen(BACKLOG)
+        return super()._start_server(port, number, level, sockets, *rest, **more)
+
     def _perform_graceful_shutdown(self, *arguments: Any) -> None:
         if not self._supervisor.is_stopping:  # LitServe stops by itself when the manager process has ended
             self._fail_without_manager()
@@ -265,15 +278,21 @@ def _check_port_is_free(host: str, port: int) -> None:
     with socket.socket(family) as probe:
         # As in uvicorn: connections in TIME_WAIT do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with _port_errors(host, port):
             probe.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                "port_taken",
-                "cannot be bound on {host}: {reason}",
-                remedy="give another with --port",
-                field="port",
-                value=port,
-                host=host,
-                reason=error.strerror,
-            ) from error
+
+
+@contextlib.contextmanager
+def _port_errors(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            "port_taken",
+            "cannot be bound on {host}: {reason}",
+            remedy="give another with --port",
+            field="port",
+            value=port,
+            host=host,
+            reason=error.strerror,
+        ) from error

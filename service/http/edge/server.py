@@ -13,7 +13,7 @@ log = logging.getLogger("lithograph")
 
 _OTHER_DESCRIPTORS = 256
 """Open files beside connections: listeners, queues, downloads, webhooks."""
-_BACKLOG = 1024
+BACKLOG = 1024
 """Connections that the kernel queues, and that asyncio accepts before it handles any: a burst beyond it waits a second."""
 
 
@@ -32,7 +32,7 @@ def uvicorn_arguments(
         "http": type("Protocol", (BoundedProtocol,), {"bounds": bounds, "waiting": {}}),
         "h11_max_incomplete_event_size": config.max_header_bytes,
         "timeout_keep_alive": config.keep_alive_seconds,
-        "backlog": _BACKLOG,
+        "backlog": BACKLOG,
         "ws": "none",
         "access_log": False,
         "server_header": False,
@@ -41,7 +41,7 @@ def uvicorn_arguments(
 
 def _reserve_descriptors(connections: int) -> int:
     """Raise the process's limit of open files for so many connections, and return how many it allows."""
-    wanted = connections + _BACKLOG + _OTHER_DESCRIPTORS
+    wanted = connections + BACKLOG + _OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return connections

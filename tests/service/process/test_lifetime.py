@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import START_SECONDS, run_lithograph, serve
+from tests.conftest import START_SECONDS, run_lithograph, serve, wait_until_ready
 from tests.service.family import Family
 from tests.service.http.replies import APPLE
 
@@ -116,6 +116,25 @@ def test_ctrl_c_ends_the_server_and_a_taken_port_is_named(tmp_path: Path) -> Non
         assert server.process.wait(timeout=60) == 0
         assert not psutil.wait_procs(family, timeout=60)[1]
         assert "Traceback" not in server.log_text()
+
+
+def test_of_two_servers_that_start_on_one_port_one_ends(tmp_path: Path) -> None:
+    with serve(tmp_path, wait=False) as first:
+        port = first.url.rpartition(":")[2]
+        with serve(tmp_path, "--port", port, wait=False) as second:
+            servers = [first, second]
+            deadline = time.monotonic() + START_SECONDS
+            while not (ended := [server for server in servers if server.process.poll() is not None]):
+                assert time.monotonic() < deadline, [server.log_text() for server in servers]
+                time.sleep(0.1)
+            (loser,) = ended
+            assert loser.process.returncode == 1
+            assert f"error: port = {port}: cannot be bound" in loser.log_text()
+            assert "Traceback" not in loser.log_text()
+            (winner,) = (server for server in servers if server is not loser)
+            wait_until_ready(winner)
+            assert httpx.post(f"{first.url}/generate", json=APPLE, timeout=60).status_code == 200
+            assert winner.stop() == 0
 
 
 @pytest.mark.parametrize("victim", ["HTTP", "manager"])
