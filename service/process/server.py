@@ -180,9 +180,10 @@ class Server(litserve.LitServer):
 
         Both have bound the port then, and uvloop takes a socket that cannot listen for one that does.
         """
-        for listener in sockets:
-            with _port_errors(self._api.config.host, port):
-                listener.listen(BACKLOG)
+        self._supervisor.exit_code = 1  # in that case: LitServe shuts down before it passes the error on
+        with _port_errors(self._api.config.host, port):
+            sockets[0].listen(BACKLOG)
+        self._supervisor.exit_code = 0
         return super()._start_server(port, number, level, sockets, *rest, **more)
 
     def _perform_graceful_shutdown(self, *arguments: Any) -> None:
