@@ -64,6 +64,8 @@ class Supervisor:
             is_echo = self._signalled is not None and time.monotonic() - self._signalled < _ECHO_SECONDS
             if is_echo and not self._may_end:
                 return
+            self.is_hurried = self.is_hurried or not self._may_end
+            self._may_end = True
             raise KeyboardInterrupt  # the drain is over, or the operator has asked twice
         self.is_stopping = True
         self._signalled = time.monotonic()
@@ -122,6 +124,8 @@ class Supervisor:
                     log.exception("the engine process cannot be started")
                 break
             multiprocessing.connection.wait([engine.sentinel])
+            if self._may_end:  # the server's own end: its metrics may be removed already
+                return
             if not self._should_restart(engine, on_end):
                 break
         self._stop_after("engine")

@@ -104,6 +104,25 @@ def test_a_server_can_be_stopped_while_its_processes_start(
         assert "Traceback" not in server.log_text(), server.log_text()
 
 
+def test_a_second_signal_ends_a_server_that_drains(tmp_path: Path) -> None:
+    with serve(tmp_path) as server, ThreadPoolExecutor(1) as pool:
+        processes = Family(server).all
+        long = pool.submit(
+            httpx.post, f"{server.url}/generate", json=APPLE | {"steps": 100, "num_images": 8}, timeout=120
+        )
+        deadline = time.monotonic() + START_SECONDS
+        while "lithograph_requests_in_progress 1.0" not in httpx.get(f"{server.url}/metrics", timeout=60).text:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(3)  # a signal sooner after the first is taken for its echo
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=60) == 0
+        assert not psutil.wait_procs(processes, timeout=60)[1]
+        assert isinstance(long.exception(), httpx.TransportError) or long.result().status_code == 503
+        assert "Traceback" not in server.log_text(), server.log_text()
+
+
 def test_ctrl_c_ends_the_server_and_a_taken_port_is_named(tmp_path: Path) -> None:
     with serve(tmp_path) as server:
         port = server.url.rpartition(":")[2]
