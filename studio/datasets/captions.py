@@ -34,10 +34,14 @@ def read_captions(picture: Path) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        raise DataError(
-            "dataset_file_unreadable", "cannot be read: {reason}",
-            field="file", value=path.name, reason=reason_of(error),
-        ) from error  # fmt: skip
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """Return the error of a dataset's file that cannot be read."""
+    return DataError(
+        "dataset_file_unreadable", "cannot be read: {reason}", field="file", value=path.name, reason=reason_of(error)
+    )
 
 
 def write_captions(picture: Path, text: str) -> None:

@@ -4,9 +4,8 @@ import hashlib
 import io
 from pathlib import Path
 
-from longcat.errors import DataError
-from longcat.problem import reason_of
 from longcat.storage.atomic import write_atomically
+from studio.datasets.captions import unreadable
 from trainer.data.pictures import MAX_PIXELS, decode
 
 SIDE_PX = 320
@@ -29,10 +28,7 @@ class Thumbnails:
                 return kept.read_bytes()
             content = picture.read_bytes()
         except OSError as error:
-            raise DataError(
-                "dataset_file_unreadable", "cannot be read: {reason}",
-                field="file", value=picture.name, reason=reason_of(error),
-            ) from error  # fmt: skip
+            raise unreadable(picture, error) from error
         image = decode(content, max_pixels=MAX_PIXELS)
         image.thumbnail((side_px, side_px))
         buffer = io.BytesIO()

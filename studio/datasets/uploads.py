@@ -161,10 +161,7 @@ def _unpack(draft: _Draft, name: str, stream: BinaryIO) -> None:
                 if info.filename and not info.is_dir() and not _JUNK.search(info.filename)
             ]
             if sum(info.file_size for info in inside) > draft.limits.total_bytes:
-                raise _TooMuchError(
-                    "upload_over_limit", "unpacks to more than {limit} bytes", remedy="upload it in parts",
-                    field="files", value=name, limit=f"{draft.limits.total_bytes:,}",
-                )  # fmt: skip
+                raise _too_much(draft.limits, name)
             cut = _common_folder([info.filename for info in inside])
             for info in inside:
                 _take_member(draft, archive, info, info.filename[cut:])
@@ -253,16 +250,20 @@ def _check_collisions(draft: _Draft, key: str) -> tuple[str, list[str]]:
     return same, folders
 
 
+def _too_much(limits: UploadLimits, name: str | None = None) -> _TooMuchError:
+    return _TooMuchError(
+        "upload_over_limit", "unpacks to more than {limit} bytes", remedy="upload it in parts",
+        field="files", value=name, limit=f"{limits.total_bytes:,}",
+    )  # fmt: skip
+
+
 def _read(draft: _Draft, stream: IO[bytes]) -> bytes:
     """Return the content, counted while unpacking: the sizes in an archive's headers may be wrong."""
     limits, content = draft.limits, io.BytesIO()
     for chunk in _chunks(stream):
         draft.bytes += len(chunk)
         if draft.bytes > limits.total_bytes:
-            raise _TooMuchError(
-                "upload_over_limit", "unpacks to more than {limit} bytes", remedy="upload it in parts",
-                field="files", limit=f"{limits.total_bytes:,}",
-            )  # fmt: skip
+            raise _too_much(limits)
         if content.tell() + len(chunk) > limits.file_bytes:
             raise DataError("upload_file_over_limit", "has more than {limit} bytes", limit=f"{limits.file_bytes:,}")
         content.write(chunk)
