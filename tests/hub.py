@@ -20,6 +20,8 @@ class _Hub(BaseHTTPRequestHandler):
     downloads: list[str]
     token: str | None = None
     """Token without which nothing is answered."""
+    holds: threading.Event | None = None
+    """Event before which the second half of the transformer's weights is not sent."""
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -41,7 +43,10 @@ class _Hub(BaseHTTPRequestHandler):
             digest = hashlib.sha256(content).hexdigest()
             if with_body:
                 self.downloads.append(name)
-            self._send(content, with_body=with_body, headers={"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT})
+            is_held = self.holds is not None and name.startswith("transformer/diffusion")
+            self._send(
+                content, with_body=with_body, is_held=is_held, headers={"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT}
+            )
         elif path == f"/api/models/{HUB_IDS['final']}/revision/main":
             siblings = [{"rfilename": name} for name in self.files]
             self._send_json({"id": HUB_IDS["final"], "sha": COMMIT, "siblings": siblings})
@@ -64,23 +69,29 @@ class _Hub(BaseHTTPRequestHandler):
             json.dumps(reply).encode(), with_body=True, status=status, headers={"Content-Type": "application/json"}
         )
 
-    def _send(self, content: bytes, *, with_body: bool, headers: dict[str, str], status: int = 200) -> None:
+    def _send(
+        self, content: bytes, *, with_body: bool, headers: dict[str, str], status: int = 200, is_held: bool = False
+    ) -> None:
         self.send_response(status)
         for key, value in (headers | {"Content-Length": str(len(content))}).items():
             self.send_header(key, value)
         self.end_headers()
         if with_body:
-            self.wfile.write(content)
+            half = len(content) // 2 if is_held else 0
+            self.wfile.write(content[:half])
+            if is_held and self.holds is not None:
+                self.holds.wait(120)
+            self.wfile.write(content[half:])
 
 
 @contextmanager
-def hub(token: str | None = None) -> Iterator[tuple[str, list[str]]]:
+def hub(token: str | None = None, *, holds: threading.Event | None = None) -> Iterator[tuple[str, list[str]]]:
     """Run the hub; yield its URL and the names of files downloaded from it."""
     files = {
         path.relative_to(EMBEDDED_FOLDER).as_posix(): path for path in EMBEDDED_FOLDER.rglob("*") if path.is_file()
     }
     downloads: list[str] = []
-    handler = type("Hub", (_Hub,), {"files": files, "downloads": downloads, "token": token})
+    handler = type("Hub", (_Hub,), {"files": files, "downloads": downloads, "token": token, "holds": holds})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -15,7 +15,7 @@ PRODUCT = ("lithograph", "longcat", "service", "studio", "trainer")
 OURS = (*PRODUCT, "benchmarks", "loadtest", "recipes")
 HTTP = ("fastapi", "litserve", "starlette", "uvicorn")
 
-LONGCAT = ("longcat.checksum", "longcat.errors", "longcat.problem", "longcat.validation")
+LONGCAT = ("longcat.checksum", "longcat.errors", "longcat.logs", "longcat.problem", "longcat.validation")
 """Modules that every folder of the package may import."""
 
 ALLOWED = {

@@ -6,20 +6,31 @@ A model is a directory that ``LongCatImagePipeline.from_pretrained`` can read. S
 
 import difflib
 import hashlib
+import io
+import logging
+import math
 import re
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 from huggingface_hub import constants, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import tqdm as hub_tqdm
 from pydantic import BaseModel, ConfigDict, ValidationError
+from tqdm import tqdm
 
 from longcat.checksum import checksums
 from longcat.errors import FlavourError, HubError
+from longcat.logs import log_event
 from longcat.problem import Problem
 from longcat.validation import problems_of
+
+log = logging.getLogger("lithograph")
 
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "embedded"
 PUBLISHED_FOLDER = Path(__file__).parent / "published"
@@ -30,6 +41,9 @@ SETTINGS_FILE = "lithograph.json"
 
 ALL_FILES = ["model_index.json", SETTINGS_FILE, *(f"{part}/*" for part in (*COMPONENTS, "text_processor"))]
 _CONFIGURATIONS = ["model_index.json", SETTINGS_FILE, *(f"{part}/*.json" for part in COMPONENTS)]
+DOWNLOAD_EVENT = "model_download"
+"""Log event of a download under way, with ``model``, ``done_bytes`` and ``total_bytes``."""
+_LOG_SECONDS = 5.0
 _RETRYABLE = {408, 429, 500, 502, 503, 504}
 """HTTP statuses after which a later attempt may succeed."""
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -137,7 +151,7 @@ def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
             known=", ".join(known),
         )
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, tqdm_class=_bar_of(hub_id)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         is_unreachable = isinstance(error, LocalEntryNotFoundError | httpx.TransportError) or status in _RETRYABLE
@@ -162,6 +176,30 @@ def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
             },
         )
         raise (HubError if is_unreachable else FlavourError).of([problem]) from error
+
+
+def _bar_of(hub_id: str) -> type[tqdm]:
+    """Return the progress bar of a download: at a terminal as usual, elsewhere lines in the log."""
+    if sys.stderr.isatty():
+        return hub_tqdm
+
+    class DownloadLog(tqdm):
+        """A bar that is not shown, and logs its bytes every few seconds."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._is_bytes = options.get("unit") == "B"
+            self._logged_at = -math.inf
+            options.pop("name", None)
+            super().__init__(*args, **options | {"file": io.StringIO(), "disable": False})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            updated = super().update(n)
+            if self._is_bytes and time.monotonic() - self._logged_at > _LOG_SECONDS:
+                self._logged_at = time.monotonic()
+                log_event(log, DOWNLOAD_EVENT, model=hub_id, done_bytes=int(self.n), total_bytes=int(self.total or 0))
+            return updated
+
+    return DownloadLog
 
 
 def _hub_in_use() -> str:

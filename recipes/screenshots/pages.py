@@ -53,7 +53,7 @@ def generate(page: Page) -> None:
 def generating(page: Page) -> int:
     """Begin to generate a picture, and wait for its preview. Return the number of finished pictures."""
     _compose(page, "a butterfly", steps=100, adapter=True)
-    page.locator("#gallery img[src*=preview], #gallery .drawing img").first.wait_for()
+    page.locator("#gallery img[src*=preview], #gallery .generation img").first.wait_for()
     return page.locator(".tile").count()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import psutil
 
+from longcat.model.flavour import DOWNLOAD_EVENT
 from longcat.problem import Problem
 from longcat.process.identity import is_process, started_after_boot
 from longcat.process.parent import PARENT_OPTION
 from longcat.process.port import free_port
 from longcat.storage.atomic import write_atomically
 from studio.config import StudioConfig
-from studio.connection.service_connection import ServiceConnection
+from studio.connection.service_connection import ConnectionState, ServiceConnection
 
 log = logging.getLogger("lithograph.studio")
 
@@ -26,6 +28,8 @@ _PATIENCE_SECONDS = 20
 _LONGEST_PAUSE_SECONDS = 30.0
 _LONG_LIFE_SECONDS = 60.0
 """Lifetime after which a process counts as healthy; its successor then starts without delay."""
+
+_DOWNLOAD_POLL_SECONDS = 2.0
 
 
 class OwnService:
@@ -37,22 +41,23 @@ class OwnService:
         self._record = config.home / "service.pid"
         self._log_path = config.home / "logs" / "service.log"
         self._process: asyncio.subprocess.Process | None = None
-        self._supervision: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.connection = ServiceConnection(f"http://127.0.0.1:{self._port}", is_own=True)
 
     async def start(self) -> None:
         """Start the process, and restart it whenever it ends."""
         await asyncio.to_thread(self._end_orphan)
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
-        self._supervision = asyncio.create_task(self._supervise())
+        self._log_path.touch()
+        self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._watch_download())]
         await self.connection.start()
 
     async def stop(self) -> None:
         """Stop the process; running requests may finish, for a few seconds."""
         await self.connection.stop()
-        if self._supervision is not None:
-            self._supervision.cancel()
-            await asyncio.gather(self._supervision, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
             try:
@@ -76,7 +81,7 @@ class OwnService:
             )
             last = await asyncio.to_thread(_last_line, self._log_path)
             log.warning("the service ended with %s (%s); starting it again in %g s", code, last, pause_seconds)
-            self.connection.lost(
+            self.connection.begin(
                 Problem(
                     code="own_service_ended",
                     template="the service ended with exit code {exit_code} and is started again: {cause}",
@@ -103,6 +108,17 @@ class OwnService:
         await asyncio.to_thread(self._record_process, self._process.pid)
         return await self._process.wait()
 
+    async def _watch_download(self) -> None:
+        """Show the download of a model, which the process logs before it answers."""
+        while True:
+            await asyncio.sleep(_DOWNLOAD_POLL_SECONDS)
+            found = download_in(await asyncio.to_thread(_last_line, self._log_path))
+            shown = self.connection.detail
+            if self.connection.state is ConnectionState.STARTING and (
+                found or (shown and shown.code == "model_downloading")
+            ):
+                self.connection.begin(found)
+
     def _record_process(self, pid: int) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             write_atomically(self._record, f"{pid} {started_after_boot(pid)}\n".encode(), durable=False)
@@ -114,6 +130,26 @@ class OwnService:
             if is_process(int(pid), float(started)):
                 log.warning("ending process %s: the service of a studio that was killed", pid)
                 _kill_tree(int(pid))
+
+
+def download_in(line: str) -> Problem | None:
+    """Return the progress of a download from a line of the service's log; None if the line is about something else."""
+    try:
+        event = json.loads(line)
+        if event["event"] != DOWNLOAD_EVENT:
+            return None
+        done, total = (_size(event[name]) for name in ("done_bytes", "total_bytes"))
+    except (ValueError, KeyError, TypeError):
+        return None
+    return Problem(
+        code="model_downloading",
+        template="{model} is being downloaded: {done} of {total}",
+        details={"model": event["model"], "done": done, "total": total},
+    )
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
 
 
 def _kill_tree(pid: int) -> None:

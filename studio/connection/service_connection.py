@@ -57,7 +57,7 @@ class ServiceConnection:
     @property
     def fingerprint(self) -> str:
         """State and model: pages show them again when they change."""
-        return f"{self.state}-{self.model.get('flavour', '')}-{self.model.get('precision', '')}"
+        return f"{self.state}-{self.model.get('flavour', '')}-{self.model.get('precision', '')}-{self.detail or ''}"
 
     async def start(self) -> None:
         """Start polling."""
@@ -79,8 +79,8 @@ class ServiceConnection:
         """Return a prompt's length as its model counts it. Raises ``ServiceError``."""
         return await self._probe.count_tokens(prompt)
 
-    def lost(self, problem: Problem) -> None:
-        """Note that its process ended, and that another is being started."""
+    def begin(self, problem: Problem | None) -> None:
+        """Note that its process starts; ``problem``: the reason for which it takes long, or starts again."""
         self.state, self.detail = ConnectionState.STARTING, problem
 
     async def poll(self) -> None:

@@ -160,6 +160,10 @@ class Scans:
         """Cancel the queued scans."""
         self._pool.shutdown(cancel_futures=True)
 
+    def is_known(self, dataset: Dataset) -> bool:
+        """Return True if the facts of the dataset's pictures are cached, so that a scan is short."""
+        return self._index(dataset).exists()
+
     def ask(
         self, dataset: Dataset, terms: ScanTerms, *, wait_seconds: float = _WAIT_SECONDS
     ) -> Inventory | ScanProgress:
@@ -198,7 +202,6 @@ class Scans:
             counts[:] = (done, total)
 
         config = dataset_config(dataset, terms)
-        index = hashlib.sha256(str(dataset.folder).encode("utf-8", "surrogateescape")).hexdigest()[:24]
         return scan(
             (config,),
             ScanOptions(
@@ -209,9 +212,13 @@ class Scans:
                 prompt_limit=cache(lambda: prompt_limit(describe("embedded"))) if terms.flavour == "embedded" else None,
                 on_picture=count,
             ),
-            index_file=self._cache / f"{index}.json",
+            index_file=self._index(dataset),
             allow_empty=True,
         )
+
+    def _index(self, dataset: Dataset) -> Path:
+        name = hashlib.sha256(str(dataset.folder).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        return self._cache / f"{name}.json"
 
 
 def dataset_config(dataset: Dataset, terms: ScanTerms) -> DatasetConfig:

@@ -120,20 +120,30 @@ def view(
     shown |= {"flavours": _FLAVOURS, "looking": None, "report": None, "problem": None, "page": page}
     shown |= {"filter": chosen, "kinds": KINDS, "first": (), "describing": training.describer.state(dataset)}
     try:
-        found = training.scans.ask(
-            dataset, terms, wait_seconds=_REFRESH_SECONDS if refresh else 1.5 if is_fragment(request) else 0.2
-        )
+        found = _scanned(request, training, dataset, terms, refresh=refresh)
     except UserError as error:
         shown["problem"] = error.problems[0]
     else:
         if isinstance(found, ScanProgress):
             if refresh:
                 return Response(status_code=204)
-            shown |= {"looking": found, "first": card_of(dataset, most=_FIRST_PICTURES).first}
+            card = card_of(dataset, most=_FIRST_PICTURES)
+            shown |= {"looking": found, "first": card.first, "pictures": card.pictures}
         else:
             shown["report"] = _report(training, dataset, terms, found, chosen, page)
             shown |= {"changes": training.history(dataset).list(), "can_describe": training.describer.is_configured}
     return render(request, "dataset_report.html" if is_fragment(request) else "dataset.html", **shown)
+
+
+def _scanned(
+    request: Request, training: TrainingServices, dataset: Dataset, terms: ScanTerms, *, refresh: bool
+) -> Inventory | ScanProgress:
+    """Return the result of a scan, or its progress. On a first visit, the page comes first, and then asks for the scan."""
+    if is_fragment(request):
+        return training.scans.ask(dataset, terms, wait_seconds=_REFRESH_SECONDS if refresh else 1.5)
+    if training.scans.is_known(dataset):
+        return training.scans.ask(dataset, terms, wait_seconds=0.2)
+    return ScanProgress(done=0, total=0)
 
 
 @router.post("/caption")

@@ -33,7 +33,7 @@ class GenerationState(StrEnum):
 
     WAITING = "waiting"
     """For the model to be loaded, or for its first step."""
-    DRAWING = "drawing"
+    DENOISING = "denoising"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -182,10 +182,10 @@ class Generations:
                     case StepEvent():
                         generation.steps = event.steps
                         generation.progress[event.image].step = event.step
-                        self._tell(generation, GenerationState.DRAWING)
+                        self._tell(generation, GenerationState.DENOISING)
                     case PreviewEvent():
                         generation.progress[event.image].preview = base64.b64encode(event.content).decode("ascii")
-                        self._tell(generation, GenerationState.DRAWING)
+                        self._tell(generation, GenerationState.DENOISING)
                     case ResultEvent():
                         await self._keep(generation, event, asyncio.get_running_loop().time() - begun)
 

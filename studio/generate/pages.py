@@ -46,16 +46,16 @@ async def generate(request: Request) -> Response:
     studio = studio_of(request)
     async with request.form() as form:
         recipe = read_recipe(form, GenerationLimits.of(studio.service.info))
-    return render(request, "generate/drawing.html", generation=studio.generations.start(recipe))
+    return render(request, "generate/generation.html", generation=studio.generations.start(recipe))
 
 
-@router.get("/drawings/events")
+@router.get("/generations/events")
 async def generation_events(request: Request) -> Response:
     """Stream server-sent events: fragments of the page for all generations under way."""
     return StreamingResponse(_events(request, studio_of(request)), media_type="text/event-stream")
 
 
-@router.get("/drawings/{generation_id}")
+@router.get("/generations/{generation_id}")
 async def generation_state(request: Request, generation_id: str) -> Response:
     """Return the result of a generation; nothing while it is under way."""
     generation = studio_of(request).generations.get(generation_id)
@@ -64,17 +64,17 @@ async def generation_state(request: Request, generation_id: str) -> Response:
     return HTMLResponse(_fragment(request, generation))
 
 
-@router.post("/drawings/{generation_id}/again")
+@router.post("/generations/{generation_id}/again")
 async def try_again(request: Request, generation_id: str) -> Response:
     """Repeat a generation that failed."""
     generations = studio_of(request).generations
     failed = generations.get(generation_id)
     return render(
-        request, "generate/drawing.html", generation=generations.start(failed.recipe, compares=failed.compares)
+        request, "generate/generation.html", generation=generations.start(failed.recipe, compares=failed.compares)
     )
 
 
-@router.delete("/drawings/{generation_id}")
+@router.delete("/generations/{generation_id}")
 async def cancel_generation(request: Request, generation_id: str) -> Response:
     """Cancel a generation; pages receive an event of it."""
     studio_of(request).generations.cancel(generation_id)

@@ -51,7 +51,7 @@ async def again(request: Request, picture_id: str) -> Response:
     """Generate the same recipe: with the same model, the same picture."""
     studio = studio_of(request)
     generation = studio.generations.start(studio.gallery.get(picture_id).recipe)
-    return render(request, "generate/drawing.html", generation=generation)
+    return render(request, "generate/generation.html", generation=generation)
 
 
 @router.post("/gallery/{picture_id}/vary")
@@ -60,7 +60,7 @@ async def vary(request: Request, picture_id: str) -> Response:
     studio = studio_of(request)
     count = min(_VARIATIONS, GenerationLimits.of(studio.service.info).max_images)
     recipe = studio.gallery.get(picture_id).recipe.with_seed(secrets.randbelow(2**32), num_images=count)
-    return render(request, "generate/drawing.html", generation=studio.generations.start(recipe))
+    return render(request, "generate/generation.html", generation=studio.generations.start(recipe))
 
 
 @router.get("/gallery/{picture_id}/compare")

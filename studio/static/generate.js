@@ -58,6 +58,14 @@ document.addEventListener("keydown", (event) => {
 
 document.addEventListener("htmx:afterSwap", (event) => {
   if (event.target.id === "gallery") {
-    event.target.querySelector(".drawing")?.scrollIntoView({ block: "nearest" });
+    event.target.querySelector(".generation")?.scrollIntoView({ block: "nearest" });
   }
+});
+
+// What the service refused stands beside its field, too, while the form still has that prompt; the focus stays where it is.
+document.addEventListener("htmx:load", ({ detail: { elt } }) => {
+  const failed = elt.matches(".generation-failed") ? elt : elt.querySelector(".generation-failed");
+  const prompt = failed?.querySelector(".generation-prompt")?.textContent.trim();
+  const field = promptField();
+  if (field && prompt === field.value.trim()) markProblems(field.form, problemsIn(failed));
 });

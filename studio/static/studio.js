@@ -36,9 +36,13 @@ document.addEventListener("htmx:afterSwap", (event) => {
   }
   const form = event.detail.requestConfig?.elt?.closest?.("form");
   if (event.target !== toasts || !form) return;
-  const items = [...(toasts.lastElementChild?.querySelectorAll("[data-problem]") ?? [])];
-  placeProblems(form, items.map((item) => [item.dataset.problem, item.querySelector("span").textContent]));
+  placeProblems(form, problemsIn(toasts.lastElementChild));
 });
+
+function problemsIn(message) {
+  const items = [...(message?.querySelectorAll("[data-problem]") ?? [])];
+  return items.map((item) => [item.dataset.problem, item.querySelector("span").textContent]);
+}
 
 // A form that came with problems: of a request that was refused.
 document.addEventListener("htmx:load", ({ detail: { elt } }) => {
@@ -47,6 +51,14 @@ document.addEventListener("htmx:load", ({ detail: { elt } }) => {
 });
 
 function placeProblems(form, problems) {
+  const first = markProblems(form, problems);
+  if (!first) return;
+  for (let fold = first.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+  first.focus();
+}
+
+// Returns the first field that has a problem.
+function markProblems(form, problems) {
   let first = null;
   for (const [name, text] of problems) {
     const control = form.elements.namedItem(name);
@@ -62,10 +74,7 @@ function placeProblems(form, problems) {
       first ??= control;
     }
   }
-  if (first) {
-    for (let fold = first.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
-    first.focus();
-  }
+  return first;
 }
 
 // A field that is mended is no problem any more, beside it or in the message.

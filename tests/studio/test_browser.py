@@ -42,8 +42,8 @@ def test_a_sentence_becomes_a_picture_that_can_be_looked_at_varied_and_deleted(
         page.get_by_label(say("field.steps"), exact=True).fill("24")
         page.get_by_label(say("field.num_images"), exact=True).fill("2")
         page.get_by_role("button", name=say("generate.draw")).click()
-        page.locator(".drawing:has(.preview img)").get_by_role("progressbar").wait_for()  # looked for at every frame
-        expect(page.locator(".drawing")).to_have_count(0)
+        page.locator(".generation:has(.preview img)").get_by_role("progressbar").wait_for()  # looked for at every frame
+        expect(page.locator(".generation")).to_have_count(0)
         page.locator(".tile-picture").first.click()
         viewer = page.get_by_role("dialog")
         expect(viewer.get_by_role("heading")).to_have_text(prompt)
@@ -70,10 +70,10 @@ def test_a_drawing_is_cancelled_on_every_page_that_shows_it(studio: RunningStudi
         page.get_by_role("button", name=say("generate.draw")).click()
         page.locator(".preview img").first.wait_for()
         other.goto("/generate")
-        expect(other.locator(".drawing")).to_have_count(1)
+        expect(other.locator(".generation")).to_have_count(1)
         page.get_by_role("button", name=say("generate.cancel")).click()
-        expect(page.locator(".drawing")).to_have_count(0)
-        expect(other.locator(".drawing")).to_have_count(0)
+        expect(page.locator(".generation")).to_have_count(0)
+        expect(other.locator(".generation")).to_have_count(0)
 
 
 def test_a_problem_is_shown_beside_its_field_which_gets_the_focus(studio: RunningStudio, browser: Browser) -> None:
@@ -99,8 +99,11 @@ def test_a_rejection_of_the_service_is_shown_in_the_place_of_the_picture(
         page.goto("/generate")
         page.get_by_label("Prompt", exact=True).fill("word " * 200)
         page.get_by_role("button", name="Draw").click()
-        failed = page.locator(".drawing-failed")
+        failed = page.locator(".generation-failed")
         expect(failed).to_contain_text("at most 32")
+        expect(page.locator("#problem-prompt")).to_contain_text("at most 32")
+        page.get_by_label("Prompt", exact=True).fill("a cat")
+        expect(page.locator("#problem-prompt")).to_be_hidden()
         failed.get_by_role("button", name="Dismiss").click()
         expect(failed).to_have_count(0)
 

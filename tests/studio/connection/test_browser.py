@@ -43,7 +43,7 @@ def test_a_drawing_whose_engine_dies_is_drawn_again_by_itself(studio: RunningStu
         engine = engine_of(studio)
         engine.kill()
         expect(page.locator(".tile")).to_have_count(before + 1)
-        expect(page.locator(".drawing-failed")).to_have_count(0)
+        expect(page.locator(".generation-failed")).to_have_count(0)
         assert engine_of(studio).pid != engine.pid
 
 

@@ -1,6 +1,8 @@
 """The studio's own service: it is restarted after it was killed, and ends with a studio that was killed."""
 
+import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ import psutil
 import pytest
 
 from tests.conftest import START_SECONDS
+from tests.hub import hub
 from tests.studio.browser import RunningStudio, running_studio
 
 SECONDS = 60
@@ -60,11 +63,34 @@ def test_the_service_of_a_studio_that_is_killed_ends(studio: RunningStudio) -> N
 def test_a_studio_that_chooses_its_model_gives_the_reason_in_both_languages(tmp_path: Path) -> None:
     with running_studio(tmp_path / "home", "--flavour", "auto") as studio:
         service(studio)
-        deadline = time.monotonic() + START_SECONDS
         for language, reason in (("en", "there is no CUDA GPU"), ("zh", "没有 CUDA GPU")):
-            page = ""
-            while reason not in page:
-                assert time.monotonic() < deadline, page
-                page = httpx.get(f"{studio.url}/generate", headers={"Accept-Language": language}).text
-                time.sleep(0.2)
+            wait_for(studio, language, reason)
         assert "flavour auto is embedded" in (studio.home / "logs" / "service.log").read_text(encoding="utf-8")
+
+
+def test_a_download_is_shown_with_what_is_there_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    with hub(holds=released) as (url, _):
+        for name, value in {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub")}.items():
+            monkeypatch.setenv(name, value)
+        try:
+            with running_studio(tmp_path / "home", "--flavour", "final") as studio:
+                wait_for(studio, "en", r"LongCat-Image is being downloaded: \d+ MB of \d+ MB")
+                wait_for(studio, "zh", r"正在下载 meituan-longcat/LongCat-Image：已下载 \d+ MB，共 \d+ MB")
+                released.set()
+                service(studio)
+                wait_for(studio, "en", r'pill-model">LongCat-Image final')
+                assert "is being downloaded" not in generate_page(studio, "en")
+        finally:
+            released.set()
+
+
+def generate_page(studio: RunningStudio, language: str) -> str:
+    return httpx.get(f"{studio.url}/generate", headers={"Accept-Language": language}).text
+
+
+def wait_for(studio: RunningStudio, language: str, pattern: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not re.search(pattern, page := generate_page(studio, language)):
+        assert time.monotonic() < deadline, page
+        time.sleep(0.2)

@@ -135,7 +135,7 @@ def test_what_was_refused_is_mended_in_the_form_and_not_sent_again(studio: Runni
         page.locator("#prompt").fill(long_prompt)
         page.locator("#steps").fill("1")
         page.locator(".draw").click()
-        failed = page.locator(".drawing-failed")
+        failed = page.locator(".generation-failed")
         expect(failed).to_be_visible()
         expect(failed.get_by_role("button", name="重试")).to_have_count(0)
         page.locator("#prompt").fill("别的")
@@ -174,11 +174,11 @@ def test_a_waiting_drawing_takes_one_line(studio: RunningStudio, browser: Browse
         page.locator("#prompt").fill("a cat on a blue background")
         for _ in range(3):
             page.locator(".draw").click()
-        waiting = page.locator(".drawing:not(:has(.previews))")
+        waiting = page.locator(".generation:not(:has(.previews))")
         expect(waiting.first).to_be_visible()
         assert waiting.first.bounding_box()["height"] < 60
-        page.locator(".drawing button").evaluate_all("buttons => buttons.forEach((button) => button.click())")
-        expect(page.locator(".drawing")).to_have_count(0)
+        page.locator(".generation button").evaluate_all("buttons => buttons.forEach((button) => button.click())")
+        expect(page.locator(".generation")).to_have_count(0)
 
 
 def test_among_many_adapters_one_is_searched_and_a_negative_scale_typed(
@@ -200,7 +200,7 @@ def test_among_many_adapters_one_is_searched_and_a_negative_scale_typed(
             page.locator("#prompt").fill("a cat")
             page.locator(".draw").click()
         assert "scale%3Aink-7=-3.5" in (sent.value.post_data or "")
-        expect(page.locator(".drawing-failed").first).to_contain_text("ink-7")  # this service has no such adapter
+        expect(page.locator(".generation-failed").first).to_contain_text("ink-7")  # this service has no such adapter
 
 
 def test_the_viewer_is_browsed_zoomed_copied_from_and_its_settings_used_in_place(

@@ -1,4 +1,4 @@
-"""Generate, over HTTP: a form to a drawing to the gallery, on the real service; what is refused, and what is kept."""
+"""Generate, over HTTP: a form to a generation to the gallery, on the real service; what is refused, and what is kept."""
 
 import json
 import re
@@ -51,8 +51,8 @@ def wait_for(happened: Callable[[], bool]) -> None:
 
 
 def drawn(visitor: TestClient, reply_text: str) -> list[str]:
-    """Wait for a drawing; the ids of the pictures that the gallery has more."""
-    generation = re.findall(r'id="drawing-(\w+)"', reply_text)[0]
+    """Wait for a generation; the ids of the pictures that the gallery has more."""
+    generation = re.findall(r'id="generation-(\w+)"', reply_text)[0]
     wait_for(lambda: generation not in visitor.get("/generate").text)
     return pictures(visitor)
 
@@ -159,7 +159,7 @@ def test_what_is_wrong_is_named_with_its_remedy(
 
 def test_a_rejection_of_the_service_is_an_event_of_the_stream(visitor: TestClient) -> None:
     reply = visitor.post("/generate", data=FORM | {"prompt": "word " * 200}, headers=HTMX)
-    generation = re.findall(r'id="drawing-(\w+)"', reply.text)[0]
+    generation = re.findall(r'id="generation-(\w+)"', reply.text)[0]
     wait_for(lambda: generation not in visitor.get("/generate").text)
     generations = studio_of(visitor).generations
     error = generations.get(generation).error
@@ -170,8 +170,8 @@ def test_a_rejection_of_the_service_is_an_event_of_the_stream(visitor: TestClien
 def test_a_drawing_can_be_cancelled(visitor: TestClient) -> None:
     before = pictures(visitor)
     reply = visitor.post("/generate", data=FORM | {"steps": "100", "num_images": "8"}, headers=HTMX)
-    generation = re.findall(r'id="drawing-(\w+)"', reply.text)[0]
-    assert visitor.delete(f"/drawings/{generation}").status_code == 204
+    generation = re.findall(r'id="generation-(\w+)"', reply.text)[0]
+    assert visitor.delete(f"/generations/{generation}").status_code == 204
     wait_for(lambda: generation not in visitor.get("/generate").text)
     assert pictures(visitor) == before
 

@@ -51,8 +51,8 @@ def upload(visitor: TestClient, name: str = "cats", **headers: str) -> httpx.Res
 
 
 def view(visitor: TestClient, folder: Path, **query: Any) -> str:
-    for _ in range(60):
-        page = visitor.get("/datasets/view", params={"path": str(folder), **query})
+    for headers in ({}, *[HTMX] * 60):  # the page, and what its script then asks for
+        page = visitor.get("/datasets/view", params={"path": str(folder), **query}, headers=headers)
         assert page.status_code == 200
         if 'hx-trigger="load' not in page.text:
             return page.text
@@ -82,6 +82,17 @@ def test_an_upload_becomes_a_dataset_and_lists_the_rejected_files(visitor: TestC
     assert "has that name already" in taken.text
     nothing = visitor.post("/datasets", data={"name": "x"}, files=[("files", ("a.exe", b"MZ"))], headers=HTMX)
     assert 'data-problem="files"' in nothing.text
+
+
+def test_a_first_visit_waits_for_no_scan(visitor: TestClient, cats: Path) -> None:
+    scans = workshop_of(visitor).scans
+    page = visitor.get("/datasets/view", params={"path": str(cats)}).text
+    assert "Checking pictures: 0 of 2" in page
+    assert "key=a.png" in page
+    assert not scans._running
+    assert not scans.is_known(workshop_of(visitor).datasets.open(str(cats)))
+    assert "128x128" in view(visitor, cats)
+    assert scans.is_known(workshop_of(visitor).datasets.open(str(cats)))
 
 
 def test_captions_are_edited_in_place(visitor: TestClient, cats: Path) -> None:
