@@ -20,7 +20,6 @@ from typing import Any
 import httpx
 from huggingface_hub import constants, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import tqdm as hub_tqdm
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
@@ -178,10 +177,10 @@ def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
         raise (HubError if is_unreachable else FlavourError).of([problem]) from error
 
 
-def _bar_of(hub_id: str) -> type[tqdm]:
-    """Return the progress bar of a download: at a terminal as usual, elsewhere lines in the log."""
+def _bar_of(hub_id: str) -> type[tqdm] | None:
+    """Return the progress bar of a download: None, for the hub's own, at a terminal; elsewhere one that logs."""
     if sys.stderr.isatty():
-        return hub_tqdm
+        return None
 
     class DownloadLog(tqdm):
         """A bar that is not shown, and logs its bytes every few seconds."""
@@ -193,7 +192,7 @@ def _bar_of(hub_id: str) -> type[tqdm]:
             super().__init__(*args, **options | {"file": io.StringIO(), "disable": False})
 
         def update(self, n: float | None = 1) -> bool | None:
-            updated = super().update(n)
+            updated: bool | None = super().update(n)
             if self._is_bytes and time.monotonic() - self._logged_at > _LOG_SECONDS:
                 self._logged_at = time.monotonic()
                 log_event(log, DOWNLOAD_EVENT, model=hub_id, done_bytes=int(self.n), total_bytes=int(self.total or 0))

@@ -16,8 +16,10 @@ from tests import ROOT
 
 SOURCE = Path(__file__).parent / "device.cpp"
 BUILD = ROOT / "build" / "simulated_gpu"
-TOTAL_BYTES = 24 * 2**30
 GIB = 2**30
+BYTES_VARIABLE = "SIMULATED_GPU_BYTES"
+"""Environment variable with the memory of the device, beyond which nothing is allocated; without it 24 GiB, unbounded."""
+TOTAL_BYTES = int(os.environ.get(BYTES_VARIABLE, 24 * GIB))
 
 
 def build() -> Path:
@@ -76,6 +78,8 @@ def attach() -> None:
     for name, value in replaced.items():
         setattr(torch.cuda, name, value)
     torch.version.cuda = "13.0"
+    if BYTES_VARIABLE in os.environ:
+        torch.ops.simulated_gpu.inject(TOTAL_BYTES, -1, False)
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,18 @@ def faults(*, free_bytes: int | None = None, fail_after: int | None = None, lost
         yield
     finally:
         torch.ops.simulated_gpu.inject(-1, -1, False)
+
+
+@contextmanager
+def card(total_bytes: int) -> Iterator[None]:
+    """Let the device have so much memory within the context, of which nothing is in use at its start."""
+    before, replaced = used_bytes(), torch.cuda.mem_get_info
+    torch.cuda.mem_get_info = lambda _device=None: (total_bytes - (used_bytes() - before), total_bytes)
+    try:
+        with faults(free_bytes=total_bytes):
+            yield
+    finally:
+        torch.cuda.mem_get_info = replaced
 
 
 def used_bytes() -> int:
