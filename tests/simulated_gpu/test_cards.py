@@ -23,7 +23,7 @@ from longcat.model.memory.device import usable_bytes
 from longcat.model.precision import Offload, Precision
 from longcat.storage.opening import open_storage
 from service.config import AdapterConfig, ModelConfig
-from service.memory.choice import FORMATS, Capacity, Format, Wanted, choose
+from service.memory.choice import FORMATS, Capacity, Format, GivenSettings, choose
 from service.memory.plan import plan
 from service.memory.settings import workload_of
 from service.renderer import Renderer
@@ -56,7 +56,7 @@ SECONDS = 300
 def scaled(gib: int, flavour: Flavour) -> int:
     """Return the memory on which the embedded model gets the format that the published one gets on a card."""
     wide = {"dtype": "bfloat16", "has_adapters": True, "max_pixels": None}
-    published = choose(Wanted(), workload_of(structure("final"), **wide), usable_bytes(gib * GIB)).plan.workload
+    published = choose(GivenSettings(), workload_of(structure("final"), **wide), usable_bytes(gib * GIB)).plan.workload
     found = Format(published.precision, published.text_encoder_precision, published.offload)
     assert found == CARDS[gib]
     load = workload_of(flavour, **wide)
