@@ -119,7 +119,9 @@ def draw(renderer: Renderer) -> list[Event]:
             guidance_scale=2.0, seed=number, num_images=1, cfg_renorm=True, rewrite_prompt=False, output_format="png",
             adapters=(AdapterChoice(name=ADAPTERS[number % len(ADAPTERS)]),),
         )  # fmt: skip
-        command = GenerateCommand(id=str(number), request=request, submitted_at=time.monotonic(), deadline=math.inf)
+        command = GenerateCommand(
+            id=str(number), request_id=str(number), request=request, submitted_at=time.monotonic(), deadline=math.inf
+        )
         renderer.submit(
             command, lambda event: over.append(event) if isinstance(event, ResultEvent | ErrorEvent) else None
         )
