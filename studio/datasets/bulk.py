@@ -82,11 +82,16 @@ class Change:
 class CaptionHistory:
     """The changes of one dataset's captions, the newest last."""
 
-    def __init__(self, folder: Path, dataset: Path, allowed: Callable[[Path], Path]) -> None:
-        """``folder``: of all datasets' changes. ``allowed`` raises ``DataError`` for a path that may not be read."""
+    def __init__(
+        self, folder: Path, dataset: Path, allowed: Callable[[Path], Path], on_change: Callable[[], None]
+    ) -> None:
+        """``folder``: of all datasets' changes. ``allowed`` raises ``DataError`` for a path that may not be read.
+
+        ``on_change`` is called after captions were written.
+        """
         digest = hashlib.sha256(str(dataset).encode("utf-8", "surrogateescape")).hexdigest()[:24]
         self._folder = folder / digest
-        self._dataset, self._allowed = dataset, allowed
+        self._dataset, self._allowed, self._on_change = dataset, allowed, on_change
 
     def change(self, pictures: Iterable[Path], edit: CaptionEdit) -> int:
         """Apply an edit to the captions of pictures; return how many files changed. Raises ``StorageError``.
@@ -104,6 +109,7 @@ class CaptionHistory:
             self._write({"action": edit.action, "find": edit.find, "text": edit.text}, lines)
             for line in lines:
                 write_atomically(self._dataset / line["file"], line["after"].encode())
+            self._on_change()
         return len(lines)
 
     def recording(self, action: Literal["describe"], text: str) -> Callable[[Path], None]:
@@ -114,6 +120,7 @@ class CaptionHistory:
         def note(path: Path) -> None:
             with record.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(self._line(path, None, path.read_bytes())) + "\n")
+            self._on_change()
 
         return note
 
@@ -140,6 +147,7 @@ class CaptionHistory:
         _, _, lines = self._read(path)
         undone = sum(self._restore(line) for line in lines)
         path.unlink()
+        self._on_change()
         return undone, len(lines) - undone
 
     def _restore(self, line: dict[str, Any]) -> bool:

@@ -4,9 +4,11 @@ The trainer's own scan determines the contents of a dataset and the pictures tha
 """
 
 import hashlib
+import math
 import re
 import shutil
 import threading
+import time
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +34,8 @@ Strategy = Literal["textfile", "filename", "csv", "json", "jsonl"]
 _NAME = re.compile(r"\w[\w .-]{0,63}")
 _WAIT_SECONDS = 2.0
 """Longest wait for a scan's result; after it the page polls."""
+_COLLECT_SECONDS = 10.0
+"""Time in which a page that polls fetches a finished scan; a later page begins another, for what is there by then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +151,15 @@ class Datasets:
         return found
 
 
+@dataclass(eq=False, kw_only=True)
+class _Scan:
+    future: Future[Inventory]
+    counts: list[int]
+    """Pictures read, and pictures in all."""
+    ended: float = math.inf
+    """Time of its end, by the monotonic clock."""
+
+
 class Scans:
     """Scans of datasets in one background thread. Facts about pictures are cached from scan to scan."""
 
@@ -154,7 +167,8 @@ class Scans:
         self._cache = cache
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="scan")
         self._lock = threading.Lock()
-        self._running: dict[tuple[Path, ScanTerms], tuple[Future[Inventory], list[int]]] = {}
+        self._running: dict[tuple[Path, ScanTerms], _Scan] = {}
+        """Scans whose result has not been returned yet."""
 
     def close(self) -> None:
         """Cancel the queued scans."""
@@ -164,25 +178,41 @@ class Scans:
         """Return True if the facts of the dataset's pictures are cached, so that a scan is short."""
         return self._index(dataset).exists()
 
+    def forget(self, folder: Path) -> None:
+        """Begin anew at the next question: a scan that has begun may miss a file of the dataset that has changed since."""
+        with self._lock:
+            for key in [key for key in self._running if key[0] == folder]:
+                del self._running[key]
+
     def ask(
         self, dataset: Dataset, terms: ScanTerms, *, wait_seconds: float = _WAIT_SECONDS
     ) -> Inventory | ScanProgress:
         """Return the result of a scan, or the progress of one that still runs. Raises the scan's error."""
         key = (dataset.folder, terms)
         with self._lock:
-            if key not in self._running:
-                counts = [0, 0]
-                self._running[key] = (self._pool.submit(self._scan, dataset, terms, counts), counts)
-            future, counts = self._running[key]
+            running = self._running.get(key)
+            if running is None or time.monotonic() - running.ended > _COLLECT_SECONDS:
+                running = self._running[key] = self._begin(dataset, terms)
         try:
-            inventory = future.result(wait_seconds)
+            inventory = running.future.result(wait_seconds)
         except StillRunning:
-            return ScanProgress(done=counts[0], total=counts[1])
+            return ScanProgress(done=running.counts[0], total=running.counts[1])
         finally:
-            if future.done():
+            if running.future.done():
                 with self._lock:
-                    self._running.pop(key, None)
+                    if self._running.get(key) is running:
+                        del self._running[key]
         return inventory
+
+    def _begin(self, dataset: Dataset, terms: ScanTerms) -> _Scan:
+        counts = [0, 0]
+        running = _Scan(future=self._pool.submit(self._scan, dataset, terms, counts), counts=counts)
+
+        def note_end(_: Future[Inventory]) -> None:
+            running.ended = time.monotonic()
+
+        running.future.add_done_callback(note_end)
+        return running
 
     def problems(self, config: TrainConfig) -> tuple[Problem, ...]:
         """Return the problems of a training's data; empty if there are none, or if the scan takes long."""

@@ -77,6 +77,7 @@ async def upload_more(request: Request) -> Response:
             )  # fmt: skip
         with _problems_beside("files"):
             received = await run_in_threadpool(add, dataset.folder, _files(form), training.limits)
+        training.scans.forget(dataset.folder)
     return _uploaded(request, str(dataset.folder), received)
 
 
@@ -152,11 +153,13 @@ async def save_caption(request: Request) -> Response:
     training = studio_of(request).training
     async with request.form() as form:
         path, key, caption = (text_of(form, name) for name in ("path", "key", "caption"))
-    picture = training.datasets.file(training.datasets.open(path), key)
+    dataset = training.datasets.open(path)
+    picture = training.datasets.file(dataset, key)
     if picture.suffix.lower() not in ENDINGS:
         raise PageNotFoundError
     with _problems_beside("caption"):
         await run_in_threadpool(write_captions, picture, caption)
+    training.scans.forget(dataset.folder)
     reply = render(request, "caption_saved.html", caption=read_captions(picture))
     reply.headers["HX-Trigger"] = "caption-saved"
     return reply

@@ -50,7 +50,8 @@ class TrainingServices:
 
     def history(self, dataset: Dataset) -> CaptionHistory:
         """Return the changes of a dataset's captions, which can be undone."""
-        return CaptionHistory(self._changes, dataset.folder, self.datasets.allowed)
+        folder = dataset.folder
+        return CaptionHistory(self._changes, folder, self.datasets.allowed, lambda: self.scans.forget(folder))
 
     def close(self) -> None:
         """Stop the queue; trainings continue, or are suspended."""

@@ -76,8 +76,9 @@ def upload_dataset(page: Page, say: Language, name: str, files: list[Path]) -> N
 def write_the_missing_caption(page: Page, say: Language, folder: Path) -> None:
     box = page.locator(".left-out textarea")
     box.fill("一只狗，版画\na dog, ink style")
-    box.press("Tab")
     expect(page.locator(".left-out .caption-state")).to_have_text(say("datasets.saved"))
+    box.press("Tab")
+    expect(page.locator(".left-out")).to_have_count(0)
     missing = min(folder.glob("*.png")).with_suffix(".txt")
     assert missing.read_text(encoding="utf-8") == "一只狗，版画\na dog, ink style\n"
     page.get_by_role("button", name=say("datasets.look")).click()

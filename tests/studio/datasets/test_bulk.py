@@ -21,7 +21,7 @@ def cats(tmp_path: Path) -> Path:
 
 
 def history_of(folder: Path) -> CaptionHistory:
-    return CaptionHistory(folder.parent / "changes", folder, lambda path: path)
+    return CaptionHistory(folder.parent / "changes", folder, lambda path: path, lambda: None)
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -104,7 +104,7 @@ def test_nothing_is_written_if_one_caption_may_not_be_read(cats: Path, tmp_path:
 
     before = texts(cats)
     with pytest.raises(DataError):
-        CaptionHistory(tmp_path / "changes", cats, allowed).change(
+        CaptionHistory(tmp_path / "changes", cats, allowed, lambda: None).change(
             pictures(cats), CaptionEdit(action="append", text="end")
         )
     assert texts(cats) == before

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from longcat.errors import ConfigError, DataError
+from studio.datasets import datasets as module
 from studio.datasets.captions import caption_file, read_captions, write_captions
 from studio.datasets.datasets import Datasets, ScanProgress, Scans, ScanTerms
 from studio.datasets.thumbnails import SIDE_PX, Thumbnails
@@ -137,6 +138,22 @@ def test_a_scan_reports_what_the_trainer_would(datasets: Datasets, scans: Scans)
         ask(scans, datasets, ScanTerms(resolution="wide"))
     with pytest.raises(DataError, match="caption_file"):
         ask(scans, datasets, ScanTerms(caption_strategy="csv"))
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_the_result_of_a_scan_from_before_a_change_is_not_shown(
+    datasets: Datasets, scans: Scans, monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
+    create(datasets.uploads / "d", files(a__png=png(), a__txt=b"a cat", c__png=png()), UploadLimits())
+    dataset = datasets.open(str(datasets.uploads / "d"))
+    assert isinstance(scans.ask(dataset, ScanTerms(), wait_seconds=0.0), ScanProgress)
+    scans._pool.submit(int).result(60)  # the scan has ended in the pool's one thread; nobody has fetched its result
+    write_captions(dataset.folder / "c.png", "a dog")
+    if is_told:
+        scans.forget(dataset.folder)
+    else:
+        monkeypatch.setattr(module, "_COLLECT_SECONDS", 0.0)
+    assert len(ask(scans, datasets, ScanTerms()).samples) == 2
 
 
 def test_thumbnails_are_small_and_follow_the_picture(tmp_path: Path) -> None:
