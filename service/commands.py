@@ -60,6 +60,6 @@ def _run(config: ServiceConfig) -> int:
         )  # reject a wrong URI before loading
     from service.process.server import GenerateAPI, Server  # after ``run_folder`` has set PROMETHEUS_MULTIPROC_DIR
 
-    config = config.model_copy(update={"model": settled(config.model)})
+    config = config.model_copy(update={"model": settled(config.engines[0])})
     flavour = resolve(config.model.flavour, revision=config.model.revision)
     return Server(GenerateAPI(config, flavour, config.limits(flavour.settings))).serve()

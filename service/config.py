@@ -20,6 +20,7 @@ from longcat.problem import Problem
 from longcat.storage.address import parse_address
 from longcat.validation import ProblemValueError, check_http_url
 from service.http.edge.settings import HttpConfig
+from service.wire.devices import names_of, parse_devices
 from service.wire.limits import Limits
 from service.wire.messages import WireProblem
 from service.wire.schema import MAX_ADAPTERS, SMALLEST_PX
@@ -184,6 +185,9 @@ class ServiceConfig(Configuration):
     """Addresses of the service, and limits of connections."""
     model: ModelConfig
     """The model, and how it is loaded."""
+    devices: Annotated[tuple[str, ...], Flag(metavar="DEVICE,...")] = ()
+    """Devices of one kind that compute, each with an engine process of its own, instead of --device: 0,1 for two GPUs,
+    cpu,cpu for two engines that divide the cores. A request goes to the one with the least work."""
     adapters: AdapterConfig | None = None
     """Storage of adapters; None serves the base model alone."""
     admin_key: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
@@ -225,6 +229,33 @@ class ServiceConfig(Configuration):
     @classmethod
     def _check_endpoint(cls, given: str | None) -> str | None:
         return check_http_url(given, example="http://collector:4318")
+
+    @field_validator("devices")
+    @classmethod
+    def _check_devices(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        return parse_devices(given)
+
+    @model_validator(mode="after")
+    def _check_one_choice(self) -> Self:
+        if self.devices and self.model.device != AUTO:
+            raise ProblemValueError(
+                Problem(
+                    code="device_and_devices",
+                    template="--device and --devices are both given",
+                    remedy_template="give one of the two",
+                )
+            )
+        return self
+
+    @property
+    def engines(self) -> tuple[ModelConfig, ...]:
+        """Return the model's configuration for each engine process."""
+        return tuple(self.model.model_copy(update={"device": device}) for device in self.devices) or (self.model,)
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """Return a name for each engine's device."""
+        return names_of(self.devices) or (self.model.device,)
 
     def limits(self, settings: ModelSettings) -> Limits:
         """Return the limits of one request to this model. Raises ``ConfigError`` if they exclude its default size."""

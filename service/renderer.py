@@ -48,14 +48,16 @@ class Renderer:
         config: ModelConfig,
         flavour: Flavour,
         *,
+        device_name: str | None = None,
         max_rows: int | None = None,
         max_pixels: int | None = None,
         adapters: AdapterConfig | None = None,
     ) -> None:
         """Load the model.
 
-        ``max_rows``: most rows of a forward at the default size; None lets the device's memory decide. ``max_pixels``: of an
-        image; None is the model's own limit. Raises ``ConfigError``, ``DeviceError`` or ``PrecisionError`` if this machine
+        ``device_name``: name in metrics and reports, by default the device's own. ``max_rows``: most rows of a forward at
+        the default size; None lets the device's memory decide. ``max_pixels``: of an image; None is the model's own limit.
+        Raises ``ConfigError``, ``DeviceError`` or ``PrecisionError`` if this machine
         cannot.
         """
         device = parse_device(config.device)
@@ -77,6 +79,7 @@ class Renderer:
             quantized_folder=snapshots_of(flavour, config.quantized_dir),
             **settings.format._asdict(),
         )
+        self.device_name = device_name or str(self.model.device)
         self.identity = ModelIdentity(
             flavour=flavour.name,
             revision=flavour.revision,
@@ -130,7 +133,7 @@ class Renderer:
         """Make one step of the engine, or wait for work."""
         begin = time.monotonic()
         if self.engine.step(wait_seconds):
-            metrics.STEP_SECONDS.observe(time.monotonic() - begin)
+            metrics.STEP_SECONDS.labels(self.device_name).observe(time.monotonic() - begin)
         self._update_metrics()
 
     def render(self, request: ResolvedRequest, on_step: Callable[[int, int], None] | None = None) -> ResultEvent:
@@ -192,12 +195,15 @@ class Renderer:
             case AdapterAction.REMOVE:
                 remove_adapter(registry.storage, name)
                 registry.poll()
+            case AdapterAction.POLL:
+                registry.poll()
         return AdapterReport(
             storage=registry.storage.uri,
             reachable=registry.reachable,
             slots=self.engine.slot_table.slots.count,
             slots_used=tuple(
-                SlotStatus(adapter=o.reference, pictures=o.pictures) for o in self.engine.slot_table.loaded
+                SlotStatus(adapter=o.reference, device=self.device_name, pictures=o.pictures)
+                for o in self.engine.slot_table.loaded
             ),
             adapters=tuple(registry.status()) if found is None else (found,),
         )
@@ -238,16 +244,16 @@ class Renderer:
 
     def _update_metrics(self) -> None:
         """Set the engine's gauges, and add to its counters."""
-        engine, cache = self.engine, self.engine.workers.prompts.cache_counts
-        metrics.QUEUED.set(engine.queued)
-        metrics.ACTIVE_ROWS.set(engine.active_rows)
-        metrics.SLOTS.set(engine.slot_table.slots.count)
-        metrics.SLOTS_USED.set(len(engine.slot_table.loaded))
+        engine, cache, device = self.engine, self.engine.workers.prompts.cache_counts, self.device_name
+        metrics.QUEUED.labels(device).set(engine.queued)
+        metrics.ACTIVE_ROWS.labels(device).set(engine.active_rows)
+        metrics.SLOTS.labels(device).set(engine.slot_table.slots.count)
+        metrics.SLOTS_USED.labels(device).set(len(engine.slot_table.loaded))
         for kind, size in memory_of(self.model.device).items():
-            metrics.DEVICE_MEMORY.labels(kind).set(size)
+            metrics.DEVICE_MEMORY.labels(device, kind).set(size)
         counts = (engine.slot_table.loads, engine.slot_table.evictions, engine.out_of_memory, *cache)
         prompts = map(metrics.PROMPT_CACHE.labels, ("memory", "disk", "miss"))
-        counters = (metrics.SLOT_LOADS, metrics.SLOT_EVICTIONS, metrics.OUT_OF_MEMORY, *prompts)
+        counters = (metrics.SLOT_LOADS, metrics.SLOT_EVICTIONS, metrics.OUT_OF_MEMORY.labels(device), *prompts)
         for counter, now, before in zip(counters, counts, self._counted, strict=True):
             counter.inc(now - before)
         self._counted = counts

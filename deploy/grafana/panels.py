@@ -46,7 +46,7 @@ RED_IF_ANY: dict[str, float | None] = {"green": None, "red": 1e-9}
 
 GLANCE = [
     Panel(title="Replicas ready", kind="number", width=3, unit="none", alarms={"red": None, "green": 1},
-          queries={"": "sum(lithograph_ready{$S})"}, description="0: no requests are served. See /readyz."),
+          queries={"": "sum(max by (instance) (lithograph_ready{$S}))"}, description="0: no requests are served. See /readyz."),
     Panel(title="Requests", kind="number", width=3, unit="reqps",
           queries={"": _rate("lithograph_requests_total", "$S")}, description="Per second, of all outcomes."),
     Panel(title="Pictures", kind="number", width=3, unit="none",
@@ -106,12 +106,12 @@ ENGINE = [
           queries={f"p{int(q * 100)}": _quantile(q, "lithograph_step_seconds", "$S") for q in (0.5, 0.95)},
           description="One forward of all pictures of one size. It grows with the number of rows, not with adapters."),
     Panel(title="Rows and queue", unit="none",
-          queries={"rows being denoised, {{instance}}": "lithograph_active_rows{$S}",
-                   "waiting, {{instance}}": "lithograph_queued_requests{$S}",
+          queries={"rows being denoised, {{instance}} {{device}}": "lithograph_active_rows{$S}",
+                   "waiting, {{instance}} {{device}}": "lithograph_queued_requests{$S}",
                    "in progress, {{instance}}": "lithograph_requests_in_progress{$S}"},
           description="Rows stay at --max-rows for each size while requests wait: the device is full. Add replicas."),
     Panel(title="Device memory", unit="bytes",
-          queries={"{{kind}}, {{instance}}": "lithograph_device_memory_bytes{$S}"},
+          queries={"{{kind}}, {{instance}} {{device}}": "lithograph_device_memory_bytes{$S}"},
           description="used: by tensors, or by the process on a CPU. reserved: kept by torch. peak: most used so far."),
     Panel(title="Steps", unit="ops", queries={"steps x pictures": _rate("lithograph_steps_total", "$S")},
           description="Throughput independent of the number of steps of a request."),
@@ -126,8 +126,8 @@ ENGINE = [
 
 ADAPTERS = [
     Panel(title="Slots", unit="none",
-          queries={"used, {{instance}}": "lithograph_adapter_slots_used{$S}",
-                   "there, {{instance}}": "lithograph_adapter_slots{$S}"},
+          queries={"used, {{instance}} {{device}}": "lithograph_adapter_slots_used{$S}",
+                   "there, {{instance}} {{device}}": "lithograph_adapter_slots{$S}"},
           description="Adapters loaded in slots now."),
     Panel(title="Swaps", unit="ops",
           queries={"loaded": _rate("lithograph_adapter_slot_loads_total", "$S"),

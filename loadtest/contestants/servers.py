@@ -137,6 +137,12 @@ class ServerProcess:
             total += times.user + times.system
         return total
 
+    def engines(self) -> list[psutil.Process]:
+        """Return the service's engine processes on a CPU: the children of its fork server."""
+        children = self._process.children()
+        servers = [child for child in children if any("forkserver" in word for word in child.cmdline())]
+        return [engine for server in servers for engine in server.children()]
+
     def rss_bytes(self) -> dict[int, int]:
         """Return the resident memory of each of its processes, by process id."""
         sizes = {}

@@ -144,10 +144,12 @@ class Registry:
     def unload(self, name: str) -> None:
         """Stop serving a name until it is loaded again. Images being denoised keep it.
 
-        Raises ``AdapterError`` for an invalid name, or ``UnknownAdapterError``.
+        Raises ``AdapterError`` for an invalid name, ``UnknownAdapterError``, or ``StorageError``.
         """
+        if self._table.get(parse_name(name)) is None:  # perhaps not found yet: an engine that has just started
+            self._table.discover(name)
         with self._table.lock:
-            if (entry := self._table.get(parse_name(name))) is None:
+            if (entry := self._table.get(name)) is None:  # just removed
                 raise _unknown(name, self.storage)
             if entry.served is not None:
                 self._cache.drop(entry.served)

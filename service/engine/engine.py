@@ -117,6 +117,14 @@ class Engine:
         """Return the number of forwards that ran out of the device's memory."""
         return self._step.out_of_memory
 
+    def steps_left(self) -> dict[str, int]:
+        """Return the steps that are left of all images of a request, by its id. Called between steps."""
+        left = {}
+        for request_id, state in self._requests.items():
+            under_way = sum(i.denoising.steps - i.denoising.step for i in self._scheduler.images_of(state))
+            left[request_id] = len(state.pending) * state.request.steps + under_way
+        return left
+
     def warm_up(self) -> None:
         """Compile the forwards that requests will need, with ``compiled``: this takes minutes."""
         if self.forward.compiled:

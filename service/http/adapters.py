@@ -5,6 +5,8 @@ import hmac
 import logging
 import time
 import uuid
+from collections.abc import Sequence
+from dataclasses import replace as replace_fields
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -13,11 +15,12 @@ from longcat.errors import DeadlineError
 from longcat.logs import log_event
 from service.http.admission import Admission, AdmissionDependency
 from service.http.error_responses import ForbiddenError, NotFoundError, Responses, UnauthorizedError
-from service.wire.errors import NotReadyError
+from service.http.exchange.adapter_reports import merged
+from service.http.exchange.engine_link import EngineLink
+from service.wire.errors import NotReadyError, UnavailableError
 from service.wire.events import ErrorEvent
 from service.wire.messages import AdapterAction, AdapterCommand, AdapterReport, Reply
 from service.wire.schema import ErrorBody
-from service.wire.state import ServicePhase
 
 log = logging.getLogger("lithograph")
 
@@ -29,9 +32,12 @@ _LIST_SECONDS = 30.0
 """Time limit of a list, which needs no storage; other actions have the time limit of requests."""
 _CHECK_SECONDS = 1.0
 
+_BY_ONE = {AdapterAction.FIND: None, AdapterAction.IMPORT: AdapterAction.LOAD, AdapterAction.REMOVE: AdapterAction.POLL}
+"""Actions in storage, which one engine carries out, and the action of the others afterwards."""
+
 
 class AdapterCommands:
-    """Sends commands about adapters to the engine process, for one request."""
+    """Sends commands about adapters to the engines, for one request."""
 
     def __init__(self, admission: Admission, request_id: str) -> None:
         self._admission = admission
@@ -44,13 +50,15 @@ class AdapterCommands:
     async def send(
         self, action: AdapterAction, name: str = "", *, path: str = "", replace: bool = False, field: str = "name"
     ) -> AdapterReport:
-        """Send an action to the engine process; log it if it changes anything.
+        """Have the engines carry out an action, and return the report on all of them; log it if it changes anything.
 
         ``field``: the name of the adapter's field in the request, for errors.
         Raises ``NotReadyError``, ``EngineStalledError``, ``DeadlineError`` or the action's error.
         """
-        if self._admission.state.engine_phase not in (ServicePhase.READY, ServicePhase.WAITING):
+        exchange = self._admission.exchange
+        if not (engines := [engine for engine in exchange.engines if engine.state.runs]):
             raise NotReadyError
+        self._admission.check_engine()
         seconds = self._admission.config.timeout_seconds
         if action is AdapterAction.LIST:
             seconds = min(seconds, _LIST_SECONDS)
@@ -62,28 +70,49 @@ class AdapterCommands:
             path=path,
             replace=replace,
         )
-        reply = await self._reply(command)
-        if isinstance(reply, ErrorEvent):
-            raise reply.error.renamed("adapter", field)
-        assert isinstance(reply, AdapterReport)
+        # First those that do not hang: one of them carries out what is done once.
+        engines.sort(key=lambda engine: engine.stall() is not None)
+        if action in _BY_ONE:
+            replies = [await self._reply(engines[0], command)]
+            if (following := _BY_ONE[action]) is not None and not isinstance(replies[0], ErrorEvent):
+                replies += await self._replies(engines[1:], replace_fields(command, action=following))
+        else:
+            replies = await self._replies(engines, command)
+        report = _report_of(replies, field)
         if action not in _READS:
+            exchange.changes.record(action, name)
             log_event(log, "adapter_action", request_id=self._request_id, action=action.value, adapter=name)
-        return reply
+        return report
 
-    async def _reply(self, command: AdapterCommand) -> Reply:
-        """Wait for the reply, unless the engine process hangs or the time limit of requests has passed."""
-        admission = self._admission
-        asking = asyncio.ensure_future(admission.exchange.ask(command))
+    async def _replies(self, engines: Sequence[EngineLink], command: AdapterCommand) -> list[Reply]:
+        """Return the reply of each engine, an error among them."""
+        commands = [replace_fields(command, id=str(uuid.uuid4())) for _ in engines]
+        return await asyncio.gather(*map(self._reply, engines, commands))
+
+    async def _reply(self, engine: EngineLink, command: AdapterCommand) -> Reply:
+        """Wait for a reply, unless the engine process hangs or the time limit of requests has passed."""
+        asking = asyncio.ensure_future(self._admission.exchange.ask(engine, command))
         try:
             while True:
-                admission.check_engine()
-                done, _ = await asyncio.wait({asking}, timeout=_CHECK_SECONDS)
+                done, _ = await asyncio.wait({asking}, timeout=0.0 if engine.stall() else _CHECK_SECONDS)
                 if done:
                     return asking.result()
+                if stall := engine.stall():
+                    return ErrorEvent(stall)
                 if time.monotonic() > command.deadline:
-                    raise DeadlineError
+                    return ErrorEvent(DeadlineError())
         finally:
             asking.cancel()
+
+
+def _report_of(replies: Sequence[Reply], field: str) -> AdapterReport:
+    """Return the report of all engines that could reply. Raises the first error of another kind, or if none could."""
+    errors = [reply.error for reply in replies if isinstance(reply, ErrorEvent)]
+    reports = [reply for reply in replies if isinstance(reply, AdapterReport)]
+    for error in errors:
+        if not isinstance(error, UnavailableError) or not reports:
+            raise error.renamed("adapter", field)
+    return merged(reports)
 
 
 def adapter_commands_of(request: Request, admission: AdmissionDependency) -> AdapterCommands:

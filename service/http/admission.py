@@ -17,11 +17,12 @@ from longcat.problem import show
 from longcat.sampling.prompt import Tokenize
 from service.config import ServiceConfig
 from service.http.error_responses import error_body, error_shape_of
-from service.http.exchange import Exchange, Mailbox
+from service.http.exchange.exchange import Exchange
+from service.http.exchange.mailboxes import Mailbox
 from service.http.requests.threads import run_in_thread
 from service.observability.refusals import error_fields
 from service.observability.tracing import current_request
-from service.wire.errors import BusyError, DrainingError, EngineStalledError, NotReadyError
+from service.wire.errors import BusyError, DrainingError, NotReadyError
 from service.wire.events import ErrorEvent, Event, ResultEvent
 from service.wire.limits import Limits
 from service.wire.messages import AdapterReport, GenerateCommand
@@ -35,14 +36,11 @@ _SERVER_ERROR = 500
 _OVERTIME_SECONDS = 1.0
 """Time beyond a request's deadline, at which the engine ends it between two steps, that a step is still waited for."""
 
-_STEPS_TO_STALL = 3
-"""An engine counts as stalled no sooner than after this many of its longest recent steps."""
-
 _T = TypeVar("_T")
 
 
 class Admission:
-    """Checks requests and sends them, over one exchange, to the engine process."""
+    """Checks requests and sends them, over one exchange, to the engines."""
 
     def __init__(
         self,
@@ -103,22 +101,9 @@ class Admission:
             raise BusyError(requests=self.exchange.requests).after(self.exchange.wait_seconds)
         return resolved
 
-    @property
-    def _silent_seconds(self) -> float:
-        """The time since the engine last made a step or idled; 0 while no engine runs."""
-        if self.state.engine_phase not in (ServicePhase.WAITING, ServicePhase.READY):
-            return 0.0
-        return time.monotonic() - max(self.exchange.engine.last_heartbeat, self.state.engine_since)
-
-    def stall(self) -> EngineStalledError | None:
-        """Return an error if the engine process hangs."""
-        limit = max(self.config.stall_seconds, _STEPS_TO_STALL * self.exchange.engine.step_seconds)
-        seconds = self._silent_seconds
-        return EngineStalledError(seconds=seconds) if seconds > limit else None
-
     def check_engine(self) -> None:
-        """Raise ``EngineStalledError`` if the engine process hangs."""
-        if stall := self.stall():
+        """Raise ``EngineStalledError`` if all engines hang."""
+        if stall := self.exchange.stall():
             raise stall
 
     async def events(self, command: GenerateCommand, request: Request) -> AsyncGenerator[Event, None]:

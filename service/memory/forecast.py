@@ -59,7 +59,7 @@ def forecast(config: ServiceConfig, *, gpu_bytes: int | None = None) -> ServingF
     For a GPU elsewhere no torch is imported; of a model on the hub, at most its JSON files are downloaded. Raises
     ``ConfigError`` if nothing fits, and ``DeviceError`` where there is neither a CUDA device nor ``gpu_bytes``.
     """
-    model = config.model
+    model = config.engines[0]
     described = structure(model.flavour, revision=model.revision)
     workload = workload_of(
         described,

@@ -50,38 +50,50 @@ PICTURES = Counter(
     ["size", "adapter"],
 )
 STEPS = Counter("lithograph_steps", "Denoising steps of generated pictures.")
+ENGINES = Gauge("lithograph_engines", "Engines of the server, one for each device.", multiprocess_mode="max")
 READY = Gauge(
     "lithograph_ready",
-    "1 once a warm-up picture is generated and required adapters are loaded.",
+    "1 once a warm-up picture is generated and required adapters are loaded, by device.",
+    ["device"],
     multiprocess_mode="livemax",
 )
 HEARTBEAT = Gauge(
     "lithograph_engine_heartbeat_timestamp_seconds",
     "Time at which the engine's step loop last made a step or idled, by the HTTP process's clock.",
+    ["device"],
     multiprocess_mode="livemax",
 )
 LOAD_SECONDS = Gauge(
-    "lithograph_model_load_seconds", "Time of loading the model and warming up.", multiprocess_mode="max"
+    "lithograph_model_load_seconds", "Time of loading the model and warming up.", ["device"], multiprocess_mode="max"
 )
-QUEUED = Gauge("lithograph_queued_requests", "Requests waiting for rows or slots.", multiprocess_mode="livemostrecent")
+QUEUED = Gauge(
+    "lithograph_queued_requests", "Requests waiting for rows or slots.", ["device"], multiprocess_mode="livemostrecent"
+)
 ACTIVE_ROWS = Gauge(
     "lithograph_active_rows",
     "Rows being denoised; with guidance, a picture has two.",
+    ["device"],
     multiprocess_mode="livemostrecent",
 )
-STEP_SECONDS = Histogram("lithograph_step_seconds", "Time of one forward of pictures of one size.", buckets=_SECONDS)
+STEP_SECONDS = Histogram(
+    "lithograph_step_seconds", "Time of one forward of pictures of one size.", ["device"], buckets=_SECONDS
+)
 JOBS = Counter("lithograph_jobs", "Finished asynchronous jobs, by the HTTP status of their result.", ["status"])
 WEBHOOKS = Counter("lithograph_webhooks", "Webhooks, by whether the receiver accepted them in the end.", ["result"])
 REJECTED = Counter(
     "lithograph_rejected_requests", "Requests rejected before the engine, by the error's code.", ["reason"]
 )
 CANCELLED = Counter("lithograph_cancelled_requests", "Requests whose client disconnected.")
-ENGINE_RESTARTS = Counter("lithograph_engine_restarts", "Restarts of the engine process.")
+ENGINE_RESTARTS = Counter("lithograph_engine_restarts", "Restarts of an engine process.", ["device"])
 DEVICE_LOSSES = Counter(
-    "lithograph_device_losses", "Errors of the device after which no operation succeeds; the engine process ends."
+    "lithograph_device_losses",
+    "Errors of the device after which no operation succeeds; the engine process ends.",
+    ["device"],
 )
 OUT_OF_MEMORY = Counter(
-    "lithograph_out_of_memory", "Forwards that ran out of device memory and were repeated with half the rows."
+    "lithograph_out_of_memory",
+    "Forwards that ran out of device memory and were repeated with half the rows.",
+    ["device"],
 )
 ADAPTER_REQUESTS = Counter(
     "lithograph_adapter_requests",
@@ -101,8 +113,10 @@ ADAPTER_STORAGE_REACHABLE = Gauge(
     "1 if the last poll of storage succeeded.",
     multiprocess_mode="livemostrecent",
 )
-SLOTS = Gauge("lithograph_adapter_slots", "Slots for adapters.", multiprocess_mode="livemostrecent")
-SLOTS_USED = Gauge("lithograph_adapter_slots_used", "Slots that hold an adapter.", multiprocess_mode="livemostrecent")
+SLOTS = Gauge("lithograph_adapter_slots", "Slots for adapters.", ["device"], multiprocess_mode="livemostrecent")
+SLOTS_USED = Gauge(
+    "lithograph_adapter_slots_used", "Slots that hold an adapter.", ["device"], multiprocess_mode="livemostrecent"
+)
 SLOT_LOADS = Counter("lithograph_adapter_slot_loads", "Adapters copied into a slot.")
 SLOT_EVICTIONS = Counter("lithograph_adapter_slot_evictions", "Adapters evicted from their slot.")
 ADAPTER_CACHE = Counter(
@@ -111,7 +125,7 @@ ADAPTER_CACHE = Counter(
 DEVICE_MEMORY = Gauge(
     "lithograph_device_memory_bytes",
     "Device memory used by tensors (on a CPU: by the engine process), reserved by torch, at the peak, and in all.",
-    ["kind"],
+    ["device", "kind"],
     multiprocess_mode="livemostrecent",
 )
 PROMPT_CACHE = Counter(
@@ -139,6 +153,13 @@ for _counter, _values in {
         _counter.labels(_value)
 for _status in ("200", "504"):
     REQUEST_SECONDS.labels(_status)
+
+
+def begin_engine(device: str) -> None:
+    """Show that the engine of a device is ready; its counters begin with 0."""
+    READY.labels(device).set(1)
+    for series in (ENGINE_RESTARTS, DEVICE_LOSSES, OUT_OF_MEMORY, STEP_SECONDS):
+        series.labels(device)
 
 
 class Bounded:

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lithograph")
 
-Receive = Callable[[], tuple[int, str, Command]]
-"""Waits for the next command: the process and the id that its replies go to, and the command."""
-Send = Callable[[int, str, Reply | Heartbeat], None]
-"""One reply to that process and id. Called from any thread."""
+Receive = Callable[[], tuple[float, Command]]
+"""Waits for the next command: the time at which it was sent, on ``time.monotonic``'s clock, and the command."""
+Send = Callable[[str, Reply | Heartbeat], None]
+"""Sends a reply to the mailbox of that id. Called from any thread."""
 
 _WAITING_AT_ONCE = 16
 """Commands about adapters that wait for storage. Without a limit, a storage that hangs would use up the threads."""
@@ -40,7 +40,7 @@ class EngineCommands:
     """Reads commands and has the renderer carry them out."""
 
     def __init__(self, renderer: "Renderer", send: Send, *, started: float) -> None:
-        """Requests from before ``started`` were sent to an engine process that has ended: they are dropped."""
+        """Commands from before ``started`` were sent to an engine process that has ended: they are dropped."""
         self._renderer, self._send, self._started = renderer, send, started
         self._waiting = ThreadPoolExecutor(_WAITING_AT_ONCE, "adapter-commands")
         self._lists = ThreadPoolExecutor(_LISTS_AT_ONCE, "adapter-lists")  # these need no storage
@@ -50,10 +50,11 @@ class EngineCommands:
         try:
             while True:
                 try:
-                    queue_id, uid, command = receive()
+                    sent_at, command = receive()
                 except (EOFError, OSError):
                     return
-                self.carry_out(command, functools.partial(self._send, queue_id, uid))
+                if sent_at > self._started:
+                    self.carry_out(command, functools.partial(self._send, command.id))
         except BaseException:  # any: an engine process that reads no commands looks healthy, and another would be
             log.exception("reading commands failed; ending the engine process")
             os._exit(1)
@@ -63,8 +64,7 @@ class EngineCommands:
         try:
             match command:
                 case GenerateCommand():
-                    if command.submitted_at > self._started:
-                        self._renderer.submit(command, reply)
+                    self._renderer.submit(command, reply)
                 case CancelCommand():
                     self._renderer.cancel(command.id)
                 case AdapterCommand():  # may wait for storage, and requests must not

@@ -27,10 +27,10 @@ from service.observability.finished_requests import FinishedRequests
 from service.observability.tracing import Tracing
 from service.process.engine_commands import EngineCommands, Receive, Send
 from service.wire.limits import Limits
-from service.wire.messages import ENGINE, Heartbeat
+from service.wire.messages import Heartbeat, engine_mailbox
 from service.wire.picture import ModelIdentity
 from service.wire.schema import GenerateRequest
-from service.wire.state import ServicePhase, ServiceState
+from service.wire.state import EngineState, ServicePhase, ServiceState
 
 if TYPE_CHECKING:
     from service.renderer import Renderer
@@ -51,13 +51,20 @@ class EngineProcess:
     flavour: Flavour
     limits: Limits
     state: ServiceState
+    number: int
+    """Of the engine, from 0."""
+
+    @property
+    def _engine(self) -> EngineState:
+        return self.state.engines[self.number]
 
     def run(self, receive: Receive, send: Send) -> NoReturn:
         """Load the model, then carry out commands. Ends the process if the model cannot be loaded, or on SIGTERM."""
-        starting_since = self.state.engine_since  # since the command began, or since the last engine process ended
+        starting_since = self._engine.since  # since the command began, or since the last engine process ended
         begin = time.monotonic()
+        self._engine.count_process()
         renderer = self._load()
-        metrics.LOAD_SECONDS.set(time.monotonic() - begin)
+        metrics.LOAD_SECONDS.labels(renderer.device_name).set(time.monotonic() - begin)
         endpoint = self.config.otlp_endpoint
         tracing = None if endpoint is None else Tracing(endpoint)
         renderer.observe = FinishedRequests(tracing)
@@ -71,7 +78,7 @@ class EngineProcess:
         # instructions, which reading a large file can delay for long.
         signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
-            self._make_steps(renderer, functools.partial(send, 0, ENGINE))
+            self._make_steps(renderer, functools.partial(send, engine_mailbox(self.number)))
         except SystemExit:
             if tracing is not None:
                 tracing.close()
@@ -88,12 +95,18 @@ class EngineProcess:
                 renderer.step(_IDLE_SECONDS)
             except RuntimeError as error:
                 if is_device_lost(error):
-                    _end_without_device(error)
+                    _end_without_device(renderer.device_name, error)
                 raise
             end = time.monotonic()
             longest = max(longest, end - begin)
             if end - heartbeat >= _HEARTBEAT_SECONDS:
-                send(Heartbeat(step_seconds=longest))
+                send(
+                    Heartbeat(
+                        step_seconds=longest,
+                        steps_left=renderer.engine.steps_left(),
+                        adapters=tuple(slot.reference for slot in renderer.engine.slot_table.loaded),
+                    )
+                )
                 heartbeat, longest = end, 0.0
 
     def _on_sigterm(self, *_: object) -> None:
@@ -110,24 +123,29 @@ class EngineProcess:
         try:
             set_up_logging(self.config.log_format)
             silence_import_noise()
-            from service.renderer import Renderer  # here, so that the HTTP processes never import torch
+            from longcat.sampling.threads import take_share  # here, so that the HTTP processes never import torch
+            from service.renderer import Renderer
 
             config = self.config
+            engines = config.engines
+            if config.devices and engines[self.number].device == "cpu":
+                take_share(len(engines))
             renderer = Renderer(
-                config.model,
+                engines[self.number],
                 self.flavour,
+                device_name=config.device_names[self.number] if config.devices else None,
                 max_rows=config.max_rows,
                 max_pixels=self.limits.max_pixels,
                 adapters=config.adapters,
             )
             settings = renderer.settings
-            self.state.set_model(
-                device=str(renderer.model.device),
+            self._engine.set_model(
+                device=renderer.device_name,
                 **renderer.identity.model_dump(),
                 offload=settings.format.offload,
                 **settings.capacity._asdict(),
             )
-            self.state.set_engine(ServicePhase.WARMING_UP)
+            self._engine.begin(ServicePhase.WARMING_UP)
             renderer.engine.warm_up()
             tokenize = plain_ids(renderer.model.tokenizer)
             renderer.render(self.limits.resolve(GenerateRequest(prompt="warm-up", steps=1), tokenize))
@@ -137,14 +155,14 @@ class EngineProcess:
             log.exception("cannot serve: loading failed")
         else:
             return renderer
-        self.state.set_engine(ServicePhase.FAILED)
+        self._engine.begin(ServicePhase.FAILED)
         sys.exit(1)
 
     def _poll_adapters(self, renderer: "Renderer", starting_since: float) -> None:
         """Announce readiness once the required adapters are loaded; poll storage every few seconds."""
-        device, registry, config = str(renderer.model.device), renderer.registry, self.config.adapters
+        registry, config = renderer.registry, self.config.adapters
         if registry is not None and config is not None and config.required:
-            self.state.set_engine(ServicePhase.WAITING)
+            self._engine.begin(ServicePhase.WAITING)
             waiting_since = time.monotonic()
             missing = registry.load_required(config.required)
             if missing:
@@ -155,7 +173,7 @@ class EngineProcess:
                 missing = registry.load_required(missing)
             seconds = round(time.monotonic() - waiting_since, 3)
             log_event(log, "required_adapters_loaded", adapters=list(config.required), seconds=seconds)
-        self._announce(renderer.identity, device, time.monotonic() - starting_since)
+        self._announce(renderer.identity, renderer.device_name, time.monotonic() - starting_since)
         while registry is not None and config is not None:
             registry.poll()
             time.sleep(config.poll_seconds)
@@ -163,8 +181,8 @@ class EngineProcess:
     def _announce(self, identity: ModelIdentity, device: str, seconds: float) -> None:
         shown = identity.model_dump(include={"flavour", "hash", "precision", "dtype"})
         metrics.MODEL_INFO.labels(**shown, device=device, version=version("lithograph")).set(1)
-        metrics.READY.set(1)
-        self.state.set_engine(ServicePhase.READY)
+        metrics.begin_engine(device)
+        self._engine.begin(ServicePhase.READY)
         log.info(
             "ready after %.1f s: %s %s, precision %s, %s on %s, http://%s:%d",
             seconds,
@@ -178,8 +196,8 @@ class EngineProcess:
         )
 
 
-def _end_without_device(error: Exception) -> NoReturn:
+def _end_without_device(device: str, error: Exception) -> NoReturn:
     """End the process: another one can use the device again. Its requests are answered by the HTTP process."""
-    metrics.DEVICE_LOSSES.inc()
-    log.critical("the device fails every operation; ending the engine process", exc_info=error)
+    metrics.DEVICE_LOSSES.labels(device).inc()
+    log.critical("the device %s fails every operation; ending the engine process", device, exc_info=error)
     os._exit(1)  # a regular exit would wait for threads, and for the device

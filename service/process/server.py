@@ -1,20 +1,23 @@
 """The LitServe surface: the server, and how its processes start. Nothing else imports litserve.
 
-LitServe's main process forks a manager process, which holds the queues, and the HTTP process. Then it starts the engine
-process (``service.process.engine_process``), which loads the model beside the running HTTP server: ``/healthz`` answers at
-once, ``/readyz`` once a warm-up image is generated. All end with the main process, however that ends; a SIGTERM to any of
-these three ends the server.
+LitServe's main process forks a manager process, which holds the queues, and the HTTP process. Then it starts an engine
+process for each device (``service.process.engine_process``), which loads the model beside the running HTTP server:
+``/healthz`` answers at once, ``/readyz`` once a warm-up image is generated. All end with the main process, however that
+ends; a SIGTERM to any of them ends the server.
 """
 
 import contextlib
+import functools
 import logging
 import multiprocessing
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from multiprocessing.managers import SyncManager
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import litserve
@@ -34,12 +37,12 @@ from service.http.admission import Admission
 from service.http.app import set_up
 from service.http.edge.server import BACKLOG, uvicorn_arguments
 from service.http.error_responses import error_body
-from service.http.exchange import Exchange
+from service.http.exchange.exchange import Exchange
 from service.process.engine_process import EngineProcess
 from service.process.engine_start import engine_context
 from service.process.supervisor import Supervisor
 from service.wire.limits import Limits
-from service.wire.messages import ENGINE, CancelCommand, Heartbeat, Reply
+from service.wire.messages import CancelCommand, Heartbeat, Reply, engine_mailbox
 from service.wire.state import ServicePhase, ServiceState
 
 log = logging.getLogger("lithograph")
@@ -49,7 +52,7 @@ _REPLY_SECONDS = 10
 
 
 class EngineLoop(LitLoop):
-    """Connects the engine process, its commands and its replies, with LitServe."""
+    """Connects an engine process, its commands and its replies, with LitServe."""
 
     @override
     def __call__(
@@ -67,24 +70,28 @@ class EngineLoop(LitLoop):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the fork server ignores
 
-        def send(queue_id: int, uid: str, reply: Reply | Heartbeat) -> None:
-            self.put_response(transport, queue_id, uid, reply, LitAPIStatus.OK, LoopResponseType.STREAMING)
+        def send(uid: str, reply: Reply | Heartbeat) -> None:
+            self.put_response(transport, 0, uid, reply, LitAPIStatus.OK, LoopResponseType.STREAMING)
 
         engine = EngineProcess(
-            config=lit_api.config, flavour=lit_api.flavour, limits=lit_api.limits, state=lit_api.state
+            config=lit_api.config,
+            flavour=lit_api.flavour,
+            limits=lit_api.limits,
+            state=lit_api.state,
+            number=worker_id,
         )
         engine.run(request_queue.get, send)
 
 
 class GenerateAPI(litserve.LitAPI):
-    """The object that LitServe sends to the engine process: the configuration, and the state shared by all processes."""
+    """The object that LitServe sends to the engine processes: the configuration, and the state shared by all processes."""
 
     def __init__(self, config: ServiceConfig, flavour: Flavour, limits: Limits) -> None:
         super().__init__(api_path="/generate", loop=EngineLoop(), stream=True)
         self.config = config
         self.flavour = flavour
         self.limits = limits
-        self.state = ServiceState()
+        self.state = ServiceState(config.device_names)
 
     def setup(self, device: str) -> None:
         """Do nothing: the engine process loads the model itself, so that HTTP answers meanwhile."""
@@ -102,8 +109,13 @@ class Server(litserve.LitServer):
         config = api.config
         mailboxes: dict[str, Any] = {}
         self._exchange = Exchange(
-            mailboxes, max_requests=config.max_queue, pictures_at_a_time=max(1, (config.max_rows or DEFAULT_ROWS) // 2)
+            mailboxes,
+            api.state,
+            max_requests=config.max_queue,
+            pictures_at_a_time=max(1, (config.max_rows or DEFAULT_ROWS) // 2),
+            stall_seconds=config.stall_seconds,
         )
+        self._engines: dict[int, BaseProcess] = {}
         self._supervisor = Supervisor(config, api.state, self._exchange)
         tokenize = plain_ids(load_tokenizer(api.flavour.folder))
         self._admission = Admission(config, api.flavour, api.limits, tokenize, self._exchange, api.state)
@@ -122,7 +134,7 @@ class Server(litserve.LitServer):
             self._api.flavour.hash[:12],
             config.model.precision,
             config.model.text_encoder_precision,
-            config.model.device,
+            ", ".join(config.device_names),
             config.host,
             config.port,
             config.http.root_path,
@@ -166,9 +178,9 @@ class Server(litserve.LitServer):
         manager.start(initializer=_begin_manager)
         self.workers_setup_status = manager.dict()
         self._shutdown_event = manager.Event()
-        commands = self.litapi_request_queues[self._api.api_path] = manager.Queue()
         self._transport = MPQueueTransport(manager, [manager.Queue() for _ in range(num_api_servers)])
-        self._exchange.connect(lambda command: commands.put((0, command.id, command)))
+        self._command_queues = [manager.Queue() for _ in self._api.state.engines]
+        self._exchange.connect([queue.put for queue in self._command_queues])
         self._manager_process = manager._process  # without it, no message arrives
         return manager
 
@@ -215,47 +227,54 @@ class Server(litserve.LitServer):
     @override
     def launch_single_inference_worker(self, lit_api: GenerateAPI, worker_id: int) -> Any:
         """Start an engine process in the context for its device. Takes as long as a fork server's imports."""
-        config = lit_api.config
-        process = engine_context(config.model.device).Process(
+        device = lit_api.config.engines[worker_id].device
+        process = engine_context(device).Process(
             target=inference_worker,
             args=(
                 lit_api,
-                config.model.device,
+                device,
                 worker_id,
-                self.litapi_request_queues[lit_api.api_path],
+                self._command_queues[worker_id],
                 self._transport,
                 self.workers_setup_status,
                 self._callback_runner,
                 self.restart_workers,
             ),
-            name="engine",
+            name=f"engine {worker_id}",
             daemon=True,  # a process started during a shutdown is not waited for
         )
         process.start()
-        self.inference_workers[:] = [process]
+        self._engines[worker_id] = process
+        self.inference_workers[:] = list(self._engines.values())
         if self._supervisor.is_stopping:  # a process that has just been forked ignores SIGTERM still
             process.kill()
         return process
 
     @override
     def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[int, Any]) -> None:
-        """Start our supervisor, which replaces LitServe's and starts the engine process."""
-        threads = {
-            "watch": lambda: self._supervisor.watch({"HTTP": uvicorn_workers[0], "manager": self._manager_process}),
-            "engine": lambda: self._supervisor.run_engine(
-                lambda: self.launch_single_inference_worker(self._api, 0), self._after_engine
-            ),
-        }
+        """Start our supervisor, which replaces LitServe's and starts the engine processes."""
+        processes = {"HTTP": uvicorn_workers[0], "manager": self._manager_process}
+        threads = {"watch": functools.partial(self._supervisor.watch, processes)}
+        for number in range(len(self._api.state.engines)):
+            threads[f"engine {number}"] = functools.partial(self._run_engine, number)
         for name, target in threads.items():
             threading.Thread(target=target, daemon=True, name=name).start()
         self._supervisor.has_started.set()
 
-    def _after_engine(self) -> None:
+    def _run_engine(self, number: int) -> None:
+        self._supervisor.run_engine(
+            self._api.state.engines[number],
+            lambda: self.launch_single_inference_worker(self._api, number),
+            lambda: self._after_engine(number),
+        )
+
+    def _after_engine(self, number: int) -> None:
         """Notify the HTTP process, which answers the requests of the ended engine process with an error."""
+        message = (engine_mailbox(number), (None, LitAPIStatus.OK, LoopResponseType.STREAMING, 0))
         with contextlib.suppress(OSError, EOFError):  # the manager process has ended, too
-            self._transport.send((ENGINE, (None, LitAPIStatus.OK, LoopResponseType.STREAMING, 0)), consumer_id=0)
+            self._transport.send(message, consumer_id=0)
             # The engine was waiting for a command, and the manager process still waits on its behalf: the next one is lost.
-            self._exchange.put(CancelCommand(id=""))
+            self._command_queues[number].put((time.monotonic(), CancelCommand(id="")))
 
 
 def _begin_manager() -> None:

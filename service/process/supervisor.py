@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 
 from service.config import ServiceConfig
-from service.http.exchange import Exchange
+from service.http.exchange.exchange import Exchange
 from service.observability import metrics
-from service.wire.state import ServicePhase, ServiceState
+from service.wire.state import EngineState, ServicePhase, ServiceState
 
 log = logging.getLogger("lithograph")
 
@@ -39,8 +39,9 @@ class Supervisor:
         self._config = config
         self._state = state
         self._exchange = exchange
-        self._restarts: deque[float] = deque(maxlen=_MAX_RESTARTS)
-        self._has_been_ready = False
+        self._engines_left = len(state.engines)
+        metrics.ENGINES.set(self._engines_left)
+        self._counting = threading.Lock()
         self._main = os.getpid()
         self._signalled: float | None = None
         """Time of the first signal to stop, by the monotonic clock."""
@@ -110,25 +111,40 @@ class Supervisor:
         assert isinstance(ended, int)
         self._stop_after(names[ended])
 
-    def run_engine(self, start: Callable[[], BaseProcess], on_end: Callable[[], None]) -> None:
-        """Start the engine process, and again when it ends; stop the server if another would be useless.
+    def run_engine(self, state: EngineState, start: Callable[[], BaseProcess], on_end: Callable[[], None]) -> None:
+        """Start the process of one engine, and again when it ends, unless another would be useless.
 
-        Runs in a thread of its own, with which, on Linux, the engine process or its fork server ends. ``on_end`` is called
-        after the end of each engine process.
+        Stops the server after the last engine. Runs in a thread of its own, which ends with the server: on Linux, an engine
+        process, or the fork server of all of them, ends with the thread that started it. ``on_end`` is called after the end
+        of each process.
         """
+        ends = EngineEnds(state)
         while not self.is_stopping:
             try:
                 engine = self._started(start)
             except (OSError, EOFError):
                 if not self.is_stopping:  # else the signal to stop has reached the fork server, too
-                    log.exception("the engine process cannot be started")
+                    log.exception("the engine process of %s cannot be started", state.device)
+                    state.begin(ServicePhase.FAILED)
                 break
             multiprocessing.connection.wait([engine.sentinel])
             if self._may_end:  # the server's own end: its metrics may be removed already
                 return
-            if not self._should_restart(engine, on_end):
+            assert engine.pid is not None
+            metrics.process_ended(engine.pid)
+            may_restart = ends.note()  # before its requests are answered: no other is to be sent meanwhile
+            on_end()
+            if self.is_stopping or not may_restart:
                 break
-        self._stop_after("engine")
+            metrics.ENGINE_RESTARTS.labels(state.device).inc()
+            log.error("the engine process of %s ended; starting it again", state.device)
+        with self._counting:
+            self._engines_left -= 1
+        if not self._engines_left:
+            self._stop_after("engine")
+        elif not self.is_stopping:
+            log.error("the server continues without %s", state.device)
+            threading.Event().wait()
 
     def _started(self, start: Callable[[], BaseProcess]) -> BaseProcess:
         """Start an engine process. Raises ``OSError`` or ``EOFError``.
@@ -150,24 +166,31 @@ class Supervisor:
             self.fail(process)
             os.kill(self._main, signal.SIGTERM)
 
-    def _should_restart(self, ended: BaseProcess, on_end: Callable[[], None]) -> bool:
-        """Note the end of an engine process; return False if another would be useless."""
-        assert ended.pid is not None
-        metrics.process_ended(ended.pid)
+
+class EngineEnds:
+    """The ends of the processes of one engine."""
+
+    def __init__(self, state: EngineState) -> None:
+        self._state = state
+        self._restarts: deque[float] = deque(maxlen=_MAX_RESTARTS)
+        self._has_been_ready = False
+
+    def note(self) -> bool:
+        """Note the end of a process, in the engine's phase too; return False if another would be useless."""
         state, now = self._state, time.monotonic()
-        self._has_been_ready |= state.engine_phase in (ServicePhase.READY, ServicePhase.WAITING)
-        is_broken = state.engine_phase is ServicePhase.FAILED or not self._has_been_ready
-        if not is_broken:
-            state.set_engine(
-                ServicePhase.RESTARTING
-            )  # before its requests are answered: no other is to be sent meanwhile
-        on_end()
-        if self.is_stopping or is_broken:
+        self._has_been_ready |= state.runs
+        if state.phase is ServicePhase.FAILED or not self._has_been_ready:
+            state.begin(ServicePhase.FAILED)
             return False
         if len(self._restarts) == _MAX_RESTARTS and now - self._restarts[0] < _RESTART_WINDOW_SECONDS:
-            log.error("the engine process ended %d times in %.0f s", _MAX_RESTARTS + 1, now - self._restarts[0])
+            log.error(
+                "the engine process of %s ended %d times in %.0f s",
+                state.device,
+                _MAX_RESTARTS + 1,
+                now - self._restarts[0],
+            )
+            state.begin(ServicePhase.FAILED)
             return False
+        state.begin(ServicePhase.RESTARTING)
         self._restarts.append(now)
-        metrics.ENGINE_RESTARTS.inc()
-        log.error("the engine process ended; starting it again")
         return True

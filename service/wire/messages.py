@@ -1,4 +1,4 @@
-"""Commands from the HTTP process to the engine process, and the replies. No torch: the HTTP process has none."""
+"""Commands from the HTTP process to an engine process, and the replies. No torch: the HTTP process has none."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,6 +59,8 @@ class AdapterAction(StrEnum):
     UNLOAD = "unload"
     REMOVE = "remove"
     IMPORT = "import"
+    POLL = "poll"
+    """List storage again now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +80,20 @@ class AdapterCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat:
-    """The engine's step loop runs: sent to the mailbox ``ENGINE`` about once a second, whether there is work or not."""
+    """The engine's step loop runs: sent to the engine's mailbox about once a second, whether there is work or not."""
 
     step_seconds: float
     """The longest pass of the loop since the last heartbeat."""
+    steps_left: Mapping[str, int]
+    """Steps that are left of all images of a request, by the id of its command."""
+    adapters: tuple[str, ...]
+    """``name@version`` of the adapters in slots."""
 
 
-ENGINE = "engine"
-"""The mailbox of messages about the engine process itself: ``Heartbeat``, and None when the process has ended."""
+def engine_mailbox(number: int) -> str:
+    """Return the mailbox of messages about an engine process itself: ``Heartbeat``, and None when it has ended."""
+    return f"engine {number}"
+
 
 Command = GenerateCommand | CancelCommand | AdapterCommand
 
@@ -151,6 +159,8 @@ class SlotStatus(BaseModel):
 
     adapter: str
     """``name@version``."""
+    device: str
+    """The device of the slot."""
     pictures: int
     """Images being denoised with it."""
 
@@ -164,8 +174,9 @@ class AdapterReport(BaseModel):
     reachable: bool | None
     """None before the first listing of storage."""
     slots: int
+    """Of all devices."""
     slots_used: tuple[SlotStatus, ...]
-    """Least recently used first."""
+    """By device, the least recently used first."""
     adapters: tuple[AdapterStatus, ...]
 
 

@@ -39,8 +39,13 @@ class Family:
     @property
     def engine(self) -> psutil.Process:
         """Return the engine process, the only child of the fork server."""
-        (found,) = self.fork_server.children()
+        (found,) = self.engines
         return found
+
+    @property
+    def engines(self) -> list[psutil.Process]:
+        """Return the engine processes, the children of the fork server."""
+        return self.fork_server.children()
 
     def _forked(self) -> list[psutil.Process]:
         own = self.main.cmdline()

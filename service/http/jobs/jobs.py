@@ -16,7 +16,7 @@ from longcat.errors import LithographError, UnknownJobError
 from service.config import JobConfig
 from service.http.admission import Admission
 from service.http.error_responses import status_of
-from service.http.exchange import Mailbox
+from service.http.exchange.mailboxes import Mailbox
 from service.http.jobs.webhooks import Webhooks
 from service.observability import metrics
 from service.wire.errors import wrapped

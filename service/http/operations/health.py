@@ -1,6 +1,7 @@
 """``/healthz``, ``/readyz``, ``/metrics`` and ``/v1/info``: for the operators of a server."""
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +18,8 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "optimum-quanto", "t
 
 STALLED = "stalled"
 """The status of a server whose engine process hangs."""
+
+_OF_DEVICE = ("precision", "text_encoder_precision", "dtype", "offload", "slots", "rank", "rows")
 
 router = APIRouter()
 
@@ -35,7 +38,7 @@ async def healthz() -> dict[str, str]:
 )
 async def readyz(admission: AdmissionDependency) -> JSONResponse:
     """Readiness: the warm-up image is generated, the required adapters are there, and the engine does not hang."""
-    if stall := admission.stall():
+    if stall := admission.exchange.stall():
         return JSONResponse({"status": STALLED, "reason": str(stall)}, status_code=503)
     phase = admission.state.phase
     return JSONResponse({"status": phase}, status_code=200 if phase is ServicePhase.READY else 503)
@@ -60,9 +63,13 @@ async def info(admission: AdmissionDependency) -> dict[str, Any]:
     flavour, limits, config = admission.flavour, admission.limits, admission.config
     settings, adapters = flavour.settings, config.adapters
     state = admission.state
+    devices = [
+        {"device": e.state.device, "status": STALLED if e.stall() else e.state.phase, **_of_device(e.state.model)}
+        for e in admission.exchange.engines
+    ]
     reason = None if config.model.flavour_reason is None else ProblemBody.of(config.model.flavour_reason).model_dump()
     return {
-        "status": STALLED if admission.stall() else state.phase,
+        "status": STALLED if admission.exchange.stall() else state.phase,
         "model": {
             "flavour": flavour.name,
             "revision": flavour.revision,
@@ -70,6 +77,7 @@ async def info(admission: AdmissionDependency) -> dict[str, Any]:
             "reason": reason,
             **state.model,
         },
+        "devices": devices,
         "limits": {
             "max_pixels": limits.max_pixels,
             "max_steps": limits.max_steps,
@@ -104,3 +112,8 @@ async def info(admission: AdmissionDependency) -> dict[str, Any]:
             **{library: version(library) for library in _LIBRARIES},
         },
     }
+
+
+def _of_device(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that each device may have of its own."""
+    return {name: model[name] for name in _OF_DEVICE if name in model}

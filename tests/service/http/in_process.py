@@ -8,16 +8,16 @@ from longcat.model.tokenizer import load_tokenizer, plain_ids
 from service.config import ServiceConfig
 from service.http.admission import Admission
 from service.http.app import set_up
-from service.http.exchange import Exchange
+from service.http.exchange.exchange import Exchange
 from service.wire.state import ServicePhase, ServiceState
 
 
 def http_client(flavour: Flavour, config: ServiceConfig) -> httpx.AsyncClient:
     """Return a client of a ready app."""
-    exchange = Exchange({}, max_requests=64, pictures_at_a_time=1)
     tokenize = plain_ids(load_tokenizer(flavour.folder))
-    state = ServiceState()
-    state.set_engine(ServicePhase.READY)
+    state = ServiceState(["cpu"])
+    state.engines[0].begin(ServicePhase.READY)
+    exchange = Exchange({}, state, max_requests=64, pictures_at_a_time=1, stall_seconds=10)
     admission = Admission(config, flavour, config.limits(flavour.settings), tokenize, exchange, state)
     app = FastAPI()
     set_up(app, admission, is_draining=lambda: False)

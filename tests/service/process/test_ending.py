@@ -106,5 +106,6 @@ def test_an_engine_process_that_ends_after_the_manager_process_is_no_error() -> 
     server = Server.__new__(Server)
     with SyncManager() as manager:
         server._transport = MPQueueTransport(manager, [manager.Queue()])
-        server._transport.send(("engine", None), consumer_id=0)  # opens the connection that then breaks
-    server._after_engine()
+        server._transport.send(("engine 0", None), consumer_id=0)  # opens the connection that then breaks
+        server._command_queues = [manager.Queue()]
+    server._after_engine(0)

@@ -47,8 +47,7 @@ class Sent:
     def __init__(self) -> None:
         self.replies: Queue[tuple[str, Any]] = Queue()
 
-    def __call__(self, queue_id: int, uid: str, reply: Any) -> None:
-        assert queue_id == 3
+    def __call__(self, uid: str, reply: Any) -> None:
         self.replies.put((uid, reply))
 
     def next(self) -> tuple[str, Reply]:
@@ -63,9 +62,9 @@ def run(commands: EngineCommands, given: list[Command]) -> None:
     """Read these commands, then simulate the end of the manager process."""
     left = iter(given)
 
-    def receive() -> tuple[int, str, Command]:
+    def receive() -> tuple[float, Command]:
         for command in left:
-            return 3, command.id, command
+            return 1.0, command
         raise EOFError
 
     commands.run(receive)
