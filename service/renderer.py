@@ -57,8 +57,7 @@ class Renderer:
 
         ``device_name``: name in metrics and reports, by default the device's own. ``max_rows``: most rows of a forward at
         the default size; None lets the device's memory decide. ``max_pixels``: of an image; None is the model's own limit.
-        Raises ``ConfigError``, ``DeviceError`` or ``PrecisionError`` if this machine
-        cannot.
+        Raises ``ConfigError``, ``DeviceError`` or ``PrecisionError`` if this machine cannot.
         """
         device = parse_device(config.device)
         if config.compile:

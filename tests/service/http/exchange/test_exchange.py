@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.http.exchange.exchange import Exchange
-from service.http.exchange.mailboxes import EngineMailbox, Mailbox
+from service.http.exchange.mailboxes import Mailbox
 from service.observability import metrics
 from service.wire.errors import EngineEndedError
 from service.wire.events import ErrorEvent, StepEvent
@@ -16,37 +16,11 @@ from service.wire.messages import (
     AdapterAction,
     AdapterCommand,
     CancelCommand,
-    Command,
-    GenerateCommand,
     Heartbeat,
-    engine_mailbox,
 )
 from service.wire.schema import AdapterChoice
-from service.wire.state import ServicePhase, ServiceState
-from tests.service.http.exchange.requests import command_of
-
-
-class Engines:
-    """Ready engines, and the commands that each was sent."""
-
-    def __init__(self, number: int) -> None:
-        self.state = ServiceState([f"cpu:{i}" for i in range(number)])
-        self.mailboxes: dict[str, Any] = {}
-        self.exchange = Exchange(self.mailboxes, self.state, max_requests=8, pictures_at_a_time=1, stall_seconds=10)
-        self.sent: list[list[Command]] = [[] for _ in range(number)]
-        self.exchange.connect([lambda item, i=i: self.sent[i].append(item[1]) for i in range(number)])
-        for engine in self.state.engines:
-            engine.count_process()
-            engine.begin(ServicePhase.READY)
-
-    def put(self, number: int, message: Heartbeat | None) -> None:
-        """Put a message of an engine into its mailbox."""
-        mailbox: EngineMailbox = self.mailboxes[engine_mailbox(number)]
-        mailbox.append((message, None))
-
-    def requests(self, number: int) -> list[str]:
-        """Return the ids of the requests that an engine was sent."""
-        return [command.id for command in self.sent[number] if isinstance(command, GenerateCommand)]
+from service.wire.state import ServicePhase
+from tests.service.http.exchange.engines import Engines, command_of
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from service.http.exchange.routing import route, work_of
 from service.wire.schema import AdapterChoice, ResolvedRequest
-from tests.service.http.exchange.requests import resolved
+from tests.service.http.exchange.engines import resolved
 
 
 @dataclass(frozen=True)
