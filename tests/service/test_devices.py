@@ -166,8 +166,7 @@ def test_jobs_and_their_cancellation_work_on_both(both: httpx.Client) -> None:
     wait_for(lambda: all(now > earlier for now, earlier in zip(steps_of(both), before, strict=True)))
     for job in jobs[2:]:
         assert both.delete(f"/v1/jobs/{job}").json()["status"] in ("cancelled", "succeeded")
-    for job in jobs[:2]:
-        wait_for(lambda job=job: both.get(f"/v1/jobs/{job}").json()["status"] == "succeeded")  # type: ignore[misc]
+    wait_for(lambda: {both.get(f"/v1/jobs/{job}").json()["status"] for job in jobs[:2]} == {"succeeded"})
     wait_for(lambda: metric(both, "lithograph_active_rows") == 0)
 
 

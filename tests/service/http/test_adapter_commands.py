@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from longcat.errors import UnknownAdapterError
+from longcat.errors import LithographError, UnknownAdapterError
 from longcat.model.flavour import Flavour
 from longcat.model.tokenizer import load_tokenizer, plain_ids
 from service.config import ModelConfig, ServiceConfig
@@ -24,7 +24,7 @@ class Replying(Engines):
 
     def __init__(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(number)
-        self.errors: dict[int, Exception] = {}
+        self.errors: dict[int, LithographError] = {}
         self.actions: list[tuple[int, AdapterAction]] = []
 
         def queue(engine: int) -> Callable[[tuple[float, Command]], None]:
@@ -41,7 +41,7 @@ class Replying(Engines):
 
     def _reply(self, engine: int) -> Reply:
         if (error := self.errors.get(engine)) is not None:
-            return ErrorEvent(error)  # type: ignore[arg-type]
+            return ErrorEvent(error)
         used = (SlotStatus(adapter="ink@1", device=f"cpu:{engine}", pictures=0),)
         return AdapterReport(storage="file:///a", reachable=True, slots=4, slots_used=used, adapters=())
 
@@ -50,7 +50,7 @@ def unknown() -> UnknownAdapterError:
     return UnknownAdapterError("adapter_unknown", "does not exist", remedy="list them", field="adapter", value="ink")
 
 
-def run(flavour: Flavour, work: Callable[[Replying, AdapterCommands], object]) -> None:
+def run(flavour: Flavour, work: Callable[[Replying, AdapterCommands], Awaitable[None]]) -> None:
     """Run an asynchronous test with two engines."""
 
     async def main() -> None:
@@ -60,7 +60,7 @@ def run(flavour: Flavour, work: Callable[[Replying, AdapterCommands], object]) -
         admission = Admission(
             config, flavour, config.limits(flavour.settings), tokenize, engines.exchange, engines.state
         )
-        await work(engines, AdapterCommands(admission, "request"))  # type: ignore[misc]
+        await work(engines, AdapterCommands(admission, "request"))
 
     asyncio.run(main())
 
