@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from multiprocessing.managers import SyncManager
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -28,7 +28,7 @@ from litserve.transport.process_transport import MPQueueTransport
 from litserve.utils import LitAPIStatus, LoopResponseType
 from typing_extensions import override
 
-from longcat.errors import LithographError, UserError
+from longcat.errors import LithographError
 from longcat.model.flavour import Flavour
 from longcat.model.tokenizer import load_tokenizer, plain_ids
 from longcat.process.parent import end_with_parent
@@ -40,6 +40,7 @@ from service.http.error_responses import error_body
 from service.http.exchange.exchange import Exchange
 from service.process.engine_process import EngineProcess
 from service.process.engine_start import engine_context
+from service.process.port import check_port_is_free, port_errors
 from service.process.supervisor import Supervisor
 from service.wire.limits import Limits
 from service.wire.messages import CancelCommand, Heartbeat, Reply, engine_mailbox
@@ -127,7 +128,7 @@ class Server(litserve.LitServer):
         """Serve until SIGTERM, Ctrl-C or the end of a process that cannot be started again; return the exit code."""
         self._supervisor.handle_signals()
         config = self._api.config
-        _check_port_is_free(config.host, config.port)
+        check_port_is_free(config.host, config.port)
         log.info(
             "starting %s %s, precision %s, text encoder %s, device %s, http://%s:%d%s",
             self._api.flavour.name,
@@ -193,7 +194,7 @@ class Server(litserve.LitServer):
         Both have bound the port then, and uvloop takes a socket that cannot listen for one that does.
         """
         self._supervisor.exit_code = 1  # in that case: LitServe shuts down before it passes the error on
-        with _port_errors(self._api.config.host, port):
+        with port_errors(self._api.config.host, port):
             sockets[0].listen(BACKLOG)
         self._supervisor.exit_code = 0
         return super()._start_server(port, number, level, sockets, *rest, **more)
@@ -291,28 +292,3 @@ def _begin_manager() -> None:
 def _error_json(error: LithographError, request_id: str) -> tuple[int, bytes]:
     status, body = error_body(error, request_id)
     return status, body.model_dump_json().encode()
-
-
-def _check_port_is_free(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        # As in uvicorn: connections in TIME_WAIT do not block the port.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with _port_errors(host, port):
-            probe.bind((host, port))
-
-
-@contextlib.contextmanager
-def _port_errors(host: str, port: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            "port_taken",
-            "cannot be bound on {host}: {reason}",
-            remedy="give another with --port",
-            field="port",
-            value=port,
-            host=host,
-            reason=error.strerror,
-        ) from error

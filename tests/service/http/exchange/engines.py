@@ -20,7 +20,7 @@ def resolved(**fields: Any) -> ResolvedRequest:
 
 
 def command_of(name: str, **fields: Any) -> GenerateCommand:
-    return GenerateCommand(id=name, request=resolved(**fields), submitted_at=0.0, deadline=math.inf)
+    return GenerateCommand(id=name, request_id=name, request=resolved(**fields), submitted_at=0.0, deadline=math.inf)
 
 
 class Engines:
