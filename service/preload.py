@@ -8,12 +8,13 @@ import signal
 
 from longcat.logs import silence_import_noise
 from longcat.process.parent import kill_with_parent
+from service.process.engine_start import ignore_ctrl_c
 
 
 def _preload() -> None:
     kill_with_parent()
-    for number in (signal.SIGTERM, signal.SIGINT):  # sent to all processes of a server: its engine may finish requests
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all processes of a server: its engine may finish requests
+    ignore_ctrl_c()
     silence_import_noise()
     import service.process.server
     import service.renderer  # noqa: F401

@@ -39,7 +39,7 @@ from service.http.edge.server import BACKLOG, uvicorn_arguments
 from service.http.error_responses import error_body
 from service.http.exchange.exchange import Exchange
 from service.process.engine_process import EngineProcess
-from service.process.engine_start import engine_context
+from service.process.engine_start import ctrl_c_held, engine_context, ignore_ctrl_c
 from service.process.port import check_port_is_free, port_errors
 from service.process.supervisor import Supervisor
 from service.wire.limits import Limits
@@ -50,6 +50,8 @@ log = logging.getLogger("lithograph")
 
 _REPLY_SECONDS = 10
 """Time for replies that are still being sent when the last request has finished."""
+_SIGNAL_SECONDS = 0.5
+"""Longest time until a signal is handled that does not wake up the main thread."""
 
 
 class EngineLoop(LitLoop):
@@ -67,8 +69,7 @@ class EngineLoop(LitLoop):
     ) -> None:
         """LitServe's entry point, in the spawned process."""
         end_with_parent()
-        # Ctrl-C reaches the whole process group, but this process ends at the main process's SIGTERM.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ignore_ctrl_c()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the fork server ignores
 
         def send(uid: str, reply: Reply | Heartbeat) -> None:
@@ -244,7 +245,8 @@ class Server(litserve.LitServer):
             name=f"engine {worker_id}",
             daemon=True,  # a process started during a shutdown is not waited for
         )
-        process.start()
+        with ctrl_c_held():
+            process.start()
         self._engines[worker_id] = process
         self.inference_workers[:] = list(self._engines.values())
         if self._supervisor.is_stopping:  # a process that has just been forked ignores SIGTERM still
@@ -253,7 +255,7 @@ class Server(litserve.LitServer):
 
     @override
     def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[int, Any]) -> None:
-        """Start our supervisor, which replaces LitServe's and starts the engine processes."""
+        """Start our supervisor, which replaces LitServe's and starts the engine processes. Returns at the server's end."""
         processes = {"HTTP": uvicorn_workers[0], "manager": self._manager_process}
         threads = {"watch": functools.partial(self._supervisor.watch, processes)}
         for number in range(len(self._api.state.engines)):
@@ -261,6 +263,10 @@ class Server(litserve.LitServer):
         for name, target in threads.items():
             threading.Thread(target=target, daemon=True, name=name).start()
         self._supervisor.has_started.set()
+        # LitServe waits without a time limit. The main thread handles signals, and one that another thread receives, or that
+        # comes just before it waits, does not wake it up.
+        while not self._shutdown_event.wait(_SIGNAL_SECONDS):
+            pass
 
     def _run_engine(self, number: int) -> None:
         self._supervisor.run_engine(

@@ -78,8 +78,11 @@ class EngineLink:
             del self._mailboxes[command.id]
 
     async def send(self, command: Command) -> None:
-        """Send a command, in a thread: a manager process that hangs would block the event loop."""
-        await asyncio.to_thread(self.put, command, time.monotonic())
+        """Send a command, in a thread: a manager process that hangs would block the event loop.
+
+        A command whose sender no longer waits is sent all the same: an engine that hangs carries it out if it continues.
+        """
+        await asyncio.shield(asyncio.to_thread(self.put, command, time.monotonic()))
 
     def put(self, command: Command, sent_at: float) -> None:
         """Send a command. An engine process that was started after ``sent_at`` drops it."""
