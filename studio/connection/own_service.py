@@ -30,6 +30,7 @@ _LONG_LIFE_SECONDS = 60.0
 """Lifetime after which a process counts as healthy; its successor then starts without delay."""
 
 _DOWNLOAD_POLL_SECONDS = 2.0
+_TAIL_BYTES = 4096
 
 
 class OwnService:
@@ -112,9 +113,11 @@ class OwnService:
         """Show the download of a model, which the process logs before it answers."""
         while True:
             await asyncio.sleep(_DOWNLOAD_POLL_SECONDS)
+            if self.connection.state is not ConnectionState.STARTING:
+                continue
             found = download_in(await asyncio.to_thread(_last_line, self._log_path))
             shown = self.connection.detail
-            if self.connection.state is ConnectionState.STARTING and (
+            if self.connection.state is ConnectionState.STARTING and (  # as before the file was read
                 found or (shown and shown.code == "model_downloading")
             ):
                 self.connection.begin(found)
@@ -164,5 +167,8 @@ def _kill_tree(pid: int) -> None:
 
 
 def _last_line(path: Path) -> str:
-    lines = path.read_bytes()[-4096:].decode(errors="replace").split("\n")
+    with path.open("rb") as stream:
+        size_bytes = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size_bytes - _TAIL_BYTES))
+        lines = stream.read().decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
