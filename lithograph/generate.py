@@ -4,16 +4,17 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
 from click.core import ParameterSource
+from pydantic import Field
 
 from lithograph.output import output_error
 from longcat.errors import RecipeError, UserError
 from longcat.model.flavour import HUB_IDS, Flavour, resolve
 from longcat.model.tokenizer import load_tokenizer, plain_ids
-from longcat.options import command_options, configure, options_of
+from longcat.options import Configuration, Flag, command_options, configure, options_of
 from longcat.validation import validated
 from service.config import AdapterConfig, ModelConfig
 from service.memory.flavour_choice import settled
@@ -34,6 +35,15 @@ _SHOWN_HASH = 12
 """Digits of a hash in messages."""
 
 
+class ServerConfig(Configuration):
+    """A running service that generates instead of this process."""
+
+    server: Annotated[str | None, Flag(metavar="URL")] = None
+    """Generate at a running service, such as http://127.0.0.1:8000."""
+    api_key: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
+    """API key of that service."""
+
+
 @click.command()
 @click.argument("prompt", required=False)
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default="picture.png", show_default=True,
@@ -50,7 +60,7 @@ _SHOWN_HASH = 12
 @click.option("--adapter", "uses", multiple=True, metavar="NAME[@VERSION][:SCALE]",
               help="LoRA adapter of --adapters, such as ink, ink@3 or ink@3:0.8. Repeatable.")  # fmt: skip
 @command_options(AdapterConfig, only=("uri", "endpoint_url"))
-@click.option("--server", metavar="URL", help="Generate at a running service, such as http://127.0.0.1:8000.")
+@command_options(ServerConfig)
 @click.option("--recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="PNG file from Lithograph: generate the same image again, byte for byte.")  # fmt: skip
 @command_options(ModelConfig)
@@ -64,14 +74,16 @@ def generate(
     uses: tuple[str, ...],
     adapters: str | None,
     adapters_endpoint_url: str | None,
-    server: str | None,
     **options: Any,
 ) -> None:
     """Generate an image of PROMPT (Chinese or English) into a file, here or at a running service."""
     source = None if adapters is None else (adapters, adapters_endpoint_url)
     chosen = {option.parameter: options.pop(option.parameter) for option in options_of(ModelConfig)}
+    remote = configure(ServerConfig, {name: options.pop(name) for name in ("server", "api_key", "api_key_file")})
     given = {name: value for name, value in options.items() if value is not None}
-    if server is not None:
+    if remote.api_key is not None and remote.server is None:
+        raise click.UsageError("--api-key needs --server")
+    if remote.server is not None:
         explicit = _explicit(context, ("recipe", "adapters", "adapters_endpoint_url", *chosen))
         if prompt is None:
             raise click.UsageError("--server needs a PROMPT")
@@ -79,7 +91,7 @@ def generate(
             names = ", ".join(f"--{name.replace('_', '-')}" for name in explicit)
             raise click.UsageError(f"--server uses the server's model and adapters: leave out {names}")
         scales = {choice.name: choice.scale for choice in map(_adapter_choice, uses)}
-        _generate_at(server, prompt, given | {"adapters": scales}, output)
+        _generate_at(remote, prompt, given | {"adapters": scales}, output)
         return
     if recipe is not None:
         explicit = _explicit(context, (*_FIXED_BY_RECIPE, *options, "uses"))
@@ -207,12 +219,16 @@ def _generate_here(
     _write(output, [picture.content for picture in rendered.images], request.seed)
 
 
-def _generate_at(server: str, prompt: str, given: dict[str, Any], output: Path) -> None:
+def _generate_at(remote: ServerConfig, prompt: str, given: dict[str, Any], output: Path) -> None:
     from lithograph.client.client import Client
 
     options: Any = given | {"output_format": _format_of(output)}
     made = 0
-    with Client(server) as client, click.progressbar(length=_PERCENT, label="generating", file=sys.stderr) as bar:
+    assert remote.server is not None
+    with (
+        Client(remote.server, api_key=remote.api_key) as client,
+        click.progressbar(length=_PERCENT, label="generating", file=sys.stderr) as bar,
+    ):
         for event in client.stream(prompt, **options):
             match event:
                 case StepEvent():

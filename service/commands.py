@@ -1,6 +1,7 @@
 """``lithograph serve``: options to configuration, then run."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -12,10 +13,14 @@ from longcat.logs import set_up_logging
 from longcat.model.flavour import resolve
 from longcat.options import command_options, configure
 from longcat.storage.opening import open_storage
+from service.access.keys import ApiKeys
 from service.config import ServiceConfig
 from service.memory.flavour_choice import settled
 from service.run_folder import METRICS_VARIABLE, run_folder
 
+log = logging.getLogger("lithograph")
+
+_LOOPBACK = "127.0.0.1"
 _OF_ADAPTERS = ("require_adapter", "import_from", "adapter_prefetch", "adapters_endpoint_url")
 """Options that promise something about adapters, which would not be kept without their storage."""
 
@@ -54,12 +59,20 @@ def _show_plan(config: ServiceConfig, gpu_gib: float | None, *, as_json: bool) -
 
 def _run(config: ServiceConfig) -> int:
     """Serve until SIGTERM, Ctrl-C or the end of a process that cannot be started again; return the exit code."""
+    # Reject what is wrong before anything is loaded.
+    if config.access.api_keys_file is not None:
+        ApiKeys.read(config.access.api_keys_file)
     if config.adapters is not None:
-        open_storage(
-            config.adapters.uri, endpoint_url=config.adapters.endpoint_url
-        )  # reject a wrong URI before loading
+        open_storage(config.adapters.uri, endpoint_url=config.adapters.endpoint_url)
     from service.process.server import GenerateAPI, Server  # after ``run_folder`` has set PROMETHEUS_MULTIPROC_DIR
 
     config = config.model_copy(update={"model": settled(config.engines[0])})
     flavour = resolve(config.model.flavour, revision=config.model.revision)
+    if config.host != _LOOPBACK and config.access.api_keys_file is None:
+        log.warning(
+            "listening on %s without API keys: whoever reaches port %d can generate pictures; give --api-keys-file, or "
+            "put a proxy with authentication in front",
+            config.host,
+            config.port,
+        )
     return Server(GenerateAPI(config, flavour, config.limits(flavour.settings))).serve()

@@ -19,6 +19,7 @@ from longcat.options import LONGEST_SECONDS, Configuration, Directories, Flag
 from longcat.problem import Problem
 from longcat.storage.address import parse_address
 from longcat.validation import ProblemValueError, check_http_url
+from service.access.settings import AccessConfig
 from service.http.edge.settings import HttpConfig
 from service.wire.devices import names_of, parse_devices
 from service.wire.limits import Limits
@@ -178,7 +179,7 @@ class ServiceConfig(Configuration):
     """The configuration of ``lithograph serve``."""
 
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = "127.0.0.1"  # noqa: S104
-    """Address to listen on; loopback by default, because generating asks for no authentication."""
+    """Address to listen on; loopback by default, because generating needs no key by default."""
     port: Annotated[int, Field(ge=1024, le=65535)] = 8000
     """Port to listen on; LitServe takes no privileged ones."""
     http: HttpConfig = HttpConfig()
@@ -190,8 +191,8 @@ class ServiceConfig(Configuration):
     cpu,cpu for two engines that divide the cores. A request goes to the one with the least work."""
     adapters: AdapterConfig | None = None
     """Storage of adapters; None serves the base model alone."""
-    admin_key: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
-    """Bearer token for requests that change adapters; without one, none are removed over HTTP."""
+    access: AccessConfig = AccessConfig()
+    """Keys that requests must carry."""
     max_pixels: Annotated[int | None, Field(ge=SMALLEST_PX**2), Flag(default="what the model was made for")] = None
     """Largest width times height of a request."""
     max_steps: _Count = 100

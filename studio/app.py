@@ -47,7 +47,7 @@ def create_app(config: StudioConfig) -> FastAPI:
     service: OwnService | ServiceConnection = (
         OwnService(config)
         if config.service_url is None
-        else ServiceConnection(config.service_url, admin_key=config.service_admin_key, is_own=False)
+        else ServiceConnection(config.service_url, api_key=config.service_api_key, is_own=False)
     )
     connection = service if isinstance(service, ServiceConnection) else service.connection
     access = Access(config.token)

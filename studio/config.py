@@ -35,8 +35,8 @@ class StudioConfig(Configuration):
     """Directory of everything that the studio stores: images, datasets, jobs, adapters."""
     service_url: Annotated[str | None, Flag(metavar="URL", default="one of its own")] = None
     """URL of the inference service."""
-    service_admin_key: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
-    """Admin key of that service, for requests that change adapters."""
+    service_api_key: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
+    """API key of the inference service, with the roles generate and adapters; or its admin key, where it has no API keys."""
     flavour: str = "auto"
     """Model of the studio's own service: embedded, final, dev, a directory, a hub id, or auto: final where a CUDA GPU has
     the memory and the weights are here or can be downloaded, else embedded; the reason is logged and shown. Its other

@@ -45,10 +45,13 @@ class Client:
     """A connection to one service. Methods raise ``RequestError`` for an invalid request, and ``ServiceError`` otherwise."""
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, timeout_seconds: float = 600.0, retries: int = 2, admin_key: str | None = None
+        self, url: str = DEFAULT_URL, *, timeout_seconds: float = 600.0, retries: int = 2, api_key: str | None = None
     ) -> None:
-        """``timeout_seconds``: the time to wait for a reply. ``retries``: after 429 and 503, at Retry-After."""
-        self._http = httpx.Client(**_settings(url, timeout_seconds, admin_key))
+        """``timeout_seconds``: the time to wait for a reply. ``retries``: after 429 and 503, at Retry-After.
+
+        ``api_key``: an API key of the service, or its admin key.
+        """
+        self._http = httpx.Client(**_settings(url, timeout_seconds, api_key))
         self._retrying = Retrying(**_policy(retries))
 
     def __enter__(self) -> Self:
@@ -136,10 +139,10 @@ class AsyncClient:
     """The asynchronous ``Client``."""
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, timeout_seconds: float = 600.0, retries: int = 2, admin_key: str | None = None
+        self, url: str = DEFAULT_URL, *, timeout_seconds: float = 600.0, retries: int = 2, api_key: str | None = None
     ) -> None:
         """Take the same arguments as ``Client``."""
-        self._http = httpx.AsyncClient(**_settings(url, timeout_seconds, admin_key))
+        self._http = httpx.AsyncClient(**_settings(url, timeout_seconds, api_key))
         self._retrying = AsyncRetrying(**_policy(retries))
 
     async def __aenter__(self) -> Self:
@@ -234,12 +237,12 @@ def _reachable(url: httpx.URL) -> Iterator[None]:
         raise unreachable(error, url) from error
 
 
-def _settings(url: str, timeout_seconds: float, admin_key: str | None) -> dict[str, Any]:
+def _settings(url: str, timeout_seconds: float, api_key: str | None) -> dict[str, Any]:
     """Return the arguments of httpx's clients."""
     return {
         "base_url": url,
         "timeout": httpx.Timeout(timeout_seconds, connect=_CONNECT_SECONDS),
-        "headers": {} if admin_key is None else {"Authorization": f"Bearer {admin_key}"},
+        "headers": {} if api_key is None else {"Authorization": f"Bearer {api_key}"},
     }
 
 

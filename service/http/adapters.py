@@ -1,7 +1,6 @@
 """``/v1/adapters``: list the served adapters, and change them while serving."""
 
 import asyncio
-import hmac
 import logging
 import time
 import uuid
@@ -13,9 +12,11 @@ from fastapi import APIRouter, Depends, Request
 
 from longcat.errors import DeadlineError
 from longcat.logs import log_event
+from service.access.caller import Caller, ForbiddenError, Role
 from service.http.admission import Admission, AdmissionDependency
-from service.http.error_responses import ForbiddenError, NotFoundError, Responses, UnauthorizedError
-from service.http.exchange.adapter_reports import merged
+from service.http.edge.authentication import CallerDependency, UnauthorizedError, bearer_token, is_same
+from service.http.error_responses import NotFoundError, Responses
+from service.http.exchange.adapter_reports import merged, visible_to
 from service.http.exchange.engine_link import EngineLink
 from service.wire.errors import NotReadyError, UnavailableError
 from service.wire.events import ErrorEvent
@@ -39,12 +40,13 @@ _BY_ONE = {AdapterAction.FIND: None, AdapterAction.IMPORT: AdapterAction.LOAD, A
 class AdapterCommands:
     """Sends commands about adapters to the engines, for one request."""
 
-    def __init__(self, admission: Admission, request_id: str) -> None:
+    def __init__(self, admission: Admission, request_id: str, caller: Caller) -> None:
         self._admission = admission
         self._request_id = request_id
+        self._caller = caller
 
     async def report(self) -> AdapterReport:
-        """Return the state of all adapters. Raises ``NotReadyError``."""
+        """Return the state of all adapters that the caller may use. Raises ``NotReadyError``."""
         return await self.send(AdapterAction.LIST)
 
     async def send(
@@ -53,8 +55,10 @@ class AdapterCommands:
         """Have the engines carry out an action, and return the report on all of them; log it if it changes anything.
 
         ``field``: the name of the adapter's field in the request, for errors.
-        Raises ``NotReadyError``, ``EngineStalledError``, ``DeadlineError`` or the action's error.
+        Raises ``NotReadyError``, ``EngineStalledError``, ``DeadlineError``, ``ForbiddenError`` or the action's error.
         """
+        if name:
+            self._caller.check_adapter(name, field=field)
         exchange = self._admission.exchange
         if not (engines := [engine for engine in exchange.engines if engine.state.runs]):
             raise NotReadyError
@@ -78,10 +82,13 @@ class AdapterCommands:
                 replies += await self._replies(engines[1:], replace_fields(command, action=following))
         else:
             replies = await self._replies(engines, command)
-        report = _report_of(replies, field)
+        report = visible_to(self._caller, _report_of(replies, field))
         if action not in _READS:
             exchange.changes.record(action, name)
-            log_event(log, "adapter_action", request_id=self._request_id, action=action.value, adapter=name)
+            log_event(
+                log, "adapter_action",
+                request_id=self._request_id, key=self._caller.name, action=action.value, adapter=name,
+            )  # fmt: skip
         return report
 
     async def _replies(self, engines: Sequence[EngineLink], command: AdapterCommand) -> list[Reply]:
@@ -115,17 +122,20 @@ def _report_of(replies: Sequence[Reply], field: str) -> AdapterReport:
     return merged(reports)
 
 
-def adapter_commands_of(request: Request, admission: AdmissionDependency) -> AdapterCommands:
+def adapter_commands_of(request: Request, admission: AdmissionDependency, caller: CallerDependency) -> AdapterCommands:
     """Return the sender of a request's commands about adapters."""
-    return AdapterCommands(admission, request.state.request_id)
+    return AdapterCommands(admission, request.state.request_id, caller)
 
 
-def check_admin_key(request: Request, admission: AdmissionDependency) -> None:
-    """Raise ``UnauthorizedError`` unless the request carries the admin key, if there is one."""
-    if (key := admission.config.admin_key) is None:
+def check_admin_key(request: Request, admission: AdmissionDependency, caller: CallerDependency) -> None:
+    """Raise an error unless the caller may change adapters: by its API key, or else by the admin key, if there is one."""
+    if admission.config.access.api_keys_file is not None:
+        caller.check(Role.ADAPTERS)
         return
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
+    if (key := admission.config.access.admin_key) is None:
+        return
+    given = bearer_token(request.headers)
+    if given is None or not is_same(given, key):
         raise UnauthorizedError(
             "admin_key_required",
             "changing adapters requires the admin key",
@@ -134,12 +144,12 @@ def check_admin_key(request: Request, admission: AdmissionDependency) -> None:
 
 
 def check_removal_allowed(admission: AdmissionDependency) -> None:
-    """Raise ``ForbiddenError`` on a server without an admin key: any client could empty the storage."""
-    if admission.config.admin_key is None:
+    """Raise ``ForbiddenError`` on a server without keys: any client could empty the storage."""
+    if not admission.config.access.has_keys:
         raise ForbiddenError(
             "removal_requires_key",
             "nothing is removed over HTTP without an admin key",
-            remedy="start the server with --admin-key-file, or use lithograph adapters",
+            remedy="start the server with --admin-key-file or --api-keys-file, or use lithograph adapters",
         )
 
 
@@ -147,7 +157,8 @@ AdapterCommandsDependency = Annotated[AdapterCommands, Depends(adapter_commands_
 ADMIN_KEY = Depends(check_admin_key)
 
 _ERRORS: Responses = {
-    401: {"description": "The admin key is missing or wrong.", "model": ErrorBody},
+    401: {"description": "The key is missing or wrong.", "model": ErrorBody},
+    403: {"description": "The key does not allow it.", "model": ErrorBody},
     404: {
         "description": "No adapter has that name, no action has, or no adapter storage is configured.",
         "model": ErrorBody,

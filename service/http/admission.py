@@ -15,6 +15,7 @@ from longcat.logs import log_event
 from longcat.model.flavour import Flavour
 from longcat.problem import show
 from longcat.sampling.prompt import Tokenize
+from service.access.caller import Caller, Role
 from service.config import ServiceConfig
 from service.http.error_responses import error_body, error_shape_of
 from service.http.exchange.exchange import Exchange
@@ -70,9 +71,13 @@ class Admission:
     ) -> GenerateCommand:
         """Return the command that generates a request's images; ``previews=None``: one after every step.
 
-        Raises ``UnavailableError`` if no request is admitted now, or ``UserError``.
+        Raises ``UnavailableError`` if no request is admitted now, or ``UserError``, of which ``ForbiddenError`` is one.
         """
         begin: float = request.state.begin
+        caller: Caller = request.state.caller
+        caller.check(Role.GENERATE)
+        for i, choice in enumerate(body.adapters):
+            caller.check_adapter(choice.name, field=f"adapters.{i}.name")
         resolved = await self._resolve(body)
         traced = current_request.get()
         command = GenerateCommand(
@@ -81,6 +86,7 @@ class Admission:
             request=resolved,
             submitted_at=begin,
             deadline=begin + (body.timeout_seconds or self.config.timeout_seconds),
+            key=caller.name,
             stream=stream,
             progress=progress,
             previews=resolved.steps if previews is None else previews,
@@ -175,6 +181,7 @@ class Admission:
             f"request_{outcome}",
             logging.WARNING if fields.get("status", 0) >= _SERVER_ERROR else logging.INFO,
             request_id=command.request_id,
+            key=command.key,
             size=f"{request.width}x{request.height}",
             steps=request.steps,
             images=request.num_images,

@@ -13,10 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from longcat.errors import LithographError
+from service.access.caller import Caller
+from service.access.key_file import KeyFile
 from service.config import ServiceConfig
 from service.http import adapters, generate
 from service.http.admission import Admission
 from service.http.compat import openai, vllm
+from service.http.edge.authentication import Authentication
 from service.http.edge.body_limits import JsonBodies, LingeringClose
 from service.http.edge.closing import ConnectionClose
 from service.http.edge.context import ErrorReplies, RequestContext
@@ -42,6 +45,13 @@ from service.observability.tracing import TracedRequests, current_request
 
 _GENERATING = frozenset({"/generate", "/v1/images/generations"})
 """Paths whose requests are counted."""
+_KEY_REFUSALS = {
+    "api_key_missing": "missing",
+    "api_key_unknown": "unknown",
+    "key_lacks_role": "role",
+    "key_lacks_adapter": "adapter",
+}
+"""Reasons in the metric of refused keys, by an error's code."""
 _NOT_ALLOWED = 405
 _TAGS = ("model", "jobs", "openai", "adapters", "operations")
 
@@ -55,8 +65,10 @@ def set_up(app: FastAPI, admission: Admission, *, is_draining: Callable[[], bool
     app.openapi_tags = [{"name": tag} for tag in _TAGS]
     app.state.admission = admission
     app.state.jobs = ImageJobs(admission, config.jobs)
-    for surface in (generate, job_routes, openai, adapters, vllm, health):
-        app.include_router(surface.router)
+    routers = [surface.router for surface in (generate, job_routes, openai, adapters, vllm, health)]
+    for router in routers:
+        app.include_router(router)
+    app.state.routes = [route for router in routers for route in router.routes]
     serve_docs(app)
 
     async def on_http_error(request: Request, error: Exception) -> Response:
@@ -76,6 +88,7 @@ def set_up(app: FastAPI, admission: Admission, *, is_draining: Callable[[], bool
     app.add_exception_handler(HTTPException, on_http_error)
     # From the innermost to the outermost.
     app.add_middleware(JsonBodies, max_bytes=config.max_body_bytes, max_seconds=config.http.body_seconds)
+    app.add_middleware(Authentication, config=config.access, key_file=_key_file(config))
     app.add_middleware(CheckedHeads, config=config.http)
     app.add_middleware(ErrorReplies, reply=_reply)
     app.add_middleware(ConnectionClose, is_draining=is_draining)
@@ -88,6 +101,11 @@ def set_up(app: FastAPI, admission: Admission, *, is_draining: Callable[[], bool
     app.add_middleware(Paths, root_path=config.http.root_path)
 
 
+def _key_file(config: ServiceConfig) -> KeyFile | None:
+    path = config.access.api_keys_file
+    return None if path is None else KeyFile(path)
+
+
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LithographError)
     return _reply(request, error)
@@ -97,6 +115,12 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
     """Reply to a body that is no valid request."""
     assert isinstance(error, RequestValidationError)
     return _reply(request, error_of_body(request))
+
+
+def _name_of_key(request: Request) -> str | None:
+    """Return the name of the key that a request was sent with; None if it was refused before that was known."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    return None if caller is None else caller.name
 
 
 def _of_framework(error: HTTPException, request: Request, config: ServiceConfig) -> LithographError:
@@ -138,10 +162,13 @@ def _reply(request: Request, error: LithographError) -> Response:
         metrics.REJECTED.labels(error.code).inc()
     admission: Admission = request.app.state.admission
     traced = current_request.get()
+    if (reason := _KEY_REFUSALS.get(error.problems[0].code)) is not None:
+        metrics.KEY_REFUSALS.labels(reason).inc()
     log_refusal(
         error,
         status=reply.status_code,
         request_id=request.state.request_id,
+        key=_name_of_key(request),
         endpoint=getattr(request.scope.get("route"), "path", None),
         with_text=admission.config.log_prompts,
         trace_id=None if traced is None else traced.trace_id,

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from longcat.errors import LithographError, UserError
 from service.http.edge.errors import MessageError
+from service.http.edge.paths import route_of
 from service.http.requests.json_body import JsonRoute
 from service.wire.errors import UnavailableError
 from service.wire.schema import ErrorBody, ErrorDetail
@@ -40,6 +41,8 @@ STATUSES: Mapping[str, int] = {
 }
 """HTTP status by the code of an error's class. A class whose code is not listed has the status of its base class."""
 
+_UNAUTHORIZED = 401
+
 Responses = dict[int | str, dict[str, Any]]
 """The documented responses of an endpoint, by status."""
 
@@ -48,18 +51,6 @@ class BodyTooLargeError(UserError):
     """A body exceeds the size limit."""
 
     code = "body_too_large"
-
-
-class UnauthorizedError(UserError):
-    """A request lacks the admin key."""
-
-    code = "unauthorized"
-
-
-class ForbiddenError(UserError):
-    """The server allows the action to nobody."""
-
-    code = "forbidden"
 
 
 class NotFoundError(UserError):
@@ -93,7 +84,7 @@ class ErrorShapedRoute(JsonRoute):
 
 def error_shape_of(request: Request) -> Callable[[LithographError, str], tuple[int, BaseModel]]:
     """Return the function that makes the status and the body of an error in the shape of the endpoint's API."""
-    route = request.scope.get("route")
+    route = request.scope.get("route") or route_of(request)
     return route.error_body if isinstance(route, ErrorShapedRoute) else error_body
 
 
@@ -105,7 +96,7 @@ def reply_to_error(request: Request, error: LithographError) -> JSONResponse:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, MessageError):
         headers["Connection"] = "close"
-    if isinstance(error, UnauthorizedError):
+    if status == _UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body.model_dump(mode="json"), status_code=status, headers=headers)
 

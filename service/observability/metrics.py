@@ -83,6 +83,16 @@ WEBHOOKS = Counter("lithograph_webhooks", "Webhooks, by whether the receiver acc
 REJECTED = Counter(
     "lithograph_rejected_requests", "Requests rejected before the engine, by the error's code.", ["reason"]
 )
+KEY_REFUSALS = Counter(
+    "lithograph_api_key_refusals",
+    "Requests refused for their API key: missing, unknown, without the role, or without the adapter.",
+    ["reason"],
+)
+API_KEYS_CURRENT = Gauge(
+    "lithograph_api_keys_current",
+    "1 while the keys in use are those of the file; 0 if its last change could not be read.",
+    multiprocess_mode="livemostrecent",
+)
 CANCELLED = Counter("lithograph_cancelled_requests", "Requests whose client disconnected.")
 ENGINE_RESTARTS = Counter("lithograph_engine_restarts", "Restarts of an engine process.", ["device"])
 DEVICE_LOSSES = Counter(
@@ -143,6 +153,7 @@ MODEL_INFO = Gauge(
 for _counter, _values in {
     REQUESTS: ("200", "202", "400", "404", "413", "422", "429", "499", "500", "503", "504"),
     REJECTED: ("busy", "not_ready", "draining", "invalid_request", "not_json", "body_too_large"),
+    KEY_REFUSALS: ("missing", "unknown", "role", "adapter"),
     JOBS: ("200", "404", "499", "500", "503", "504"),
     WEBHOOKS: ("delivered", "given_up"),
     ADAPTER_REFUSALS: ("unfit", "incomplete", "unreadable"),

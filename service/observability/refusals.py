@@ -19,16 +19,18 @@ def log_refusal(
     *,
     status: int,
     request_id: str,
+    key: str | None = None,
     endpoint: str | None = None,
     with_text: bool = False,
     trace_id: str | None = None,
 ) -> None:
     """Log the one line about a rejected request.
 
-    ``status`` is that of the reply, even if it can no longer be sent; ``endpoint`` is the path of its route.
+    ``status`` is that of the reply, even if it can no longer be sent; ``key`` is the name of the request's API key, and
+    ``endpoint`` the path of its route.
     """
     fields = error_fields(error, status=status, with_text=with_text)
-    log_event(log, "request_refused", request_id=request_id, endpoint=endpoint, **fields, trace_id=trace_id)
+    log_event(log, "request_refused", request_id=request_id, key=key, endpoint=endpoint, **fields, trace_id=trace_id)
 
 
 def error_fields(error: LithographError, *, status: int, with_text: bool) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def engine_context(device: str) -> ForkServerContext | SpawnContext:
     if sys.platform != "linux" or not is_cpu:  # macOS: its system libraries do not work in a forked process
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["service.preload"])
+    context.set_forkserver_preload(["service.process.preload"])
     return context
 
 

@@ -25,6 +25,8 @@ class GenerateCommand:
     submitted_at: float
     deadline: float
     """``arrival`` and ``deadline`` are on ``time.monotonic``'s clock, which the processes of one machine share."""
+    key: str | None = None
+    """Name of the API key that the request was sent with."""
     stream: bool = False
     """Send an ``AcceptedEvent``."""
     progress: bool = False

@@ -31,7 +31,7 @@ class ConnectionState(StrEnum):
 class ServiceConnection:
     """One service, polled every few seconds."""
 
-    def __init__(self, url: str, *, admin_key: str | None = None, is_own: bool) -> None:
+    def __init__(self, url: str, *, api_key: str | None = None, is_own: bool) -> None:
         """``is_own``: this studio starts the service, so that no reply means that it is starting."""
         self.url = url
         self.is_own = is_own
@@ -40,8 +40,8 @@ class ServiceConnection:
         """Reason for which it is not ready; None if it only starts, or is ready."""
         self.info: Mapping[str, Any] | None = None
         """The last reply of ``GET /v1/info``: model, limits, defaults."""
-        self.client = AsyncClient(url, admin_key=admin_key)
-        self._probe = AsyncClient(url, timeout_seconds=_PATIENCE_SECONDS, retries=0)
+        self.client = AsyncClient(url, api_key=api_key)
+        self._probe = AsyncClient(url, timeout_seconds=_PATIENCE_SECONDS, retries=0, api_key=api_key)
         self._watching: asyncio.Task[None] | None = None
 
     @property

@@ -103,7 +103,7 @@ def test_every_secret_can_be_a_file_and_none_is_shown() -> None:
         for option in options_of(kind)
         if option.flag.is_secret
     }
-    assert secrets.keys() == {"--admin-key", "--webhook-secret", "--token", "--service-admin-key", "--caption-key"}
+    assert secrets.keys() == {"--admin-key", "--webhook-secret", "--token", "--service-api-key", "--caption-key"}
     assert not any(option.info.repr for option in secrets.values())
 
 

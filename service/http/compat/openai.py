@@ -15,6 +15,7 @@ from fastapi.responses import Response
 from longcat.adapter.reference import parse_reference
 from longcat.errors import AdapterError, LithographError, UnknownAdapterError
 from longcat.problem import show
+from service.access.caller import ForbiddenError
 from service.http.adapters import AdapterCommands, AdapterCommandsDependency
 from service.http.admission import Admission, AdmissionDependency
 from service.http.compat.errors import ERRORS, OpenAIRoute, UnknownModelError, openai_error
@@ -77,7 +78,7 @@ async def show_model(model: str, admission: AdmissionDependency, commands: Adapt
         if parse_reference(model).version is None or not admission.limits.has_adapters:
             raise _unknown_model(model)
         (version,) = (await commands.send(AdapterAction.FIND, model)).adapters
-    except AdapterError as error:
+    except (AdapterError, ForbiddenError) as error:
         raise _unknown_model(model) from error
     return _card(version, model, admission)
 

@@ -21,11 +21,11 @@ from longcat.adapter.reference import Reference, parse_reference
 from longcat.errors import AdapterError, NoAdapterStorageError, StorageError, UnknownAdapterError
 from longcat.problem import show
 from longcat.storage.address import FileAddress, parse_address
+from service.access.caller import ForbiddenError
 from service.config import AdapterConfig
 from service.http.adapters import ADMIN_KEY, AdapterCommands, AdapterCommandsDependency
 from service.http.admission import Admission, AdmissionDependency
 from service.http.compat.errors import JSON_ERRORS, VllmInputError, VllmRoute
-from service.http.error_responses import ForbiddenError
 from service.http.requests.threads import run_in_thread
 from service.wire.messages import AdapterAction, AdapterState
 
@@ -136,11 +136,11 @@ async def _file_to_import(
         )
     if not await run_in_thread(os.path.exists, file):  # False for a name that no file can have
         _raise_not_found(body)
-    if admission.config.admin_key is None:
+    if not admission.config.access.has_keys:
         raise ForbiddenError(
             "publishing_requires_key",
             "nothing is published over HTTP without an admin key",
-            remedy="start the server with --admin-key-file",
+            remedy="start the server with --admin-key-file or --api-keys-file",
         )
     if reference.version is not None:
         raise VllmInputError(

@@ -1,7 +1,7 @@
 """Addresses: the prefix under which a proxy publishes the service, trailing slashes, HEAD, and the methods of a path."""
 
 from fastapi import Request
-from starlette.routing import Match, Mount
+from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -51,6 +51,16 @@ def _root_of(scope: Scope) -> str:
     """Return the app's prefix; a mount adds its own to ``root_path``."""
     root: str = scope.get("app_root_path", scope.get("root_path", ""))
     return root
+
+
+def route_of(request: Request) -> BaseRoute | None:
+    """Return the route of a request that has not come to the router; None if there is none.
+
+    FastAPI's own list has routers, which do not tell which of their routes matches.
+    """
+    scope = {**request.scope, "root_path": _root_of(request.scope)}
+    routes: list[BaseRoute] = request.app.state.routes
+    return next((route for route in routes if route.matches(scope)[0] is Match.FULL), None)
 
 
 def allowed_methods(request: Request) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from service.access.caller import Caller
 from service.wire.messages import AdapterReport, AdapterStatus
 
 
@@ -18,6 +19,18 @@ def merged(reports: Sequence[AdapterReport]) -> AdapterReport:
         slots=sum(report.slots for report in reports),
         slots_used=tuple(slot for report in reports for slot in report.slots_used),
         adapters=tuple(_merged_status(statuses[name]) for name in sorted(statuses)),
+    )
+
+
+def visible_to(caller: Caller, report: AdapterReport) -> AdapterReport:
+    """Return a report on the adapters that a caller may use."""
+    if caller.adapters is None:
+        return report
+    return report.model_copy(
+        update={
+            "slots_used": tuple(slot for slot in report.slots_used if caller.sees(slot.adapter)),
+            "adapters": tuple(status for status in report.adapters if caller.sees(status.name)),
+        }
     )
 
 

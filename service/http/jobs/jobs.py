@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from starlette.requests import ClientDisconnect
 
 from longcat.errors import LithographError, UnknownJobError
+from service.access.caller import Caller, Role
 from service.config import JobConfig
 from service.http.admission import Admission
 from service.http.error_responses import status_of
@@ -130,9 +131,10 @@ class ImageJobs:
             del self._jobs[job.command.id]
             job.fetched.set()
 
-    def get(self, job_id: str) -> ImageJob:
-        """Return a job. Raises ``UnknownJobError``."""
-        if job_id not in self._jobs:
+    def get(self, job_id: str, caller: Caller) -> ImageJob:
+        """Return a job of a caller; an administrator may see all. Raises ``UnknownJobError``."""
+        job = self._jobs.get(job_id)
+        if job is None or not (caller.has(Role.ADMIN) or job.command.key == caller.name):
             raise UnknownJobError(
                 "unknown_image_job",
                 "no such job: it never existed, has expired, or was evicted",
@@ -140,7 +142,7 @@ class ImageJobs:
                 field="job_id",
                 value=job_id,
             )
-        return self._jobs[job_id]
+        return job
 
     def report(self, job: ImageJob, *, with_result: bool = False) -> JobReport:
         """Return a job's state; ``with_result``: with the pictures, if the request asks for JSON."""

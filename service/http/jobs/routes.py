@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from longcat.errors import UserError
+from service.http.edge.authentication import CallerDependency
 from service.http.error_responses import Responses
 from service.http.jobs.jobs import UNFINISHED, ImageJob, ImageJobs
 from service.http.pictures import PICTURES, reply_with_pictures
@@ -36,12 +37,12 @@ async def jobs_of(request: Request) -> ImageJobs:
     return jobs
 
 
-async def job_of(job_id: str, jobs: Annotated[ImageJobs, Depends(jobs_of)]) -> ImageJob:
+async def job_of(job_id: str, jobs: Annotated[ImageJobs, Depends(jobs_of)], caller: CallerDependency) -> ImageJob:
     """Return the job in the path. Raises ``UnknownJobError``.
 
     FastAPI calls a function that is not async in a thread, and another request could remove the job meanwhile.
     """
-    return jobs.get(job_id)
+    return jobs.get(job_id, caller)
 
 
 JobsDependency = Annotated[ImageJobs, Depends(jobs_of)]

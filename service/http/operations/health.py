@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from service.http.admission import AdmissionDependency
+from service.http.edge.authentication import CallerDependency
 from service.observability import metrics
 from service.wire.schema import ProblemBody
 from service.wire.state import ServicePhase
@@ -58,7 +59,7 @@ def read_metrics(request: Request) -> Response:
 
 
 @router.get("/v1/info", summary="Model, limits, defaults, versions", tags=["model"])
-async def info(admission: AdmissionDependency) -> dict[str, Any]:
+async def info(admission: AdmissionDependency, caller: CallerDependency) -> dict[str, Any]:
     """The model, its limits and defaults on this server, and the versions of the software."""
     flavour, limits, config = admission.flavour, admission.limits, admission.config
     settings, adapters = flavour.settings, config.adapters
@@ -98,7 +99,7 @@ async def info(admission: AdmissionDependency) -> dict[str, Any]:
             "storage": adapters.uri,
             "slots": state.model.get("slots", adapters.slots),
             "max_rank": state.model.get("rank", adapters.rank),
-            "required": adapters.required,
+            "required": [name for name in adapters.required if caller.sees(name)],
         },
         "defaults": {
             "width": settings.default_size_px,

@@ -67,7 +67,7 @@ def test_no_callback_of_the_event_loop_takes_long(flavour: Flavour, monkeypatch:
         spent.append(time.thread_time() - begin)
 
     async def ask() -> None:
-        async with http_client(flavour, ServiceConfig(model={}, admin_key="secret")) as client:
+        async with http_client(flavour, ServiceConfig(model={}, access={"admin_key": "secret"})) as client:
             await client.post("/generate", content="{", headers=KEY)  # one-time work, such as imports, does not count
             for path, content in HOSTILE[:2] + HOSTILE[-1:]:  # one-time work, such as imports, does not count
                 await client.post(path, content=content.encode(), headers=KEY)

@@ -42,7 +42,7 @@ def visitor(
     adapters_server: RunningServer, storage: Storage, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TestClient]:
     config = StudioConfig(
-        home=tmp_path_factory.mktemp("studio"), service_url=adapters_server.url, service_admin_key="secret",
+        home=tmp_path_factory.mktemp("studio"), service_url=adapters_server.url, service_api_key="secret",
         adapters=storage.uri,
     )  # fmt: skip
     with TestClient(create_app(config), base_url=HERE) as client:

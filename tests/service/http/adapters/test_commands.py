@@ -9,6 +9,7 @@ import pytest
 from longcat.errors import LithographError, UnknownAdapterError
 from longcat.model.flavour import Flavour
 from longcat.model.tokenizer import load_tokenizer, plain_ids
+from service.access.caller import ANYONE
 from service.config import ModelConfig, ServiceConfig
 from service.http.adapters import AdapterCommands
 from service.http.admission import Admission
@@ -60,7 +61,7 @@ def run(flavour: Flavour, work: Callable[[Replying, AdapterCommands], Awaitable[
         admission = Admission(
             config, flavour, config.limits(flavour.settings), tokenize, engines.exchange, engines.state
         )
-        await work(engines, AdapterCommands(admission, "request"))
+        await work(engines, AdapterCommands(admission, "request", ANYONE))
 
     asyncio.run(main())
 

@@ -1,0 +1,27 @@
+"""The configuration of access, a group of the service's options."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from longcat.options import Configuration, Flag
+
+
+class AccessConfig(Configuration):
+    """Keys that requests must carry."""
+
+    api_keys_file: Annotated[Path | None, Flag(metavar="FILE")] = None
+    """File of API keys, made by `lithograph keys add`, which every request must carry one of, except to health and docs.
+    Changes apply within a second. Without it, everyone who reaches the port can generate pictures."""
+    metrics_key: Literal["auto", "required", "none"] = "auto"
+    """Whether /metrics needs an API key with the role admin: auto requires it where a key is limited to some adapters, whose
+    names metrics show."""
+    admin_key: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
+    """Bearer token for requests that change adapters; without it and without API keys, none are removed over HTTP. With API
+    keys, it is one more key, which allows everything."""
+
+    @property
+    def has_keys(self) -> bool:
+        """True if requests that change adapters need a key."""
+        return self.admin_key is not None or self.api_keys_file is not None
