@@ -1,7 +1,8 @@
 """Cost of adapters in a forward: eight guided pictures with eight adapters of rank 16, against the same without adapters.
 
-Run it with ``make bench-adapters``. Ratios are medians over pairs measured one after the other in one run. ``loaded`` is the
-number of adapters in slots, of which eight are in use: the cost must not depend on it.
+Run it with ``make bench-adapters``. Ratios are medians over pairs measured one after the other in one run, of the time on
+the clock and of the processor's; the latter hardly depends on other work on the machine. ``loaded`` is the number of
+adapters in slots, of which eight are in use: the cost must not depend on it.
 
 ``mixed-kinds`` are LoRA, DoRA, LoKr and LoHa in turn, on all linear layers of the blocks. ``whole-transformer`` also changes
 modulations, embedders and the output layer. Modulations and the prompt's projection are computed before the steps:
@@ -38,12 +39,13 @@ def main() -> None:
     """Measure, and print the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
     arguments = parser.parse_args()
     silence_import_noise()
     figures = [
         measure(dtype, targets, loaded, arguments.rounds)
         for dtype in ("float32", "bfloat16")
-        for targets in TARGETS
+        for targets in arguments.targets
         for loaded in (8, 50)
     ]
     print(json.dumps({"cores": os.cpu_count(), "pictures": PICTURES, "rank": RANK, "figures": figures}, indent=1))
@@ -87,12 +89,14 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
         "adapters": lambda: forward(*inputs, slots.gather(uses)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    processor_seconds: dict[str, list[float]] = {name: [] for name in variants}
     for i in range(-3, rounds):  # three warm-up runs
         for name, run in variants.items():
-            begin = time.perf_counter()
+            begin, processor_begin = time.perf_counter(), time.process_time()
             run()
             if i >= 0:
                 seconds[name].append(time.perf_counter() - begin)
+                processor_seconds[name].append(time.process_time() - processor_begin)
     times = (torch.arange(1, STEPS + 1) / STEPS).to(model.dtype)
     embeds = torch.randn(1, 32, width, dtype=model.dtype)
 
@@ -105,16 +109,21 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
         return time.perf_counter() - begin
 
     starts = [(start_seconds(()), start_seconds(((0, 1.0),))) for _ in range(rounds)]
-    ratios = [b / a for a, b in zip(seconds["none"], seconds["adapters"], strict=True)]
     return {
         "dtype": dtype,
         "targets": targets,
         "loaded": loaded,
         "none_ms": round(statistics.median(seconds["none"]) * 1000, 2),
         "adapters_ms": round(statistics.median(seconds["adapters"]) * 1000, 2),
-        "ratio": round(statistics.median(ratios), 3),
+        "ratio": ratio_of(seconds),
+        "processor_ratio": ratio_of(processor_seconds),
         "start_ms": [round(statistics.median(kind) * 1000, 2) for kind in zip(*starts, strict=True)],
     }
+
+
+def ratio_of(seconds: dict[str, list[float]]) -> float:
+    """Return the median over pairs of the time with adapters, divided by that without."""
+    return round(statistics.median(b / a for a, b in zip(seconds["none"], seconds["adapters"], strict=True)), 3)
 
 
 def make_layer(module: "nn.Module", kind: str) -> "Layer":
