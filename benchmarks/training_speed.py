@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
+from longcat.adapter.modules import linear_modules
 from longcat.logs import silence_import_noise
 from longcat.model.loading import load_scheduler_config, load_text_encoder, load_transformer, load_vae
 from longcat.model.precision import Precision
@@ -39,7 +40,8 @@ from trainer.loop.optimizer import OptimizerSettings
 from trainer.loop.sampler import Sampler
 from trainer.loop.step import Batches, BatchSettings
 from trainer.model.base import prepare_model
-from trainer.model.lora import LoraSettings, inject, target_modules
+from trainer.model.fit import lora_targets
+from trainer.model.lora import LoraSettings, inject
 from trainer.record.progress import RunProgress
 from trainer.validation.evaluations import Evaluations, EvaluationSettings
 
@@ -111,7 +113,7 @@ def compare_steps(config: TrainConfig, rounds: int, steps: int) -> None:
 def bare_loop(config: TrainConfig, encoders: Encoders, inventory: Inventory, cache: Cache) -> Callable[[int], None]:
     """Run a plain training loop without any of the trainer's features."""
     transformer = load_transformer(encoders.flavour, encoders.dtype)
-    names = target_modules(transformer, "attention")
+    names = lora_targets(linear_modules(transformer), "attention")
     lora = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.1, target_modules=names)
     inject_adapter_in_model(lora, transformer)
     transformer.train()

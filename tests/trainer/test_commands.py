@@ -45,6 +45,32 @@ def test_dataset_check_as_json_is_the_report(pictures: Path, tmp_path: Path) -> 
     assert (printed["languages"], printed["buckets"]) == ({"zh": 1, "en": 1, "other": 0}, {"128x128": 2})
 
 
+def test_an_error_as_json_has_its_code(tmp_path: Path) -> None:
+    done = run_lithograph("report", "nothing", "--json", cwd=tmp_path)
+    assert done.returncode == 65
+    (problem,) = json.loads(done.stdout)["error"]["problems"]
+    assert problem["value"].endswith("run.json")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ("init_lora=missing.safetensors", "init_lora = missing.safetensors"),
+        ("validation_resolution=1024x1024", "validation_resolution = 1024x1024: 1024x1024 has more pixels than"),
+        ("lora_rank=2147483647", "lora_rank = 2147483647: more than the width of any layer"),
+    ],
+)
+def test_a_training_that_cannot_work_ends_before_anything_is_encoded(
+    pictures: Path, tmp_path: Path, option: str, problem: str
+) -> None:
+    options = ["model_flavour=embedded", f"instance_data_dir={pictures}", "resolution=128", "output_dir=out", option]
+    done = run_lithograph("train", *options, cwd=tmp_path)
+    assert done.returncode == 78, done.stderr
+    assert problem in done.stderr.splitlines()[-1]
+    assert "caching" not in done.stderr
+
+
 def test_a_scan_needs_no_torch(pictures: Path, tmp_path: Path) -> None:
     program = f"""
 import sys

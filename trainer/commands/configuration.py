@@ -20,7 +20,9 @@ config_option = click.option(
     help="Configuration file in SimpleTuner's format; // comments are allowed.",
 )  # fmt: skip
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON instead of text; for an error, its code and problems."
+)
 
 OPTIONS = {"ignore_unknown_options": True, "allow_extra_args": True}
 """The settings of a command that takes every option of the configuration as an argument."""

@@ -43,7 +43,7 @@ def check(path: Path | None, as_json: bool, options: tuple[str, ...]) -> None:
             click.echo(f"report: {config.output_dir / REPORT_FILE}\ncontact sheet: {sheet}")
         return 0
 
-    sys.exit(exit_code_of(run))
+    sys.exit(exit_code_of(run, as_json=as_json))
 
 
 @dataset.command()
@@ -131,4 +131,4 @@ def caption(
         with closing(CaptionEndpoint(settings)) as client:
             return caption_pictures(client.describe, workers=workers)
 
-    sys.exit(exit_code_of(run))
+    sys.exit(exit_code_of(run, as_json=as_json))

@@ -102,7 +102,7 @@ def plan(path: Path | None, as_json: bool, gpu_gib: float | None, processes: int
         click.echo(json.dumps(made.as_json(), indent=1) if as_json else made.text())
         return 0
 
-    sys.exit(exit_code_of(run))
+    sys.exit(exit_code_of(run, as_json=as_json))
 
 
 @click.command()
@@ -122,7 +122,7 @@ def report(run: Path, as_json: bool) -> None:
         click.echo(json.dumps(report_json(record), ensure_ascii=True, indent=1) if as_json else report_text(record))
         return 0
 
-    sys.exit(exit_code_of(show))
+    sys.exit(exit_code_of(show, as_json=as_json))
 
 
 @click.command()

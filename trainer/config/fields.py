@@ -13,6 +13,7 @@ _Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _Optional = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Seed = Annotated[int, Field(ge=0, lt=2**63)]
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Endings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 _Limit = Annotated[float, Field(ge=0)] | None
 
 
@@ -65,9 +66,9 @@ class TrainFields(BaseModel):
     """Rank of the adapter. A higher rank learns more and takes more memory; use 4 to 8 where memory is short."""
     lora_alpha: Annotated[float, Field(ge=1e-4, le=1e4)] | None = None
     """The update is scaled by alpha / rank. None is the rank: a scale of 1, which every program reads alike."""
-    lora_dropout: _Share = 0.1
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the adapter's inputs that are dropped at random."""
-    lora_targets: Literal["attention", "official", "all-linear", "whole-transformer"] | tuple[str, ...] = "attention"
+    lora_targets: Literal["attention", "official", "all-linear", "whole-transformer"] | _Endings = "attention"
     """Layers that the adapter changes: attention (as SimpleTuner), official (as LongCat-Image's own trainer: also the
     prompt's attention and the double blocks' feed-forward), all-linear (all attention, feed-forward and projections of
     blocks), whole-transformer (also modulations, embedders and the output layer), or a list of name endings."""

@@ -25,25 +25,33 @@ _EXCERPT = 40
 def parse_json(data: bytes | str) -> Any:
     """Parse JSON or JSON5.
 
-    Raises ``ConfigError`` for text in another syntax or encoding, for deep nesting, and for a lone surrogate, which no
-    file or tokenizer takes; its problem names the field.
+    Raises ``ConfigError`` for text in another syntax or encoding, for deep nesting, and for characters that no file or
+    tokenizer takes; its problem names the field.
     """
     text = data.removeprefix("\ufeff") if isinstance(data, str) else _decode(data)
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError):
         parsed = _parse_json5(text)
-    if problem := lone_surrogate(parsed):
+    if problem := unusable_text(parsed):
         raise ConfigError.of([problem])
     return parsed
 
 
-def lone_surrogate(parsed: Any) -> Problem | None:
-    """Return the problem of the first half of a surrogate pair in texts and keys; None if there is none.
+def unusable_text(parsed: Any) -> Problem | None:
+    """Return the problem of the first zero byte or half of a surrogate pair in texts and keys; None if there is none.
 
-    Such halves come from escapes in JSON, and from arguments and variables in another encoding than UTF-8.
+    They come from escapes in JSON, and such halves also from arguments and variables in another encoding than UTF-8.
     """
     for field, value in _strings(parsed, ()):
+        if "\0" in value:
+            return Problem(
+                code="zero_byte",
+                template="has a zero byte, which no path or prompt can have",
+                remedy_template="leave it out",
+                field=".".join(field),
+                value=value,
+            )
         if _SURROGATE.search(value) or _REPLACED in value:
             return Problem(
                 code="lone_surrogate",

@@ -26,7 +26,7 @@ from trainer.config.card_options import card_problems
 from trainer.config.consistency import consistency_problems
 from trainer.config.dataset_options import DatasetConfig, parse_sizes, width_and_height
 from trainer.config.fields import TrainFields
-from trainer.config.json_text import lone_surrogate
+from trainer.config.json_text import unusable_text
 
 
 class TrainConfig(TrainFields):
@@ -84,7 +84,7 @@ class TrainConfig(TrainFields):
         sizes = [size if isinstance(size, str) else f"{size:.0f}x{size:.0f}" for size in parse_sizes(given)]
         for size in sizes:
             width, height = width_and_height(size)
-            if width % GRID_PX or height % GRID_PX:
+            if not width or not height or width % GRID_PX or height % GRID_PX:
                 raise ProblemValueError(
                     Problem(
                         code="validation_size_not_aligned",
@@ -122,7 +122,7 @@ class TrainConfig(TrainFields):
     @field_validator("*", mode="before")
     @classmethod
     def _is_text(cls, given: Any) -> Any:
-        if problem := lone_surrogate(str(given) if isinstance(given, Path) else given):
+        if problem := unusable_text(str(given) if isinstance(given, Path) else given):
             raise ProblemValueError(problem)
         return given
 

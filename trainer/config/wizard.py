@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from longcat.storage.atomic import write_atomically
 from longcat.validation import problems_of
-from trainer.config.json_text import lone_surrogate
+from trainer.config.json_text import unusable_text
 from trainer.config.options import TrainConfig
 
 
@@ -55,7 +55,7 @@ def ask(output: Path) -> None:
 def _ask_prompt(language: str) -> str:
     while True:
         given = str(click.prompt(f"Validation prompt, {language} (empty for none)", default="", show_default=False))
-        if (problem := lone_surrogate(given)) is None:
+        if (problem := unusable_text(given)) is None:
             return given
         click.echo(str(problem), err=True)
 

@@ -28,10 +28,23 @@ def hold_out(inventory: Inventory, share: float) -> Inventory:
         if len(digests) > 1
         for digest in sorted(digests, key=_place)[: max(1, round(share * len(digests)))]
     }
+    warnings = () if chosen or not share else (_too_few(inventory, share),)
     return replace(
         inventory,
         samples=tuple(sample for sample in inventory.samples if sample.digest not in chosen),
         held_out=inventory.held_out + tuple(sample for sample in inventory.samples if sample.digest in chosen),
+        warnings=inventory.warnings + warnings,
+    )
+
+
+def _too_few(inventory: Inventory, share: float) -> Problem:
+    return Problem(
+        code="eval_share_of_too_few",
+        template="none of the {count} usable pictures could be held out: no language has two different ones",
+        remedy_template="give more pictures, or a dataset with dataset_type eval",
+        field="eval_share",
+        value=share,
+        details={"count": len(inventory.samples)},
     )
 
 
@@ -52,14 +65,15 @@ def without_trained(inventory: Inventory) -> Inventory:
 
 
 def nothing_held_out(inventory: Inventory, option: str) -> DataError:
-    """Return the error of an option that needs held-out pictures where none could be held out."""
-    return DataError(
-        "nothing_held_out",
-        "it is about the loss on held-out pictures, and of {count} usable pictures none could be held out",
-        remedy="give more pictures, or a dataset with dataset_type eval",
+    """Return the error of an option that needs held-out pictures where none could be held out, and the cause if known."""
+    nothing = Problem(
+        code="nothing_held_out",
+        template="it is about the loss on held-out pictures, and of {count} usable pictures none could be held out",
+        remedy_template="give more pictures, or a dataset with dataset_type eval",
         field=option,
-        count=len(inventory.samples),
+        details={"count": len(inventory.samples)},
     )
+    return DataError.of((nothing, *(cause for cause in inventory.warnings if cause.code == "held_out_trained_on")))
 
 
 def _place(digest: str) -> str:

@@ -15,6 +15,7 @@ from trainer.data.buckets import Bucket, bucket_choices
 from trainer.memory.alternatives import alternatives, choose, fits
 from trainer.memory.plan import Plan, plan
 from trainer.memory.workload import Workload
+from trainer.model.fit import check_fit
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +113,7 @@ def forecast(
     flavours, only the JSON files are downloaded. Raises ``ConfigError`` if no setting for ``auto`` fits.
     """
     model = structure(config.flavour, revision=config.revision)
+    check_fit(config, model.folder)
     if gpu_bytes is None and cpu_threads is not None:
         dtype = {"auto": "float32"}.get(config.mixed_precision, _DTYPES[config.mixed_precision])
         name, hardware, total = "cpu", _Hardware(kind="cpu", dtype=dtype, threads=cpu_threads), device_bytes("cpu")

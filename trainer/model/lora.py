@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,17 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer as PeftLayer
 from torch import Tensor, nn
 
-from longcat.adapter.modules import is_blocks_own, linear_modules
+from longcat.adapter.modules import linear_modules
 from longcat.adapter.verification import check_lora
 from longcat.adapter.weights.file import load_lora
 from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights
 from longcat.errors import AdapterError, ConfigError
 from trainer.config.simpletuner.lycoris import LycorisConfig
 from trainer.loop.randomness import derive
+from trainer.model.fit import lora_targets
 from trainer.model.forward import slim
 from trainer.model.lycoris import LycorisLinear, inject_lycoris, lycoris_layers
 from trainer.model.magnitude import Magnitude
-from trainer.model.targets import endings_of, selects
 
 ADAPTER = "default"
 """PEFT's name of the one adapter in each layer."""
@@ -46,22 +45,6 @@ class LoraSettings:
     """LoKr or LoHa instead of LoRA; the options of LoRA have no effect then."""
 
 
-def target_modules(transformer: nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """Return the names of the linear layers that ``lora_targets`` selects. Raises ``ConfigError`` for an unknown ending."""
-    known = linear_modules(transformer)
-    for ending in endings_of(targets):
-        if not any(selects([ending], name) for name in known):
-            raise ConfigError(
-                "lora_target_unknown",
-                "no layer has a name with this ending",
-                remedy="give endings such as {known}",
-                field="lora_targets",
-                value=ending,
-                known=", ".join(sorted({name.split(".", 2)[2] for name in known if is_blocks_own(name)})),
-            )
-    return sorted(name for name in known if selects(targets, name))
-
-
 def inject(transformer: LongCatImageTransformer2DModel, settings: LoraSettings) -> list[nn.Parameter]:
     """Put the adapter's layers into the transformer; return their parameters, in float32 and in a fixed order.
 
@@ -82,7 +65,7 @@ def inject(transformer: LongCatImageTransformer2DModel, settings: LoraSettings) 
 
 
 def _inject_lora(transformer: LongCatImageTransformer2DModel, settings: LoraSettings) -> None:
-    modules = target_modules(transformer, settings.lora_targets)
+    modules = lora_targets(linear_modules(transformer), settings.lora_targets)
     lora_config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.alpha,
@@ -102,11 +85,24 @@ def _inject_lora(transformer: LongCatImageTransformer2DModel, settings: LoraSett
             layer.cast_input_dtype_enabled = False  # the magnitude casts the adapter to the base's type instead
 
 
+def check_init_lora(path: Path | None) -> None:
+    """Check that the file to start from is there and is an adapter, before anything is loaded. Raises ``AdapterError``."""
+    if path is not None:
+        _read_start(path)
+
+
+def _read_start(path: Path) -> LoraWeights:
+    try:
+        return load_lora(path)
+    except AdapterError as error:
+        raise error.within(field="init_lora", value=str(path)) from error
+
+
 def _start_from(transformer: nn.Module, settings: LoraSettings, path: Path) -> None:
     source, trained = str(path), dict(adapter_layers(transformer))
     targets = {name: _widths(layer) for name, layer in trained.items()}
+    initial = _read_start(path)
     try:
-        initial = load_lora(path)
         max_rank = settings.lora_rank if settings.lycoris_config is None else initial.rank
         check_lora(initial, targets, max_rank=max_rank)
     except AdapterError as error:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from longcat.adapter.modules import linear_modules
 from longcat.adapter.weights.lycoris import LycorisLayer, lycoris_layer, pairs, scaled_by
-from longcat.errors import ConfigError
 from trainer.config.simpletuner.lycoris import LycorisConfig
 from trainer.config.simpletuner.lycoris_layer import LayerOptions
+from trainer.model.fit import lycoris_targets
 
 
 class LycorisLinear(nn.Module):
@@ -91,30 +91,10 @@ def lycoris_layers(transformer: nn.Module) -> list[tuple[str, LycorisLinear]]:
     return [(name, module) for name, module in transformer.named_modules() if isinstance(module, LycorisLinear)]
 
 
-def selected_layers(transformer: nn.Module, config: LycorisConfig) -> dict[str, LayerOptions]:
-    """Return the layers that a configuration changes. Raises ``ConfigError`` if there are none."""
-    selected = {}
-    for name in linear_modules(transformer):
-        if (options := config.options_of(name)) is not None:
-            selected[name] = options
-    if not selected:
-        preset = config.apply_preset
-        raise ConfigError(
-            "lycoris_selects_nothing",
-            "target_module {targets} selects no layer of this model",
-            remedy="give classes of its modules: LongCatImageAttention and FeedForward, or LongCatImageTransformerBlock and "
-            "LongCatImageSingleTransformerBlock",
-            field="lycoris_config",
-            value="apply_preset",
-            targets=", ".join([*preset.target_module, *preset.module_algo_map]) or "-",
-        )
-    return selected
-
-
 def inject_lycoris(transformer: nn.Module, config: LycorisConfig) -> None:
     """Put LoKr and LoHa modules around the layers that a configuration changes, and freeze the rest."""
     transformer.requires_grad_(False)
-    for name, options in selected_layers(transformer, config).items():
+    for name, options in lycoris_targets(linear_modules(transformer), config).items():
         base = transformer.get_submodule(name)
         assert isinstance(base, nn.Linear)
         transformer.set_submodule(name, LycorisLinear(base, options))
@@ -123,4 +103,4 @@ def inject_lycoris(transformer: nn.Module, config: LycorisConfig) -> None:
 def slot_rank(transformer: nn.Module, config: LycorisConfig) -> int:
     """Return the rank of the slot that an adapter of this configuration needs."""
     widths = linear_modules(transformer)
-    return max(options.slot_rank(*widths[name]) for name, options in selected_layers(transformer, config).items())
+    return max(options.slot_rank(*widths[name]) for name, options in lycoris_targets(widths, config).items())

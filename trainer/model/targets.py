@@ -32,11 +32,16 @@ def selects(targets: str | Sequence[str], name: str) -> bool:
     """
     if targets == WHOLE_TRANSFORMER:
         return True
-    if "transformer_blocks." in name and ".norm" not in name:
+    if is_blocks_own(name):
         return any(ends(name, ending) for ending in endings_of(targets))
     return not isinstance(targets, str) and any(
         ends(f"transformer.{name}", ending) for ending in targets if not any(ends(own, ending) for own in _BLOCKS_OWN)
     )
+
+
+def is_blocks_own(name: str) -> bool:
+    """Return True for a linear layer of a block other than its modulations."""
+    return "transformer_blocks." in name and ".norm" not in name
 
 
 def ends(name: str, ending: str) -> bool:

@@ -151,13 +151,13 @@ class ReportCard(_Part):
 
 def findings(card: ReportCard | None, nearest: Sequence[NearestRecord]) -> Iterator[Problem]:
     """Yield the findings of a run's report: overfitting and copies."""
-    if card is None or not card.evaluations:
+    if card is None or not card.probes:
         yield Problem(
             code="report_nothing_held_out",
             template="no picture is held out, so that overfitting cannot be measured",
             remedy_template="set eval_share, to 0.1 for example, or give a dataset with dataset_type eval",
         )
-    elif card.best is not None:
+    elif card.best is not None:  # else the first evaluation has not been made yet
         yield from _about_losses(card, card.best)
     copies = [one for one in nearest if one.is_copy]
     if copies:

@@ -19,7 +19,9 @@ def shown_validation(record: RunRecord) -> ValidationRecord | None:
 
 
 def findings_of(record: RunRecord) -> tuple[Problem, ...]:
-    """Return the findings of a run's report."""
+    """Return the findings of a run's report; none before its first step, when its held-out pictures are not known."""
+    if not record.step:
+        return ()
     validation = shown_validation(record)
     return tuple(findings(record.report, validation.nearest if validation else ()))
 

@@ -16,6 +16,8 @@ from trainer.loop.continuation import continue_with
 from trainer.loop.distributed import ProcessGroup
 from trainer.loop.sampler import Sampler
 from trainer.model.base import check_machine, prepare_model
+from trainer.model.fit import check_fit
+from trainer.model.lora import check_init_lora
 from trainer.publish import PublishSettings
 from trainer.record.boards.trackers import check_trackers
 from trainer.record.run_file import make_output_dir
@@ -74,6 +76,8 @@ def prepare(config: TrainConfig, process_group: ProcessGroup) -> Prepared:
     inventory = take_inventory(
         config, partial(describe, config.flavour, revision=config.revision), processes=process_group.size
     )
+    check_init_lora(config.init_lora)
+    check_fit(config, describe(config.flavour, revision=config.revision).folder)
     config, encoders = prepare_model(config, process_group.device)
     select(config, PublishSettings).check_name(encoders.flavour)
     sampler = Sampler(inventory.samples, batch=config.train_batch_size * process_group.size, seed=config.seed)

@@ -59,6 +59,8 @@ class Evaluations:
         """The adapter of the best evaluation so far."""
         pictures = settings.train_batch_size * settings.gradient_accumulation_steps * processes
         self._interval = settings.eval_steps_interval or interval_of(steps, pictures=pictures, probes=len(probes))
+        if held_out is not None:
+            progress.report(self.card)
 
     @property
     def is_over(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from longcat.errors import ConfigError
 from longcat.model.precision import Precision
 from longcat.problem import Problem
 from trainer.config.dataset_options import width_and_height
@@ -61,7 +62,10 @@ class ValidationPrompt:
 def validation_prompts(
     settings: PromptSettings, encoders: Encoders, samples: Sequence[Sample]
 ) -> tuple[ValidationPrompt, ...]:
-    """Return the prompts of a validation. Without configured ones, they are a caption of each language in the data."""
+    """Return the prompts of a validation. Without configured ones, they are a caption of each language in the data.
+
+    Raises ``ConfigError`` for a size that the model does not generate.
+    """
     if settings.validation_disable:
         return ()
     defaults = encoders.flavour.settings
@@ -71,6 +75,17 @@ def validation_prompts(
         prompts += read_prompts(settings.user_prompt_library)
     side = defaults.default_size_px
     sizes = [width_and_height(size) for size in settings.validation_resolution] or [(side, side)]
+    for width, height in sizes:
+        if width * height > defaults.max_pixels:
+            raise ConfigError(
+                "validation_size_too_large",
+                "{size} has more pixels than this model generates, {most}",
+                remedy="give a smaller size",
+                field="validation_resolution",
+                value=", ".join(settings.validation_resolution),
+                size=f"{width}x{height}",
+                most=defaults.max_pixels,
+            )
     guidance = settings.validation_guidance
     model = (encoders.flavour.hash, settings.precision, encoders.text_encoder_precision, encoders.dtype)
     return tuple(

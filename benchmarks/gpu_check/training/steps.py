@@ -13,8 +13,9 @@ from benchmarks.gpu_check.kit import Kit
 from benchmarks.gpu_check.measuring import GIB, PeakMemory, seconds_of
 from benchmarks.gpu_check.subjects.trainings import DTYPE, RepeatedTraining, batch_of
 from benchmarks.memory_plan import PlanCase
+from longcat.adapter.modules import linear_modules
 from longcat.errors import UserError
-from trainer.model.lora import target_modules
+from trainer.model.fit import lora_targets
 
 _PRECISIONS = ("no_change", "int8-torchao", "int8-quanto", "fp8-torchao", "int4-quanto")
 _DTYPE_NAME = str(DTYPE).removeprefix("torch.")
@@ -66,7 +67,7 @@ def _bare(kit: Kit, side_px: int, check: Check) -> None:
 
 def _bare_step(kit: Kit, case: PlanCase) -> Callable[[], None]:
     transformer = kit.model.transformer().to(DTYPE)
-    names = target_modules(transformer, "attention")
+    names = lora_targets(linear_modules(transformer), "attention")
     inject_adapter_in_model(LoraConfig(r=16, lora_alpha=16, lora_dropout=0.1, target_modules=names), transformer)
     parameters = [parameter for parameter in transformer.train().parameters() if parameter.requires_grad]
     for parameter in parameters:

@@ -245,3 +245,19 @@ def test_every_field_has_a_description() -> None:
 
 def test_no_own_option_counts_as_foreign() -> None:
     assert not foreign_keys() & TrainConfig.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"output_dir": "/tmp/a\0b"}, "output_dir = /tmp/a.*b: has a zero byte"),
+        ({"validation_prompt": "a\0cat"}, "validation_prompt = a.*cat: has a zero byte"),
+        ({"lora_targets": []}, "lora_targets = .*too few"),
+        ({"lora_targets": [""]}, "lora_targets"),
+        ({"lora_dropout": 1}, "lora_dropout = 1"),
+        ({"validation_resolution": "0x0"}, "validation_resolution = 0x0: the sides of 0x0 are not multiples"),
+    ],
+)
+def test_values_that_no_training_can_use_are_refused_by_name(options: dict[str, object], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load_config(None, {"model_flavour": "embedded", **options})

@@ -57,6 +57,15 @@ def test_copies_of_a_held_out_picture_are_held_out_too(tmp_path: Path) -> None:
 def test_the_only_picture_of_a_language_is_trained_on(tmp_path: Path) -> None:
     found = look(config(write(tmp_path / "set", {"a": "a cat", "b": "a dog", "c": "一只猫"})), eval_share=0.5)
     assert [sample.captions[0] for sample in found.held_out] in (["a cat"], ["a dog"])
+    assert "eval_share_of_too_few" not in warnings(found)
+
+
+def test_a_share_that_holds_nothing_out_is_a_warning(tmp_path: Path) -> None:
+    data = config(write(tmp_path / "set", {"a": "a cat", "c": "一只猫"}))
+    found = look(data, eval_share=0.5)
+    assert (len(found.samples), found.held_out) == (2, ())
+    assert "eval_share = 0.5: none of the 2 usable pictures" in warnings(found)["eval_share_of_too_few"]
+    assert "eval_share_of_too_few" not in warnings(look(data))
 
 
 def test_a_dataset_of_type_eval_is_not_trained_on(tmp_path: Path) -> None:
@@ -90,6 +99,8 @@ def test_one_of_several_eval_datasets_can_be_chosen(tmp_path: Path) -> None:
     assert [s.key for s in chosen.held_out] == ["y.png"]
     with pytest.raises(ValidationError, match="not the id of a dataset with dataset_type eval"):
         inventory(tmp_path, data_backend_config=sets, eval_dataset_id="train")
+    with pytest.raises(DataError, match="all 2 usable pictures are held out, and there are none to train on"):
+        inventory(tmp_path, data_backend_config=sets[1:])
 
 
 @pytest.mark.parametrize(
@@ -107,6 +118,12 @@ def test_options_about_held_out_pictures_need_some(tmp_path: Path, option: dict[
         inventory(tmp_path, instance_data_dir=str(folder), eval_share=0.5, **option)
     assert caught.value.problems[0].code == "nothing_held_out"
     assert caught.value.problems[0].field == next(iter(option))
+    sets = [
+        {"id": "train", "instance_data_dir": str(folder)},
+        {"id": "same", "dataset_type": "eval", "instance_data_dir": str(folder)},
+    ]
+    with pytest.raises(DataError, match="1 pictures of the datasets with dataset_type eval are training pictures too"):
+        inventory(tmp_path, data_backend_config=sets, **option)
 
 
 def test_copies_are_looked_for_among_validation_pictures(tmp_path: Path) -> None:

@@ -55,6 +55,32 @@ def test_other_options_take_effect_and_are_named(changes: dict[str, Any]) -> Non
     assert (note.code, note.field, note.details["step"]) == ("resumed_option_changed", name, 5)
 
 
+@pytest.mark.parametrize(
+    ("changes", "options", "switch"),
+    [
+        ({"ema_decay": 0.5}, {}, "use_ema false"),
+        ({"lr_power": 2}, {"lr_scheduler": "cosine"}, "lr_scheduler cosine"),
+        ({"lr_scheduler": "cosine"}, {"optimizer": "adamw-schedulefree"}, "optimizer adamw-schedulefree"),
+        ({"lr_warmup_steps": 5}, {"lr_scheduler": "constant"}, "lr_scheduler constant"),
+        ({"gradient_checkpointing_interval": 2}, {}, "gradient_checkpointing false"),
+        ({"validation_steps": 5}, {"validation_disable": True}, "validation_disable true"),
+        ({"lora_rank": 8}, {"lora_type": "lycoris", "lycoris_config": {"algo": "lokr"}}, "lora_type lycoris"),
+    ],
+)
+def test_options_of_a_feature_that_is_off_have_no_effect(
+    changes: dict[str, Any], options: dict[str, Any], switch: str
+) -> None:
+    before = recorded_options(config(**options), processes=1)
+    _, notes = continue_with(config(**options | changes), before, processes=1, step=5)
+    assert {note.code for note in notes} == {"resumed_option_without_effect"}
+    assert f"it has no effect with {switch}" in str(notes[0])
+
+
+def test_an_option_of_a_feature_that_is_switched_on_takes_effect() -> None:
+    _, notes = continue_with(config(use_ema=True, ema_decay=0.5), BEFORE, processes=1, step=5)
+    assert {note.code for note in notes} == {"resumed_option_changed"}
+
+
 def test_options_of_the_first_step_are_kept() -> None:
     after, (note,) = continue_with(config(lora_init_type="gaussian"), BEFORE, processes=1, step=5)
     assert after == config()

@@ -10,13 +10,14 @@ from diffusers import LongCatImageTransformer2DModel
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from longcat.adapter.modules import linear_modules
 from longcat.model.loading import Components
 from longcat.model.shape import image_tokens
 from longcat.sampling import latents
 from trainer.model import low_rank
 from trainer.model.checkpointing import checkpoint_blocks
+from trainer.model.fit import lora_targets
 from trainer.model.forward import slim
-from trainer.model.lora import target_modules
 from trainer.model.low_rank import LowRankLinear
 
 SIDE_PX, PROMPT_ROWS = 128, 24
@@ -41,7 +42,9 @@ def test_predictions_and_gradients_are_those_of_diffusers(model: Components, tar
     seen = []
     for slimmed in (False, True):
         transformer = copy.deepcopy(model.transformer)
-        transformer.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=target_modules(transformer, targets)))
+        transformer.add_adapter(
+            LoraConfig(r=4, lora_alpha=4, target_modules=lora_targets(linear_modules(transformer), targets))
+        )
         parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
         for name, parameter in parameters.items():
             parameter.data.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
@@ -63,7 +66,7 @@ def test_less_is_kept_for_the_backward_pass(model: Components) -> None:
     kept = []
     for slimmed in (False, True):
         transformer = copy.deepcopy(model.transformer)
-        transformer.add_adapter(LoraConfig(r=4, target_modules=target_modules(transformer, "attention")))
+        transformer.add_adapter(LoraConfig(r=4, target_modules=lora_targets(linear_modules(transformer), "attention")))
         if slimmed:
             slim(transformer)
         sizes: dict[int, int] = {}

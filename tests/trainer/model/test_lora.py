@@ -9,7 +9,9 @@ from longcat.adapter.modules import linear_modules
 from longcat.adapter.weights.file import save_lora
 from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import AdapterError, ConfigError
+from longcat.model.flavour import describe
 from longcat.model.loading import Components
+from longcat.model.memory.weights import read_transformer
 from longcat.sampling.latents import image_ids, text_ids
 from tests.longcat.adapter.weights.test_dora import NOISE, velocity
 from tests.longcat.sampling.test_denoise import encode
@@ -17,8 +19,10 @@ from tests.longcat.sampling.test_layers_beside_blocks import PROMPT, served_velo
 from tests.longcat.sampling.test_slots import filled_slots
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
+from trainer.memory.forecast import forecast
 from trainer.model.checkpointing import checkpoint_blocks
-from trainer.model.lora import LoraSettings, inject, lora_layers, target_modules, weights_of
+from trainer.model.fit import check_fit, lora_targets
+from trainer.model.lora import LoraSettings, inject, lora_layers, weights_of
 
 
 def settings(**changes: object) -> LoraSettings:
@@ -36,24 +40,63 @@ def test_targets_are_those_of_simpletuner_and_of_the_official_trainer(
 ) -> None:
     # Two double and four single blocks here. At full size, 10 and 20, the same rules give 100 and 180 modules.
     double, single = 2, 4
-    attention = target_modules(transformer, "attention")
+    attention = lora_targets(linear_modules(transformer), "attention")
     assert len(attention) == double * 4 + single * 3
     assert 10 * 4 + 20 * 3 == 100
-    official = target_modules(transformer, "official")
+    official = lora_targets(linear_modules(transformer), "official")
     assert len(official) == double * 12 + single * 3
     assert 10 * 12 + 20 * 3 == 180
-    assert len(target_modules(transformer, "all-linear")) == double * 12 + single * 5
-    whole = target_modules(transformer, "whole-transformer")
+    assert len(lora_targets(linear_modules(transformer), "all-linear")) == double * 12 + single * 5
+    whole = lora_targets(linear_modules(transformer), "whole-transformer")
     assert len(whole) == double * (12 + 2) + single * (5 + 1) + 6
     assert {"x_embedder", "proj_out", "norm_out.linear", "single_transformer_blocks.3.norm.linear"} < set(whole)
-    assert len(target_modules(transformer, ["proj_out"])) == single  # of the blocks, as ever
-    assert target_modules(transformer, ["transformer.proj_out", "x_embedder"]) == ["proj_out", "x_embedder"]
-    assert len(target_modules(transformer, ["norm1.linear"])) == double
-    assert target_modules(transformer, ["proj_mlp"]) == [
+    assert len(lora_targets(linear_modules(transformer), ["proj_out"])) == single  # of the blocks, as ever
+    assert lora_targets(linear_modules(transformer), ["transformer.proj_out", "x_embedder"]) == [
+        "proj_out",
+        "x_embedder",
+    ]
+    assert len(lora_targets(linear_modules(transformer), ["norm1.linear"])) == double
+    assert lora_targets(linear_modules(transformer), ["proj_mlp"]) == [
         f"single_transformer_blocks.{i}.proj_mlp" for i in range(single)
     ]
     with pytest.raises(ConfigError, match=r"q_proj: no layer .*attn\.to_q"):
-        target_modules(transformer, ["q_proj"])
+        lora_targets(linear_modules(transformer), ["q_proj"])
+
+
+@pytest.mark.parametrize("targets", ["attention", ["x_embedder"]])
+def test_a_rank_above_the_width_of_its_layers_is_refused(targets: object) -> None:
+    model = describe("embedded")
+    widths = {layer.name: (layer.width_in, layer.width_out) for layer in read_transformer(model.folder).linears()}
+    most = max(
+        min(widths[name]) for name in lora_targets(widths, targets if isinstance(targets, str) else ("x_embedder",))
+    )
+    fitting = {"model_flavour": "embedded", "lora_targets": targets, "lora_rank": most}
+    check_fit(TrainConfig.model_validate(fitting), model.folder)
+    for rank in (most + 1, 2**31 - 1):
+        with pytest.raises(
+            ConfigError, match=f"lora_rank = {rank}: more than the width .* {most}; give at most {most}"
+        ):
+            check_fit(TrainConfig.model_validate(fitting | {"lora_rank": rank}), model.folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"lora_targets": ["q_proj"]}, "lora_target_unknown"),
+        ({"lycoris_config": {"algo": "loha", "linear_dim": 2**31 - 1}}, "lycoris_dim_too_large"),
+        (
+            {"lycoris_config": {"algo": "lokr", "apply_preset": {"target_module": ["Attention"]}}},
+            "lycoris_selects_nothing",
+        ),
+    ],
+)
+def test_a_plan_refuses_what_a_training_refuses(options: dict[str, object], code: str) -> None:
+    if "lycoris_config" in options:
+        options = {**options, "lora_type": "lycoris"}
+    for flavour in ("embedded", "final"):
+        with pytest.raises(ConfigError) as caught:
+            forecast(TrainConfig.model_validate({"model_flavour": flavour, **options}), gpu_bytes=80 * 2**30)
+        assert [problem.code for problem in caught.value.problems] == [code]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def test_findings_explain_the_figures() -> None:
     assert codes(card(1.2, 1.1)) == ["report_no_improvement"]
     assert codes(card(0.9, math.nan)) == ["report_overfit"]
     assert codes(None) == codes(ReportCard()) == ["report_nothing_held_out"]
+    assert codes(card()) == [], "pictures are held out, and the first evaluation is still to come"
 
 
 @pytest.mark.parametrize(

@@ -78,13 +78,9 @@ def _decoded(content: bytes) -> DecodedText:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         return _guessed(content)
-    if _is_garbled(text):
-        raise _garbled()
-    return (
-        DecodedText(text=content.decode("gb18030"), guessed="GB18030")
-        if _is_rather_gb18030(text)
-        else DecodedText(text=text)
-    )
+    if _is_rather_gb18030(text) and not _is_garbled(text):
+        return DecodedText(text=content.decode("gb18030"), guessed="GB18030")
+    return DecodedText(text=text)
 
 
 def _guessed(content: bytes) -> DecodedText:

@@ -67,6 +67,13 @@ def nothing_usable(inventory: Inventory) -> Problem:
             template="there is no training data",
             remedy_template="give instance_data_dir or data_backend_config",
         )
+    if inventory.held_out:
+        return Problem(
+            code="no_dataset_to_train_on",
+            template="all {count} usable pictures are held out, and there are none to train on",
+            remedy_template="add a dataset with dataset_type image",
+            details={"count": len(inventory.held_out)},
+        )
     if not inventory.dropped:
         return Problem(
             code="no_pictures",
