@@ -1,5 +1,6 @@
 """A run in MLflow or in Weights & Biases, through accelerate's trackers. Imports either when a run is opened, not before."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,9 @@ class MlflowRun:
         ):
             if not variable.is_set():
                 variable.set(value)
+        logging.getLogger("urllib3.connectionpool").setLevel(
+            logging.ERROR
+        )  # each retry of an outage that is logged once
         self._mlflow = mlflow
         self._client = mlflow.MlflowClient()
         self._is_new = settings.run_id is None
