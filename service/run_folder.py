@@ -1,4 +1,4 @@
-"""The directories of one run: its metrics and its downloads. Directories of killed runs are removed.
+"""The directories of one run: its metrics, its downloads and its sockets. Directories of killed runs are removed.
 
 A run holds a lock on its directories for as long as one of its main and HTTP processes lives, so that no other run removes
 them; systemd-tmpfiles heeds such locks, too. This module must not import prometheus_client, which reads the variable once.
@@ -6,6 +6,7 @@ them; systemd-tmpfiles heeds such locks, too. This module must not import promet
 
 import contextlib
 import fcntl
+import multiprocessing
 import os
 import re
 import shutil
@@ -26,26 +27,31 @@ _STARTING_SECONDS = 5.0
 """Time that another server has to lock its new directory."""
 _MOST_SOCKET_BYTES = 107 if sys.platform == "linux" else 103
 """Longest path of a socket in bytes, from ``sockaddr_un``."""
-_SOCKET = "/pymp-00000000/listener-00000000"
+_SOCKET = f"/{_PREFIX}00000000/listener-00000000"
 """The path below the temporary directory of a socket between two processes, as ``multiprocessing`` names it."""
 _VALUES = re.compile(r"(counter|gauge_[a-z]+|histogram|summary)_[0-9]+\.(db|partial)")
 
 
 @contextlib.contextmanager
-def run_folder(given: str | None) -> Iterator[tuple[Path, Path]]:
+def run_folder(given: str | None, *, temporary: str | None = None) -> Iterator[tuple[Path, Path]]:
     """Create the directory of this run, yield it with the directory of its metrics, and remove it at the end.
 
     ``given``, an operator's ``PROMETHEUS_MULTIPROC_DIR``, is used for metrics, and cleared of the files of earlier runs.
-    Raises ``StorageError`` if there is no room, and ``ConfigError`` if another server uses that directory, if there is no
-    temporary directory, or if its path is too long for the sockets of the server's processes.
+    ``temporary``, an operator's ``TMPDIR``, is never replaced by another directory, as Python does if it cannot be written:
+    ``/tmp`` may be in memory, and too small for downloads.
+
+    Raises ``StorageError`` if a directory cannot be written, and ``ConfigError`` if another server uses that of metrics, if
+    there is no temporary directory, or if its path is too long for the sockets of the server's processes.
     """
-    parent = _temporary_directory()
+    parent = Path(temporary).absolute() if temporary else _temporary_directory()
     _check_length(parent)
     _remove_abandoned(parent)
     with contextlib.ExitStack() as stack:
-        with writing(parent):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)))
+        with writing(parent, field="TMPDIR"):
+            created = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent, ignore_cleanup_errors=True)
+        folder = Path(stack.enter_context(created))
         stack.enter_context(_lock(folder))
+        stack.enter_context(_sockets_in(folder))
         if given:
             metrics = Path(given)
             stack.enter_context(_taken(metrics))
@@ -105,6 +111,18 @@ def _taken(metrics: Path) -> Iterator[None]:
                 if _VALUES.fullmatch(path.name):
                     path.unlink()
         yield
+
+
+@contextlib.contextmanager
+def _sockets_in(folder: Path) -> Iterator[None]:
+    """Have ``multiprocessing`` put sockets there, also those of child processes. Its own directory outlives a killed run."""
+    settings = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # the only way, and inherited
+    before = settings.get("tempdir")
+    settings["tempdir"] = str(folder)
+    try:
+        yield
+    finally:
+        settings["tempdir"] = before
 
 
 @contextlib.contextmanager

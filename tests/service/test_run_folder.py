@@ -1,9 +1,11 @@
 """The directories of a run: locked while it lives, removed after it, even after kill -9."""
 
+import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Iterator
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,22 @@ def test_what_killed_runs_left_is_removed_and_what_others_use_is_not(own_tempora
             assert first.is_dir()
             assert second.is_dir()
     assert (elsewhere / "adapters" / "0.safetensors").exists()
+
+
+def test_the_sockets_of_all_its_processes_are_in_it(own_temporary_folder: Path) -> None:
+    with run_folder(None) as (folder, _), multiprocessing.get_context("fork").Pool(1) as pool:
+        assert get_temp_dir() == pool.apply(get_temp_dir) == str(folder)
+    assert not list(own_temporary_folder.iterdir())
+
+
+def test_a_given_temporary_directory_is_used_or_named(own_temporary_folder: Path, small_disk: Path) -> None:
+    fill(small_disk)
+    with run_folder(None, temporary=str(small_disk)) as (folder, _):
+        assert folder.parent == small_disk
+    missing = str(own_temporary_folder / "missing")
+    with pytest.raises(StorageError, match=f"TMPDIR = {missing}: cannot be written: No such file"):
+        run_folder(None, temporary=missing).__enter__()
+    assert not list(own_temporary_folder.glob("lithograph-run-*"))
 
 
 def test_a_temporary_directory_too_deep_for_sockets_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,23 @@ def test_errors_show_nothing_of_a_file_that_is_linked_in_place_of_an_adapters(
         assert hashlib.sha256(secret.encode()).hexdigest()[:12] not in shown
 
 
+def test_a_latest_that_is_a_link_is_followed_like_any_other_and_a_rollback_replaces_the_link(
+    model: Components, file: Path, tmp_path: Path
+) -> None:
+    storage, elsewhere = FileStorage(tmp_path / "root"), tmp_path / "elsewhere"
+    for _ in range(2):
+        publish(storage, "ink", draft(model.flavour, some_lora(model)), file)
+    elsewhere.write_text("1")
+    latest = tmp_path / "root" / "ink" / "latest"
+    latest.unlink()
+    latest.symlink_to(elsewhere)
+    assert adapter.latest_version(storage, "ink") == 1
+    set_latest(storage, "ink", 2)
+    assert adapter.latest_version(storage, "ink") == 2
+    assert not latest.is_symlink()
+    assert elsewhere.read_text() == "1"
+
+
 def test_the_unknown_fields_of_a_manifest_are_named(storage: Storage, model: Components, file: Path) -> None:
     manifest = publish(storage, "ink", draft(model.flavour, some_lora(model)), file)
     fields = json.loads(manifest.model_dump_json()) | {"version": 7, "colour": "black"}

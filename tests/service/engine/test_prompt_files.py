@@ -2,6 +2,7 @@
 
 import logging
 import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -127,6 +128,22 @@ def test_servers_share_a_folder_at_the_same_time(model: Components, tmp_path: Pa
 def test_a_full_disk_is_logged_once(model: Components, small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     fill(small_disk)
     assert_works_without(model, small_disk / "prompts", caplog)
+
+
+def test_a_read_only_folder_is_read_and_logged_once(
+    model: Components, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known, *others = PROMPTS
+    folder = small_disk / "prompts"
+    encoder(model, folder).encode(known)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    one = encoder(model, folder, most_bytes=1)  # too small: an eviction is due at each write
+    caplog.set_level(logging.WARNING, "lithograph")
+    for prompt in PROMPTS:
+        assert torch.equal(one.encode(prompt), PromptEncoder(model, None).encode(prompt))
+    assert one.cache_counts == CacheCounts(memory=0, disk=1, misses=len(others))
+    assert [vars(record)["event"] for record in caplog.records] == ["prompt_cache_not_written"]
+    assert "Read-only file system" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_is_logged_once(

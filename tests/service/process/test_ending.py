@@ -1,6 +1,8 @@
 """Ends of processes: after any is killed or stopped, none is left, and a restart on the same port works at once."""
 
+import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +73,27 @@ def test_a_killed_server_leaves_no_process_even_if_one_is_stopped_and_its_port_i
     with serve(tmp_path, "--port", running.url.rpartition(":")[2], wait=False):
         wait_until_alive(running.url)
     assert not psutil.wait_procs(processes, timeout=SECONDS)[1]
+
+
+def test_a_killed_server_leaves_one_directory_which_the_next_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # tmp_path is too long for the sockets of a server
+        monkeypatch.setenv("TMPDIR", short)
+        with serve(tmp_path, wait=False) as server:
+            wait_until_alive(server.url)
+            processes = Family(server).all
+            server.process.kill()
+            assert not psutil.wait_procs(processes, timeout=SECONDS)[1]
+        (left,) = Path(short).glob("lithograph-run-*")
+        assert left.is_dir()
+        assert not list(Path(short).glob("pymp-*"))
+        os.utime(left, (time.time() - 60,) * 2)  # else it could be one that is being made
+        with serve(tmp_path, wait=False) as server:
+            wait_until_alive(server.url)
+            assert not left.exists()
+            assert server.stop() == 0
+        assert not list(Path(short).glob("lithograph-run-*"))
 
 
 @pytest.mark.parametrize("told", [lambda family: [family.engine], lambda family: family.all])

@@ -1,11 +1,27 @@
-"""The start of an engine process by device."""
+"""The start of an engine process: by device, during Ctrl-C, and during a stop."""
 
+import signal
 import sys
+import time
+from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 
+from longcat.model.flavour import Flavour
+from service.config import ModelConfig, ServiceConfig
+from service.http.exchange.exchange import Exchange
 from service.process import engine_start
+from service.process import server as server_module
 from service.process.engine_start import engine_context
+from service.process.server import GenerateAPI, Server
+from service.process.supervisor import Supervisor
+from tests.conftest import START_SECONDS, RunningServer, serve
+from tests.service.family import Family
+from tests.service.http.replies import metric
+
+SECONDS = 60
 
 
 @pytest.mark.parametrize(
@@ -25,3 +41,61 @@ def test_an_engine_is_forked_only_where_no_gpu_can_compute(
     monkeypatch.setattr(engine_start, "_GPU_FILES", gpu_files)
     expected = method if sys.platform == "linux" else "spawn"
     assert engine_context(device).get_start_method() == expected
+
+
+def test_ctrl_c_does_not_reach_a_fork_server_that_imports(tmp_path: Path) -> None:
+    with serve(tmp_path, wait=False) as server:
+        fork_server = started_fork_server(server)
+        deadline = time.monotonic() + START_SECONDS
+        while not fork_server.children():  # it forks once all is imported
+            fork_server.send_signal(signal.SIGINT)
+            assert time.monotonic() < deadline, server.log_text()
+            time.sleep(0.05)
+        fork_server.send_signal(signal.SIGINT)
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            while client.get("/readyz").status_code != 200:
+                assert time.monotonic() < deadline, server.log_text()
+                time.sleep(0.1)
+            assert metric(client, "lithograph_engine_restarts_total") == 0
+        assert Family(server).fork_server == fork_server
+        assert server.stop() == 0
+        assert "Traceback" not in server.log_text(), server.log_text()
+
+
+def started_fork_server(server: RunningServer) -> psutil.Process:
+    """Wait for the fork server, and return it while it still imports."""
+    family = Family(server)
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return family.fork_server
+        except ValueError:  # there is none yet
+            assert time.monotonic() < deadline, server.log_text()
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("is_stopping", [True, False])
+def test_an_engine_process_that_starts_during_a_stop_is_killed(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch, is_stopping: bool
+) -> None:
+    monkeypatch.setattr(engine_start, "_GPU_FILES", ("/dev/null",))  # spawned: a fork server would outlive this test
+    monkeypatch.setattr(server_module, "inference_worker", run_on)
+    config = ServiceConfig(model=ModelConfig(flavour="embedded"))
+    server = Server.__new__(Server)
+    server._api = GenerateAPI(config, flavour, config.limits(flavour.settings))
+    exchange = Exchange({}, server._api.state, max_requests=1, pictures_at_a_time=1, stall_seconds=10)
+    server._supervisor = Supervisor(config, server._api.state, exchange)
+    server._supervisor.is_stopping = is_stopping
+    server._engines, server.inference_workers, server._command_queues = {}, [], [None]
+    server._transport = server.workers_setup_status = server._callback_runner = server.restart_workers = None
+    process = server.launch_single_inference_worker(server._api, 0)
+    process.join(SECONDS if is_stopping else 2)
+    code = process.exitcode
+    process.kill()
+    process.join(SECONDS)
+    assert code == (-signal.SIGKILL if is_stopping else None)
+
+
+def run_on(*_: object) -> None:
+    """Stand for an engine: it ends by itself only after this test."""
+    time.sleep(2 * SECONDS)
