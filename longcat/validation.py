@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
@@ -134,8 +135,8 @@ class ProblemValueError(ValueError):
 
 
 def check_http_url(given: str | None, *, example: str) -> str | None:
-    """Return an optional URL. Raises ``ProblemValueError`` unless it is an ``http://`` or ``https://`` URL."""
-    if given is not None and not given.lower().startswith(("http://", "https://")):
+    """Return an optional URL. Raises ``ProblemValueError`` unless it is an ``http://`` or ``https://`` URL with a host."""
+    if given is not None and not _is_http_url(given):
         raise ProblemValueError(
             Problem(
                 code="not_an_http_url",
@@ -145,6 +146,21 @@ def check_http_url(given: str | None, *, example: str) -> str | None:
             )
         )
     return given
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        has_host = bool(parts.hostname and parts.hostname.encode("idna"))
+        return (
+            parts.scheme in ("http", "https")
+            and has_host
+            and parts.port != 0
+            and text.isprintable()
+            and " " not in text
+        )
+    except ValueError:
+        return False
 
 
 def unknown_field(field: str, value: object, known: Iterable[str]) -> Problem:

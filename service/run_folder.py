@@ -116,7 +116,9 @@ def _taken(metrics: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _sockets_in(folder: Path) -> Iterator[None]:
     """Have ``multiprocessing`` put sockets there, also those of child processes. Its own directory outlives a killed run."""
-    settings = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # the only way, and inherited
+    settings: dict[str, object] = vars(multiprocessing.current_process())[
+        "_config"
+    ]  # the only way; children inherit it
     before = settings.get("tempdir")
     settings["tempdir"] = str(folder)
     try:

@@ -14,12 +14,13 @@ from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, Unpack
+from urllib.parse import quote
 
 import httpx
 from httpx_sse import EventSource
 from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-from lithograph.client.errors import ServiceError, check, unreachable
+from lithograph.client.errors import RequestError, ServiceError, check, unreachable
 from lithograph.client.protocol import (
     AdapterReport,
     ClientEvent,
@@ -30,6 +31,7 @@ from lithograph.client.protocol import (
     event_of,
     result_of,
 )  # fmt: skip
+from longcat.validation import ProblemValueError, check_http_url
 from service.wire.events import ResultEvent
 from service.wire.job import JobReport
 
@@ -92,7 +94,7 @@ class Client:
 
     def job(self, job: JobReport | str) -> JobReport:
         """Return the state of a job."""
-        return JobReport.model_validate_json(self._request("GET", _path(job)).content)
+        return JobReport.model_validate_json(self._request("GET", _job_path(job)).content)
 
     def wait(self, job: JobReport | str) -> ResultEvent:
         """Wait for the result of a job."""
@@ -102,7 +104,7 @@ class Client:
 
     def cancel(self, job: JobReport | str) -> JobReport:
         """Cancel a job, or remove a finished one."""
-        return JobReport.model_validate_json(self._request("DELETE", _path(job)).content)
+        return JobReport.model_validate_json(self._request("DELETE", _job_path(job)).content)
 
     def adapters(self) -> AdapterReport:
         """Return the state of the adapters."""
@@ -110,15 +112,15 @@ class Client:
 
     def load_adapter(self, name: str) -> AdapterReport:
         """Load an adapter from storage now, even if it was unloaded."""
-        return AdapterReport.model_validate_json(self._request("POST", f"/v1/adapters/{name}/load").content)
+        return AdapterReport.model_validate_json(self._request("POST", _adapter_path(name, "load")).content)
 
     def pin_adapter(self, name: str) -> AdapterReport:
         """Pin an adapter's newest version to a slot."""
-        return AdapterReport.model_validate_json(self._request("POST", f"/v1/adapters/{name}/pin").content)
+        return AdapterReport.model_validate_json(self._request("POST", _adapter_path(name, "pin")).content)
 
     def unpin_adapter(self, name: str) -> AdapterReport:
         """Unpin an adapter."""
-        return AdapterReport.model_validate_json(self._request("POST", f"/v1/adapters/{name}/unpin").content)
+        return AdapterReport.model_validate_json(self._request("POST", _adapter_path(name, "unpin")).content)
 
     def count_tokens(self, prompt: str) -> TokenCount:
         """Return the length of a prompt as the model counts it, and the limit."""
@@ -184,7 +186,7 @@ class AsyncClient:
 
     async def job(self, job: JobReport | str) -> JobReport:
         """Return the state of a job."""
-        return JobReport.model_validate_json((await self._request("GET", _path(job))).content)
+        return JobReport.model_validate_json((await self._request("GET", _job_path(job))).content)
 
     async def wait(self, job: JobReport | str) -> ResultEvent:
         """Wait for the result of a job."""
@@ -194,7 +196,7 @@ class AsyncClient:
 
     async def cancel(self, job: JobReport | str) -> JobReport:
         """Cancel a job, or remove a finished one."""
-        return JobReport.model_validate_json((await self._request("DELETE", _path(job))).content)
+        return JobReport.model_validate_json((await self._request("DELETE", _job_path(job))).content)
 
     async def adapters(self) -> AdapterReport:
         """Return the state of the adapters."""
@@ -202,15 +204,15 @@ class AsyncClient:
 
     async def load_adapter(self, name: str) -> AdapterReport:
         """Load an adapter from storage now, even if it was unloaded."""
-        return AdapterReport.model_validate_json((await self._request("POST", f"/v1/adapters/{name}/load")).content)
+        return AdapterReport.model_validate_json((await self._request("POST", _adapter_path(name, "load"))).content)
 
     async def pin_adapter(self, name: str) -> AdapterReport:
         """Pin an adapter's newest version to a slot."""
-        return AdapterReport.model_validate_json((await self._request("POST", f"/v1/adapters/{name}/pin")).content)
+        return AdapterReport.model_validate_json((await self._request("POST", _adapter_path(name, "pin"))).content)
 
     async def unpin_adapter(self, name: str) -> AdapterReport:
         """Unpin an adapter."""
-        return AdapterReport.model_validate_json((await self._request("POST", f"/v1/adapters/{name}/unpin")).content)
+        return AdapterReport.model_validate_json((await self._request("POST", _adapter_path(name, "unpin"))).content)
 
     async def count_tokens(self, prompt: str) -> TokenCount:
         """Return the length of a prompt as the model counts it, and the limit."""
@@ -238,7 +240,11 @@ def _reachable(url: httpx.URL) -> Iterator[None]:
 
 
 def _settings(url: str, timeout_seconds: float, api_key: str | None) -> dict[str, Any]:
-    """Return the arguments of httpx's clients."""
+    """Return the arguments of httpx's clients. Raises ``RequestError``."""
+    try:
+        check_http_url(url, example=DEFAULT_URL)
+    except ProblemValueError as error:
+        raise RequestError.of([error.problem.within(field="url", value=url)]) from None
     return {
         "base_url": url,
         "timeout": httpx.Timeout(timeout_seconds, connect=_CONNECT_SECONDS),
@@ -262,5 +268,14 @@ def _pause_seconds(state: RetryCallState) -> float:
     return min(_PAUSE_SECONDS if requested is None else requested, _LONGEST_PAUSE_SECONDS)
 
 
-def _path(job: JobReport | str) -> str:
-    return f"/v1/jobs/{job if isinstance(job, str) else job.id}"
+def _job_path(job: JobReport | str) -> str:
+    return f"/v1/jobs/{_segment(job if isinstance(job, str) else job.id)}"
+
+
+def _adapter_path(name: str, action: str) -> str:
+    return f"/v1/adapters/{_segment(name)}/{action}"
+
+
+def _segment(name: str) -> str:
+    """Return a name as one segment of a path: the service answers a wrong one, which must not name another endpoint."""
+    return quote(name, safe="@", errors="replace").replace(".", "%2E")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -106,6 +107,31 @@ def test_errors_are_typed(ours: lithograph.Client) -> None:
         lost.info()
 
 
+@pytest.mark.parametrize(
+    "name", ["", "..", "../jobs", "a/b", "ink?x", "ink#x", "a\nb", "\0", "100%25", "\ud800", "苹果"]
+)
+def test_no_name_leads_to_another_endpoint(name: str) -> None:
+    with answering(*[(404, "0")] * 5) as (url, asked), lithograph.Client(url) as remote:
+        for call in (remote.load_adapter, remote.pin_adapter, remote.unpin_adapter, remote.job, remote.cancel):
+            with pytest.raises(lithograph.RequestError):
+                call(name)
+    sent = quote(name, safe="", errors="replace").replace(".", "%2E")
+    assert asked == [
+        *(f"/v1/adapters/{sent}/{action}" for action in ("load", "pin", "unpin")),
+        *[f"/v1/jobs/{sent}"] * 2,
+    ]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "nohost", "ftp://x", "http://", "http://[::1", "http://a\nb", "http://a b", "http://x:99999"],
+)
+def test_an_address_that_is_none_is_named(url: str) -> None:
+    with pytest.raises(lithograph.RequestError, match="not an http:// or https:// URL") as caught:
+        lithograph.Client(url)
+    assert (caught.value.problems[0].field, caught.value.problems[0].value) == ("url", url)
+
+
 def test_the_asynchronous_client_does_the_same(server: RunningServer, apple: bytes) -> None:
     async def run() -> None:
         async with lithograph.AsyncClient(server.url) as ours:
@@ -138,6 +164,8 @@ def answering(*replies: tuple[int, str]) -> Iterator[tuple[str, list[str]]]:
             self.send_header("Retry-After", seconds)
             self.end_headers()
             self.wfile.write(b'{"error": {"code": "busy", "message": "later"}}' if status == 503 else b"{}")
+
+        do_POST = do_DELETE = do_GET
 
         def log_message(self, *_: object) -> None:
             pass

@@ -75,6 +75,7 @@ def test_an_adapter_can_be_pinned_and_let_go(visitor: TestClient, trained: str) 
     assert "pinned" in visitor.post(f"/adapters/{trained}/pin", headers=HTMX).text
     assert '/pin"' in visitor.post(f"/adapters/{trained}/unpin", headers=HTMX).text
     assert visitor.post(f"/adapters/{trained}/explode", headers=HTMX).status_code == 404
+    assert visitor.post("/adapters/%00/pin", headers=HTMX).status_code == 422
 
 
 def test_trying_one_puts_it_into_the_form_and_a_picture_is_compared_with_none(
