@@ -10,7 +10,7 @@ from longcat.errors import AdapterError
 from longcat.logs import log_event
 from longcat.problem import Problem
 from service.adapters.listing import Mark
-from service.adapters.refusal import Refusal
+from service.adapters.version_problem import VersionProblem
 from service.observability import metrics
 from service.wire.messages import AdapterState, AdapterStatus
 
@@ -82,10 +82,10 @@ class RegistryEntry:
             digest = manifest.weights.sha256
             log_event(log, "adapter_served", adapter=manifest.reference, rank=manifest.rank, sha256=digest)
 
-    def refuse(self, refusal: Refusal) -> None:
+    def record(self, found: VersionProblem) -> None:
         """Store the problem for which the desired version is not served; log and count it once."""
-        is_known = self.problem is not None and refusal.is_same_as(self.problem)
-        self.problem, self.mark = refusal.problem, None
+        is_known = self.problem is not None and found.is_same_as(self.problem)
+        self.problem, self.mark = found.problem, None
         if is_known:
             return
         version = "latest" if self.desired is None else self.desired
@@ -95,16 +95,16 @@ class RegistryEntry:
             logging.WARNING,
             adapter=f"{self.name}@{version}",
             served=self.served.reference if self.served else "nothing",
-            code=refusal.kind,
-            reason=str(refusal.problem),
+            code=found.kind,
+            reason=str(found.problem),
         )
-        metrics.ADAPTER_REFUSALS.labels(refusal.kind).inc()
+        metrics.ADAPTER_REFUSALS.labels(found.kind).inc()
 
-    def fall_back(self, manifest: Manifest, refusal: Refusal) -> None:
+    def fall_back(self, manifest: Manifest, found: VersionProblem) -> None:
         """Serve the version before, if the weights of the served one have just failed."""
         if self.served is manifest:
             self.served, self.before = self.before, None
-            self.refuse(refusal)
+            self.record(found)
 
     def status(self) -> AdapterStatus:
         """Return the state as ``GET /v1/adapters`` reports it."""

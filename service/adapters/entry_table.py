@@ -11,7 +11,7 @@ from longcat.storage.interface import Storage
 from service.adapters.cache import AdapterCache
 from service.adapters.entry import RegistryEntry
 from service.adapters.listing import AdapterListing
-from service.adapters.refusal import refusal_of
+from service.adapters.version_problem import version_problem_of
 
 log = logging.getLogger("lithograph")
 
@@ -88,11 +88,11 @@ class EntryTable:
         except Exception as error:  # any: only this name fails
             if desired is None and isinstance(error, StorageMissingError):
                 raise
-            refusal = refusal_of(error, entry.name, desired, self.storage)
+            found = version_problem_of(error, entry.name, desired, self.storage)
             with self.lock:
                 entry.desired = desired
-                entry.refuse(refusal)
-                if not refusal.is_retried and listing is not None:
+                entry.record(found)
+                if not found.is_retried and listing is not None:
                     entry.mark = listing.mark(entry.name, desired)
         else:
             with self.lock:

@@ -9,7 +9,7 @@ from longcat.logs import log_event
 from service.adapters.entry import RegistryEntry
 from service.adapters.entry_table import EntryTable
 from service.adapters.listing import AdapterListing
-from service.adapters.refusal import refusal_of
+from service.adapters.version_problem import version_problem_of
 from service.adapters.versions import NamedVersions
 from service.observability import metrics
 
@@ -60,9 +60,9 @@ class StoragePoll:
                     with entry.updating:
                         self._table.update(entry, listing)
             except StorageMissingError as error:  # a dangling link, or just removed
-                refusal = refusal_of(error, entry.name, None, self._table.storage)
+                found = version_problem_of(error, entry.name, None, self._table.storage)
                 with self._table.lock:
-                    entry.refuse(refusal)
+                    entry.record(found)
             except StorageError as error:
                 is_down.set()
                 self._note_reachable(False, str(error))

@@ -31,7 +31,7 @@ from service.adapters.cache import AdapterCache
 from service.adapters.entry import RegistryEntry
 from service.adapters.entry_table import EntryTable
 from service.adapters.polling import READERS, StoragePoll
-from service.adapters.refusal import refusal_of
+from service.adapters.version_problem import version_problem_of
 from service.adapters.versions import NamedVersions
 from service.engine.slot_table import Adapter
 from service.wire.messages import AdapterStatus
@@ -197,9 +197,9 @@ class Registry:
             except DiskFullError:
                 raise
             except Exception as error:  # any: it is this name's alone
-                refusal = refusal_of(error, entry.name, manifest.version, self.storage)
+                found = version_problem_of(error, entry.name, manifest.version, self.storage)
                 with self._table.lock:
-                    entry.fall_back(manifest, refusal)
+                    entry.fall_back(manifest, found)
                 continue
             with self._table.lock:
                 if entry.served is manifest:
@@ -219,9 +219,9 @@ class Registry:
         except (AdapterError, DiskFullError):
             raise
         except Exception as error:  # any: only this version fails
-            refusal = refusal_of(error, name, version, self.storage)
+            found = version_problem_of(error, name, version, self.storage)
             if not isinstance(error, StorageMissingError):
-                raise AdapterError.of([refusal.problem]) from error
+                raise AdapterError.of([found.problem]) from error
             raise missing_adapter(self.storage, Reference(name=name, version=version)) from error
 
     def _update_pins(self) -> None:

@@ -145,8 +145,8 @@ class Engine:
             if self._memory is not None:
                 self._memory.check(command.request)
         except UserError as error:
-            refusal = error
-            self._inbox.put(lambda: self._fail(state, refusal))
+            failure = error
+            self._inbox.put(lambda: self._fail(state, failure))
             return
         self.workers.prepare(state, self._enqueue)
 

@@ -21,7 +21,7 @@ from service.http.error_responses import error_body, error_shape_of
 from service.http.exchange.exchange import Exchange
 from service.http.exchange.mailboxes import Mailbox
 from service.http.requests.threads import run_in_thread
-from service.observability.refusals import error_fields
+from service.observability.refused_requests import error_fields
 from service.observability.tracing import current_request
 from service.wire.errors import BusyError, DrainingError, NotReadyError
 from service.wire.events import ErrorEvent, Event, ResultEvent

@@ -40,7 +40,7 @@ from service.http.operations.docs_page import serve_docs
 from service.http.operations.health import VERSION
 from service.http.requests.json_body import error_of_body
 from service.observability import metrics
-from service.observability.refusals import log_refusal
+from service.observability.refused_requests import log_refused_request
 from service.observability.tracing import TracedRequests, current_request
 
 _GENERATING = frozenset({"/generate", "/v1/images/generations"})
@@ -164,7 +164,7 @@ def _reply(request: Request, error: LithographError) -> Response:
     traced = current_request.get()
     if (reason := _KEY_REFUSALS.get(error.problems[0].code)) is not None:
         metrics.KEY_REFUSALS.labels(reason).inc()
-    log_refusal(
+    log_refused_request(
         error,
         status=reply.status_code,
         request_id=request.state.request_id,

@@ -33,7 +33,7 @@ from service.http.edge.errors import (
     SlowRequestError,
     UnknownEncodingError,
 )
-from service.observability.refusals import log_refusal
+from service.observability.refused_requests import log_refused_request
 from service.wire.errors import DrainingError, UnavailableError
 
 LINGER_SECONDS = 5.0
@@ -91,7 +91,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read what a client sends. Everything after a refusal or the last request is dropped."""
+        """Read what a client sends. Everything after an error reply or the last request is dropped."""
         if self._is_refused or self.conn.their_state is h11.MUST_CLOSE:
             self._dropped_bytes += len(data)
             if self._dropped_bytes > LINGER_BYTES:
@@ -225,7 +225,7 @@ class BoundedProtocol(H11Protocol):
             self._log(error, status)
             self.transport.close()
             return
-        log_refusal(error, status=status, request_id=request_id)
+        log_refused_request(error, status=status, request_id=request_id)
         is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope is not None and self.scope["method"] == "HEAD"
         headers = [
             ("Content-Type", "application/json"),
@@ -247,7 +247,7 @@ class BoundedProtocol(H11Protocol):
     def _log(self, error: LithographError, status: int) -> None:
         """Log why a connection ends that has no reply with this status, under the id of the request that it cuts off."""
         state = {} if self.scope is None else self.scope.get("state", {})
-        log_refusal(error, status=status, request_id=state.get("request_id", ""))
+        log_refused_request(error, status=status, request_id=state.get("request_id", ""))
 
     def _set_timer(self, timer: asyncio.TimerHandle | None) -> None:
         if self._timer is not None:

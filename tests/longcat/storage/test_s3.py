@@ -48,7 +48,7 @@ def store(answer: Answer) -> Iterator[str]:
         server.server_close()
 
 
-def refusal(status: int, code: str, message: str) -> Answer:
+def error_reply(status: int, code: str, message: str) -> Answer:
     body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
     return lambda _: (status, body)
 
@@ -57,7 +57,7 @@ def without_checksums(request: BaseHTTPRequestHandler) -> tuple[int, bytes]:
     """Reply like stores that support no checksum but Content-MD5."""
     unknown = [name for name in request.headers if name.lower().startswith(_CHECKSUM_HEADERS)]
     if unknown or "aws-chunked" in request.headers.get("Content-Encoding", ""):
-        return refusal(400, "InvalidArgument", f"{unknown} is not supported")(request)
+        return error_reply(400, "InvalidArgument", f"{unknown} is not supported")(request)
     return 200, b""
 
 
@@ -114,7 +114,7 @@ def test_the_message_of_the_store_is_shown(tmp_path: Path, action: Callable[[Sto
     with store(lambda request: answers[-1](request)) as endpoint:
         storage = open_storage("s3://bucket/a", endpoint_url=endpoint)
         for status, code, kind, remedy in REFUSALS:
-            answers.append(refusal(status, code, message))
+            answers.append(error_reply(status, code, message))
             with pytest.raises(StorageError) as caught:
                 action(storage, tmp_path)
             assert type(caught.value) is kind

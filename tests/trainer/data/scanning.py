@@ -50,14 +50,14 @@ def warnings(inventory: Inventory) -> dict[str, str]:
     return {warning.code: str(warning) for warning in inventory.warnings}
 
 
-def refusals(*configs: DatasetConfig, **given: object) -> tuple[Problem, ...]:
+def problems_of(*configs: DatasetConfig, **given: object) -> tuple[Problem, ...]:
     with pytest.raises(DataError) as caught:
         look(*configs, **given)
     return caught.value.problems
 
 
-def refusal(*configs: DatasetConfig, **given: object) -> Problem:
-    (problem,) = refusals(*configs, **given)
+def problem_of(*configs: DatasetConfig, **given: object) -> Problem:
+    (problem,) = problems_of(*configs, **given)
     return problem
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from longcat.errors import DataError, StorageError
 from tests.conftest import BUCKET
-from tests.trainer.data.scanning import keys, look, reasons, refusal
+from tests.trainer.data.scanning import keys, look, problem_of, reasons
 from tests.trainer.data.test_pictures import encoded
 from trainer.config.dataset_options import DatasetConfig
 from trainer.data.pictures import read_mask, read_pixels
@@ -56,7 +56,7 @@ def test_a_bucket_that_is_not_there_or_empty(in_store: DatasetConfig) -> None:
     with pytest.raises(StorageError, match=r"bucket of .* does not exist"):
         look(in_store.model_copy(update={"aws_bucket_name": "nowhere"}))
     assert f"s3://{BUCKET}/no such place" in str(
-        refusal(in_store.model_copy(update={"aws_data_prefix": "no such place"}))
+        problem_of(in_store.model_copy(update={"aws_data_prefix": "no such place"}))
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from longcat.errors import DataError
 from longcat.storage.atomic import write_atomically
 from tests import ROOT
-from tests.trainer.data.scanning import codes, config, keys, look, picture, reasons, refusal, refusals, warnings
+from tests.trainer.data.scanning import codes, config, keys, look, picture, problem_of, problems_of, reasons, warnings
 from trainer.data.scanning.dataset_scan import PromptLimit
 from trainer.data.sources import OUTPUT_MARK
 
@@ -48,18 +48,18 @@ def test_usable_files_become_samples_and_others_are_dropped(mess: Path) -> None:
 
 
 def test_the_error_of_unusable_data_names_folders_files_and_problems(tmp_path: Path) -> None:
-    problem = refusal(config(tmp_path / "nowhere"))
+    problem = problem_of(config(tmp_path / "nowhere"))
     assert (problem.code, problem.field) == ("dataset_folder_missing", "instance_data_dir")
     assert problem.value == str(tmp_path / "nowhere")
     (tmp_path / "file").touch()
-    assert refusal(config(tmp_path / "file")).code == "dataset_folder_not_directory"
+    assert problem_of(config(tmp_path / "file")).code == "dataset_folder_not_directory"
     empty, full = tmp_path / "empty", tmp_path / "full"
     empty.mkdir()
-    assert "there is no picture in pictures" in str(refusal(config(empty)))
+    assert "there is no picture in pictures" in str(problem_of(config(empty)))
     for number in range(7):
         picture(full / f"{number}.png", caption=None)
     (full / "x.txt").touch()
-    whole, *dropped = refusals(config(full), config(empty, id="other"))
+    whole, *dropped = problems_of(config(full), config(empty, id="other"))
     assert str(whole) == (
         f"no picture with a caption can be used in pictures ({full}, 7 .png, 1 .txt), other ({empty}): "
         "7 files are dropped; correct the problem of each"
@@ -67,7 +67,7 @@ def test_the_error_of_unusable_data_names_folders_files_and_problems(tmp_path: P
     assert [problem.value for problem in dropped] == [f"{number}.png" for number in range(5)]
     assert str(dropped[0]).startswith("file = 0.png: no caption: 0.txt does not")
     assert len(look(config(full), allow_empty=True).dropped) == 7
-    assert refusal().code == "no_training_data"
+    assert problem_of().code == "no_training_data"
 
 
 def test_one_empty_dataset_among_others_is_a_warning(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_what_is_wrong_with_the_data_is_found_before_a_model_is_needed(tmp_path:
     def no_model() -> PromptLimit:
         raise AssertionError
 
-    assert refusals(config(tmp_path), prompt_limit=no_model)[0].code == "no_usable_picture"
+    assert problems_of(config(tmp_path), prompt_limit=no_model)[0].code == "no_usable_picture"
 
 
 def test_captions_that_are_too_long_are_dropped_and_the_others_kept(tmp_path: Path) -> None:

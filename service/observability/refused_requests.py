@@ -14,7 +14,7 @@ _MESSAGE_CHARACTERS = 2000
 """Longest message in the log."""
 
 
-def log_refusal(
+def log_refused_request(
     error: LithographError,
     *,
     status: int,

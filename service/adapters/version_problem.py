@@ -12,7 +12,7 @@ log = logging.getLogger("lithograph")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal:
+class VersionProblem:
     """The problem for which a version is not served."""
 
     problem: Problem
@@ -29,11 +29,11 @@ class Refusal:
         return _codes(self.problem) == _codes(other)
 
 
-def refusal_of(error: Exception, name: str, version: int | None, storage: Storage) -> Refusal:
+def version_problem_of(error: Exception, name: str, version: int | None, storage: Storage) -> VersionProblem:
     """Return the problem of a version. Raises ``StorageError`` if the whole storage cannot be read."""
     reference = name if version is None else f"{name}@{version}"
     if isinstance(error, AdapterError):
-        return Refusal(problem=error.problems[0], kind="unfit")
+        return VersionProblem(problem=error.problems[0], kind="unfit")
     if not isinstance(error, StorageError):
         log.error("adapter %s failed", reference, exc_info=error)
         problem = Problem(
@@ -44,7 +44,7 @@ def refusal_of(error: Exception, name: str, version: int | None, storage: Storag
             value=reference,
             details={"reason": show(f"{type(error).__name__}: {error}")},
         )
-        return Refusal(problem=problem, kind="unfit")
+        return VersionProblem(problem=problem, kind="unfit")
     if not isinstance(error, DiskFullError):
         storage.probe()
     cause = error.problems[0]
@@ -56,7 +56,7 @@ def refusal_of(error: Exception, name: str, version: int | None, storage: Storag
             value=name,
             details={"version": "latest" if version is None else version, "cause": cause},
         )
-        return Refusal(problem=problem, kind="incomplete")
+        return VersionProblem(problem=problem, kind="incomplete")
     problem = Problem(
         code="adapter_unreadable",
         template="cannot be read: {cause}",
@@ -64,7 +64,7 @@ def refusal_of(error: Exception, name: str, version: int | None, storage: Storag
         value=reference,
         details={"cause": cause},
     )
-    return Refusal(problem=problem, kind="unreadable")
+    return VersionProblem(problem=problem, kind="unreadable")
 
 
 def _codes(problem: Problem) -> tuple[object, ...]:

@@ -22,7 +22,7 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n"
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """Return a server with short time limits, an admin key and an empty adapter storage."""
-    folder: Path = tmp_path_factory.mktemp("refusals")
+    folder: Path = tmp_path_factory.mktemp("refused")
     options = ("--header-seconds", "1", "--body-seconds", "1", "--admin-key", "secret")
     with serve(folder, "--adapters", (folder / "adapters").as_uri(), *options) as running:
         yield running
