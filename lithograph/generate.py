@@ -20,7 +20,7 @@ from service.config import AdapterConfig, ModelConfig
 from service.memory.flavour_choice import settled
 from service.wire.events import ResultEvent, StepEvent
 from service.wire.limits import Limits
-from service.wire.picture import read_recipe
+from service.wire.picture import ModelIdentity, read_recipe
 from service.wire.schema import (
     MAX_ADAPTERS,
     AdapterChoice,
@@ -165,18 +165,7 @@ def _from_recipe(
         chosen |= {"flavour": made_by.flavour, "revision": made_by.revision}
     config = settled(configure(ModelConfig, chosen))
     flavour = resolve(config.flavour, revision=config.revision)
-    if flavour.hash != made_by.hash:
-        raise RecipeError(
-            "recipe_of_another_model",
-            "made by model {made_by} ({made_by_flavour}), and {flavour} is {hash}",
-            remedy="name that model with --flavour or --revision",
-            field="--recipe",
-            value=str(path),
-            made_by=made_by.hash[:_SHOWN_HASH],
-            made_by_flavour=made_by.flavour,
-            flavour=flavour.name,
-            hash=flavour.hash[:_SHOWN_HASH],
-        )
+    _check_made_by(made_by, flavour, path)
     if recipe.adapters and not has_adapters:
         names = ", ".join(adapter.reference for adapter in recipe.adapters)
         raise RecipeError(
@@ -189,6 +178,22 @@ def _from_recipe(
         )
     fields = {name: getattr(recipe.request, name) for name in ResolvedRequest.model_fields}
     return config, flavour, _resolve(validated(GenerateRequest, fields), flavour, has_adapters=has_adapters)
+
+
+def _check_made_by(model: ModelIdentity, flavour: Flavour, path: Path) -> None:
+    """Raise ``RecipeError`` unless the model that made a recipe's image is the one that is here."""
+    if flavour.hash != model.hash:
+        raise RecipeError(
+            "recipe_of_another_model",
+            "made by model {made_by} ({made_by_flavour}), and {flavour} is {hash}",
+            remedy="name that model with --flavour or --revision",
+            field="--recipe",
+            value=str(path),
+            made_by=model.hash[:_SHOWN_HASH],
+            made_by_flavour=model.flavour,
+            flavour=flavour.name,
+            hash=flavour.hash[:_SHOWN_HASH],
+        )
 
 
 def _resolve(request: GenerateRequest, flavour: Flavour, *, has_adapters: bool) -> ResolvedRequest:

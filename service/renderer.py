@@ -13,7 +13,7 @@ from longcat.adapter.reference import parse_new_name
 from longcat.errors import DeadlineError, NoAdapterStorageError
 from longcat.logs import log_event
 from longcat.model.flavour import Flavour
-from longcat.model.loading import check_compiler, load, parse_device, parse_dtype
+from longcat.model.loading import Components, check_compiler, load, parse_device, parse_dtype
 from longcat.model.memory.in_use import memory_of
 from longcat.model.precision import Offload
 from longcat.model.quantized.snapshot import snapshots_of
@@ -79,14 +79,7 @@ class Renderer:
             **settings.format._asdict(),
         )
         self.device_name = device_name or str(self.model.device)
-        self.identity = ModelIdentity(
-            flavour=flavour.name,
-            revision=flavour.revision,
-            hash=flavour.hash,
-            precision=self.model.precision.value,
-            text_encoder_precision=self.model.text_encoder_precision.value,
-            dtype=str(self.model.dtype).removeprefix("torch."),
-        )
+        self.identity = _identity(self.model)
         self.engine = Engine(
             self.model,
             self.identity,
@@ -256,3 +249,15 @@ class Renderer:
         for counter, now, before in zip(counters, counts, self._counted, strict=True):
             counter.inc(now - before)
         self._counted = counts
+
+
+def _identity(model: Components) -> ModelIdentity:
+    flavour = model.flavour
+    return ModelIdentity(
+        flavour=flavour.name,
+        revision=flavour.revision,
+        hash=flavour.hash,
+        precision=model.precision.value,
+        text_encoder_precision=model.text_encoder_precision.value,
+        dtype=str(model.dtype).removeprefix("torch."),
+    )

@@ -84,6 +84,12 @@ def create_app(config: StudioConfig) -> FastAPI:
         importer=Importer(config),
         training=training,
     )
+    _add_pages(app, config, access)
+    return app
+
+
+def _add_pages(app: FastAPI, config: StudioConfig, access: Access) -> None:
+    """Add the pages, and the middleware around them."""
     app.state.pages = Pages()
     app.add_middleware(Guard, config=config, access=access)
     app.add_middleware(LingeringClose)
@@ -100,5 +106,3 @@ def create_app(config: StudioConfig) -> FastAPI:
     @app.get("/")
     async def front() -> RedirectResponse:
         return RedirectResponse(NAVIGATION[0].path, status_code=303)
-
-    return app

@@ -131,50 +131,57 @@ def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
         return Path(name)
     hub_id = HUB_IDS.get(name, name)
     if not _HUB_ID.fullmatch(hub_id):
-        known = ["embedded", *HUB_IDS]
-        if nearest := difflib.get_close_matches(name, known, n=1):
-            raise FlavourError(
-                "flavour_misspelt",
-                "not a known model, a directory or a hub id",
-                remedy="did you mean {nearest!r}?",
-                field="flavour",
-                value=name,
-                nearest=nearest[0],
-            )
-        raise FlavourError(
-            "flavour_unknown",
-            "not a known model, a directory or a hub id",
-            remedy="give {known}, a directory, or a hub id (organisation/name)",
-            field="flavour",
-            value=name,
-            known=", ".join(known),
-        )
+        raise _unknown(name)
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, tqdm_class=_bar_of(hub_id)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        is_unreachable = isinstance(error, LocalEntryNotFoundError | httpx.TransportError) or status in _RETRYABLE
-        problem = Problem(
-            code="flavour_not_downloaded",
-            template=(
-                "{hub_id} cannot be downloaded ({reason}); tried in this order: a directory {name}, {hub}, "
-                "the cache {cache}"
-            ),
-            remedy_template=(
-                "check the name and the network; set HF_ENDPOINT to a mirror, or HF_TOKEN for a repository that needs one; "
-                "or download the model by another way, such as ModelScope's, and give its directory as the flavour"
-            ),
+        raise _not_downloaded(name, hub_id, error) from error
+
+
+def _unknown(name: str) -> FlavourError:
+    known = ["embedded", *HUB_IDS]
+    if nearest := difflib.get_close_matches(name, known, n=1):
+        return FlavourError(
+            "flavour_misspelt",
+            "not a known model, a directory or a hub id",
+            remedy="did you mean {nearest!r}?",
             field="flavour",
             value=name,
-            details={
-                "hub_id": hub_id,
-                "name": name,
-                "reason": f"{type(error).__name__}: {str(error).splitlines()[0]}",
-                "hub": _hub_in_use(),
-                "cache": constants.HF_HUB_CACHE,
-            },
+            nearest=nearest[0],
         )
-        raise (HubError if is_unreachable else FlavourError).of([problem]) from error
+    return FlavourError(
+        "flavour_unknown",
+        "not a known model, a directory or a hub id",
+        remedy="give {known}, a directory, or a hub id (organisation/name)",
+        field="flavour",
+        value=name,
+        known=", ".join(known),
+    )
+
+
+def _not_downloaded(name: str, hub_id: str, error: Exception) -> HubError | FlavourError:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    is_unreachable = isinstance(error, LocalEntryNotFoundError | httpx.TransportError) or status in _RETRYABLE
+    problem = Problem(
+        code="flavour_not_downloaded",
+        template=(
+            "{hub_id} cannot be downloaded ({reason}); tried in this order: a directory {name}, {hub}, the cache {cache}"
+        ),
+        remedy_template=(
+            "check the name and the network; set HF_ENDPOINT to a mirror, or HF_TOKEN for a repository that needs one; "
+            "or download the model by another way, such as ModelScope's, and give its directory as the flavour"
+        ),
+        field="flavour",
+        value=name,
+        details={
+            "hub_id": hub_id,
+            "name": name,
+            "reason": f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            "hub": _hub_in_use(),
+            "cache": constants.HF_HUB_CACHE,
+        },
+    )
+    return (HubError if is_unreachable else FlavourError).of([problem])
 
 
 def _bar_of(hub_id: str) -> type[tqdm] | None:

@@ -80,7 +80,7 @@ class FileStorage(Storage):
             try:
                 os.link(partial, path)
             except OSError as error:
-                if error.errno not in _UNSUPPORTED:
+                if error.errno not in _UNSUPPORTED and not _is_dangling(path):
                     raise
                 self._rename_to_new(partial, path)
             return file_etag(path.stat())
@@ -116,9 +116,9 @@ class FileStorage(Storage):
             self._remove_empty_folders(path)
 
     def _rename_to_new(self, partial: Path, path: Path) -> None:
-        """Rename under the lock, if the path is free. All writers on this file system come here, since it has no links."""
+        """Rename under the lock, if the path is free or a dangling link. Without hard links, all writers come here."""
         with self._locked():
-            if os.path.lexists(path):
+            if os.path.lexists(path) and not _is_dangling(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
             partial.rename(path)
 
@@ -206,6 +206,11 @@ def _new_file(path: Path) -> tuple[int, Path]:
             handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
             return handle, Path(name)
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path.parent))
+
+
+def _is_dangling(path: Path) -> bool:
+    """Return True for a symbolic link to nothing, which reads as a missing key."""
+    return path.is_symlink() and not path.exists()
 
 
 def _set_mode(path: Path, mode: int) -> None:

@@ -52,7 +52,7 @@ class EngineProcess:
     limits: Limits
     state: ServiceState
     number: int
-    """Of the engine, from 0."""
+    """The engine's number, from 0."""
 
     @property
     def _engine(self) -> EngineState:

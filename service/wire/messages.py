@@ -176,9 +176,9 @@ class AdapterReport(BaseModel):
     reachable: bool | None
     """None before the first listing of storage."""
     slots: int
-    """Of all devices."""
+    """The number of slots of all devices together."""
     slots_used: tuple[SlotStatus, ...]
-    """By device, the least recently used first."""
+    """Ordered by device, then with the least recently used slot first."""
     adapters: tuple[AdapterStatus, ...]
 
 

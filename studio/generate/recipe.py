@@ -55,11 +55,11 @@ class PictureRecipe(_Frozen):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All fields that are set beside the prompts and the adapters: what a form shows once it knows the model."""
+        """The fields that are set, without prompts and adapters: a form shows them once it knows the model."""
         return self.model_dump(exclude={"prompt", "negative_prompt", "adapters"}, exclude_none=True)
 
     def options(self) -> dict[str, Any]:
-        """As ``lithograph.Client`` takes them, beside the prompt."""
+        """Return the options of ``lithograph.Client``, beside the prompt."""
         options = self.model_dump(exclude={"prompt", "adapters"}, exclude_none=True)
         return options | {"adapters": {adapter.name: adapter.scale for adapter in self.adapters}}
 

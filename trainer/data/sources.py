@@ -91,25 +91,7 @@ class FolderSource(Source):
 
     def list(self) -> Listing:
         """Walk the directory; files that cannot be accessed are listed with their problem."""
-        if not self._root.exists():
-            raise DataError(
-                "dataset_folder_missing",
-                "does not exist, for dataset {dataset!r}",
-                remedy="check the path; relative paths start at {folder}",
-                field="instance_data_dir",
-                value=str(self._root),
-                dataset=self._dataset,
-                folder=str(Path.cwd()),
-            )
-        if not self._root.is_dir():
-            raise DataError(
-                "dataset_folder_not_directory",
-                "not a directory, for dataset {dataset!r}",
-                remedy="give the directory that holds the pictures",
-                field="instance_data_dir",
-                value=str(self._root),
-                dataset=self._dataset,
-            )
+        self._check_root()
         entries: list[Entry] = []
         unreadable: _Unreadable = []
         seen: set[tuple[int, int]] = set()
@@ -160,6 +142,27 @@ class FolderSource(Source):
     def _is_inside(self, path: Path) -> bool:
         """Return whether a path is in the dataset's directory once all links are followed."""
         return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self._root))
+
+    def _check_root(self) -> None:
+        if not self._root.exists():
+            raise DataError(
+                "dataset_folder_missing",
+                "does not exist, for dataset {dataset!r}",
+                remedy="check the path; relative paths start at {folder}",
+                field="instance_data_dir",
+                value=str(self._root),
+                dataset=self._dataset,
+                folder=str(Path.cwd()),
+            )
+        if not self._root.is_dir():
+            raise DataError(
+                "dataset_folder_not_directory",
+                "not a directory, for dataset {dataset!r}",
+                remedy="give the directory that holds the pictures",
+                field="instance_data_dir",
+                value=str(self._root),
+                dataset=self._dataset,
+            )
 
     def _look_at(self, path: Path, entries: _Entries, unreadable: _Unreadable) -> None:
         key = self._key(path)

@@ -1,4 +1,4 @@
-"""Where replies to commands and messages of engine processes arrive. LitServe fills both kinds of mailbox alike."""
+"""Mailboxes of replies to commands, and of messages of engine processes. LitServe fills both kinds alike."""
 
 import asyncio
 import logging

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from service.http.admission import AdmissionDependency
+from service.http.admission import Admission, AdmissionDependency
 from service.http.edge.authentication import CallerDependency
 from service.observability import metrics
 from service.wire.schema import ProblemBody
@@ -61,7 +61,7 @@ def read_metrics(request: Request) -> Response:
 @router.get("/v1/info", summary="Model, limits, defaults, versions", tags=["model"])
 async def info(admission: AdmissionDependency, caller: CallerDependency) -> dict[str, Any]:
     """The model, its limits and defaults on this server, and the versions of the software."""
-    flavour, limits, config = admission.flavour, admission.limits, admission.config
+    flavour, config = admission.flavour, admission.config
     settings, adapters = flavour.settings, config.adapters
     state = admission.state
     devices = [
@@ -79,15 +79,7 @@ async def info(admission: AdmissionDependency, caller: CallerDependency) -> dict
             **state.model,
         },
         "devices": devices,
-        "limits": {
-            "max_pixels": limits.max_pixels,
-            "max_steps": limits.max_steps,
-            "max_images": limits.max_images,
-            "max_prompt_tokens": settings.max_prompt_tokens,
-            "max_body_bytes": config.max_body_bytes,
-            "max_queue": config.max_queue,
-            "timeout_seconds": config.timeout_seconds,
-        },
+        "limits": _limits(admission),
         "jobs": {
             "most": config.jobs.most,
             "ttl_seconds": config.jobs.ttl_seconds,
@@ -112,6 +104,19 @@ async def info(admission: AdmissionDependency, caller: CallerDependency) -> dict
             "python": platform.python_version(),
             **{library: version(library) for library in _LIBRARIES},
         },
+    }
+
+
+def _limits(admission: Admission) -> dict[str, Any]:
+    limits, config = admission.limits, admission.config
+    return {
+        "max_pixels": limits.max_pixels,
+        "max_steps": limits.max_steps,
+        "max_images": limits.max_images,
+        "max_prompt_tokens": admission.flavour.settings.max_prompt_tokens,
+        "max_body_bytes": config.max_body_bytes,
+        "max_queue": config.max_queue,
+        "timeout_seconds": config.timeout_seconds,
     }
 
 

@@ -1,6 +1,5 @@
 """The adapter artifact, on a directory and on S3: published atomically, immutable, rejected if it does not fit."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,6 @@ from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.errors import AdapterError, StorageConflictError, StorageError, StorageMissingError
 from longcat.model.flavour import EMBEDDED_FOLDER, HUB_IDS, Flavour
 from longcat.model.loading import Components, load
-from longcat.storage.files import FileStorage
 from longcat.storage.interface import Storage
 from tests.longcat.sampling.test_denoise import begin, finish
 
@@ -173,59 +171,6 @@ def test_manifests_that_are_broken_or_copied_are_errors(storage: Storage, model:
         adapter.read_manifest(storage, "oil", 1)
     with pytest.raises(AdapterError, match="ink@7: its manifest is invalid: alpha: too small"):
         adapter.read_manifest(storage, "ink", 7)
-
-
-_SECRETS = {
-    "a line": "root-password",
-    "lines": "root-password\nroot-password\n",
-    "a number": "4711471147114711",
-    "JSON": '{"root-password": "root-password"}',
-    "JSON of the same fields": '{"name": 4711, "rank": "root-password", "alpha": 4711, "base": {"root-password": 4711}}',
-    "a list": '["root-password", 4711]',
-}
-
-
-@pytest.mark.parametrize("secret", _SECRETS.values(), ids=list(_SECRETS))
-def test_errors_show_nothing_of_a_file_that_is_linked_in_place_of_an_adapters(
-    model: Components, file: Path, tmp_path: Path, secret: str
-) -> None:
-    storage, elsewhere = FileStorage(tmp_path / "root"), tmp_path / "elsewhere"
-    manifest = publish(storage, "ink", draft(model.flavour, some_lora(model)), file)
-    elsewhere.write_text(secret, encoding="utf-8")
-    for key in ("latest", "1/adapter.safetensors", "2/manifest.json"):
-        link = tmp_path / "root" / "ink" / key
-        link.parent.mkdir(exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(elsewhere)
-    readings = (
-        lambda: adapter.latest_version(storage, "ink"),
-        lambda: adapter.read_manifest(storage, "ink", 2),
-        lambda: fetch(storage, manifest, tmp_path / "cache"),
-    )
-    for read in readings:
-        with pytest.raises(AdapterError) as caught:
-            read()
-        shown = json.dumps([problem.to_json() for problem in caught.value.problems])
-        assert "root-password" not in shown
-        assert "4711" not in shown
-        assert hashlib.sha256(secret.encode()).hexdigest()[:12] not in shown
-
-
-def test_a_latest_that_is_a_link_is_followed_like_any_other_and_a_rollback_replaces_the_link(
-    model: Components, file: Path, tmp_path: Path
-) -> None:
-    storage, elsewhere = FileStorage(tmp_path / "root"), tmp_path / "elsewhere"
-    for _ in range(2):
-        publish(storage, "ink", draft(model.flavour, some_lora(model)), file)
-    elsewhere.write_text("1")
-    latest = tmp_path / "root" / "ink" / "latest"
-    latest.unlink()
-    latest.symlink_to(elsewhere)
-    assert adapter.latest_version(storage, "ink") == 1
-    set_latest(storage, "ink", 2)
-    assert adapter.latest_version(storage, "ink") == 2
-    assert not latest.is_symlink()
-    assert elsewhere.read_text() == "1"
 
 
 def test_the_unknown_fields_of_a_manifest_are_named(storage: Storage, model: Components, file: Path) -> None:
