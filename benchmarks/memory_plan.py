@@ -150,7 +150,7 @@ def main(only: str) -> None:
 
 
 def measure(case: PlanCase, flavour: Flavour) -> int:
-    """Bytes at the highest moment of the second step; the first one makes the optimizer's state."""
+    """Return the bytes at the highest moment of the second step; the first one makes the optimizer's state."""
     gc.collect()
     before = simulated.used_bytes()
     transformer = placed(case, flavour)
@@ -184,7 +184,7 @@ def placed(case: PlanCase, flavour: Flavour) -> Any:
 
 
 def measure_prior(case: PlanCase, flavour: Flavour) -> int:
-    """Bytes at the highest moment of the base's own prediction, beyond its weights."""
+    """Return the bytes at the highest moment of the base's own prediction, beyond its weights."""
     transformer = placed(case, flavour)
     batch = replace(noise_on_device(case, flavour), is_prior=True)
     with_prior(transformer, batch)
@@ -195,7 +195,7 @@ def measure_prior(case: PlanCase, flavour: Flavour) -> int:
 
 @torch.no_grad()
 def measure_autoencoder(side_px: int, flavour: Flavour) -> tuple[int, int]:
-    """Bytes of encoding four pictures, and of decoding one, weights included."""
+    """Return the bytes of encoding four pictures, and of decoding one, weights included."""
     gc.collect()
     before = simulated.used_bytes()
     vae = load_vae(flavour, torch.bfloat16).to(CUDA)

@@ -36,7 +36,7 @@ class ConditioningUpdates:
 
     @cached_property
     def layers(self) -> Layers:
-        """The updates themselves."""
+        """The updates of these layers, made at the first use."""
         return self.make()
 
     @property

@@ -65,7 +65,7 @@ class GivenSettings:
 
     @classmethod
     def of(cls, model: ModelConfig, adapters: AdapterConfig | None, max_rows: int | None) -> Self:
-        """Return what a configuration gives."""
+        """Return the settings that a configuration fixes; those that it leaves open are None."""
         precision, text_encoder_precision = (
             None if name == AUTO else Precision(name) for name in (model.precision, model.text_encoder_precision)
         )

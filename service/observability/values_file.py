@@ -54,7 +54,7 @@ class ValuesFile:
         self._write(position, position + _VALUE.size)
 
     def close(self) -> None:
-        """Close the file, which stays."""
+        """Close the file; it is kept on disk."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

@@ -69,9 +69,9 @@ class PictureRecipe(_Frozen):
         return body_of(self.prompt, cast(Options, self.options()))
 
     def without_adapters(self) -> "PictureRecipe":
-        """The same of the base model."""
+        """Return this recipe for the base model alone."""
         return self.model_copy(update={"adapters": ()})
 
     def with_seed(self, seed: int | None, *, num_images: int) -> "PictureRecipe":
-        """The same from other noise."""
+        """Return this recipe with another seed and number of images."""
         return self.model_copy(update={"seed": seed, "num_images": num_images})

@@ -33,7 +33,7 @@ class Averages:
         self._loss, self._seconds, self._images = _MovingAverage(), _MovingAverage(), _MovingAverage()
 
     def add(self, report: StepReport) -> None:
-        """Include a step."""
+        """Add a step to the averages."""
         self.last = report
         self._loss.add(report.loss)
         self._seconds.add(report.step_seconds)

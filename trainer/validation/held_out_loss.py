@@ -52,7 +52,7 @@ class HeldOutLoss:
 
     @cached_property
     def records(self) -> tuple[ProbeRecord, ...]:
-        """The probes, for records."""
+        """The probes in the form of a run's record."""
         return tuple(
             ProbeRecord(
                 picture=f"{probe.sample.dataset}/{probe.sample.key}",

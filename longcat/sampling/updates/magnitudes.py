@@ -47,7 +47,7 @@ class Magnitudes:
     """Makes the magnitudes of a model's layers. The norms of a base weight's rows are computed once."""
 
     def __init__(self, transformer: nn.Module, device: torch.device) -> None:
-        """``device``: where magnitudes are used."""
+        """``device``: the device that computes with the magnitudes."""
         self._transformer = transformer
         self._device = device
         self._base_norms: dict[str, Tensor] = {}
