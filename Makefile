@@ -51,8 +51,8 @@ studio: $(VENV)/base.stamp ## Serve the studio, a web interface, on http://127.0
 	$(BIN)/lithograph server --flavour $(FLAVOUR) $(ARGS)
 
 # Programs that the tests start, a font with Chinese characters, and the compiler that torch.compile runs.
-TEST_PROGRAMS := chromium prometheus promtool prometheus-pushgateway curl git g++
-TEST_PACKAGES := chromium prometheus prometheus-pushgateway curl git fonts-noto-cjk g++ python3-dev
+TEST_PROGRAMS := chromium prometheus promtool prometheus-pushgateway curl git g++ exiftool
+TEST_PACKAGES := chromium prometheus prometheus-pushgateway curl git fonts-noto-cjk g++ python3-dev libimage-exiftool-perl
 
 .PHONY: test-packages
 test-packages: ## Install, as root on Debian, the programs that the tests start: Chromium, Prometheus, a compiler ...

@@ -20,7 +20,8 @@ from service.config import AdapterConfig, ModelConfig
 from service.memory.flavour_choice import settled
 from service.wire.events import ResultEvent, StepEvent
 from service.wire.limits import Limits
-from service.wire.picture import ModelIdentity, read_recipe
+from service.wire.picture import ModelIdentity, Recipe, read_recipe
+from service.wire.provenance import ProvenanceConfig
 from service.wire.schema import (
     MAX_ADAPTERS,
     AdapterChoice,
@@ -62,7 +63,8 @@ class ServerConfig(Configuration):
 @command_options(AdapterConfig, only=("uri", "endpoint_url"))
 @command_options(ServerConfig)
 @click.option("--recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="PNG file from Lithograph: generate the same image again, byte for byte.")  # fmt: skip
+              help="Picture file from Lithograph: generate the same image again, byte for byte.")  # fmt: skip
+@command_options(ProvenanceConfig)
 @command_options(ModelConfig)
 @click.pass_context
 def generate(
@@ -79,12 +81,13 @@ def generate(
     """Generate an image of PROMPT (Chinese or English) into a file, here or at a running service."""
     source = None if adapters is None else (adapters, adapters_endpoint_url)
     chosen = {option.parameter: options.pop(option.parameter) for option in options_of(ModelConfig)}
+    labels = {option.parameter: options.pop(option.parameter) for option in options_of(ProvenanceConfig)}
     remote = configure(ServerConfig, {name: options.pop(name) for name in ("server", "api_key", "api_key_file")})
     given = {name: value for name, value in options.items() if value is not None}
     if remote.api_key is not None and remote.server is None:
         raise click.UsageError("--api-key needs --server")
     if remote.server is not None:
-        explicit = _explicit(context, ("recipe", "adapters", "adapters_endpoint_url", *chosen))
+        explicit = _explicit(context, ("recipe", "adapters", "adapters_endpoint_url", *chosen, *labels))
         if prompt is None:
             raise click.UsageError("--server needs a PROMPT")
         if explicit:
@@ -94,12 +97,14 @@ def generate(
         _generate_at(remote, prompt, given | {"adapters": scales}, output)
         return
     if recipe is not None:
-        explicit = _explicit(context, (*_FIXED_BY_RECIPE, *options, "uses"))
+        explicit = _explicit(context, (*_FIXED_BY_RECIPE, *options, *labels, "uses"))
         if prompt is not None or explicit:
             raise click.UsageError("--recipe repeats an image as it is: give no prompt and no request options with it")
         follow_flavour = context.get_parameter_source("flavour") is ParameterSource.DEFAULT
+        made = read_recipe(recipe)
+        labels = {"picture_label": "off"} if made.producer is None else {"picture_producer": made.producer}
         config, flavour, request = _from_recipe(
-            recipe, chosen, output, follow_flavour=follow_flavour, has_adapters=source is not None
+            made, recipe, chosen, output, follow_flavour=follow_flavour, has_adapters=source is not None
         )
     elif prompt is not None:
         choices = tuple(_adapter_choice(use) for use in uses)
@@ -108,8 +113,8 @@ def generate(
         flavour = resolve(config.flavour, revision=config.revision)
         request = _resolve(validated(GenerateRequest, fields), flavour, has_adapters=source is not None)
     else:
-        raise click.UsageError("give a PROMPT, or --recipe PICTURE.png")
-    _generate_here(config, flavour, request, output, source)
+        raise click.UsageError("give a PROMPT, or --recipe PICTURE")
+    _generate_here(config, flavour, request, output, source, configure(ProvenanceConfig, labels))
 
 
 def _explicit(context: click.Context, names: Iterable[str]) -> list[str]:
@@ -136,10 +141,9 @@ _FIXED_BY_RECIPE = ("precision", "text_encoder_precision", "dtype")
 
 
 def _from_recipe(
-    path: Path, chosen: dict[str, Any], output: Path, *, follow_flavour: bool, has_adapters: bool
+    recipe: Recipe, path: Path, chosen: dict[str, Any], output: Path, *, follow_flavour: bool, has_adapters: bool
 ) -> tuple[ModelConfig, Flavour, ResolvedRequest]:
     """Return the model and the request that made an image. Raises ``RecipeError`` unless the same model is here."""
-    recipe = read_recipe(path)
     made_by = recipe.model
     if _format_of(output) != recipe.request.output_format:
         raise UserError(
@@ -208,6 +212,7 @@ def _generate_here(
     request: ResolvedRequest,
     output: Path,
     source: tuple[str, str | None] | None,
+    provenance: ProvenanceConfig,
 ) -> None:
     """Generate with the renderer in this process. ``source`` is the adapter storage and its endpoint."""
     from service.renderer import Renderer
@@ -218,7 +223,7 @@ def _generate_here(
         if source is not None and request.adapters:
             uri, endpoint_url = source
             adapters = AdapterConfig(uri=uri, endpoint_url=endpoint_url, slots=MAX_ADAPTERS, folder=Path(folder))
-        renderer = Renderer(config, flavour, max_rows=_MAX_ROWS, adapters=adapters)
+        renderer = Renderer(config, flavour, max_rows=_MAX_ROWS, adapters=adapters, provenance=provenance)
         with click.progressbar(length=steps, label="generating", file=sys.stderr) as bar:
             rendered = renderer.render(request, lambda made, total: bar.update(steps * made // total - bar.pos))
     _write(output, [picture.content for picture in rendered.images], request.seed)

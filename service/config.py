@@ -24,6 +24,7 @@ from service.http.edge.settings import HttpConfig
 from service.wire.devices import names_of, parse_devices
 from service.wire.limits import Limits
 from service.wire.messages import WireProblem
+from service.wire.provenance import ProvenanceConfig
 from service.wire.schema import MAX_ADAPTERS, SMALLEST_PX
 from service.wire.webhook_host import WebhookHost
 
@@ -215,6 +216,8 @@ class ServiceConfig(Configuration):
     open connections have moved on."""
     grace_seconds: Annotated[float, Field(ge=0, le=LONGEST_SECONDS)] = 60.0
     """Time after that in which running requests may finish."""
+    provenance: ProvenanceConfig = ProvenanceConfig()
+    """The metadata of picture files."""
     jobs: JobConfig = JobConfig()
     """Asynchronous jobs."""
     otlp_endpoint: Annotated[str | None, Flag(metavar="URL", envvar="OTEL_EXPORTER_OTLP_ENDPOINT")] = None

@@ -29,7 +29,8 @@ from service.memory.settings import decide
 from service.observability import metrics
 from service.wire.events import ErrorEvent, Event, ResultEvent, StepEvent
 from service.wire.messages import AdapterAction, AdapterCommand, AdapterReport, GenerateCommand, SlotStatus
-from service.wire.picture import ModelIdentity
+from service.wire.picture import ModelIdentity, PictureWriter
+from service.wire.provenance import ProvenanceConfig
 from service.wire.schema import MAX_ADAPTERS, ResolvedRequest
 
 log = logging.getLogger("lithograph")
@@ -52,11 +53,13 @@ class Renderer:
         max_rows: int | None = None,
         max_pixels: int | None = None,
         adapters: AdapterConfig | None = None,
+        provenance: ProvenanceConfig | None = None,
     ) -> None:
         """Load the model.
 
         ``device_name``: name in metrics and reports, by default the device's own. ``max_rows``: most rows of a forward at
         the default size; None lets the device's memory decide. ``max_pixels``: of an image; None is the model's own limit.
+        ``provenance``: metadata of files, by default those of ``ProvenanceConfig``.
         Raises ``ConfigError``, ``DeviceError`` or ``PrecisionError`` if this machine cannot.
         """
         device = parse_device(config.device)
@@ -82,7 +85,7 @@ class Renderer:
         self.identity = _identity(self.model)
         self.engine = Engine(
             self.model,
-            self.identity,
+            PictureWriter(self.identity, provenance or ProvenanceConfig()),
             max_rows=settings.capacity.rows,
             adapter_slots=settings.capacity.slots if adapters else 0,
             adapter_rank=settings.capacity.rank if adapters else 1,

@@ -41,7 +41,7 @@ from service.memory.admission import StepMemory
 from service.wire.errors import wrapped
 from service.wire.events import ErrorEvent, StepEvent
 from service.wire.messages import GenerateCommand
-from service.wire.picture import ModelIdentity
+from service.wire.picture import PictureWriter
 
 log = logging.getLogger("lithograph")
 
@@ -52,7 +52,7 @@ class Engine:
     def __init__(
         self,
         model: Components,
-        identity: ModelIdentity,
+        pictures: PictureWriter,
         *,
         max_rows: int,
         adapter_slots: int = 0,
@@ -79,13 +79,13 @@ class Engine:
             whole=compiled,
         )
         self.slot_table = SlotTable(slots)
-        self._identity = identity
+        self._model_hash = pictures.model.hash
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.workers = Workers(
             model,
             self.forward,
             slots.conditioner,
-            identity,
+            pictures,
             inbox=self._inbox,
             on_failure=self._fail,
             background=background,
@@ -258,7 +258,7 @@ class Engine:
         """End a request whose pictures are all written. In a worker thread: the result does not wait for a step."""
         if state.end():
             self._inbox.put(lambda: self._remove(state))
-            state.on_event(state.result(self._identity.hash))
+            state.on_event(state.result(self._model_hash))
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()

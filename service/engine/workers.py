@@ -24,7 +24,7 @@ from service.engine.request_state import RequestState, ScheduledImage
 from service.engine.slot_table import Adapter
 from service.engine.timeline import Phase
 from service.wire.events import AcceptedEvent, Picture, PreviewEvent
-from service.wire.picture import ModelIdentity, Recipe, encode_picture, encode_preview
+from service.wire.picture import PictureWriter, encode_preview
 
 _PREVIEW_PX = 256
 """Longest side of a preview, at most."""
@@ -52,7 +52,7 @@ class Workers:
         model: Components,
         forward: Forward,
         conditioner: Conditioner,
-        identity: ModelIdentity,
+        pictures: PictureWriter,
         *,
         inbox: queue.SimpleQueue[Callable[[], None]],
         on_failure: Callable[[RequestState, Exception], None],
@@ -70,7 +70,7 @@ class Workers:
         self._model = model
         self._forward = forward
         self._conditioner = conditioner
-        self._identity = identity
+        self._pictures = pictures
         self._inbox = inbox
         self._on_failure = on_failure
         self._workers: Executor = (
@@ -167,7 +167,7 @@ class Workers:
         decoded = device_time(self._model.device)
         timeline.end(Phase.DECODE, decoded, index)
         timeline.begin(Phase.ENCODE, decoded, index)
-        content = encode_picture(pixels, Recipe.of_image(state.request, index, self._identity, state.applied))
+        content = self._pictures.file_of(pixels, state.request, index, state.applied)
         timeline.end(Phase.ENCODE, time.monotonic(), index)
         if state.add_picture(index, Picture(seed=state.request.seed + index, content=content)):
             on_last(state)

@@ -137,6 +137,7 @@ class EngineProcess:
                 max_rows=config.max_rows,
                 max_pixels=self.limits.max_pixels,
                 adapters=config.adapters,
+                provenance=config.provenance,
             )
             settings = renderer.settings
             self._engine.set_model(

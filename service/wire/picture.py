@@ -1,6 +1,7 @@
-"""Picture files, and the recipe that a PNG carries.
+"""Picture files, and the recipe that they carry.
 
-A PNG carries its recipe in an iTXt chunk named ``lithograph``: everything that makes the same file again, and nothing else.
+A file carries its recipe, everything that makes the same file again and nothing else: a PNG in an iTXt chunk named
+``lithograph``, a JPEG or WebP in its XMP packet (``service.wire.provenance``), where the label of generated pictures is.
 It has no date and no timings, so that the same recipe gives the same bytes.
 """
 
@@ -15,9 +16,13 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longcat.errors import RecipeError
+from service.wire.provenance import ProvenanceConfig, content_id_of, properties_of, xmp_packet
 from service.wire.schema import AdapterChoice, AppliedAdapter, OutputFormat, ResolvedRequest
 
 RECIPE_KEY = "lithograph"
+XMP_KEY = "XML:com.adobe.xmp"
+"""Keyword of a PNG's chunk for XMP (Adobe, XMP Specification Part 3, section 1.1.5)."""
+_FORMATS = ("PNG", "JPEG", "WEBP")
 MEDIA_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _PNG_LEVEL = 1
 """The fastest of 9 levels: files are a tenth larger than at level 6, and made in a quarter of the time."""
@@ -49,30 +54,64 @@ class Recipe(BaseModel):
     request: ResolvedRequest
     model: ModelIdentity
     adapters: tuple[AppliedAdapter, ...] = ()
+    producer: str | None = None
+    """Producer in the file's label; None for a file without one."""
+
+    def as_json(self) -> str:
+        """Return the recipe as files carry it; without a producer, as before there were labels."""
+        return self.model_dump_json(exclude={"producer"} if self.producer is None else None)
 
     @classmethod
     def of_image(
-        cls, request: ResolvedRequest, index: int, model: ModelIdentity, adapters: tuple[AppliedAdapter, ...]
+        cls,
+        request: ResolvedRequest,
+        index: int,
+        model: ModelIdentity,
+        adapters: tuple[AppliedAdapter, ...],
+        *,
+        producer: str | None = None,
     ) -> "Recipe":
         """Return the recipe of picture ``index`` of a request: a request for it alone, with the adapter versions in use."""
         choices = tuple(AdapterChoice(name=applied.reference, scale=applied.scale) for applied in adapters)
         alone = request.model_copy(update={"seed": request.seed + index, "num_images": 1, "adapters": choices})
-        return cls(request=alone, model=model, adapters=adapters)
+        return cls(request=alone, model=model, adapters=adapters, producer=producer)
 
 
-def encode_picture(pixels: np.ndarray, recipe: Recipe) -> bytes:
-    """Encode pixels, (H, W, 3) in uint8, in the recipe's format; a PNG carries the recipe."""
+class PictureWriter:
+    """Makes the files of a model's pictures."""
+
+    def __init__(self, model: ModelIdentity, provenance: ProvenanceConfig) -> None:
+        self.model = model
+        self._provenance = provenance
+
+    def file_of(
+        self, pixels: np.ndarray, request: ResolvedRequest, index: int, adapters: tuple[AppliedAdapter, ...]
+    ) -> bytes:
+        """Return the file of picture ``index`` of a request. ``pixels``: (H, W, 3) in uint8."""
+        recipe = Recipe.of_image(request, index, self.model, adapters, producer=self._provenance.producer)
+        return encode_picture(pixels, recipe, with_recipe=self._provenance.picture_recipe == "on")
+
+
+def encode_picture(pixels: np.ndarray, recipe: Recipe, *, with_recipe: bool = True) -> bytes:
+    """Encode pixels, (H, W, 3) in uint8, in the recipe's format, with its label; ``with_recipe``: the file carries it."""
     buffer = io.BytesIO()
     image = Image.fromarray(pixels)
-    match recipe.request.output_format:
+    text = recipe.as_json()
+    kind = recipe.request.output_format
+    in_packet = text if with_recipe and kind != "png" else None
+    packet = xmp_packet(producer=recipe.producer, recipe=in_packet, content_id=content_id_of(text))
+    match kind:
         case "png":
             chunks = PngImagePlugin.PngInfo()
-            chunks.add_itxt(RECIPE_KEY, recipe.model_dump_json())
+            if packet:
+                chunks.add_itxt(XMP_KEY, packet.decode())
+            if with_recipe:
+                chunks.add_itxt(RECIPE_KEY, text)
             image.save(buffer, "PNG", pnginfo=chunks, compress_level=_PNG_LEVEL)
         case "jpeg":
-            image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+            image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0, xmp=packet)
         case "webp":
-            image.save(buffer, "WEBP", quality=_WEBP_QUALITY)
+            image.save(buffer, "WEBP", quality=_WEBP_QUALITY, xmp=packet)
     return buffer.getvalue()
 
 
@@ -84,18 +123,18 @@ def encode_preview(pixels: np.ndarray) -> bytes:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read the recipe in a PNG. Raises ``RecipeError`` if there is none."""
+    """Read the recipe in a picture file. Raises ``RecipeError`` if there is none."""
     return recipe_in(path, name=str(path))
 
 
 def recipe_in(file: Path | BinaryIO, *, name: str) -> Recipe:
-    """Read the recipe in a PNG that errors call ``name``. Raises ``RecipeError`` if there is none."""
-    text = _chunk_in(file, name=name)
-    if not isinstance(text, str):
+    """Read the recipe in a picture file that errors call ``name``. Raises ``RecipeError`` if there is none."""
+    text = metadata_in(file, name=name).get("lithograph:recipe")
+    if text is None:
         raise RecipeError(
             "recipe_missing",
             "carries no recipe",
-            remedy="give a PNG that Lithograph made and that no program has saved again",
+            remedy="give a picture that Lithograph made with its recipe and that no program has saved again",
             field="recipe",
             value=name,
         )
@@ -113,26 +152,32 @@ def recipe_in(file: Path | BinaryIO, *, name: str) -> Recipe:
         ) from error
 
 
-def _chunk_in(file: Path | BinaryIO, *, name: str) -> object:
-    """Return the text of the recipe's chunk in a PNG, None without one. Raises ``RecipeError`` for other files."""
+def metadata_in(file: Path | BinaryIO, *, name: str) -> dict[str, str]:
+    """Return what a picture file says about itself, by property; the recipe as ``lithograph:recipe``.
+
+    Raises ``RecipeError`` for a file that is no picture, or one of a format that carries nothing.
+    """
     try:
         with Image.open(file) as image:
-            if image.format != "PNG":
+            if image.format not in _FORMATS:
                 raise RecipeError(
-                    "recipe_not_png",
-                    "is a {format} picture, and only PNG files carry a recipe",
-                    remedy="give the PNG that Lithograph made",
+                    "recipe_not_in_format",
+                    "is a {format} picture, and only PNG, JPEG and WebP files carry a recipe",
+                    remedy="give the file that Lithograph made",
                     field="recipe",
                     value=name,
                     format=image.format,
                 )
             image.load()
-            return image.info.get(RECIPE_KEY)
+            packet = image.info.get(XMP_KEY if image.format == "PNG" else "xmp") or b""
+            found = properties_of(packet.encode() if isinstance(packet, str) else packet) if packet else {}
+            chunk = image.info.get(RECIPE_KEY) if image.format == "PNG" else None
+            return found | ({"lithograph:recipe": chunk} if isinstance(chunk, str) else {})
     except UnidentifiedImageError as error:
         raise RecipeError(
             "recipe_not_an_image",
             "is not a picture",
-            remedy="give a PNG that Lithograph made",
+            remedy="give a picture that Lithograph made",
             field="recipe",
             value=name,
         ) from error
@@ -140,7 +185,7 @@ def _chunk_in(file: Path | BinaryIO, *, name: str) -> object:
         raise RecipeError(
             "recipe_not_a_picture",
             "cannot be read as a picture: {reason}",
-            remedy="give a PNG that Lithograph made",
+            remedy="give a picture that Lithograph made",
             field="recipe",
             value=name,
             reason=str(error),

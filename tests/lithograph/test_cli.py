@@ -83,7 +83,7 @@ def test_generate_draws_without_a_server_and_its_picture_can_be_repeated(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate"], "give a PROMPT, or --recipe PICTURE.png"),
+        (["generate"], "give a PROMPT, or --recipe PICTURE"),
         (["generate", "cat", "--steps", "0"], "error: steps = 0: too small; give at least 1"),
         (["generate", "cat", "--width", "100"], "give a multiple of 64"),
         (["generate", "cat", "-o", "cat.gif"], "end the name in .png"),

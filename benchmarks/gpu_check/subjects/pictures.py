@@ -15,7 +15,8 @@ from service.engine.engine import Engine
 from service.wire.events import ErrorEvent, Event, ResultEvent
 from service.wire.limits import Limits
 from service.wire.messages import GenerateCommand
-from service.wire.picture import ModelIdentity
+from service.wire.picture import ModelIdentity, PictureWriter
+from service.wire.provenance import ProvenanceConfig
 from service.wire.schema import GenerateRequest
 
 _WAIT_SECONDS = 0.05
@@ -31,7 +32,9 @@ class EngineRun:
             flavour=flavour.name, revision=flavour.revision, hash=flavour.hash, precision=model.precision.value,
             text_encoder_precision=model.text_encoder_precision.value, dtype=str(model.dtype).removeprefix("torch."),
         )  # fmt: skip
-        self.engine = Engine(model, identity, max_rows=max_rows, background=background)
+        self.engine = Engine(
+            model, PictureWriter(identity, ProvenanceConfig()), max_rows=max_rows, background=background
+        )
         self.outcomes: dict[str, ResultEvent | ErrorEvent] = {}
         self._limits = Limits.of_model(flavour.settings, has_adapters=False)
         self._tokenize = plain_ids(model.tokenizer)

@@ -16,7 +16,8 @@ from service.engine.engine import Engine
 from service.engine.slot_table import Adapter
 from service.wire.events import ErrorEvent, Event, ResultEvent, StepEvent
 from service.wire.messages import GenerateCommand
-from service.wire.picture import ModelIdentity
+from service.wire.picture import ModelIdentity, PictureWriter
+from service.wire.provenance import ProvenanceConfig
 from service.wire.schema import AdapterChoice, ResolvedRequest
 from tests.longcat.sampling.test_layers_beside_blocks import beside
 from tests.longcat.sampling.test_slots import random_lora
@@ -69,7 +70,8 @@ class EngineHarness:
             text_encoder_precision="no_change",
             dtype="float32",
         )
-        self.engine = Engine(model, identity, adapter_rank=16, **{"max_rows": 4} | options)
+        pictures = PictureWriter(identity, ProvenanceConfig())
+        self.engine = Engine(model, pictures, adapter_rank=16, **{"max_rows": 4} | options)
         self.adapters = self.engine.workers.source = Adapters(model)
 
     def submit(self, name: str, *adapters: str, deadline: float = math.inf, previews: int = 0, **fields: Any) -> None:
