@@ -40,6 +40,9 @@ _COMMANDS: Mapping[str, _Subcommand] = {
     "verify": _Subcommand("lithograph.verify:verify", "Show what a picture file says about how it was made."),
     "fetch": _Subcommand("lithograph.fetch:fetch", "Download a model's weights ahead of serving or training."),
     "train": _Subcommand("trainer.commands.training:train", "Train an adapter on captioned pictures."),
+    "distill": _Subcommand(
+        "trainer.commands.training:distill", "Make an adapter that needs few steps and no guidance, from prompts alone."
+    ),
     "report": _Subcommand(
         "trainer.commands.training:report", "Show the report card of a training: overfitting, best step, copies."
     ),

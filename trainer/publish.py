@@ -12,7 +12,7 @@ from typing import Any
 from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from longcat.adapter.artifact import list_versions, read_manifest
-from longcat.adapter.manifest import Draft, Manifest, Training
+from longcat.adapter.manifest import Draft, Manifest, Sampling, Training
 from longcat.adapter.publishing import publish, set_latest
 from longcat.adapter.reference import parse_new_name
 from longcat.adapter.weights.draft import draft_of
@@ -87,6 +87,8 @@ class TrainedAdapter:
     pictures: Sequence[Path]
     may_be_latest: bool
     """True if validation passed or was disabled."""
+    sampling: Sampling | None = None
+    """The sampling that a distilled adapter was made for."""
 
 
 def keep(destination: PublishSettings, adapter: TrainedAdapter) -> Path:
@@ -206,6 +208,7 @@ def _draft(adapter: TrainedAdapter, pictures: tuple[str, ...]) -> Draft:
         adapter.flavour,
         origin="trained",
         trigger_words=adapter.trigger_words,
+        sampling=adapter.sampling,
         training=Training(
             precision=adapter.precision,
             config=options,

@@ -79,6 +79,15 @@ class Training(_Part):
     code_version: str
 
 
+class Sampling(_Part):
+    """The sampling that an adapter was made for: defaults of requests that name it."""
+
+    steps: Annotated[int, Field(ge=1)]
+    guidance_scale: Annotated[float, BeforeValidator(_is_number), Field(ge=1, allow_inf_nan=False)]
+    sigmas: tuple[float, ...] | None = None
+    """Noise levels of the steps, from 1; None is the model's own schedule."""
+
+
 class Draft(_Part):
     """The part of a manifest that a publisher gives; the rest follows from the file and from storage."""
 
@@ -94,6 +103,8 @@ class Draft(_Part):
     target_modules: tuple[str, ...]
     tensors: Annotated[int, Field(ge=2)]
     trigger_words: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+    """None for adapters that are sampled as their base."""
     origin: str
     """``trained``, or the format that it was imported from."""
     training: Training | None = None

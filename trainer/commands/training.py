@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from longcat.errors import ConfigError
 from longcat.logs import LOG_FORMATS, set_up_logging
 from trainer.commands.configuration import OPTIONS, config_option, json_option, read_config
 from trainer.commands.exit_code import exit_code_of
+from trainer.config.options import TrainConfig
 
 _log_format_option = click.option(
     "--log-format", type=click.Choice(LOG_FORMATS), default="auto", show_default=True,
@@ -33,8 +35,38 @@ def train(path: Path | None, log_format: str, options: tuple[str, ...]) -> None:
     sys.exit(int(exit_code_of(lambda: _train(path, list(options)))))
 
 
-def _train(path: Path | None, options: list[str]) -> int:
+@click.command(context_settings=OPTIONS)
+@config_option
+@_log_format_option
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def distill(path: Path | None, log_format: str, options: tuple[str, ...]) -> None:
+    """Make an adapter that needs few steps and no guidance: lithograph distill --config config/turbo.json.
+
+    The base with guidance is the teacher, and prompts are the only data. The configuration is that of
+    `lithograph train` with "distillation": {"prompts": "prompts.txt", "steps": 8} in place of pictures. Exit codes
+    are those of `lithograph train`.
+    """
+    set_up_logging(log_format)
+    sys.exit(int(exit_code_of(lambda: _distill(path, list(options)))))
+
+
+def _distill(path: Path | None, options: list[str]) -> int:
     config = read_config(path, options)
+    if config.distillation is None:
+        raise ConfigError(
+            "distillation_missing",
+            "missing",
+            remedy='give {{"prompts": "prompts.txt", "steps": 8}}, or use `lithograph train` to learn from pictures',
+            field="distillation",
+        )
+    return _run(config)
+
+
+def _train(path: Path | None, options: list[str]) -> int:
+    return _run(read_config(path, options))
+
+
+def _run(config: TrainConfig) -> int:
     from trainer.run.pipeline import train as run
 
     return int(run(config, show_bar=sys.stderr.isatty()))

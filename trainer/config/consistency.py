@@ -17,6 +17,7 @@ def consistency_problems(config: TrainFields) -> Iterator[Problem]:
             code="edit_flavour_unsupported", template="an image editing model, which cannot be trained here",
             remedy_template="give final or dev", field="model_flavour", value="edit",
         )  # fmt: skip
+    yield from _distillation_problems(config)
     yield from _dataset_problems(config)
     yield from mask_problems(config.data_backend_config)
     yield from _regularisation_problems(config)
@@ -35,6 +36,29 @@ def consistency_problems(config: TrainFields) -> Iterator[Problem]:
             "fsdp_enable, so that every process keeps a quantized base",
             field="fsdp_enable", value=True,
         )  # fmt: skip
+
+
+def _distillation_problems(config: TrainFields) -> Iterator[Problem]:
+    """Yield the problems of options about pictures, of which a distillation has none."""
+    if config.distillation is None:
+        return
+    for name in ("instance_data_dir", "data_backend_config", "eval_share", "publish_max_copies"):
+        if (given := getattr(config, name)) not in (None, (), 0):
+            yield Problem(
+                code="pictures_beside_distillation", template="about pictures, and distillation learns from prompts alone",
+                remedy_template="leave it out, or leave out distillation", field=name, value=_short(given),
+            )  # fmt: skip
+    if config.fsdp_enable:
+        yield Problem(
+            code="distillation_with_fsdp", template="a distillation needs the whole base in every process",
+            remedy_template="leave it out; with base_model_precision int8-torchao the base fits most devices",
+            field="fsdp_enable", value=True,
+        )  # fmt: skip
+
+
+def _short(given: object) -> object:
+    """Return a value to show; datasets by their number."""
+    return f"{len(given)} datasets" if isinstance(given, tuple) else given
 
 
 def _dataset_problems(config: TrainFields) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from longcat.model.shape import GRID_PX
 from trainer.config.dataset_options import DatasetConfig, FilePath, PathText
 from trainer.config.simpletuner.lycoris import LycorisConfig
+from trainer.distill.options import DistillationConfig
 
 _Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _Optional = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -83,6 +84,9 @@ class TrainFields(BaseModel):
     """A safetensors file to start from, instead of zero."""
 
     # Data.
+    distillation: DistillationConfig | None = None
+    """Distillation, by ``lithograph distill``: prompts instead of pictures, and the base with guidance as the teacher. The
+    adapter then needs few steps and no guidance."""
     data_backend_config: tuple[DatasetConfig, ...] = ()
     """Datasets of captioned pictures: a list, or a JSON file that contains one."""
     instance_data_dir: PathText | None = None

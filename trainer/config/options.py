@@ -173,7 +173,9 @@ class TrainConfig(TrainFields):
 
     @property
     def datasets(self) -> tuple[DatasetConfig, ...]:
-        """The datasets, from ``instance_data_dir`` or ``data_backend_config``."""
+        """The datasets, from ``instance_data_dir`` or ``data_backend_config``; the prompts of a distillation."""
+        if self.distillation is not None:
+            return (self.distillation.dataset,)
         single = self._single_dataset()
         return self.data_backend_config if single is None else (single,)
 

@@ -34,9 +34,7 @@ def take_inventory(
     ``find_model`` is called when a usable picture is found: data that cannot be used are reported before anything is
     downloaded. Raises ``DataError`` if nothing can be used; the report is written all the same.
     """
-    for folder in (config.output_dir, config.cache_folder):
-        write_atomically(folder / OUTPUT_MARK, b"Written by Lithograph: training pictures are not searched for here.\n")
-
+    mark_output(config)
     used = [
         data for data in config.datasets if data.dataset_type != "eval" or config.eval_dataset_id in (None, data.id)
     ]
@@ -54,6 +52,12 @@ def take_inventory(
     if not inventory.held_out and (wanting := needs_held_out(config)):
         raise nothing_held_out(inventory, wanting[0])
     return inventory
+
+
+def mark_output(config: TrainConfig) -> None:
+    """Mark the directories that a run writes to, in which no scan looks for training pictures."""
+    for folder in (config.output_dir, config.cache_folder):
+        write_atomically(folder / OUTPUT_MARK, b"Written by Lithograph: training pictures are not searched for here.\n")
 
 
 def scan_options(config: TrainConfig, limit: Callable[[], PromptLimit] | None) -> ScanOptions:

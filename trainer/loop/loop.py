@@ -27,7 +27,7 @@ from trainer.loop.distributed import ProcessGroup
 from trainer.loop.interruption import Interruption
 from trainer.loop.optimizer import OptimizerSettings, clip_gradients, make_optimizer, make_schedule, restore, set_mode
 from trainer.loop.sampler import Sampler
-from trainer.loop.step import Batches, loss_of, with_prior
+from trainer.loop.step import Objective, loss_of
 from trainer.model.lora import load_weights, weights_of
 from trainer.record.averages import LossHistory
 from trainer.record.progress import RunProgress, StepReport
@@ -70,7 +70,7 @@ class Loop:
         settings: LoopSettings,
         optimizer: OptimizerSettings,
         model: TrainableModel,
-        batches: Batches,
+        objective: Objective[Any],
         sampler: Sampler,
         process_group: ProcessGroup,
         evaluations: Evaluations,
@@ -84,11 +84,12 @@ class Loop:
         self._settings = settings
         self._model = model
         self._process_group = process_group
+        self._objective = objective
         self._evaluations = evaluations
         self._origin = origin
         self._checkpoints = settings.output_dir / "checkpoints"
         self._source = BatchSource(
-            batches,
+            objective,
             sampler,
             device=process_group.device,
             size=settings.train_batch_size,
@@ -217,7 +218,7 @@ class Loop:
         count = self._settings.gradient_accumulation_steps
         total = torch.zeros((), device=self._model.parameters[0].device)
         for micro in range(count):
-            batch = with_prior(self._model.transformer, self._source.batch(self.step * count + micro))
+            batch = self._objective.complete(self._model.transformer, self._source.batch(self.step * count + micro))
             with process_group.accumulating(self._replicated, last=micro == count - 1):
                 loss = loss_of(self._replicated, batch) / count
                 self._scaler.scale(loss).backward()

@@ -13,7 +13,7 @@ Shapes: B batch, N image tokens, C = 64, L prompt rows, J the text encoder's wid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -60,8 +60,24 @@ class BatchSettings:
     masked_loss_probability: float
 
 
+_Made = TypeVar("_Made")
+
+
+class Objective(Protocol[_Made]):
+    """The examples that a run learns from, in two parts: the device may compute while the next batch is made."""
+
+    def batch(self, number: int, indices: Sequence[int], *, first: int) -> _Made:
+        """Make batch ``number`` of these samples, in main memory: a dataclass of tensors and plain values.
+
+        ``first`` is the first one's place in the batch of all processes.
+        """
+
+    def complete(self, transformer: LongCatImageTransformer2DModel, made: _Made) -> Batch:
+        """Compute on the device what the batch needs of the model itself."""
+
+
 class Batches:
-    """Batches by their number in the run."""
+    """Batches of pictures by their number in the run."""
 
     def __init__(
         self,
@@ -108,6 +124,10 @@ class Batches:
             image_ids_N3=image_ids,
             seed=derive(seed, "dropout", number, first),
         )
+
+    def complete(self, transformer: LongCatImageTransformer2DModel, made: Batch) -> Batch:
+        """Compute the targets of regularisation pictures."""
+        return with_prior(transformer, made)
 
     def _latents(self, index: int) -> Tensor:
         return self._cache.require(self._latent_key(index), self._samples[index].key)
@@ -171,17 +191,26 @@ def with_prior(transformer: LongCatImageTransformer2DModel, batch: Batch) -> Bat
 
 
 def _predict(transformer: nn.Module, batch: Batch) -> Tensor:
-    """Return the predicted velocity, (B, N, C) in float32.
+    return predict(
+        transformer, batch.noisy_BNC, batch.sigma_B, batch.embeds_BLJ, (batch.text_ids_L3, batch.image_ids_N3)
+    )
+
+
+def predict(
+    transformer: nn.Module, noisy_BNC: Tensor, sigma_B: Tensor, embeds_BLJ: Tensor, ids: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Return the predicted velocity, (B, N, C) in float32. ``ids``: positions of prompt rows and image tokens.
 
     The base computes in its own type, to which the adapter's layers cast their float32 parameters. Under torch's autocast,
     layer norms on a GPU would give float32, and a torchao base then computes and keeps everything in float32.
     """
+    text_ids_L3, image_ids_N3 = ids
     predicted: Tensor = transformer(
-        hidden_states=batch.noisy_BNC,
-        timestep=batch.sigma_B,
-        encoder_hidden_states=batch.embeds_BLJ,
-        txt_ids=batch.text_ids_L3,
-        img_ids=batch.image_ids_N3,
+        hidden_states=noisy_BNC,
+        timestep=sigma_B,
+        encoder_hidden_states=embeds_BLJ,
+        txt_ids=text_ids_L3,
+        img_ids=image_ids_N3,
         return_dict=False,
     )[0]
     return predicted.float()

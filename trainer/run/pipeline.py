@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 
+from longcat.adapter.manifest import Sampling
 from longcat.logs import log_event
 from longcat.problem import Problem
 from trainer.config.options import TrainConfig
@@ -100,9 +101,15 @@ def validate(prepared: Prepared, training: TrainingRun, context: RunContext) -> 
         trigger_words=prepared.inventory.trigger_words,
         pictures=result.files if result else (),
         may_be_latest=result is None or result.passed,
+        sampling=_sampling(config),
     )
     failed = gate(select(config, GateSettings), evaluations.card, result.nearest if result else ())
     return ValidatedAdapter(adapter=adapter, failed=failed)
+
+
+def _sampling(config: TrainConfig) -> Sampling | None:
+    """Return the sampling that the adapter was made for, if it is a distilled one."""
+    return None if config.distillation is None else Sampling(steps=config.distillation.steps, guidance_scale=1)
 
 
 def publish(prepared: Prepared, validated: ValidatedAdapter, context: RunContext) -> None:

@@ -10,6 +10,7 @@ from trainer.config.options import TrainConfig
 from trainer.config.settings import select
 from trainer.data.inventory import Inventory
 from trainer.data.scan import take_inventory
+from trainer.distill.prompts import take_prompts
 from trainer.encode.preparation import Encoders
 from trainer.loop.checkpoint import find_manifest
 from trainer.loop.continuation import continue_with
@@ -73,9 +74,11 @@ def prepare(config: TrainConfig, process_group: ProcessGroup) -> Prepared:
         config, changes = continue_with(
             config, checkpoint.origin.options, processes=process_group.size, step=checkpoint.step
         )
-    inventory = take_inventory(
-        config, partial(describe, config.flavour, revision=config.revision), processes=process_group.size
-    )
+    find_model = partial(describe, config.flavour, revision=config.revision)
+    if config.distillation is None:
+        inventory = take_inventory(config, find_model, processes=process_group.size)
+    else:
+        inventory = take_prompts(config, find_model)
     check_init_lora(config.init_lora)
     check_fit(config, describe(config.flavour, revision=config.revision).folder)
     config, encoders = prepare_model(config, process_group.device)

@@ -2,12 +2,15 @@
 
 import gc
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import LongCatImageTransformer2DModel
 
 from longcat.model.loading import load_scheduler_config, load_vae
 from trainer.config.settings import select
+from trainer.distill.trajectories import Teacher, Trajectories
+from trainer.distill.windows import Windows
 from trainer.encode.cache import Cache
 from trainer.encode.preparation import captions_of, dark_masks, encode_captions, encode_masks, encode_pictures
 from trainer.loop.checkpoint import Origin
@@ -16,7 +19,7 @@ from trainer.loop.distributed import ProcessGroup
 from trainer.loop.interruption import Interruption
 from trainer.loop.loop import Loop, LoopSettings, TrainableModel
 from trainer.loop.optimizer import OptimizerSettings
-from trainer.loop.step import Batches, BatchSettings
+from trainer.loop.step import Batches, BatchSettings, Objective
 from trainer.model.base import load_base
 from trainer.model.checkpointing import checkpoint_blocks
 from trainer.model.lora import LoraSettings, inject
@@ -45,6 +48,11 @@ class RunContext:
     interruption: Interruption
     progress: RunProgress
 
+    def cached(self, kind: str, done: int, total: int, hits: int) -> None:
+        """Record the progress of caching one kind of entry. Raises ``InterruptedTraining`` after a signal."""
+        self.interruption.check()
+        self.progress.cache(kind, done, total, hits)
+
 
 def encode(prepared: Prepared, context: RunContext) -> Cache:
     """Cache the embeddings of all prompts and captions and the latents of all pictures, a share in each process."""
@@ -60,10 +68,7 @@ def encode(prepared: Prepared, context: RunContext) -> Cache:
     )
     progress.phase("caching")
 
-    def on_done(kind: str, done: int, total: int, hits: int) -> None:
-        context.interruption.check()
-        progress.cache(kind, done, total, hits)
-
+    on_done = context.cached
     cache = Cache(config.cache_folder)
     # Validation prompts come first: one that is too long is then reported at once, not after hours.
     probes = prepared.probes
@@ -71,9 +76,10 @@ def encode(prepared: Prepared, context: RunContext) -> Cache:
     texts = list(dict.fromkeys([*texts_of(prepared.prompts), *captions]))
     share, shares = process_group.rank, process_group.size
     encode_captions(encoders, cache, texts, on_done, share=share, shares=shares)
-    pictures = (*inventory.samples, *{encoders.latent_key(probe.sample): probe.sample for probe in probes}.values())
-    encode_pictures(encoders, cache, pictures, on_done, share=share, shares=shares)
-    encode_masks(encoders, cache, pictures, on_done, share=share, shares=shares)
+    if config.distillation is None:
+        pictures = (*inventory.samples, *{encoders.latent_key(probe.sample): probe.sample for probe in probes}.values())
+        encode_pictures(encoders, cache, pictures, on_done, share=share, shares=shares)
+        encode_masks(encoders, cache, pictures, on_done, share=share, shares=shares)
     gc.collect()  # frees the encoders' memory before the transformer is loaded
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -103,7 +109,8 @@ def set_up(prepared: Prepared, cache: Cache, context: RunContext) -> TrainingRun
     validation = make_validation(prepared, cache, transformer, context)  # before LoRA layers change the modules' names
     model = make_trainable(prepared, transformer, context.process_group)
     evaluations = make_evaluations(prepared, cache, model, context)
-    loop = make_loop(prepared, cache, model, evaluations, context)
+    objective = make_objective(prepared, cache, model, context)
+    loop = make_loop(prepared, model, objective, evaluations, context)
     return TrainingRun(transformer=transformer, validation=validation, evaluations=evaluations, loop=loop)
 
 
@@ -124,7 +131,9 @@ def make_validation(
             load_vae=lambda: load_vae(encoders.flavour, encoders.dtype).to(encoders.device),
             on_step=on_step,
             rank=slot_rank(transformer, lycoris) if (lycoris := config.lycoris_config) else config.lora_rank,
-            training=NearestPictures(prepared.inventory.samples, encoders, cache),
+            training=None
+            if config.distillation is not None
+            else NearestPictures(prepared.inventory.samples, encoders, cache),
         )
 
     return ValidationStage(
@@ -176,19 +185,36 @@ def make_evaluations(prepared: Prepared, cache: Cache, model: TrainableModel, co
     )
 
 
+def make_objective(prepared: Prepared, cache: Cache, model: TrainableModel, context: RunContext) -> Objective[Any]:
+    """Return the batches that the run learns from: of pictures, or of the teacher's trajectories, which are solved first."""
+    config, samples, encoders = prepared.config, prepared.inventory.samples, prepared.encoders
+    scheduler_config, group = load_scheduler_config(encoders.flavour), context.process_group
+    if config.distillation is None:
+        return Batches(select(config, BatchSettings), samples, encoders, cache, scheduler_config)
+    context.progress.phase("caching")
+    teacher = Teacher.of(config.distillation, encoders, precision=config.base_model_precision)
+    trajectories = Trajectories(teacher, samples, encoders, cache, scheduler_config)
+    trajectories.solve(model.transformer, context.cached, share=group.rank, shares=group.size)
+    group.barrier()
+    return Windows(
+        trajectories, samples, on_policy=config.distillation.on_policy, seed=config.seed, dtype=encoders.dtype
+    )
+
+
 def make_loop(
-    prepared: Prepared, cache: Cache, model: TrainableModel, evaluations: Evaluations, context: RunContext
+    prepared: Prepared,
+    model: TrainableModel,
+    objective: Objective[Any],
+    evaluations: Evaluations,
+    context: RunContext,
 ) -> Loop:
     """Make the loop, resumed from the configured checkpoint."""
     config, inventory, encoders = prepared.config, prepared.inventory, prepared.encoders
-    batches = Batches(
-        select(config, BatchSettings), inventory.samples, encoders, cache, load_scheduler_config(encoders.flavour)
-    )
     loop = Loop(
         select(config, LoopSettings),
         select(config, OptimizerSettings),
         model,
-        batches,
+        objective,
         prepared.sampler,
         context.process_group,
         evaluations,

@@ -13,6 +13,7 @@ from trainer.config.dataset_options import width_and_height
 from trainer.config.file import read_prompts
 from trainer.data.captions.language import detect_language
 from trainer.data.sample import Sample
+from trainer.distill.options import DistillationConfig
 from trainer.encode.preparation import Encoders
 
 _DEFAULT_PROMPTS = ("一个红苹果", "a red apple")
@@ -34,6 +35,8 @@ class PromptSettings:
     validation_num_inference_steps: int | None
     validation_seed: int
     precision: Precision
+    distillation: DistillationConfig | None
+    """With it, pictures have the student's steps and no guidance by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,11 @@ def validation_prompts(
                 size=f"{width}x{height}",
                 most=defaults.max_pixels,
             )
-    guidance = settings.validation_guidance
+    steps, guidance = defaults.default_steps, defaults.default_guidance_scale
+    if settings.distillation is not None:
+        steps, guidance = settings.distillation.steps, 1.0
+    if settings.validation_guidance is not None:
+        guidance = settings.validation_guidance
     model = (encoders.flavour.hash, settings.precision, encoders.text_encoder_precision, encoders.dtype)
     return tuple(
         ValidationPrompt(
@@ -94,8 +101,8 @@ def validation_prompts(
             negative_prompt=settings.validation_negative_prompt,
             width_px=width,
             height_px=height,
-            steps=settings.validation_num_inference_steps or defaults.default_steps,
-            guidance_scale=defaults.default_guidance_scale if guidance is None else guidance,
+            steps=settings.validation_num_inference_steps or steps,
+            guidance_scale=guidance,
             seed=settings.validation_seed,
             model=", ".join(map(str, model)),
             is_base=is_base,
