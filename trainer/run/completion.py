@@ -7,9 +7,9 @@ from longcat.problem import Problem
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
 from trainer.loop.continuation import nothing_left, stopped_before
-from trainer.publish import PublishSettings
 from trainer.record.run_file import read_run
 from trainer.run.preparation import Prepared
+from trainer.run.publish import PublishSettings
 
 
 def nothing_to_do(prepared: Prepared) -> Problem | None:

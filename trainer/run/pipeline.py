@@ -11,9 +11,9 @@ from trainer.config.settings import public_options, select
 from trainer.loop.distributed import ProcessGroup
 from trainer.loop.interruption import InterruptedTraining, Interruption
 from trainer.outcome import Outcome, outcome_of, problems_of
-from trainer.publish import PublishSettings, TrainedAdapter, keep, publish_adapter
 from trainer.run.completion import nothing_to_do
 from trainer.run.preparation import Prepared, prepare
+from trainer.run.publish import PublishSettings, TrainedAdapter, keep, publish_adapter
 from trainer.run.record import errors_recorded, open_progress
 from trainer.run.stages import RunContext, TrainingRun, encode, set_up
 from trainer.validation.gate import GateSettings, gate, gated

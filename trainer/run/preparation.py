@@ -19,9 +19,9 @@ from trainer.loop.sampler import Sampler
 from trainer.model.base import check_machine, prepare_model
 from trainer.model.fit import check_fit
 from trainer.model.lora import check_init_lora
-from trainer.publish import PublishSettings
 from trainer.record.boards.trackers import check_trackers
 from trainer.record.run_file import make_output_dir
+from trainer.run.publish import PublishSettings
 from trainer.validation.changed_prompts import with_changes
 from trainer.validation.probes import Probe, probes_of
 from trainer.validation.prompts import (
