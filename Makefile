@@ -119,8 +119,13 @@ format: $(VENV)/dev.stamp ## Format the code and apply lint's automatic fixes.
 	$(BIN)/ruff check --fix .
 
 .PHONY: eval-embedded
-eval-embedded: $(VENV)/dev.stamp ## Measure the embedded model; rewrites its results and contact sheet.
+eval-embedded: $(VENV)/dev.stamp ## Measure the embedded model and its turbo adapter; rewrites their results and sheets (INK=FILE: a style to stack).
 	$(BIN)/python -m recipes.embedded.evaluate
+	$(BIN)/python -m recipes.turbo.evaluate $(if $(INK),--ink $(INK))
+
+.PHONY: turbo
+turbo: $(VENV)/dev.stamp ## Train the embedded model's turbo adapter again: 4 steps without guidance, resumable.
+	$(BIN)/python -m recipes.turbo
 
 .PHONY: embedded
 embedded: $(VENV)/dev.stamp ## Train the embedded model again: about two hours on two cores, resumable.

@@ -12,9 +12,9 @@ Writes ``evaluation.json`` and ``contact_sheet.png`` beside the model, and the r
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 import tqdm
 from PIL import Image, ImageDraw
 
+from longcat.adapter.weights.lora import LoraWeights
 from longcat.model import flavour
 from longcat.model.loading import Components, load
 from longcat.model.tokenizer import plain_ids
@@ -29,6 +30,7 @@ from longcat.sampling import denoise
 from longcat.sampling.encoding.text_encoder import encode_prompt
 from longcat.sampling.forward import Forward
 from longcat.sampling.prompt import tokenize_prompt
+from longcat.sampling.slots import AdapterSlots
 from recipes.embedded import concepts
 from recipes.embedded.captions import (
     BACKGROUNDS,
@@ -72,40 +74,65 @@ def draw_cases(everything: list[concepts.Concept]) -> list[EvaluationCase]:
     return cases
 
 
-def draw_pictures(model: Components, cases: list[EvaluationCase]) -> list[np.ndarray]:
-    """Generate pictures (H, W, 3) in uint8 at the model's defaults, case i from seed i."""
-    settings = model.flavour.settings
-    tokenize, pad = plain_ids(model.tokenizer), model.tokenizer.pad_token_id
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A model with adapters, and how it is sampled."""
 
-    def encode(prompt: str) -> torch.Tensor:
-        tokens = tokenize_prompt(prompt, tokenize, max_tokens=settings.max_prompt_tokens)
-        return encode_prompt(
-            model.text_encoder, tokens, pad_token_id=pad, max_tokens=settings.max_prompt_tokens, device=model.device
-        )
+    model: Components
+    steps: int
+    guidance_scale: float
+    adapters: tuple[LoraWeights, ...] = ()
 
-    empty = encode("")
-    forward = Forward(model.transformer, model.device)
-    pictures = []
-    for first in tqdm.trange(0, len(cases), TOGETHER, desc="drawing", unit_scale=TOGETHER):
-        together = [
-            denoise.start(
-                model,
-                forward,
-                embeds_1LJ=encode(case.prompt),
-                negative_embeds_1LJ=empty,
-                height_px=settings.default_size_px,
-                width_px=settings.default_size_px,
-                steps=settings.default_steps,
-                guidance_scale=settings.default_guidance_scale,
-                cfg_renorm=True,
-                seed=first + i,
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
+        """Generate a picture of each prompt, (H, W, 3) in uint8, as the service does."""
+        model, settings = self.model, self.model.flavour.settings
+        tokenize, pad = plain_ids(model.tokenizer), model.tokenizer.pad_token_id
+
+        def encode(prompt: str) -> torch.Tensor:
+            tokens = tokenize_prompt(prompt, tokenize, max_tokens=settings.max_prompt_tokens)
+            return encode_prompt(
+                model.text_encoder, tokens, pad_token_id=pad, max_tokens=settings.max_prompt_tokens, device=model.device
             )
-            for i, case in enumerate(cases[first : first + TOGETHER])
-        ]
-        while not together[0].is_done:
-            denoise.advance(forward, together)
-        pictures += [denoise.decode(model.vae, picture) for picture in together]
-    return pictures
+
+        empty, slots = encode(""), self._slots()
+        forward = Forward(model.transformer, model.device)
+        pictures = []
+        for first in tqdm.trange(0, len(prompts), TOGETHER, desc="drawing", unit_scale=TOGETHER):
+            together = [
+                denoise.start(
+                    model,
+                    forward,
+                    embeds_1LJ=encode(prompt),
+                    negative_embeds_1LJ=empty,
+                    height_px=settings.default_size_px,
+                    width_px=settings.default_size_px,
+                    steps=self.steps,
+                    guidance_scale=self.guidance_scale,
+                    cfg_renorm=True,
+                    seed=seed,
+                    adapters=tuple((slot, 1.0) for slot in range(len(self.adapters))),
+                    slots=slots,
+                )
+                for prompt, seed in zip(prompts[first : first + TOGETHER], seeds[first : first + TOGETHER], strict=True)
+            ]
+            while not together[0].is_done:
+                denoise.advance(forward, together, slots)
+            pictures += [denoise.decode(model.vae, picture) for picture in together]
+        return pictures
+
+    def _slots(self) -> AdapterSlots | None:
+        if not self.adapters:
+            return None
+        slots = AdapterSlots(
+            self.model.transformer,
+            count=len(self.adapters),
+            rank=max(weights.rank for weights in self.adapters),
+            device=self.model.device,
+            dtype=self.model.dtype,
+        )
+        for slot, weights in enumerate(self.adapters):
+            slots.load(slot, weights)
+        return slots
 
 
 def judge(cases: list[EvaluationCase], pictures: list[np.ndarray], sprites: torch.Tensor) -> list[dict[str, bool]]:
@@ -171,25 +198,24 @@ def contact_sheet(
     return sheet
 
 
-def write_card(card: Path, report: dict[str, Any], summary: dict[str, dict[str, float]]) -> None:
-    """Replace the results between the card's markers."""
-    text = card.read_text(encoding="utf-8")
-    start, end = "make eval-embedded` -->\n", "<!-- /evaluation -->"
-    rows = [
-        f"| {part} | {figures['prompts']} | {figures['top1']:.1%} | {figures['top5']:.1%} | {figures['background']:.1%} |"
-        for part, figures in summary.items()
-    ]
-    lines = [
-        f"{PROMPTS} prompts at the defaults ({report['steps']} steps, guidance {report['guidance_scale']}), seeds "
-        f"{report['seeds']}:",
-        "",
+def write_card(card: Path, name: str, lines: Sequence[str]) -> None:
+    """Replace the lines between the card's markers of that name."""
+    start, end = f"<!-- {name}: written by `make eval-embedded` -->\n", f"<!-- /{name} -->"
+    before, rest = card.read_text(encoding="utf-8").split(start)
+    card.write_text(before + start + "\n".join(lines) + "\n" + end + rest.split(end)[1], encoding="utf-8")
+
+
+def results_table(summary: dict[str, dict[str, float]]) -> list[str]:
+    """Return a Markdown table of results."""
+    return [
         "| prompts | number | right thing | among five nearest | right background |",
         "|---|---|---|---|---|",
-        *rows,
-        "",
+        *(
+            f"| {part} | {figures['prompts']} | {figures['top1']:.1%} | {figures['top5']:.1%} "
+            f"| {figures['background']:.1%} |"
+            for part, figures in summary.items()
+        ),
     ]
-    before, rest = text.split(start)
-    card.write_text(before + start + "\n".join(lines) + end + rest.split(end)[1], encoding="utf-8")
 
 
 def main() -> None:
@@ -203,14 +229,14 @@ def main() -> None:
         concepts.prepare(arguments.build)
     everything, _ = concepts.load(arguments.build)
     model = load(flavour.resolve(arguments.model), device="cpu")
-    cases = draw_cases(everything)
-    pictures = draw_pictures(model, cases)
+    cases, settings = draw_cases(everything), model.flavour.settings
+    sampler = Sampler(model=model, steps=settings.default_steps, guidance_scale=settings.default_guidance_scale)
+    pictures = sampler.draw([case.prompt for case in cases], range(PROMPTS))
     judged = judge(cases, pictures, load_sprites(arguments.build))
     summary = summarise(cases, judged)
-    settings = model.flavour.settings
     report = {
-        "steps": settings.default_steps,
-        "guidance_scale": settings.default_guidance_scale,
+        "steps": sampler.steps,
+        "guidance_scale": sampler.guidance_scale,
         "concepts": len(everything),
         "seeds": f"0..{PROMPTS - 1}",
         "results": summary,
@@ -220,7 +246,8 @@ def main() -> None:
     (folder / "evaluation.json").write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     contact_sheet(everything, cases, pictures, judged).save(folder / "contact_sheet.png", optimize=True)
     if folder == flavour.EMBEDDED_FOLDER:
-        write_card(folder / "README.md", report, summary)
+        intro = f"{PROMPTS} prompts at the defaults ({sampler.steps} steps, guidance {sampler.guidance_scale}), seeds "
+        write_card(folder / "README.md", "evaluation", [f"{intro}{report['seeds']}:", "", *results_table(summary)])
     for part, figures in summary.items():
         print(f"{part:20}", " ".join(f"{key} {value}" for key, value in figures.items()))
 
