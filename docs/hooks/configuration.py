@@ -16,6 +16,7 @@ from service.config import ServiceConfig
 from studio.config import StudioConfig
 from trainer.config.dataset_options import DatasetConfig
 from trainer.config.options import TrainConfig
+from trainer.distill.options import DistillationConfig
 
 Row = tuple[str, str, str, str]
 """Name, type, default and docstring."""
@@ -24,7 +25,8 @@ Row = tuple[str, str, str, str]
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace a line such as ``{{ TrainConfig }}`` with the table of that model."""
     tables: Mapping[str, Callable[[], str]] = {
-        kind.__name__: functools.partial(fields_table, kind) for kind in (TrainConfig, DatasetConfig)
+        kind.__name__: functools.partial(fields_table, kind)
+        for kind in (TrainConfig, DistillationConfig, DatasetConfig)
     } | {kind.__name__: functools.partial(options_table, kind) for kind in (ServiceConfig, StudioConfig)}
     for name, make in tables.items():
         if (place := f"{{{{ {name} }}}}") in markdown:

@@ -75,7 +75,7 @@ def draw_cases(everything: list[concepts.Concept]) -> list[EvaluationCase]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class PictureSampler:
     """A model with adapters, and how it is sampled."""
 
     model: Components
@@ -230,7 +230,7 @@ def main() -> None:
     everything, _ = concepts.load(arguments.build)
     model = load(flavour.resolve(arguments.model), device="cpu")
     cases, settings = draw_cases(everything), model.flavour.settings
-    sampler = Sampler(model=model, steps=settings.default_steps, guidance_scale=settings.default_guidance_scale)
+    sampler = PictureSampler(model=model, steps=settings.default_steps, guidance_scale=settings.default_guidance_scale)
     pictures = sampler.draw([case.prompt for case in cases], range(PROMPTS))
     judged = judge(cases, pictures, load_sprites(arguments.build))
     summary = summarise(cases, judged)

@@ -28,7 +28,7 @@ from longcat.adapter.weights.file import load_lora
 from longcat.model import flavour
 from longcat.model.loading import load
 from recipes.embedded import concepts
-from recipes.embedded.evaluate import PROMPTS, Sampler, draw_cases, judge, results_table, summarise, write_card
+from recipes.embedded.evaluate import PROMPTS, PictureSampler, draw_cases, judge, results_table, summarise, write_card
 from recipes.embedded.vae import load_sprites
 
 STEPS = 4
@@ -59,8 +59,8 @@ def main() -> None:
     everything, _ = concepts.load(arguments.build)
     model = load(flavour.resolve("embedded"), device="cpu")
     settings = model.flavour.settings
-    teacher = Sampler(model=model, steps=settings.default_steps, guidance_scale=settings.default_guidance_scale)
-    base = Sampler(model=model, steps=STEPS, guidance_scale=1.0)
+    teacher = PictureSampler(model=model, steps=settings.default_steps, guidance_scale=settings.default_guidance_scale)
+    base = PictureSampler(model=model, steps=STEPS, guidance_scale=1.0)
     turbo = replace(base, adapters=(load_lora(arguments.adapter),))
 
     cases, sprites = draw_cases(everything), load_sprites(arguments.build)
@@ -123,7 +123,7 @@ def colour(pictures: Pictures) -> float:
     return float(np.mean([np.ptp(picture.astype(float), axis=2).mean() for picture in pictures]))
 
 
-def measure_style(teacher: Sampler, turbo: Sampler, ink: Path) -> tuple[dict[str, float], list[Pictures]]:
+def measure_style(teacher: PictureSampler, turbo: PictureSampler, ink: Path) -> tuple[dict[str, float], list[Pictures]]:
     """Return the measures of a style with the turbo adapter, and rows for the sheet: the style without and with it."""
     style, seeds = load_lora(ink), range(len(INK_PROMPTS))
     plain, quick = teacher.draw(INK_PROMPTS, seeds), turbo.draw(INK_PROMPTS, seeds)
