@@ -38,7 +38,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "data": (
         "data_backend_config", "resolution_type", "aspect_bucket_alignment", "caption_dropout_probability",
-        "masked_loss_probability", "max_image_pixels", "background_colour",
+        "masked_loss_probability", "max_image_pixels", "background_colour", "distillation",
     ),
     "training": (
         "num_train_epochs", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "lr_end", "optimizer",
@@ -200,7 +200,7 @@ def _field(name: str, about: FieldInfo) -> Field:
 
 
 def _kind(name: str, annotation: Any) -> tuple[Kind, tuple[str, ...]]:
-    if name in ("data_backend_config", "lycoris_config"):
+    if name in ("data_backend_config", "lycoris_config", "distillation"):
         return "json", ()
     if name in _ITEMS:
         return "lines", ()
