@@ -4,6 +4,8 @@ Interrupt it at any time: the training resumes from its last checkpoint. Run it 
 """
 
 import argparse
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 import torch
 
 from longcat.adapter.artifact import fetch, find
-from longcat.adapter.manifest import Draft, Manifest
+from longcat.adapter.manifest import Draft, Manifest, Training
 from longcat.adapter.publishing import set_latest
 from longcat.adapter.reference import parse_reference
 from longcat.adapter.verification import load_version
@@ -49,12 +51,21 @@ def package(source: Path, output: Path) -> Manifest:
     trained = find(storage, parse_reference(NAME))
     weights = load_version(fetch(storage, trained, source.parent / "fetched"), trained)
     fields = {name: getattr(trained, name) for name in Draft.model_fields}
+    fields |= {"validation_images": (), "training": _without_place(trained.training)}
     shutil.rmtree(output / NAME, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     packaged = open_storage(output.as_uri())
-    manifest = publish_lora(packaged, NAME, Draft(**fields | {"validation_images": ()}), _halved(weights))
+    manifest = publish_lora(packaged, NAME, Draft(**fields), _halved(weights))
     set_latest(packaged, NAME, manifest.version)
     return manifest
+
+
+def _without_place(training: Training | None) -> Training:
+    """Leave out the one option that differs from machine to machine."""
+    assert training is not None
+    config = {name: value for name, value in training.config.items() if name != "publish_to"}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return training.model_copy(update={"config": config, "config_hash": digest})
 
 
 def _halved(weights: LoraWeights) -> LoraWeights:
