@@ -2,6 +2,8 @@
 
 The store is a stand-in (``loadtest.traffic.object_store``) that takes a round trip for every call. One adapter is published
 with ``lithograph adapters import``; the others are copies of it under other names. Exit code 1 over the target.
+
+With ``--adapters 0``: time from the command to readiness and to the first picture, and the CPU time of all processes until then.
 """
 
 import argparse
@@ -67,9 +69,36 @@ def measure(store: ObjectStore, arguments: argparse.Namespace, log: Path) -> Fig
         server.stop()
 
 
+def measure_first_picture(arguments: argparse.Namespace, log: Path) -> Figures:
+    """Start a server without adapters, and request one picture."""
+    begin = time.monotonic()
+    server = ServerProcess(service_on(None, arguments), log)
+    try:
+        server.wait_until_ready()
+        ready = time.monotonic() - begin
+        picture = {"prompt": "a red apple", "seed": arguments.seed}
+        httpx.post(
+            f"{server.url}/generate", json=picture, trust_env=False, timeout=_PATIENCE_SECONDS
+        ).raise_for_status()
+        first = time.monotonic() - begin
+        return {"command to ready": ready, "to first picture": first, "CPU time": server.cpu_seconds()}
+    finally:
+        server.stop()
+
+
 def _count_ready(url: str) -> int:
     adapters = httpx.get(f"{url}/v1/adapters", trust_env=False, timeout=30).json()["adapters"]
     return sum(adapter["state"] == "ready" for adapter in adapters)
+
+
+def _rounds(arguments: argparse.Namespace, folder: Path) -> list[Figures]:
+    if not arguments.adapters:
+        return [measure_first_picture(arguments, folder / f"{i}.log") for i in range(arguments.rounds)]
+    (folder / "files").mkdir()
+    make_storage(folder / "storage", folder / "files", arguments.adapters)
+    store = ObjectStore(folder / "storage", round_trip_seconds=arguments.round_trip_ms / 1000)
+    with serving(store):
+        return [measure(store, arguments, folder / f"{i}.log") for i in range(arguments.rounds)]
 
 
 def main() -> None:
@@ -81,18 +110,13 @@ def main() -> None:
     arguments = parser.parse_args()
     about = machine()
     with tempfile.TemporaryDirectory(prefix="loadtest-") as scratch:
-        folder = Path(scratch)
-        (folder / "files").mkdir()
-        make_storage(folder / "storage", folder / "files", arguments.adapters)
-        store = ObjectStore(folder / "storage", round_trip_seconds=arguments.round_trip_ms / 1000)
-        with serving(store):
-            rounds = [measure(store, arguments, folder / f"{i}.log") for i in range(arguments.rounds)]
+        rounds = _rounds(arguments, Path(scratch))
     content: dict[str, Any] = {"rounds": rounds, "summary": medians(rounds)}
     report(
         {"measured": "start", "settings": settings(arguments), "machine": about, **content},
         [table({**{f"round {i}": figures for i, figures in enumerate(rounds, 1)}, "median": medians(rounds)})],
     )
-    sys.exit(max(figures["model to ready"] for figures in rounds) > TARGET_SECONDS)
+    sys.exit(max(figures.get("model to ready", 0.0) for figures in rounds) > TARGET_SECONDS)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from longcat.storage.opening import open_storage
 from service.access.keys import ApiKeys
 from service.config import ServiceConfig
 from service.memory.flavour_choice import settled
+from service.process.engine_start import begin_imports
 from service.run_folder import METRICS_VARIABLE, run_folder
 
 log = logging.getLogger("lithograph")
@@ -64,6 +65,7 @@ def _run(config: ServiceConfig) -> int:
         ApiKeys.read(config.access.api_keys_file)
     if config.adapters is not None:
         open_storage(config.adapters.uri, endpoint_url=config.adapters.endpoint_url)
+    begin_imports(engine.device for engine in config.engines)
     from service.process.server import GenerateAPI, Server  # after ``run_folder`` has set PROMETHEUS_MULTIPROC_DIR
 
     config = config.model_copy(update={"model": settled(config.engines[0])})

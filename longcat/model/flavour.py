@@ -17,9 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
-from huggingface_hub import constants, get_token, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
@@ -132,6 +129,15 @@ def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
     hub_id = HUB_IDS.get(name, name)
     if not _HUB_ID.fullmatch(hub_id):
         raise _unknown(name)
+    return _downloaded(name, hub_id, revision, patterns)
+
+
+def _downloaded(name: str, hub_id: str, revision: str | None, patterns: list[str]) -> Path:
+    """Return the directory of a hub's model in the cache, after downloading what the cache lacks."""
+    import httpx  # here, as the hub's library, because most commands start without a download
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, tqdm_class=_bar_of(hub_id)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
@@ -160,6 +166,10 @@ def _unknown(name: str) -> FlavourError:
 
 
 def _not_downloaded(name: str, hub_id: str, error: Exception) -> HubError | FlavourError:
+    import httpx
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     is_unreachable = isinstance(error, LocalEntryNotFoundError | httpx.TransportError) or status in _RETRYABLE
     problem = Problem(
@@ -210,6 +220,8 @@ def _bar_of(hub_id: str) -> type[tqdm] | None:
 
 def _hub_in_use() -> str:
     """Return the hub's address, with what decides whether and how it is asked."""
+    from huggingface_hub import constants, get_token
+
     if constants.HF_HUB_OFFLINE:
         return f"{constants.ENDPOINT} (HF_HUB_OFFLINE)"
     return f"{constants.ENDPOINT} (HF_TOKEN)" if get_token() else str(constants.ENDPOINT)

@@ -6,10 +6,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import httpx
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from longcat.model.flavour import ALL_FILES, COMPONENTS, HUB_IDS
 
 _WITH_WEIGHTS = ("text_encoder", "transformer", "vae")
@@ -41,6 +37,10 @@ class Weights:
 
 def find_weights(flavour: str, revision: str | None = None) -> Weights:
     """Look for the weights of ``final`` or ``dev``, first in the cache, then at the hub. Downloads nothing."""
+    import httpx  # here, as the hub's library, because most commands look for no weights
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     if _is_cached(HUB_IDS[flavour], revision):
         return Weights(state=WeightsState.CACHED)
     if constants.HF_HUB_OFFLINE:
@@ -63,6 +63,9 @@ def is_complete(folder: Path) -> bool:
 
 
 def _is_cached(hub_id: str, revision: str | None) -> bool:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
     try:
         folder = snapshot_download(hub_id, revision=revision, allow_patterns=ALL_FILES, local_files_only=True)
     except (HFValidationError, LocalEntryNotFoundError, OSError):

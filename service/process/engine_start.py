@@ -3,9 +3,9 @@
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
@@ -25,6 +25,16 @@ def engine_context(device: str) -> ForkServerContext | SpawnContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["service.process.preload"])
     return context
+
+
+def begin_imports(devices: Iterable[str]) -> None:
+    """Start the fork server, if an engine process on one of the devices is forked.
+
+    Its imports take longer than the rest of a start. They run beside the caller's own imports this way.
+    """
+    if any(isinstance(engine_context(device), ForkServerContext) for device in devices):
+        with ctrl_c_held():
+            forkserver.ensure_running()
 
 
 @contextmanager

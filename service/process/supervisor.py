@@ -115,7 +115,7 @@ class Supervisor:
         """Start the process of one engine, and again when it ends, unless another would be useless.
 
         Stops the server after the last engine. Runs in a thread of its own, which ends with the server: on Linux, an engine
-        process, or the fork server of all of them, ends with the thread that started it. ``on_end`` is called after the end
+        process, or a fork server started again, ends with the thread that started it. ``on_end`` is called after the end
         of each process.
         """
         ends = EngineEnds(state)
