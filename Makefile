@@ -72,14 +72,14 @@ test-programs:
 
 .PHONY: test
 test: $(if $(ARGS),,test-programs) $(VENV)/dev.stamp ## Run the tests, two files at a time (ARGS= goes to pytest instead).
-	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2 --dist loadfile)
+	$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2 --dist loadfile --no-loadscope-reorder)
 
 .PHONY: test-fast
 test-fast: $(VENV)/dev.stamp ## Run the tests that start no other program (server, training, browser, compiler, container) and are not heavy.
 	$(BIN)/python -m pytest -m "fast and not images and not kube and not simulated_gpu" --numprocesses 2 --dist loadfile $(ARGS)
 
 .PHONY: test-simulated-gpu
-test-simulated-gpu: $(VENV)/dev.stamp ## Run the tests of a CUDA device on a simulated one: a minute or two, needs g++.
+test-simulated-gpu: $(VENV)/dev.stamp ## Run the tests of a CUDA device on a simulated one: five minutes, needs g++.
 	$(BIN)/python -m tests.simulated_gpu $(ARGS)
 
 # Images: ENGINE=docker works too. For a CPU:

@@ -3,7 +3,7 @@
 The store is a stand-in (``loadtest.traffic.object_store``) that takes a round trip for every call. One adapter is published
 with ``lithograph adapters import``; the others are copies of it under other names. Exit code 1 over the target.
 
-With ``--adapters 0``: time from the command to readiness and to the first picture, and the CPU time of all processes until then.
+With ``--adapters 0``: time from the command to readiness and to the first picture, and all processes' CPU time until then.
 """
 
 import argparse

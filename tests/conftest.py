@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,10 +43,17 @@ hypothesis.settings.load_profile("lithograph")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start no other program."""
+    """Mark the tests that start no other program, and put the files with the most others first.
+
+    The fast files then fill the end of a run by several processes, which a long file would leave to one of them.
+    """
+    others: Counter[Path] = Counter()
     for item in items:
         if is_fast(item):
             item.add_marker("fast")
+        else:
+            others[item.path] += 1
+    items.sort(key=lambda item: -others[item.path])
 
 
 START_SECONDS = 240

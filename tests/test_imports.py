@@ -160,6 +160,14 @@ def test_folders_without_torch_bring_none(folder: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("module", ["service.commands", "trainer.commands.training", "lithograph.generate"])
+def test_a_command_imports_no_model_library_before_it_runs(module: str) -> None:
+    """``generate --server`` and ``--help`` need none, and ``serve`` starts its engines' imports first."""
+    libraries = {"diffusers", "huggingface_hub", "litserve", "torch", "transformers"}
+    code = f"import sys, {module}; print(*{libraries} & sys.modules.keys())"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split() == []
+
+
 def test_http_processes_never_import_torch() -> None:
     code = (
         "import sys, pathlib\n"

@@ -1,6 +1,7 @@
 """The start of an engine process: by device, during Ctrl-C, and during a stop."""
 
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.service.family import Family
 from tests.service.http.replies import metric
 
 SECONDS = 60
+from tests import ROOT
 
 
 @pytest.mark.parametrize(
@@ -99,3 +101,15 @@ def test_an_engine_process_that_starts_during_a_stop_is_killed(
 def run_on(*_: object) -> None:
     """Stand for an engine: it ends by itself only after this test."""
     time.sleep(2 * SECONDS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="engine processes are forked on Linux alone")
+@pytest.mark.parametrize(("devices", "servers"), [(["cpu", "cpu"], 1), (["cuda:0", "cpu"], 1), (["cuda:0"], 0)])
+def test_imports_begin_in_one_fork_server_if_an_engine_is_forked(devices: list[str], servers: int) -> None:
+    code = (
+        "import psutil\n"
+        "from service.process.engine_start import begin_imports\n"
+        f"begin_imports({devices})\n"
+        "print(sum('forkserver' in ' '.join(child.cmdline()) for child in psutil.Process().children()))"
+    )
+    assert int(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)) == servers
