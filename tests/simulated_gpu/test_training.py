@@ -100,6 +100,7 @@ def test_a_resumed_training_makes_the_same_steps(trained: Trained, tmp_path: Pat
         "use_ema": True,
         "optimizer": "adamw8bit",
         "output_dir": str(tmp_path / "run"),
+        "validation_disable": True,
     }
     trained("cuda", **changes, max_train_steps=2)
     resumed = trained("cuda", **changes, resume_from_checkpoint="latest")
