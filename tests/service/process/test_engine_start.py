@@ -18,12 +18,12 @@ from service.process import server as server_module
 from service.process.engine_start import engine_context
 from service.process.server import GenerateAPI, Server
 from service.process.supervisor import Supervisor
+from tests import ROOT
 from tests.conftest import START_SECONDS, RunningServer, serve
 from tests.service.family import Family
 from tests.service.http.replies import metric
 
 SECONDS = 60
-from tests import ROOT
 
 
 @pytest.mark.parametrize(
