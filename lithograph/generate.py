@@ -95,6 +95,7 @@ def generate(
         scales = {choice.name: choice.scale for choice in map(_adapter_choice, uses)}
         _generate_at(remote, prompt, given | {"adapters": scales}, output)
         return
+    defaulted: tuple[str, ...] = ()
     if recipe is not None:
         explicit = _explicit(context, (*_FIXED_BY_RECIPE, *options, *labels, "uses"))
         if prompt is not None or explicit:
@@ -110,10 +111,11 @@ def generate(
         fields = {"prompt": prompt, "output_format": _format_of(output), "adapters": choices, **given}
         config = settled(configure(ModelConfig, chosen))
         flavour = resolve(config.flavour, revision=config.revision)
-        request = _resolve(validated(GenerateRequest, fields), flavour, has_adapters=source is not None)
+        body = validated(GenerateRequest, fields)
+        request, defaulted = _resolve(body, flavour, has_adapters=source is not None), body.defaulted
     else:
         raise click.UsageError("give a PROMPT, or --recipe PICTURE")
-    _generate_here(config, flavour, request, output, source, configure(ProvenanceConfig, labels))
+    _generate_here(config, flavour, request, output, source, configure(ProvenanceConfig, labels), defaulted)
 
 
 def _explicit(context: click.Context, names: Iterable[str]) -> list[str]:
@@ -214,6 +216,7 @@ def _generate_here(
     output: Path,
     source: tuple[str, str | None] | None,
     provenance: ProvenanceConfig,
+    defaulted: tuple[str, ...],
 ) -> None:
     """Generate with the renderer in this process. ``source`` is the adapter storage and its endpoint."""
     from service.renderer import Renderer
@@ -226,7 +229,9 @@ def _generate_here(
             adapters = AdapterConfig(uri=uri, endpoint_url=endpoint_url, slots=MAX_ADAPTERS, folder=Path(folder))
         renderer = Renderer(config, flavour, max_rows=_MAX_ROWS, adapters=adapters, provenance=provenance)
         with click.progressbar(length=steps, label="generating", file=sys.stderr) as bar:
-            rendered = renderer.render(request, lambda made, total: bar.update(steps * made // total - bar.pos))
+            rendered = renderer.render(
+                request, lambda made, total: bar.update(steps * made // total - bar.pos), defaulted=defaulted
+            )
     _write(output, [picture.content for picture in rendered.images], request.seed)
 
 

@@ -131,9 +131,16 @@ class Renderer:
             metrics.STEP_SECONDS.labels(self.device_name).observe(time.monotonic() - begin)
         self._update_metrics()
 
-    def render(self, request: ResolvedRequest, on_step: Callable[[int, int], None] | None = None) -> ResultEvent:
+    def render(
+        self,
+        request: ResolvedRequest,
+        on_step: Callable[[int, int], None] | None = None,
+        *,
+        defaulted: tuple[str, ...] = (),
+    ) -> ResultEvent:
         """Generate the pictures of one request; call ``on_step`` with the steps made and the steps in all.
 
+        ``defaulted``: fields for which adapters may have defaults (see ``GenerateCommand``).
         One request at a time, and not while ``step`` is called elsewhere. Raises the request's error.
         """
         last: list[ResultEvent | ErrorEvent] = []
@@ -149,8 +156,9 @@ class Renderer:
 
         now = time.monotonic()
         command = GenerateCommand(
-            id="local", request_id="local", request=request, submitted_at=now, deadline=math.inf, progress=True
-        )
+            id="local", request_id="local", request=request, defaulted=defaulted, submitted_at=now, deadline=math.inf,
+            progress=True,
+        )  # fmt: skip
         self.submit(command, on_event)
         while not last:
             self.engine.step(_WAIT_SECONDS)

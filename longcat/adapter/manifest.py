@@ -83,9 +83,8 @@ class Sampling(_Part):
     """The sampling that an adapter was made for: defaults of requests that name it."""
 
     steps: Annotated[int, Field(ge=1)]
-    guidance_scale: Annotated[float, BeforeValidator(_is_number), Field(ge=1, allow_inf_nan=False)]
-    sigmas: tuple[float, ...] | None = None
-    """Noise levels of the steps, from 1; None is the model's own schedule."""
+    """At the noise levels of the model's own schedule for so many steps."""
+    guidance_scale: Annotated[float, BeforeValidator(_is_number), Field(ge=0, le=30, allow_inf_nan=False)]
 
 
 class Draft(_Part):

@@ -31,6 +31,8 @@ class RequestState:
     timeline: Timeline
     number: int
     """Number in the order of arrival."""
+    request: ResolvedRequest = field(init=False)
+    """The command's request, once its adapters are known with their defaults."""
     prompt: str = ""
     """The prompt as encoded: the rewritten one with ``rewrite_prompt``."""
     context_1LD: Tensor | None = None
@@ -49,10 +51,8 @@ class RequestState:
     """True once the request has ended or is cancelled: no more steps and no more events."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    @property
-    def request(self) -> ResolvedRequest:
-        """The request itself."""
-        return self.command.request
+    def __post_init__(self) -> None:
+        self.request = self.command.request
 
     @property
     def size(self) -> Size:

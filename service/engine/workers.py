@@ -21,6 +21,7 @@ from service.engine.inline_executor import InlineExecutor
 from service.engine.prompt_encoder import PromptEncoder
 from service.engine.prompt_files import PromptFiles
 from service.engine.request_state import RequestState, ScheduledImage
+from service.engine.sampling_defaults import with_defaults_of
 from service.engine.slot_table import Adapter
 from service.engine.timeline import Phase
 from service.wire.events import AcceptedEvent, Picture, PreviewEvent
@@ -115,6 +116,7 @@ class Workers:
 
     def _fetch_adapters(self, state: RequestState, on_prepared: OnRequest) -> None:
         state.adapters = tuple(self._resolve(i, choice.name) for i, choice in enumerate(state.request.adapters))
+        state.request = with_defaults_of([adapter.manifest for adapter in state.adapters], state.command)
         _accept(state)
         self._submit(self._workers, state, self._encode_prompts, on_prepared)
 

@@ -84,6 +84,8 @@ class Admission:
             id=request.state.unique_id,
             request_id=request.state.request_id,
             request=resolved,
+            defaulted=body.defaulted,
+            max_steps=self.limits.max_steps,
             submitted_at=begin,
             deadline=begin + (body.timeout_seconds or self.config.timeout_seconds),
             key=caller.name,
@@ -155,10 +157,10 @@ class Admission:
             raise
         match event:
             case ResultEvent():
-                self.exchange.record_speed(event, command.request.steps)
+                self.exchange.record_speed(event)
                 adapters = [f"{a.reference} x {a.scale:g}" for a in event.adapters]
                 timings = {name: round(seconds, 4) for name, seconds in event.timings.model_dump().items()}
-                self._log_outcome(command, "drawn", adapters=adapters or None, **timings)
+                self._log_outcome(command, "drawn", steps=event.request.steps, adapters=adapters or None, **timings)
             case ErrorEvent():
                 self._log_failure(command, event.error, shape(event.error, command.request_id)[0])
         assert not isinstance(event, AdapterReport)
@@ -173,6 +175,7 @@ class Admission:
         """Log the one line about a request that was admitted."""
         request = command.request
         chosen = {
+            "steps": request.steps,
             "adapters": [f"{choice.name} x {choice.scale:g}" for choice in request.adapters] or None,
             "prompt": show(request.prompt) if self.config.log_prompts else None,
         }
@@ -183,7 +186,6 @@ class Admission:
             request_id=command.request_id,
             key=command.key,
             size=f"{request.width}x{request.height}",
-            steps=request.steps,
             images=request.num_images,
             seed=request.seed,
             **chosen | fields,

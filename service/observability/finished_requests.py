@@ -20,7 +20,7 @@ class FinishedRequests:
         for phase, seconds in timeline.seconds().items():
             metrics.PHASE_SECONDS.labels(phase, name).observe(seconds)
         if isinstance(outcome, ResultEvent):
-            request = command.request
+            request = outcome.request
             metrics.count_pictures(
                 number=request.num_images,
                 steps=request.steps,

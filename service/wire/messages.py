@@ -1,5 +1,6 @@
 """Commands from the HTTP process to an engine process, and the replies. No torch: the HTTP process has none."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,10 @@ class GenerateCommand:
     request_id: str
     """The id that replies and log lines have, which the client may have chosen."""
     request: ResolvedRequest
+    defaulted: tuple[str, ...] = ()
+    """Fields, of ``steps`` and ``guidance_scale``, that the client has left out: adapters may have defaults for them."""
+    max_steps: int = sys.maxsize
+    """Most steps of a request on this server."""
     submitted_at: float
     deadline: float
     """``arrival`` and ``deadline`` are on ``time.monotonic``'s clock, which the processes of one machine share."""

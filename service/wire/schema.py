@@ -48,6 +48,11 @@ def _not_too_many(adapters: object) -> object:
     return adapters
 
 
+def _from_name(choice: object) -> object:
+    """Return the choice that a bare name means: the adapter at scale 1."""
+    return {"name": choice} if isinstance(choice, str) else choice
+
+
 class BaseRequest(BaseModel):
     """The fields of every endpoint that generates images. All but the prompt have defaults that suit the model."""
 
@@ -63,7 +68,9 @@ class BaseRequest(BaseModel):
         AfterValidator(_not_blank),
     ]
     negative_prompt: Annotated[str, Field(description="Content to avoid; needs guidance_scale over 1.")] = ""
-    steps: Annotated[int | None, Field(ge=1, description="Denoising steps.")] = None
+    steps: Annotated[
+        int | None, Field(ge=1, description="Denoising steps; by default the adapters' or the model's.")
+    ] = None
     guidance_scale: Annotated[
         float | None,
         Field(ge=0, le=30, allow_inf_nan=False, description="Classifier-free guidance; 1 or less turns it off."),
@@ -77,8 +84,13 @@ class BaseRequest(BaseModel):
     )
     rewrite_prompt: Annotated[bool, Field(description="Let the model's text encoder enrich the prompt first.")] = False
     adapters: Annotated[
-        tuple[AdapterChoice, ...],
-        Field(strict=False, max_length=MAX_ADAPTERS, description="LoRA adapters, applied together."),
+        tuple[Annotated[AdapterChoice, BeforeValidator(_from_name, json_schema_input_type=str | AdapterChoice)], ...],
+        Field(
+            strict=False,
+            max_length=MAX_ADAPTERS,
+            description="LoRA adapters, applied together: names, or names with scales. Steps and guidance that are left out "
+            "are those that an adapter was made for, if it declares them.",
+        ),
         BeforeValidator(_not_too_many),
     ] = ()
     timeout_seconds: Annotated[
@@ -87,6 +99,11 @@ class BaseRequest(BaseModel):
             gt=0, allow_inf_nan=False, description="From arrival to reply; past it, 504, and no more steps are made."
         ),
     ] = None
+
+    @property
+    def defaulted(self) -> tuple[str, ...]:
+        """The fields for which adapters may have defaults, and which the client has left out."""
+        return tuple(name for name in ("steps", "guidance_scale") if getattr(self, name) is None)
 
 
 class GenerateRequest(BaseRequest):

@@ -141,9 +141,9 @@ class Exchange:
             await engine.send(command)
             return await mailbox.next()
 
-    def record_speed(self, result: ResultEvent, steps: int) -> None:
+    def record_speed(self, result: ResultEvent) -> None:
         """Record the step time of a request, for ``wait_seconds``."""
-        seconds = result.timings.denoise_seconds / steps
+        seconds = result.timings.denoise_seconds / result.request.steps
         self._step_seconds += (seconds - self._step_seconds) * (_SMOOTHING if self._step_seconds else 1)
 
     def _ready(self) -> list[EngineLink]:

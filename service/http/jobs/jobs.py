@@ -47,6 +47,8 @@ class ImageJob:
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    steps: int | None = None
+    """Steps of an image, once the first is made: its adapters may have a default."""
     steps_made: int = 0
     outcome: ResultEvent | ErrorEvent | None = None
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -84,6 +86,7 @@ class ImageJob:
         """Note an event of the request."""
         match event:
             case StepEvent():
+                self.steps = event.steps
                 self.status = JobStatus.RUNNING
                 self.started_at = self.started_at or datetime.now(UTC)
                 self.steps_made += 1
@@ -158,7 +161,7 @@ class ImageJobs:
             finished_at=job.finished_at,
             expires_at=job.finished_at and job.finished_at + timedelta(seconds=self._config.ttl_seconds),
             steps_made=job.steps_made,
-            steps=request.steps * request.num_images,
+            steps=(job.steps or request.steps) * request.num_images,
             result_url=f"{job.url}/result" if is_done else None,
             result=outcome if isinstance(outcome, ResultEvent) and with_result and job.replies_with_json else None,
             error=error,

@@ -23,13 +23,14 @@ from tests.longcat.sampling.test_layers_beside_blocks import beside
 from tests.longcat.sampling.test_slots import random_lora
 
 
-def as_adapter(name: str, weights: LoraWeights, model: Components) -> Adapter:
+def as_adapter(name: str, weights: LoraWeights, model: Components, sampling: Sampling | None = None) -> Adapter:
     manifest = Manifest(
         base=BaseIdentity(flavour="embedded", revision=None, hash=model.flavour.hash),
         rank=weights.rank,
         alpha=weights.alpha,
         target_modules=tuple(weights.layers),
         tensors=2 * len(weights.layers),
+        sampling=sampling,
         origin="trained",
         name=name,
         version=1,
@@ -47,6 +48,9 @@ class Adapters:
         """Set when the slow adapter is downloaded."""
         targets = lora_targets(model.transformer)
         self._there = {f"a{i}": as_adapter(f"a{i}", random_lora(targets, seed=i), model) for i in range(6)}
+        self._there["turbo"] = as_adapter(
+            "turbo", random_lora(targets, seed=7), model, Sampling(steps=2, guidance_scale=1.0)
+        )
         self._there["whole"] = as_adapter("whole", beside(model, seed=6, only=("",), rank=4, uses_dora=True), model)
 
     def resolve(self, reference: str) -> Adapter:
