@@ -171,7 +171,7 @@ def _from_recipe(
     config = settled(configure(ModelConfig, chosen))
     flavour = resolve(config.flavour, revision=config.revision)
     _check_made_by(made_by, flavour, path)
-    if recipe.adapters and not has_adapters:
+    if recipe.adapters and not has_adapters and flavour.adapters is None:
         names = ", ".join(adapter.reference for adapter in recipe.adapters)
         raise RecipeError(
             "recipe_needs_adapters",
@@ -206,6 +206,7 @@ def _resolve(request: GenerateRequest, flavour: Flavour, *, has_adapters: bool) 
     from longcat.model.tokenizer import load_tokenizer, plain_ids  # transformers: half of the time of ``--server``
 
     tokenize = plain_ids(load_tokenizer(flavour.folder))
+    has_adapters = has_adapters or flavour.adapters is not None
     return Limits.of_model(flavour.settings, has_adapters=has_adapters).resolve(request, tokenize)
 
 
@@ -224,8 +225,8 @@ def _generate_here(
     steps = request.steps * request.num_images
     with tempfile.TemporaryDirectory(prefix="lithograph-") as folder:
         adapters = None
-        if source is not None and request.adapters:
-            uri, endpoint_url = source
+        if request.adapters:
+            uri, endpoint_url = _storage_of(source, flavour)
             adapters = AdapterConfig(uri=uri, endpoint_url=endpoint_url, slots=MAX_ADAPTERS, folder=Path(folder))
         renderer = Renderer(config, flavour, max_rows=_MAX_ROWS, adapters=adapters, provenance=provenance)
         with click.progressbar(length=steps, label="generating", file=sys.stderr) as bar:
@@ -233,6 +234,14 @@ def _generate_here(
                 request, lambda made, total: bar.update(steps * made // total - bar.pos), defaulted=defaulted
             )
     _write(output, [picture.content for picture in rendered.images], request.seed)
+
+
+def _storage_of(source: tuple[str, str | None] | None, flavour: Flavour) -> tuple[str, str | None]:
+    """Return the adapter storage and its endpoint: by default that of the adapters that come with the model."""
+    if source is not None:
+        return source
+    assert flavour.adapters is not None  # without any storage, requests with adapters fail validation
+    return flavour.adapters.as_uri(), None
 
 
 def _generate_at(remote: ServerConfig, prompt: str, given: dict[str, Any], output: Path) -> None:

@@ -14,7 +14,7 @@ from longcat.model.flavour import resolve
 from longcat.options import command_options, configure
 from longcat.storage.opening import open_storage
 from service.access.keys import ApiKeys
-from service.config import ServiceConfig
+from service.config import AdapterConfig, ServiceConfig
 from service.memory.flavour_choice import settled
 from service.process.engine_start import begin_imports
 from service.run_folder import METRICS_VARIABLE, run_folder
@@ -48,7 +48,7 @@ def serve(plan: bool, gpu_gib: float | None, as_json: bool, **options: Any) -> N
     with run_folder(os.environ.get(METRICS_VARIABLE), temporary=os.environ.get("TMPDIR")) as (folder, metrics):
         os.environ[METRICS_VARIABLE] = str(metrics)
         config = configure(ServiceConfig, options | {"adapter_folder": folder / "adapters"})
-        sys.exit(_run(config))
+        sys.exit(_run(config, folder / "adapters"))
 
 
 def _show_plan(config: ServiceConfig, gpu_gib: float | None, *, as_json: bool) -> None:
@@ -58,8 +58,11 @@ def _show_plan(config: ServiceConfig, gpu_gib: float | None, *, as_json: bool) -
     click.echo(json.dumps(made.as_json(), indent=1) if as_json else made.text())
 
 
-def _run(config: ServiceConfig) -> int:
-    """Serve until SIGTERM, Ctrl-C or the end of a process that cannot be started again; return the exit code."""
+def _run(config: ServiceConfig, adapter_folder: Path) -> int:
+    """Serve until SIGTERM, Ctrl-C or the end of a process that cannot be started again; return the exit code.
+
+    ``adapter_folder``: for downloads of the model's own adapters, where no other adapters are configured.
+    """
     # Reject what is wrong before anything is loaded.
     if config.access.api_keys_file is not None:
         ApiKeys.read(config.access.api_keys_file)
@@ -70,6 +73,9 @@ def _run(config: ServiceConfig) -> int:
 
     config = config.model_copy(update={"model": settled(config.engines[0])})
     flavour = resolve(config.model.flavour, revision=config.model.revision)
+    if config.adapters is None and flavour.adapters is not None:
+        own = AdapterConfig(uri=flavour.adapters.as_uri(), folder=adapter_folder)
+        config = config.model_copy(update={"adapters": own})
     if config.host != _LOOPBACK and config.access.api_keys_file is None:
         log.warning(
             "listening on %s without API keys: whoever reaches port %d can generate pictures; give --api-keys-file, or "

@@ -17,6 +17,8 @@ from longcat.model.loading import Components, check_compiler, load, parse_device
 from longcat.model.memory.in_use import memory_of
 from longcat.model.precision import Offload
 from longcat.model.quantized.snapshot import snapshots_of
+from longcat.storage.files import FileStorage
+from longcat.storage.layered import LayeredStorage
 from longcat.storage.opening import open_storage
 from service.adapters.cache import AdapterCache, Checks
 from service.adapters.registry import Registry
@@ -213,6 +215,8 @@ class Renderer:
 
     def _open_registry(self, config: AdapterConfig) -> Registry:
         storage = open_storage(config.uri, endpoint_url=config.endpoint_url)
+        if (packaged := self.model.flavour.adapters) is not None and packaged.as_uri() != config.uri:
+            storage = LayeredStorage(storage, FileStorage(packaged))
         slots = self.engine.slot_table.slots
         cache = AdapterCache(
             storage,

@@ -78,6 +78,12 @@ class Flavour:
     """SHA-256 over the names and contents of all files that make the model, as 64 hex digits."""
     settings: ModelSettings
 
+    @property
+    def adapters(self) -> Path | None:
+        """Directory of the adapters that come with the model, in the layout of adapter storage; None without any."""
+        folder = self.folder / "adapters"
+        return folder if folder.is_dir() else None
+
     def component_hash(self, component: str) -> str:
         """Return the SHA-256 of one component's files, for caches that depend on that component alone."""
         return _hash(

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
-from longcat.adapter.manifest import BaseIdentity, Manifest, WeightsIdentity
+from longcat.adapter.manifest import BaseIdentity, Manifest, Sampling, WeightsIdentity
 from longcat.adapter.modules import lora_targets
 from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import LithographError, UnknownAdapterError
@@ -78,7 +78,15 @@ class EngineHarness:
         self.engine = Engine(model, pictures, adapter_rank=16, **{"max_rows": 4} | options)
         self.adapters = self.engine.workers.source = Adapters(model)
 
-    def submit(self, name: str, *adapters: str, deadline: float = math.inf, previews: int = 0, **fields: Any) -> None:
+    def submit(
+        self,
+        name: str,
+        *adapters: str,
+        deadline: float = math.inf,
+        previews: int = 0,
+        defaulted: tuple[str, ...] = (),
+        **fields: Any,
+    ) -> None:
         defaults: dict[str, Any] = {
             "prompt": "一只猫", "negative_prompt": "", "width": 64, "height": 64, "steps": 4, "guidance_scale": 2.0,
             "seed": 1, "num_images": 1, "cfg_renorm": True, "rewrite_prompt": False, "output_format": "png",
@@ -88,6 +96,7 @@ class EngineHarness:
             id=name,
             request_id=name,
             request=ResolvedRequest(adapters=choices, **defaults | fields),
+            defaulted=defaulted,
             submitted_at=time.monotonic(),
             deadline=deadline,
             progress=True,
