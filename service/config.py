@@ -90,7 +90,7 @@ class AdapterConfig(Configuration):
     """Storage of adapters, and how many are kept in which memory."""
 
     uri: Annotated[str, Flag(name="adapters", metavar="URI")]
-    """Storage of LoRA adapters: file:///directory or s3://bucket/prefix. Without it, the base model alone is served."""
+    """Storage of LoRA adapters: file:///directory or s3://bucket/prefix. Without it, only those that come with the model."""
     endpoint_url: Annotated[str | None, Flag(name="adapters-endpoint-url", metavar="URL")] = None
     """Endpoint of an S3 store other than AWS."""
     slots: Annotated[int | None, Field(ge=MAX_ADAPTERS), Flag(name="adapter-slots", default=_fits(DEFAULT_SLOTS))] = (
@@ -191,7 +191,7 @@ class ServiceConfig(Configuration):
     """Devices of one kind that compute, each with an engine process of its own, instead of --device: 0,1 for two GPUs,
     cpu,cpu for two engines that divide the cores. A request goes to the one with the least work."""
     adapters: AdapterConfig | None = None
-    """Storage of adapters; None serves the base model alone."""
+    """Storage of adapters; None serves those that come with the model, if any."""
     access: AccessConfig = AccessConfig()
     """Keys that requests must carry."""
     max_pixels: Annotated[int | None, Field(ge=SMALLEST_PX**2), Flag(default="what the model was made for")] = None

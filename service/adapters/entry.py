@@ -125,6 +125,7 @@ class RegistryEntry:
             rank=served.rank if served else None,
             modules=len(served.target_modules) if served else None,
             trigger_words=served.trigger_words if served else (),
+            sampling=served.sampling if served else None,
             created=served.created if served else None,
             pinned=self.pinned,
             reason=None if self.problem is None else str(self.problem),

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
 
+from longcat.adapter.manifest import Sampling
 from longcat.problem import Problem
 from service.wire.events import Event
 from service.wire.schema import ResolvedRequest
@@ -148,6 +149,8 @@ class AdapterStatus(BaseModel):
     modules: int | None
     """Layers of the model that the adapter changes."""
     trigger_words: tuple[str, ...]
+    sampling: Sampling | None = None
+    """Steps and guidance of requests that name it and give none; None: the model's."""
     created: datetime | None
     """Time at which the served version was published."""
     pinned: bool

@@ -88,10 +88,8 @@ def test_errors_are_typed(ours: lithograph.Client) -> None:
     with pytest.raises(lithograph.RequestError, match="give a multiple of 64") as wrong:
         ours.generate("a cat", width=100)
     assert (wrong.value.status, wrong.value.code, wrong.value.problems[0].field) == (422, "invalid_request", "width")
-    with pytest.raises(lithograph.RequestError, match="start the server with --adapters"):
+    with pytest.raises(lithograph.RequestError, match="ink: has no version in file://"):
         ours.generate("a cat", adapters={"ink": 0.5})
-    with pytest.raises(lithograph.RequestError, match="no adapter storage"):
-        ours.adapters()
     with pytest.raises(lithograph.RequestError) as unknown:
         ours.job("nothing")
     assert unknown.value.status == 404

@@ -149,11 +149,23 @@ def test_what_is_wrong_with_adapters_is_named(http: httpx.Client, adapters: obje
     assert remedy in problem(http.post("/generate", json=CAT | {"adapters": adapters}), field)["remedy"]
 
 
-def test_without_storage_adapters_are_refused(client: httpx.Client) -> None:
-    found = problem(client.post("/generate", json=with_adapters(("ink", 1.0))), "adapters")
-    assert "--adapters" in found["remedy"]
-    for reply in (client.get("/v1/adapters"), client.post("/v1/adapters/ink/load")):
-        assert (reply.status_code, reply.json()["error"]["code"]) == (404, "no_adapter_storage")
+def test_without_a_setting_the_adapters_that_come_with_the_model_are_served(client: httpx.Client) -> None:
+    unknown = client.post("/generate", json=with_adapters(("ink", 1.0)))
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "adapter_not_found")
+    (turbo,) = client.get("/v1/adapters").json()["adapters"]
+    assert (turbo["name"], turbo["sampling"]) == ("turbo", {"steps": 4, "guidance_scale": 1.0})
+    assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["embedded", "turbo"]
+    request = {"prompt": "一只猫", "seed": 3, "adapters": ["turbo"], "response_format": "json"}
+    made = client.post("/generate", json=request).json()
+    assert (made["request"]["steps"], made["request"]["guidance_scale"]) == (4, 1.0)
+    given = client.post("/generate", json=request | {"steps": 3}).json()
+    assert (given["request"]["steps"], given["request"]["guidance_scale"]) == (3, 1.0)
+    alike = client.post("/v1/images/generations", json={"prompt": "一只猫", "model": "turbo", "seed": 3}).json()
+    assert alike["data"][0]["b64_json"] == made["images"][0]["content"]
+    job = client.post("/generate", json=request | {"async": True})
+    while (state := client.get(job.headers["location"]).json())["status"] in ("queued", "running"):
+        time.sleep(0.05)
+    assert (state["steps"], state["steps_made"]) == (4, 4)
 
 
 def test_a_recipe_names_versions_and_makes_the_same_file_again(
