@@ -12,7 +12,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from lithograph.client.errors import ServiceError
+from lithograph.client.protocol import AdapterStatus
 from lithograph.client.recipe import recipe_in
+from longcat.adapter.manifest import Sampling
 from longcat.model.shape import GRID_PX
 from longcat.validation import problems_of
 from studio.connection.service_connection import ConnectionState
@@ -34,6 +36,8 @@ class AdapterOption:
 
     name: str
     trigger_words: tuple[str, ...]
+    sampling: Sampling | None
+    """Steps and guidance that it was made for."""
     is_chosen: bool
     scale: float
 
@@ -146,15 +150,17 @@ async def adapter_choices(request: Request, seen: str = "") -> Response:
 async def choices_of(studio: StudioContext, chosen: tuple[ScaledAdapter, ...]) -> list[AdapterOption] | None:
     """Return the adapters that are served or chosen; None if the service does not answer and none is chosen."""
     scales = {adapter.name: adapter.scale for adapter in chosen}
-    words = await _trigger_words(studio)
-    if words is None and not chosen:
+    served = await _served(studio)
+    if served is None and not chosen:
         return None
-    words = words or {}
-    names = dict.fromkeys([*scales, *words])
+    served = served or {}
+    names = dict.fromkeys([*scales, *served])
+    known = {name: served.get(name.partition("@")[0]) for name in names}
     return [
         AdapterOption(
             name=name,
-            trigger_words=words.get(name.partition("@")[0], ()),
+            trigger_words=() if (status := known[name]) is None else status.trigger_words,
+            sampling=None if status is None else status.sampling,
             is_chosen=name in scales,
             scale=scales.get(name, 1.0),
         )
@@ -162,15 +168,15 @@ async def choices_of(studio: StudioContext, chosen: tuple[ScaledAdapter, ...]) -
     ]
 
 
-async def _trigger_words(studio: StudioContext) -> dict[str, tuple[str, ...]] | None:
-    """Return the trigger words of the served adapters; None if the service has none or does not answer."""
+async def _served(studio: StudioContext) -> dict[str, AdapterStatus] | None:
+    """Return the served adapters by name; None if the service has none or does not answer."""
     if studio.service.state is not ConnectionState.READY:
         return None
     try:
         report = await studio.service.adapters()
     except ServiceError:
         return None
-    return {adapter.name: adapter.trigger_words for adapter in report.adapters if adapter.version is not None}
+    return {adapter.name: adapter for adapter in report.adapters if adapter.version is not None}
 
 
 def adapters_in(request: Request) -> tuple[ScaledAdapter, ...]:

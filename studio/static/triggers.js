@@ -1,4 +1,4 @@
-// A click on a trigger word puts it before the prompt, once, and ticks its adapter.
+// The adapters of the form. A click on a trigger word puts it before the prompt, once, and ticks its adapter.
 "use strict";
 
 document.addEventListener("click", ({ target }) => {
@@ -14,4 +14,18 @@ document.addEventListener("click", ({ target }) => {
     prompt.dispatchEvent(new Event("input", { bubbles: true }));
   }
   prompt.focus();
+});
+
+// An adapter that was made for few steps sets them when it is ticked, and gives back what was there when it is not.
+document.addEventListener("change", ({ target }) => {
+  if (!target.matches?.(".adapter-choice [data-steps]")) return;
+  for (const name of ["steps", "guidance_scale"]) {
+    const field = document.getElementById(name);
+    if (!field) continue; // the model is still loading
+    const before = `${name}Before`;
+    if (target.checked) target.dataset[before] = field.value;
+    else if (field.value !== target.dataset[name]) continue; // set by hand since
+    field.value = target.checked ? target.dataset[name] : (target.dataset[before] ?? field.defaultValue);
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  }
 });

@@ -203,6 +203,35 @@ def test_among_many_adapters_one_is_searched_and_a_negative_scale_typed(
         expect(page.locator(".generation-failed").first).to_contain_text("ink-7")  # this service has no such adapter
 
 
+def test_an_adapter_of_few_steps_sets_them_and_gives_back_what_was_there(
+    studio: RunningStudio, browser: Browser
+) -> None:
+    with visit(browser, studio.url, language="zh") as page:
+        opened(page)
+        steps, guidance, turbo = (
+            page.locator("#steps"),
+            page.locator("#guidance_scale"),
+            page.get_by_label("turbo", exact=True),
+        )
+        expect(page.locator(".adapter-choice", has=turbo)).to_contain_text("加速（4 步）")
+        steps.fill("12")
+        turbo.check()
+        expect(steps).to_have_value("4")
+        expect(guidance).to_have_value("1")
+        turbo.uncheck()
+        expect(steps).to_have_value("12")
+        expect(guidance).to_have_value("2")
+        turbo.check()
+        steps.fill("6")
+        turbo.uncheck()
+        expect(steps).to_have_value("6")
+        expect(guidance).to_have_value("2")
+        turbo.check()
+        with page.expect_request("**/generate") as sent:
+            draw(page, "一个红苹果", steps=4, seed=3)
+        assert {"adapter=turbo", "steps=4", "guidance_scale=1"} <= set((sent.value.post_data or "").split("&"))
+
+
 def test_the_viewer_is_browsed_zoomed_copied_from_and_its_settings_used_in_place(
     studio: RunningStudio, browser: Browser
 ) -> None:

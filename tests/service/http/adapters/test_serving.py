@@ -161,7 +161,7 @@ def test_without_a_setting_the_adapters_that_come_with_the_model_are_served(clie
     given = client.post("/generate", json=request | {"steps": 3}).json()
     assert (given["request"]["steps"], given["request"]["guidance_scale"]) == (3, 1.0)
     alike = client.post("/v1/images/generations", json={"prompt": "一只猫", "model": "turbo", "seed": 3}).json()
-    assert alike["data"][0]["b64_json"] == made["images"][0]["content"]
+    assert alike["data"][0]["b64_json"] == made["images"][0]["b64"]
     job = client.post("/generate", json=request | {"async": True})
     while (state := client.get(job.headers["location"]).json())["status"] in ("queued", "running"):
         time.sleep(0.05)
