@@ -171,7 +171,7 @@ def _from_recipe(
     config = settled(configure(ModelConfig, chosen))
     flavour = resolve(config.flavour, revision=config.revision)
     _check_made_by(made_by, flavour, path)
-    if recipe.adapters and not has_adapters and flavour.adapters is None:
+    if not has_adapters and not _come_with(flavour, [adapter.name for adapter in recipe.adapters]):
         names = ", ".join(adapter.reference for adapter in recipe.adapters)
         raise RecipeError(
             "recipe_needs_adapters",
@@ -201,12 +201,18 @@ def _check_made_by(model: ModelIdentity, flavour: Flavour, path: Path) -> None:
         )
 
 
+def _come_with(flavour: Flavour, names: Iterable[str]) -> bool:
+    """Return whether a model has all these adapters of its own; names may have versions."""
+    own = flavour.adapters
+    return all(own is not None and (own / name.partition("@")[0]).is_dir() for name in names)
+
+
 def _resolve(request: GenerateRequest, flavour: Flavour, *, has_adapters: bool) -> ResolvedRequest:
     """Resolve a request; locally, only the model limits it."""
     from longcat.model.tokenizer import load_tokenizer, plain_ids  # transformers: half of the time of ``--server``
 
     tokenize = plain_ids(load_tokenizer(flavour.folder))
-    has_adapters = has_adapters or flavour.adapters is not None
+    has_adapters = has_adapters or _come_with(flavour, [choice.name for choice in request.adapters])
     return Limits.of_model(flavour.settings, has_adapters=has_adapters).resolve(request, tokenize)
 
 

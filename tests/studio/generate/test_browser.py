@@ -116,10 +116,12 @@ def test_a_png_that_is_dropped_or_pasted_fills_the_form_and_other_files_are_refu
         expect(page.locator("#prompt")).to_have_value("an owl")
         Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
         Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
+        Image.new("RGB", (8, 8)).save(tmp_path / "moving.gif")
         (tmp_path / "notes.png").write_bytes(b"\x89PNG no picture")
         for name, problem in (
             ("plain", "carries no recipe"),
-            ("photo", "is a JPEG picture"),
+            ("photo", "carries no recipe"),
+            ("moving", "is a GIF picture"),
             ("notes", "is not a picture"),
         ):
             (file,) = tmp_path.glob(f"{name}.*")

@@ -274,9 +274,9 @@ def test_other_errors(ai: openai.OpenAI, http: httpx.Client) -> None:
     assert metric(http, "lithograph_requests_total", status="504") >= 2
 
 
-def test_without_storage_only_the_base_is_a_model(client: httpx.Client) -> None:
+def test_without_storage_the_models_are_the_base_and_the_adapters_that_come_with_it(client: httpx.Client) -> None:
     with openai.OpenAI(base_url=str(client.base_url.join("/v1")), api_key="none", max_retries=0) as ai:
-        assert [card.id for card in ai.models.list()] == ["embedded"]
+        assert [card.id for card in ai.models.list()] == ["embedded", "turbo"]
         with pytest.raises(openai.NotFoundError):
             ai.images.generate(prompt="a red apple", model="ink")
 

@@ -164,7 +164,7 @@ def test_lists_show_a_key_its_adapters_alone(guarded: Guarded) -> None:
         for name in ("team-a-ink", "team-b-ink"):
             assert http.post("/generate", json=CAT | {"adapters": [{"name": name}]}).status_code == 200
         everything = http.get("/v1/adapters").json()
-    assert {a["name"] for a in everything["adapters"]} == {"team-a-ink", "team-b-ink"}
+    assert {a["name"] for a in everything["adapters"]} == {"team-a-ink", "team-b-ink", "turbo"}
     with guarded.client("team-a") as http:
         seen = http.get("/v1/adapters")
         assert [a["name"] for a in seen.json()["adapters"]] == ["team-a-ink"]
