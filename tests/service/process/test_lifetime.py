@@ -141,6 +141,7 @@ def test_of_two_servers_that_start_on_one_port_one_ends(tmp_path: Path) -> None:
     with serve(tmp_path, wait=False) as first:
         port = first.url.rpartition(":")[2]
         with serve(tmp_path, "--port", port, wait=False) as second:
+            second.url = first.url
             servers = [first, second]
             deadline = time.monotonic() + START_SECONDS
             while not (ended := [server for server in servers if server.process.poll() is not None]):
