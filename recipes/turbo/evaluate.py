@@ -20,6 +20,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -149,7 +150,7 @@ def sheet(rows: Sequence[Pictures]) -> Image.Image:
     return image
 
 
-def card_lines(report: dict) -> list[str]:  # type: ignore[type-arg]
+def card_lines(report: dict[str, Any]) -> list[str]:
     """Return the card's lines about the adapter."""
     turbo, base = report["compared"]["turbo"], report["compared"]["base"]
     return [
