@@ -26,7 +26,8 @@ class KeyFile:
     """Holds the keys of a file, and reads it again when it has changed.
 
     Kubernetes replaces a mounted Secret by a link, an editor the file: both change its inode. A file that cannot be read, or
-    has an error, leaves the keys as they are, with a log line and a metric: nobody is locked out by a typing error.
+    has an error, leaves the keys as they are, with a log line and a metric: nobody is locked out by a typing error. It is
+    read again at each check, so that a removed key does not outlive a file system's passing error.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,6 +35,8 @@ class KeyFile:
         self._path = path
         self._stamp = _stamp_of(path)
         self._keys = ApiKeys.read(path)
+        self._problem = ""
+        """The last change could not be read for this reason, which is logged once."""
         self._next_check = time.monotonic() + _CHECK_SECONDS
         self._check: asyncio.Future[None] | None = None
         metrics.API_KEYS_CURRENT.set(1)
@@ -59,14 +62,16 @@ class KeyFile:
     def _read_changes(self) -> None:
         try:
             stamp = _stamp_of(self._path)
-            if stamp != self._stamp:
-                self._stamp = stamp
+            if stamp != self._stamp or self._problem:
                 self._keys = ApiKeys.read(self._path)
+                self._stamp, self._problem = stamp, ""
                 log_event(log, "api_keys_read", keys=len(self._keys.keys))
                 metrics.API_KEYS_CURRENT.set(1)
         except ConfigError as error:
-            log_event(log, "api_keys_not_read", logging.ERROR, reason=str(error), keys=len(self._keys.keys))
-            metrics.API_KEYS_CURRENT.set(0)
+            if self._problem != (problem := str(error)):
+                self._problem = problem
+                log_event(log, "api_keys_not_read", logging.ERROR, reason=problem, keys=len(self._keys.keys))
+                metrics.API_KEYS_CURRENT.set(0)
         finally:
             self._next_check = time.monotonic() + _CHECK_SECONDS
 

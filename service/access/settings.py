@@ -1,11 +1,13 @@
 """The configuration of access, a group of the service's options."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longcat.options import Configuration, Flag
+from longcat.problem import Problem
+from longcat.validation import ProblemValueError
 
 
 class AccessConfig(Configuration):
@@ -20,6 +22,20 @@ class AccessConfig(Configuration):
     admin_key: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
     """Bearer token for requests that change adapters; without it and without API keys, none are removed over HTTP. With API
     keys, it is one more key, which allows everything."""
+
+    @model_validator(mode="after")
+    def _check_metrics_key(self) -> Self:
+        if self.metrics_key == "required" and self.api_keys_file is None:
+            raise ProblemValueError(
+                Problem(
+                    code="metrics_key_without_keys",
+                    template="there are no API keys that a request for metrics could carry",
+                    remedy_template="give --api-keys-file, too",
+                    field="metrics_key",
+                    value=self.metrics_key,
+                )
+            )
+        return self
 
     @property
     def has_keys(self) -> bool:

@@ -18,6 +18,7 @@ from service.access import key_file
 from service.access.caller import ANYONE, Caller, ForbiddenError, Role
 from service.access.key_file import KeyFile
 from service.access.keys import KEY_PREFIX, ApiKeys, hash_of
+from service.access.settings import AccessConfig
 
 HASH = hash_of("anything")
 
@@ -125,6 +126,12 @@ def test_an_administrator_has_every_role_and_a_pattern_bounds_what_a_key_sees() 
     assert not none.sees("ink")
 
 
+def test_metrics_can_only_need_a_key_where_there_are_keys() -> None:
+    with pytest.raises(ConfigError, match="no API keys that a request for metrics could carry; give --api-keys-file"):
+        AccessConfig(metrics_key="required")
+    assert AccessConfig(metrics_key="none").api_keys_file is None
+
+
 def test_a_running_server_follows_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -157,6 +164,24 @@ def test_a_running_server_follows_the_file(
         "api_keys_read",
     ]
     assert not {secret for secret in (third, hash_of(third)) if secret in caplog.text}
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_without_another_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_file, "_CHECK_SECONDS", 0.0)
+    path = tmp_path / "keys.json"
+    leaver = added(path, "leaver")
+    file = KeyFile(path)
+    keys("remove", "leaver", "--file", path)
+    changed, hidden = path.stat(), tmp_path / "hidden"
+    path.rename(hidden)
+    path.mkdir()  # as little a file as one that a network file system does not give
+    assert asyncio.run(file.caller_of(leaver)) is not None
+    path.rmdir()
+    hidden.rename(path)
+    assert path.stat().st_ino == changed.st_ino
+    assert asyncio.run(file.caller_of(leaver)) is None
 
 
 def test_a_kubernetes_secret_is_replaced_by_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
