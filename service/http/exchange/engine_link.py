@@ -51,6 +51,18 @@ class EngineLink:
         return total
 
     @property
+    def steps_left(self) -> int:
+        """Return the steps of the unfinished requests, less those made at the last heartbeat.
+
+        The engine knows them once a request's adapters are there, which may have a default of their own.
+        """
+        left = self.mailbox.steps_left
+        return sum(
+            left.get(command.id, command.request.steps * command.request.num_images)
+            for command in self._requests.values()
+        )
+
+    @property
     def adapters(self) -> frozenset[str]:
         """Return names and ``name@version`` of the adapters in slots, and of those of the unfinished requests."""
         requested = (choice.name for command in self._requests.values() for choice in command.request.adapters)

@@ -48,8 +48,6 @@ class Exchange:
         self._pictures_at_a_time = pictures_at_a_time
         self._requests = multiprocessing.Value("i", 0)  # the main process waits for it to become 0 before it ends
         self._delays = multiprocessing.Value("i", 0)
-        self._steps = 0
-        """Steps of all requests under way, times their pictures."""
         self._step_seconds = 0.0
         """Recent time per step of one picture, divided by the pictures that share its forwards."""
 
@@ -77,7 +75,8 @@ class Exchange:
     def wait_seconds(self) -> int:
         """Estimate the seconds until the requests under way are finished: at least 1."""
         pictures = self._pictures_at_a_time * max(1, len(self._ready()))
-        return max(1, math.ceil(self._steps * self._step_seconds / pictures))
+        steps = sum(engine.steps_left for engine in self.engines)
+        return max(1, math.ceil(steps * self._step_seconds / pictures))
 
     def stall(self) -> EngineStalledError | None:
         """Return an error if all engines hang that could take a request, or a command if none takes requests."""
@@ -91,10 +90,8 @@ class Exchange:
 
         If the command cannot be sent before its deadline, that is its reply.
         """
-        steps = command.request.steps * command.request.num_images
         with self._requests.get_lock():
             self._requests.value += 1
-        self._steps += steps
         ready = self._ready()
         try:
             with metrics.IN_PROGRESS.track_inprogress():
@@ -106,7 +103,6 @@ class Exchange:
                     mailbox.put(ErrorEvent(EngineEndedError()))
                     yield mailbox
         finally:
-            self._steps -= steps
             with self._requests.get_lock():
                 self._requests.value -= 1
 

@@ -11,21 +11,29 @@ from service.http.exchange.exchange import Exchange
 from service.http.exchange.mailboxes import Mailbox
 from service.observability import metrics
 from service.wire.errors import EngineEndedError
-from service.wire.events import ErrorEvent, StepEvent
+from service.wire.events import ErrorEvent, ResultEvent, StepEvent
 from service.wire.messages import (
     AdapterAction,
     AdapterCommand,
     CancelCommand,
     Heartbeat,
 )
-from service.wire.schema import AdapterChoice
+from service.wire.schema import AdapterChoice, Timings
 from service.wire.state import ServicePhase
-from tests.service.http.exchange.engines import Engines, command_of
+from tests.service.http.exchange.engines import Engines, command_of, resolved
 
 
 @pytest.fixture
 def engines() -> Engines:
     return Engines(2)
+
+
+def finished(*, steps: int, denoise_seconds: float) -> ResultEvent:
+    timings = {f"{phase}_seconds": 0.0 for phase in ("queue", "text", "decode", "encode")}
+    return ResultEvent(
+        request_id="a", model_hash="", prompt="", request=resolved(steps=steps), adapters=(), media_type="image/png",
+        timings=Timings(**timings, denoise_seconds=denoise_seconds), images=(),
+    )  # fmt: skip
 
 
 def heartbeat(*adapters: str, **steps_left: int) -> Heartbeat:
@@ -48,6 +56,26 @@ def test_requests_go_to_the_engine_with_less_work_and_adapters_to_where_they_are
     asyncio.run(run())
     assert engines.requests(0) == ["large", "after progress"]
     assert engines.requests(1) == ["small", "small too"]
+
+
+def test_the_wait_is_that_of_the_steps_that_are_left(engines: Engines) -> None:
+    waits = []
+
+    async def run() -> None:
+        exchange = engines.exchange
+        exchange.record_speed(finished(steps=4, denoise_seconds=8.0))
+        async with contextlib.AsyncExitStack() as stack:
+            await sent(exchange, stack, "turbo", steps=16)
+            await sent(exchange, stack, "plain", steps=16, num_images=2)
+            waits.append(exchange.wait_seconds)
+            engines.put(0, heartbeat(turbo=3))  # of the 4 that its adapter declares
+            waits.append(exchange.wait_seconds)
+            engines.put(1, heartbeat(plain=10))
+            waits.append(exchange.wait_seconds)
+        waits.append(exchange.wait_seconds)
+
+    asyncio.run(run())
+    assert waits == [16 + 32, 3 + 32, 3 + 10, 1]  # two seconds a step, two engines
 
 
 @pytest.mark.parametrize("name", ["ink", "ink@3"])
