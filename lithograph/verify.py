@@ -8,7 +8,7 @@ import click
 
 from lithograph.terminal import echo_table
 from longcat.problem import show
-from service.wire.picture import Recipe, metadata_in, recipe_in
+from service.wire.picture import Recipe, metadata_in, recipe_of
 from service.wire.provenance import GENERATED_SOURCE, content_id_of
 
 
@@ -31,7 +31,7 @@ def verify(file: Path, as_json: bool) -> None:
 def _facts(file: Path) -> dict[str, Any]:
     found = metadata_in(file, name=str(file))
     label = _label_of(found.get("TC260:AIGC"))
-    recipe = recipe_in(file, name=str(file)) if "lithograph:recipe" in found else None
+    recipe = recipe_of(found, name=str(file)) if "lithograph:recipe" in found else None
     return {
         "file": str(file),
         "made by a model": found.get("Iptc4xmpExt:DigitalSourceType") == GENERATED_SOURCE,

@@ -7,7 +7,7 @@ It has no date and no timings, so that the same recipe gives the same bytes.
 
 import io
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -129,7 +129,12 @@ def read_recipe(path: Path) -> Recipe:
 
 def recipe_in(file: Path | BinaryIO, *, name: str) -> Recipe:
     """Read the recipe in a picture file that errors call ``name``. Raises ``RecipeError`` if there is none."""
-    text = metadata_in(file, name=name).get("lithograph:recipe")
+    return recipe_of(metadata_in(file, name=name), name=name)
+
+
+def recipe_of(metadata: Mapping[str, str], *, name: str) -> Recipe:
+    """Return the recipe in what ``metadata_in`` returned. Raises ``RecipeError`` if there is none."""
+    text = metadata.get("lithograph:recipe")
     if text is None:
         raise RecipeError(
             "recipe_missing",
