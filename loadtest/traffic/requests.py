@@ -38,8 +38,9 @@ class ImageRequest:
 
     prompt: str
     seed: int
-    steps: int
-    guidance_scale: float
+    steps: int | None
+    """None leaves it to the adapter or the model, as for the guidance."""
+    guidance_scale: float | None
     size_px: int
     adapter: str | None = None
     """A name, or name@version."""
@@ -49,11 +50,11 @@ class ImageRequest:
         body: dict[str, Any] = {
             "prompt": self.prompt,
             "seed": self.seed,
-            "steps": self.steps,
-            "guidance_scale": self.guidance_scale,
             "width": self.size_px,
             "height": self.size_px,
         }
+        sampling = {"steps": self.steps, "guidance_scale": self.guidance_scale}
+        body |= {name: value for name, value in sampling.items() if value is not None}
         return body if self.adapter is None else body | {"adapters": [{"name": self.adapter, "scale": 1.0}]}
 
 
