@@ -233,7 +233,10 @@ def _generate_here(
         adapters = None
         if request.adapters:
             uri, endpoint_url = _storage_of(source, flavour)
-            adapters = AdapterConfig(uri=uri, endpoint_url=endpoint_url, slots=MAX_ADAPTERS, folder=Path(folder))
+            label = flavour.adapters_label if source is None else None
+            adapters = AdapterConfig(
+                uri=uri, endpoint_url=endpoint_url, label=label, slots=MAX_ADAPTERS, folder=Path(folder)
+            )
         renderer = Renderer(config, flavour, max_rows=_MAX_ROWS, adapters=adapters, provenance=provenance)
         with click.progressbar(length=steps, label="generating", file=sys.stderr) as bar:
             rendered = renderer.render(

@@ -151,7 +151,7 @@ def check_http_url(given: str | None, *, example: str) -> str | None:
 def _is_http_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
-        has_host = bool(parts.hostname and parts.hostname.encode("idna"))
+        has_host = bool(parts.hostname and _ascii_host(parts.hostname))
         return (
             parts.scheme in ("http", "https")
             and has_host
@@ -161,6 +161,16 @@ def _is_http_url(text: str) -> bool:
         )
     except ValueError:
         return False
+
+
+def _ascii_host(name: str) -> str:
+    """Return a host in ASCII. Raises ``ValueError`` for one that no client can call, such as an empty ``xn--``."""
+    encoded = name.encode("idna").decode()
+    if "xn--" in encoded.lower():
+        import idna  # here: its tables are large, and few hosts need them
+
+        idna.decode(encoded)
+    return encoded
 
 
 def unknown_field(field: str, value: object, known: Iterable[str]) -> Problem:

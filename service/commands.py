@@ -74,7 +74,7 @@ def _run(config: ServiceConfig, adapter_folder: Path) -> int:
     config = config.model_copy(update={"model": settled(config.engines[0])})
     flavour = resolve(config.model.flavour, revision=config.model.revision)
     if config.adapters is None and flavour.adapters is not None:
-        own = AdapterConfig(uri=flavour.adapters.as_uri(), folder=adapter_folder)
+        own = AdapterConfig(uri=flavour.adapters.as_uri(), label=flavour.adapters_label, folder=adapter_folder)
         config = config.model_copy(update={"adapters": own})
     if config.host != _LOOPBACK and config.access.api_keys_file is None:
         log.warning(

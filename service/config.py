@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -30,7 +30,6 @@ from service.wire.webhook_host import WebhookHost
 
 _LEAST_SECRET_BYTES = 24
 """Minimum length of a secret in the specification of Standard Webhooks."""
-
 AUTO = "auto"
 DEFAULT_SLOTS, DEFAULT_RANK, DEFAULT_ROWS = 8, 64, 12
 """Adapter slots, their rank, and rows of a forward, on devices with enough memory."""
@@ -114,6 +113,8 @@ class AdapterConfig(Configuration):
     """Directory whose LoRA files /v1/load_lora_adapter may publish; files elsewhere are never opened. Repeatable."""
     folder: Annotated[Path, Flag(name="adapter-folder", is_option=False)]
     """Directory for downloads."""
+    label: Annotated[str | None, Flag(is_option=False)] = None
+    """Name of the storage in errors and lists, where its URI would be a path of the installation."""
 
     @field_validator("uri")
     @classmethod
@@ -294,7 +295,6 @@ def _as_value_error() -> Iterator[None]:
 
 
 def _secret_bytes(secret: str) -> bytes:
-    try:
+    with suppress(binascii.Error):
         return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    except binascii.Error:
-        return b""
+    return b""

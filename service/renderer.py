@@ -215,6 +215,8 @@ class Renderer:
 
     def _open_registry(self, config: AdapterConfig) -> Registry:
         storage = open_storage(config.uri, endpoint_url=config.endpoint_url)
+        if config.label is not None:
+            storage.uri = config.label
         if (packaged := self.model.flavour.adapters) is not None and packaged.as_uri() != config.uri:
             storage = LayeredStorage(storage, FileStorage(packaged))
         slots = self.engine.slot_table.slots

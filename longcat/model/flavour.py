@@ -84,6 +84,11 @@ class Flavour:
         folder = self.folder / "adapters"
         return folder if folder.is_dir() else None
 
+    @property
+    def adapters_label(self) -> str:
+        """Name of that directory in errors and lists, without its path."""
+        return f"{self.name}/adapters"
+
     def component_hash(self, component: str) -> str:
         """Return the SHA-256 of one component's files, for caches that depend on that component alone."""
         return _hash(

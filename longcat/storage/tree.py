@@ -7,7 +7,6 @@ a parent directory or to ``/`` cost no more than others.
 import errno
 import hashlib
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +14,7 @@ from typing import BinaryIO
 from longcat.errors import StorageError, StorageTimeoutError
 from longcat.storage.deadlines import Deadlines
 from longcat.storage.interface import Blob, Entry, too_large
+from longcat.storage.regular import NotRegularError, open_regular
 
 _CHUNK_BYTES = 8 * 2**20
 _READ_SECONDS = 10.0
@@ -83,32 +83,27 @@ class FileTree:
             self._deadlines.run(f"{self.uri}/{key}", download_seconds(max_bytes), copy)
 
     def _open(self, key: str, max_bytes: int | None) -> BinaryIO:
-        """Open a regular file. Opening a device can change it, and opening a pipe can wait for its writer.
+        """Open a regular file.
 
         A key that leads out of the root by itself names nothing here: manifests have keys, and others write those.
         """
         if key.startswith("/") or ".." in key.split("/"):
             raise FileNotFoundError(errno.ENOENT, "not a key of this storage", key)
-        path = self.root / key
         try:
-            status = path.stat()
+            stream = open_regular(self.root / key)
         except NotADirectoryError as error:
             raise FileNotFoundError(*error.args) from error
-        if stat.S_ISREG(status.st_mode):
-            stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY), "rb")
-            status = os.fstat(stream.fileno())
-            is_too_large = max_bytes is not None and status.st_size > max_bytes
-            if stat.S_ISREG(status.st_mode) and not is_too_large:
-                return stream
+        except NotRegularError as error:
+            raise StorageError(
+                "storage_not_a_file",
+                "{uri} is not a regular file",
+                remedy="put a file in its place, or remove it",
+                uri=f"{self.uri}/{key}",
+            ) from error
+        if max_bytes is not None and os.fstat(stream.fileno()).st_size > max_bytes:
             stream.close()
-            if is_too_large:
-                raise too_large(f"{self.uri}/{key}", max_bytes)
-        raise StorageError(
-            "storage_not_a_file",
-            "{uri} is not a regular file",
-            remedy="put a file in its place, or remove it",
-            uri=f"{self.uri}/{key}",
-        )
+            raise too_large(f"{self.uri}/{key}", max_bytes)
+        return stream
 
     def _names(self, folder: Path, uri: str) -> list[str]:
         """Return the names in a directory, without hidden ones; none for a root that has not been created yet."""

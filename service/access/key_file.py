@@ -6,8 +6,9 @@ import os
 import time
 from pathlib import Path
 
-from longcat.errors import ConfigError
+from longcat.errors import ConfigError, StorageTimeoutError
 from longcat.logs import log_event
+from longcat.storage.deadlines import Deadlines
 from service.access.caller import Caller
 from service.access.keys import ApiKeys
 from service.observability import metrics
@@ -37,6 +38,7 @@ class KeyFile:
         self._keys = ApiKeys.read(path)
         self._problem = ""
         """The last change could not be read for this reason, which is logged once."""
+        self._deadlines = Deadlines()
         self._next_check = time.monotonic() + _CHECK_SECONDS
         self._check: asyncio.Future[None] | None = None
         metrics.API_KEYS_CURRENT.set(1)
@@ -56,24 +58,33 @@ class KeyFile:
         if self._check is None or self._check.done():
             if time.monotonic() < self._next_check:
                 return
-            self._check = asyncio.ensure_future(asyncio.to_thread(self._read_changes))
-        await asyncio.wait({self._check}, timeout=_READ_SECONDS)
+            self._check = asyncio.ensure_future(asyncio.to_thread(self._follow))
+        await asyncio.wait({self._check})
 
-    def _read_changes(self) -> None:
+    def _follow(self) -> None:
+        """Take the file's keys if it has changed, or log why they cannot be read."""
         try:
-            stamp = _stamp_of(self._path)
-            if stamp != self._stamp or self._problem:
-                self._keys = ApiKeys.read(self._path)
-                self._stamp, self._problem = stamp, ""
-                log_event(log, "api_keys_read", keys=len(self._keys.keys))
-                metrics.API_KEYS_CURRENT.set(1)
-        except ConfigError as error:
+            changes = self._deadlines.run(str(self._path), _READ_SECONDS, self._changes)
+        except (ConfigError, StorageTimeoutError) as error:
             if self._problem != (problem := str(error)):
                 self._problem = problem
                 log_event(log, "api_keys_not_read", logging.ERROR, reason=problem, keys=len(self._keys.keys))
                 metrics.API_KEYS_CURRENT.set(0)
+        else:
+            if changes is not None:
+                self._stamp, self._keys = changes
+                self._problem = ""
+                log_event(log, "api_keys_read", keys=len(self._keys.keys))
+                metrics.API_KEYS_CURRENT.set(1)
         finally:
             self._next_check = time.monotonic() + _CHECK_SECONDS
+
+    def _changes(self) -> tuple[_Stamp, ApiKeys] | None:
+        """Return the file's stamp and keys; None if they are the known ones. Raises ``ConfigError``."""
+        stamp = _stamp_of(self._path)
+        if stamp == self._stamp and not self._problem:
+            return None
+        return stamp, ApiKeys.read(self._path)
 
 
 def _stamp_of(path: Path) -> _Stamp:

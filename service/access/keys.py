@@ -9,6 +9,7 @@ import hmac
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from longcat.errors import ConfigError
 from longcat.problem import Problem, reason_of
+from longcat.storage.regular import open_regular
 from longcat.validation import ProblemValueError, problems_of
 from service.access.caller import Caller, Role
 
@@ -98,8 +100,8 @@ class ApiKeys(BaseModel):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        names = [key.name for key in self.keys]
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        counts = Counter(self.names)
+        if twice := next((name for name, count in counts.items() if count > 1), None):
             raise ProblemValueError(
                 Problem(
                     code="key_name_twice",
@@ -115,7 +117,7 @@ class ApiKeys(BaseModel):
     def read(cls, path: Path) -> Self:
         """Read a file. Raises ``ConfigError`` about the file; no message holds a hash."""
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 content = file.read(LARGEST_BYTES + 1)
         except OSError as error:
             raise _unreadable(path, reason_of(error)) from error

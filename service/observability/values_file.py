@@ -106,7 +106,8 @@ class ValuesFile:
         self._handle, self._stored_bytes = handle, len(self._content)
 
     def _delay(self, error: OSError) -> None:
-        if not self._retry_at:
+        has_ended = not self._path.parent.exists()  # with its run, whose last processes may still import their modules
+        if not self._retry_at and not has_ended:
             log_event(log, "metrics_delayed", logging.WARNING, path=str(self._path), reason=error.strerror)
         self._retry_at = time.monotonic() + _RETRY_SECONDS
 

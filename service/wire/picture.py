@@ -5,7 +5,9 @@ A file carries its recipe, everything that makes the same file again and nothing
 It has no date and no timings, so that the same recipe gives the same bytes.
 """
 
+import contextlib
 import io
+import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +18,8 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longcat.errors import RecipeError
+from longcat.problem import reason_of
+from longcat.storage.regular import open_regular
 from service.wire.provenance import ProvenanceConfig, content_id_of, properties_of, xmp_packet
 from service.wire.schema import AdapterChoice, AppliedAdapter, OutputFormat, ResolvedRequest
 
@@ -23,6 +27,8 @@ RECIPE_KEY = "lithograph"
 XMP_KEY = "XML:com.adobe.xmp"
 """Keyword of a PNG's chunk for XMP (Adobe, XMP Specification Part 3, section 1.1.5)."""
 _FORMATS = ("PNG", "JPEG", "WEBP")
+_LARGEST_FILE_BYTES = 64 * 2**20
+"""Largest file that is read, several times that of the largest picture: Pillow keeps each of its chunks in memory."""
 MEDIA_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _PNG_LEVEL = 1
 """The fastest of 9 levels: files are a tenth larger than at level 6, and made in a quarter of the time."""
@@ -146,7 +152,7 @@ def recipe_of(metadata: Mapping[str, str], *, name: str) -> Recipe:
     try:
         return Recipe.model_validate_json(text)
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "JSON"
         raise RecipeError(
             "recipe_format_unknown",
             "carries a recipe that this version cannot read, at {where}",
@@ -160,24 +166,15 @@ def recipe_of(metadata: Mapping[str, str], *, name: str) -> Recipe:
 def metadata_in(file: Path | BinaryIO, *, name: str) -> dict[str, str]:
     """Return what a picture file says about itself, by property; the recipe as ``lithograph:recipe``.
 
-    Raises ``RecipeError`` for a file that is no picture, or one of a format that carries nothing.
+    Raises ``RecipeError`` for a file that is no picture or too large, and for one of a format that carries nothing.
     """
     try:
-        with Image.open(file) as image:
-            if image.format not in _FORMATS:
-                raise RecipeError(
-                    "recipe_not_in_format",
-                    "is a {format} picture, and only PNG, JPEG and WebP files carry a recipe",
-                    remedy="give the file that Lithograph made",
-                    field="recipe",
-                    value=name,
-                    format=image.format,
-                )
-            image.load()
-            packet = image.info.get(XMP_KEY if image.format == "PNG" else "xmp") or b""
-            found = properties_of(packet.encode() if isinstance(packet, str) else packet) if packet else {}
-            chunk = image.info.get(RECIPE_KEY) if image.format == "PNG" else None
-            return found | ({"lithograph:recipe": chunk} if isinstance(chunk, str) else {})
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(open_regular(file)) if isinstance(file, Path) else file
+            if stream.seek(0, os.SEEK_END) > _LARGEST_FILE_BYTES:
+                raise _no_picture(name, f"it has more than {_LARGEST_FILE_BYTES} bytes")
+            stream.seek(0)
+            packet, found = _packet_and_recipe(stream, name=name)
     except UnidentifiedImageError as error:
         raise RecipeError(
             "recipe_not_an_image",
@@ -187,14 +184,48 @@ def metadata_in(file: Path | BinaryIO, *, name: str) -> dict[str, str]:
             value=name,
         ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of them
+        raise _no_picture(name, reason_of(error)) from error
+    try:
+        return properties_of(packet) | found if packet else found
+    except ValueError as error:
         raise RecipeError(
-            "recipe_not_a_picture",
-            "cannot be read as a picture: {reason}",
-            remedy="give a picture that Lithograph made",
+            "recipe_metadata_invalid",
+            "has metadata (XMP) that cannot be read: {reason}",
+            remedy="give a picture that Lithograph made and that no program has saved again",
             field="recipe",
             value=name,
             reason=str(error),
         ) from error
+
+
+def _packet_and_recipe(stream: BinaryIO, *, name: str) -> tuple[bytes, dict[str, str]]:
+    """Return a picture's XMP packet, and the recipe that a PNG has outside it. Raises Pillow's errors."""
+    with Image.open(stream) as image:
+        if image.format not in _FORMATS:
+            raise RecipeError(
+                "recipe_not_in_format",
+                "is a {format} picture, and only PNG, JPEG and WebP files carry a recipe",
+                remedy="give the file that Lithograph made",
+                field="recipe",
+                value=name,
+                format=image.format,
+            )
+        image.load()
+        packet = image.info.get(XMP_KEY if image.format == "PNG" else "xmp") or b""
+        chunk = image.info.get(RECIPE_KEY) if image.format == "PNG" else None
+    found = {"lithograph:recipe": str(chunk)} if isinstance(chunk, str) else {}
+    return packet.encode() if isinstance(packet, str) else packet, found
+
+
+def _no_picture(name: str, reason: str) -> RecipeError:
+    return RecipeError(
+        "recipe_not_a_picture",
+        "cannot be read as a picture: {reason}",
+        remedy="give a picture that Lithograph made",
+        field="recipe",
+        value=name,
+        reason=reason,
+    )
 
 
 def zip_pictures(files: Iterable[tuple[str, bytes]]) -> bytes:

@@ -33,6 +33,10 @@ LARGEST_PACKET_BYTES = 65_000
 """Size that fits a JPEG's segment, which ends at 65,533 bytes."""
 
 
+_LARGEST_READ_BYTES = 2**20
+"""Largest packet of any program that is read: a tree of XML takes a hundred times its text."""
+
+
 class ProvenanceConfig(Configuration):
     """The metadata of picture files."""
 
@@ -104,10 +108,13 @@ def _text(value: str) -> str:
 def properties_of(packet: bytes) -> dict[str, str]:
     """Return those properties of a packet that this module writes, as ``prefix:name``, whichever program wrote them.
 
-    Raises ``ValueError`` for a packet that is no XML, or has entities or a document type, which could make it grow.
+    Raises ``ValueError`` for a packet that is too large, is no XML, or has entities or a document type, which could make it
+    grow.
     """
     from defusedxml import DefusedXmlException, ElementTree  # here: writing pictures needs none of it
 
+    if len(packet) > _LARGEST_READ_BYTES:
+        raise ValueError(f"it has more than {_LARGEST_READ_BYTES} bytes")
     try:
         root = ElementTree.fromstring(packet.decode("utf-8", "replace").strip("\ufeff\0 \r\n"), forbid_dtd=True)
     except (ElementTree.ParseError, DefusedXmlException) as error:

@@ -50,7 +50,19 @@ def _not_too_many(adapters: object) -> object:
 
 def _from_name(choice: object) -> object:
     """Return the choice that a bare name means: the adapter at scale 1."""
-    return {"name": choice} if isinstance(choice, str) else choice
+    match choice:
+        case str():
+            return {"name": choice}
+        case dict() | AdapterChoice():
+            return choice
+    raise ProblemValueError(
+        Problem(
+            code="not_an_adapter",
+            template="neither the name of an adapter nor a JSON object",
+            remedy_template="give {name} or {choice}",
+            details={"name": '"ink"', "choice": '{"name": "ink", "scale": 0.8}'},
+        )
+    )
 
 
 class BaseRequest(BaseModel):

@@ -122,7 +122,7 @@ def test_no_name_leads_to_another_endpoint(name: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "nohost", "ftp://x", "http://", "http://[::1", "http://a\nb", "http://a b", "http://x:99999"],
+    ["", "nohost", "ftp://x", "http://", "http://[::1", "http://a\nb", "http://a b", "http://x:99999", "http://xn--"],
 )
 def test_an_address_that_is_none_is_named(url: str) -> None:
     with pytest.raises(lithograph.RequestError, match="not an http:// or https:// URL") as caught:

@@ -132,7 +132,7 @@ async def _file_to_import(
             "is not below any of {places}",
             field="lora_path",
             value=path,
-            places=", ".join([config.uri, *map(str, config.import_from)]),
+            places=", ".join([config.label or config.uri, *map(str, config.import_from)]),
         )
     if not await run_in_thread(os.path.exists, file):  # False for a name that no file can have
         _raise_not_found(body)

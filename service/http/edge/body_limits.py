@@ -30,7 +30,8 @@ class JsonBodies:
             return
         declared = Headers(scope=scope).get("content-length", "0")
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-        scope["headers"] = [*headers, (b"content-type", b"application/json")]
+        _, _, parameters = Headers(scope=scope).get("content-type", "").partition(";")  # such as charset
+        scope["headers"] = [*headers, (b"content-type", f"application/json;{parameters}".encode("latin-1"))]
         timely = TimelyBody(receive, seconds=self._max_seconds)
         size = 0
 

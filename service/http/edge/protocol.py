@@ -7,6 +7,7 @@ probes included, while clients that send nothing hold the connections. This subc
 - a deadline for every head, 408;
 - a cap on connections; beyond it, the connection that has been without a whole request for the longest makes room;
 - a deadline for clients that read nothing of their replies;
+- a limit of the chunks of a body, each of which takes time on the event loop, however short it is;
 - a shutdown that waits for no request that has not arrived as a whole;
 - replies to clients that have closed their sending side (``nc -N``), for which uvicorn drops the reply;
 - replies to invalid HTTP in the same form as all other errors, and a pause before the connection ends, so that clients
@@ -42,6 +43,10 @@ LINGER_BYTES = 256 * 2**20
 """Most bytes that are read and dropped after an early reply."""
 _HALF_CLOSED_SECONDS = 1.0
 """Time for the replies to a client that sends no more. Its request is then cancelled, as one that is gone looks alike."""
+_SPARE_CHUNKS = 2048
+"""Chunks that any body may have, a few hundredths of a second of work: programs that write JSON piece by piece send each."""
+_BYTES_PER_CHUNK = 256
+"""Least mean size of all other chunks."""
 _STALL_SECONDS = 30.0
 """Longest time in which a client may read nothing of a reply that waits for it."""
 
@@ -56,6 +61,25 @@ class Bounds:
     max_headers: int
     write_error: Callable[[LithographError, str], tuple[int, bytes]]
     """Returns the status and the JSON body of an error, from the error and a request's id."""
+
+
+class BoundedConnection(h11.Connection):
+    """The events of one connection, which end with an error when a body has too many chunks for its size."""
+
+    _chunks = 0
+    _body_bytes = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """Return the next event. Raises ``h11.RemoteProtocolError``."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._body_bytes = 0
+        elif isinstance(event, h11.Data):
+            self._chunks += event.chunk_start
+            self._body_bytes += len(event.data)
+            if self._chunks > _SPARE_CHUNKS + self._body_bytes // _BYTES_PER_CHUNK:
+                raise h11.RemoteProtocolError("the chunks of the body are too many and too short")
+        return event
 
 
 class BoundedProtocol(H11Protocol):
@@ -76,6 +100,7 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Begin to wait for a request, if there is room for the connection."""
         super().connection_made(transport)
+        self.conn = BoundedConnection(h11.SERVER, max_incomplete_event_size=self.bounds.max_header_bytes)
         has_room = len(self.connections) <= self.bounds.max_connections or self._make_room()
         self._wait()
         if has_room:

@@ -88,7 +88,7 @@ async def info(admission: AdmissionDependency, caller: CallerDependency) -> dict
         "adapters": None
         if adapters is None
         else {
-            "storage": adapters.uri,
+            "storage": adapters.label or adapters.uri,
             "slots": state.model.get("slots", adapters.slots),
             "max_rank": state.model.get("rank", adapters.rank),
             "required": [name for name in adapters.required if caller.sees(name)],

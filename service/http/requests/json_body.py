@@ -1,8 +1,10 @@
 """Request bodies: JSON in UTF-8, whatever their content type, and a reason for every other body."""
 
+import codecs
 import json
 import math
 from collections.abc import Callable, Coroutine
+from email.message import Message
 from typing import Any
 
 from fastapi import Request
@@ -60,9 +62,9 @@ class _JsonRequest(Request):
         FastAPI would reply to an exception before it has checked what else the request needs, such as a key. It takes None
         for no body, and raises ``RequestValidationError`` once the rest is checked.
         """
-        encoding = self.headers.get("content-encoding", "")
+        sent = self.headers.get("content-encoding", ""), self.headers.get("content-type", "")
         try:
-            return await run_in_thread(read_body, self._model, await self.body(), encoding)
+            return await run_in_thread(read_body, self._model, await self.body(), *sent)
         except UserError as error:
             self.state.body_error = error
             return None
@@ -74,9 +76,9 @@ def error_of_body(request: Request) -> UserError:
     return error
 
 
-def read_body(model: type[BaseModel], body: bytes, content_encoding: str) -> BaseModel:
+def read_body(model: type[BaseModel], body: bytes, content_encoding: str, content_type: str) -> BaseModel:
     """Return the model that a body describes. Raises ``UserError`` with the body's problems."""
-    value = parse_json(body, content_encoding)
+    value = parse_json(body, content_encoding, content_type)
     _check_encodable(value)
     try:
         return model.model_validate(value)
@@ -87,7 +89,7 @@ def read_body(model: type[BaseModel], body: bytes, content_encoding: str) -> Bas
         raise UserError.of(problems) from None
 
 
-def parse_json(body: bytes, content_encoding: str = "") -> Any:
+def parse_json(body: bytes, content_encoding: str = "", content_type: str = "") -> Any:
     """Return the value of a body. A byte-order mark of UTF-8 is skipped.
 
     An integer that exceeds floats is infinite, as ``1e400`` is: no field takes either. Raises ``NotJsonError``, or
@@ -101,13 +103,12 @@ def parse_json(body: bytes, content_encoding: str = "") -> Any:
             compression=compression,
         )
     content = body.removeprefix(_UTF_8_MARK)
-    encoding = json.detect_encoding(content)
-    if encoding.startswith(("utf-16", "utf-32")):
+    if (encoding := _other_encoding(content, content_type)) is not None:
         raise NotJsonError(
             "body_in_other_encoding",
             "the body is encoded in {encoding}",
             remedy="send JSON in UTF-8",
-            encoding=encoding[:6].upper(),
+            encoding=encoding,
         )
     try:
         return json.loads(content.decode("utf-8"), parse_int=_integer, object_pairs_hook=_object)
@@ -165,3 +166,23 @@ def _compression(body: bytes, content_encoding: str) -> str | None:
     if named not in ("", "identity"):
         return show(named)
     return next((name for mark, name in _COMPRESSED.items() if body.startswith(mark)), None)
+
+
+def _other_encoding(content: bytes, content_type: str) -> str | None:
+    """Return the name of an encoding other than UTF-8, found in the content or declared for it; None for UTF-8.
+
+    A declared one is believed only for text beyond ASCII: JSON has no ``charset``, and some clients always send one.
+    """
+    found = json.detect_encoding(content)
+    if found.startswith(("utf-16", "utf-32")):
+        return found[:6].upper()
+    message = Message()
+    message["content-type"] = content_type
+    declared = message.get_content_charset()
+    if declared is None or content.isascii():
+        return None
+    try:
+        is_utf8 = codecs.lookup(declared).name == "utf-8"
+    except (LookupError, ValueError):
+        is_utf8 = False
+    return None if is_utf8 else show(declared)

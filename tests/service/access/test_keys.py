@@ -199,7 +199,29 @@ def test_a_kubernetes_secret_is_replaced_by_a_link(tmp_path: Path, monkeypatch: 
     assert asyncio.run(file.caller_of(secrets["new"])) is not None
 
 
-def test_a_file_system_that_hangs_delays_a_request_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_in_place_of_the_file_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reader of a pipe waits for its writer for ever, and removed keys went on working."""
+    monkeypatch.setattr(key_file, "_CHECK_SECONDS", 0.0)
+    path = tmp_path / "keys.json"
+    leaver, content = added(path, "leaver"), added(tmp_path / "next.json", "next")
+    file = KeyFile(path)
+    for put in (os.mkfifo, lambda place: place.symlink_to("/dev/zero")):
+        path.unlink()
+        put(path)
+        assert asyncio.run(file.caller_of(leaver)) is not None
+        assert "is no file of API keys: it is not a regular file" in caplog.text
+        with pytest.raises(ConfigError, match="it is not a regular file"):
+            KeyFile(path)
+    (tmp_path / "next.json").replace(path)
+    assert asyncio.run(file.caller_of(leaver)) is None
+    assert asyncio.run(file.caller_of(content)) is not None
+
+
+def test_a_file_system_that_hangs_delays_a_request_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "keys.json"
     secret = added(path, "first")
     file = KeyFile(path)
@@ -218,6 +240,8 @@ def test_a_file_system_that_hangs_delays_a_request_and_no_more(tmp_path: Path, m
     async def main() -> None:
         assert await file.caller_of(secret) is not None
         assert await file.caller_of("another") is None
-        hangs[0] = False
 
-    asyncio.run(main())
+    asyncio.run(main())  # returns although the file has not: its thread does not hold a shutdown
+    assert "api_keys_not_read" in [getattr(record, "event", "") for record in caplog.records]
+    assert "has not been read within" in caplog.text
+    hangs[0] = False

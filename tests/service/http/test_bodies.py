@@ -198,6 +198,29 @@ def test_another_encoding_is_named(client: httpx.Client, encoding: str) -> None:
     assert reply.json()["error"]["message"] == message
 
 
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_a_declared_encoding_is_believed_for_text_beyond_ascii(client: httpx.Client, endpoint: str) -> None:
+    """In GBK, 一只猫 is the UTF-8 of three other characters, of which a picture was made."""
+    content = '{"prompt": "一只猫", "steps": 1}'.encode("gbk")
+    content.decode("utf-8")
+    reply = client.post(endpoint, content=content, headers={"Content-Type": "application/json; charset=GBK"})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"] == "the body is encoded in gbk; send JSON in UTF-8"
+    plain, chinese = json.dumps({"prompt": "a cat", "steps": 1}), '{"prompt": "一只猫", "steps": 1}'
+    for text, charset in ((plain, "iso-8859-1"), (plain, "?"), (chinese, "UTF8"), (chinese, '"utf-8"')):
+        headers = {"Content-Type": f"application/json; charset={charset}"}
+        assert client.post(endpoint, content=text.encode(), headers=headers).status_code == 200, charset
+
+
+@pytest.mark.parametrize("choice", ["1", "true", "null", '["ink"]', "1.5"])
+def test_an_adapter_that_is_neither_name_nor_object_is_told_of_both(client: httpx.Client, choice: str) -> None:
+    reply = client.post("/generate", content=f'{{"prompt": "a cat", "adapters": [{choice}]}}')
+    remedy = 'neither the name of an adapter nor a JSON object; give "ink" or {"name": "ink", "scale": 0.8}'
+    assert reply.status_code == 422
+    assert reply.json()["error"]["message"].startswith("adapters.0")
+    assert reply.json()["error"]["message"].endswith(remedy)
+
+
 def test_bytes_of_an_older_encoding_are_pointed_at(client: httpx.Client) -> None:
     reply = client.post("/generate", content='{"prompt": "café"}'.encode("latin-1"))
     assert reply.status_code == 400

@@ -88,3 +88,16 @@ def test_on_a_full_disk_nothing_is_folded_and_nothing_lost(small_disk: Path) -> 
         fold(small_disk / "counter_11.db", small_disk / "counter_0.db")
     assert stored(small_disk / "counter_11.db") == {"one": 1.0}
     assert not list(small_disk.glob("counter_0*"))
+
+
+def test_a_process_that_outlives_the_directory_of_its_run_logs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that lost the race for its port ended while its fork server was still importing: five lines followed."""
+    file = ValuesFile(str(tmp_path / "gone" / "counter_1.db"))
+    file.write_value("each", 1.0, 0.0)
+    assert not caplog.records
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "counter_2.partial").mkdir()  # cannot be written
+    ValuesFile(str(tmp_path / "gone" / "counter_2.db"))
+    assert [getattr(record, "event", "") for record in caplog.records] == ["metrics_delayed"]

@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
+import struct
 import subprocess
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +134,46 @@ def test_a_strange_packet_is_an_error_of_ours(tmp_path: Path, packet: bytes, out
     Image.new("RGB", (8, 8)).save(path, output_format, xmp=packet)
     with pytest.raises(RecipeError):
         read_recipe(path)
+
+
+def png_with(*chunks: tuple[bytes, bytes]) -> bytes:
+    """Return a PNG with more chunks, by kind, before its pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    end_of_header = 33
+    added = b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+    return buffer.getvalue()[:end_of_header] + added + buffer.getvalue()[end_of_header:]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (png_with((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b"<a>" * 400_000)), "XMP.*more than 1048576 bytes"),
+        (png_with((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<a")), "has metadata .XMP. that cannot be read"),
+        (png_with((b"iTXt", b"lithograph\0\0\0\0\0" + b"[" * 10_000)), "cannot read, at JSON; use the version"),
+        (png_with((b"prVt", bytes(65 * 2**20))), "cannot be read as a picture: it has more than 67108864 bytes"),
+        (b"\xff\xd8" + b"\xff" * (65 * 2**20), "cannot be read as a picture: it has more than 67108864 bytes"),
+    ],
+    ids=["deep XML", "cut XML", "deep JSON", "private chunk", "filler"],
+)
+def test_a_file_that_would_take_memory_or_time_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "picture"
+    path.write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(RecipeError, match=problem):
+        read_recipe(path)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < 32 * 2**20
+
+
+def test_verify_does_not_wait_for_the_writer_of_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecipeError, match="it is not a regular file"):
+        read_recipe(tmp_path / "pipe")
 
 
 def test_properties_are_found_as_elements_and_as_attributes() -> None:

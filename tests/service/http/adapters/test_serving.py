@@ -152,6 +152,13 @@ def test_what_is_wrong_with_adapters_is_named(http: httpx.Client, adapters: obje
 def test_without_a_setting_the_adapters_that_come_with_the_model_are_served(client: httpx.Client) -> None:
     unknown = client.post("/generate", json=with_adapters(("ink", 1.0)))
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "adapter_not_found")
+    assert client.get("/v1/adapters").json()["storage"] == "embedded/adapters"
+    assert client.get("/v1/info").json()["adapters"]["storage"] == "embedded/adapters"
+    for name, problem in (("nope", "has no version in embedded/adapters"), ("turbo@9", "has no version 9 in")):
+        missing = client.post("/generate", json={"prompt": "a cat", "adapters": [name]})
+        assert missing.status_code == 404
+        assert problem in missing.json()["error"]["message"]
+        assert "file://" not in missing.text  # the path of the installation
     (turbo,) = client.get("/v1/adapters").json()["adapters"]
     assert (turbo["name"], turbo["sampling"]) == ("turbo", {"steps": 4, "guidance_scale": 1.0})
     assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["embedded", "turbo"]

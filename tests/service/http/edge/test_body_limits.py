@@ -2,12 +2,17 @@
 
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from contextlib import closing
 
+import h11
+import httpx
+import psutil
 import pytest
 
+from service.http.edge import protocol
 from tests.conftest import RunningServer
-from tests.service.http.edge.sockets import HEAD, MIB, connect, read_json, takes_all
+from tests.service.http.edge.sockets import HEAD, MIB, check_error, connect, exchange, read_json, takes_all
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/images/generations", "/nowhere", "/healthz"])
@@ -48,3 +53,49 @@ def test_a_request_that_is_answered_early_leaves_its_connection_usable_if_its_bo
             head, _ = read_json(connection)
             assert head.startswith(b"HTTP/1.1 404")
             assert b"connection: close" not in head
+
+
+def chunked(chunks: Iterable[bytes]) -> bytes:
+    """Return a request to /generate with these chunks."""
+    body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+    return HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n"
+
+
+def test_a_body_may_have_as_many_chunks_as_its_size_explains(server: RunningServer) -> None:
+    piecemeal = [b" "] * (protocol._SPARE_CHUNKS - 1)
+    reply = exchange(server, chunked([*piecemeal, b"{}"]))
+    assert b"HTTP/1.1 422" in reply
+    check_error(exchange(server, chunked([*piecemeal, *piecemeal, b"{}"])), 400, "malformed_request")
+
+
+@pytest.mark.parametrize("path", [b"/generate", b"/nowhere", b"/healthz"])
+def test_chunks_of_one_byte_do_not_hold_the_event_loop(server: RunningServer, path: bytes) -> None:
+    """A megabyte of them took the loop a second for each 20,000, and after an early reply all were read."""
+    attack = HEAD.replace(b"/generate", path) + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 300_000
+    process = http_process(server)
+    begin = sum(process.cpu_times()[:2])
+    takes_all(server, attack)
+    httpx.get(f"{server.url}/healthz").raise_for_status()
+    assert sum(process.cpu_times()[:2]) - begin < 1
+
+
+def http_process(server: RunningServer) -> psutil.Process:
+    """Return the process that has the port."""
+    port = int(server.url.rpartition(":")[2])
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    return next(
+        process
+        for process in children
+        if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in process.net_connections("tcp"))
+    )
+
+
+def test_large_bodies_may_have_many_chunks() -> None:
+    connection = protocol.BoundedConnection(h11.SERVER)
+    connection.receive_data(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    assert isinstance(connection.next_event(), h11.Request)
+    chunk = b"200\r\n%b\r\n" % bytes(0x200)
+    for _ in range(4 * protocol._SPARE_CHUNKS):
+        connection.receive_data(chunk)
+        assert isinstance(connection.next_event(), h11.Data)
+        assert connection.next_event() is h11.NEED_DATA
