@@ -154,10 +154,10 @@ def test_without_a_setting_the_adapters_that_come_with_the_model_are_served(clie
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "adapter_not_found")
     assert client.get("/v1/adapters").json()["storage"] == "embedded/adapters"
     assert client.get("/v1/info").json()["adapters"]["storage"] == "embedded/adapters"
-    for name, problem in (("nope", "has no version in embedded/adapters"), ("turbo@9", "has no version 9 in")):
+    for name, expected in (("nope", "has no version in embedded/adapters"), ("turbo@9", "has no version 9 in")):
         missing = client.post("/generate", json={"prompt": "a cat", "adapters": [name]})
         assert missing.status_code == 404
-        assert problem in missing.json()["error"]["message"]
+        assert expected in missing.json()["error"]["message"]
         assert "file://" not in missing.text  # the path of the installation
     (turbo,) = client.get("/v1/adapters").json()["adapters"]
     assert (turbo["name"], turbo["sampling"]) == ("turbo", {"steps": 4, "guidance_scale": 1.0})
