@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -100,7 +101,7 @@ async def import_adapter(request: Request) -> Response:
     async with request.form(max_files=2, max_fields=8) as form:
         files = [file for file in form.getlist("file") if isinstance(file, UploadFile) and file.filename]
         fields = read_form(_ImportForm, form, **({"file": files} if files else {}))
-        words = [word.strip() for word in fields.trigger_words.split(",") if word.strip()]
+        words = [word.strip() for word in re.split("[,，、]", fields.trigger_words) if word.strip()]
         published = await studio.importer.publish(files, fields.name, words, flavour=await _flavour(studio))
     await _refresh_service(studio, fields.name)
     return render(request, "adapters/imported.html", published=published, catalogue=await _catalogue(request))

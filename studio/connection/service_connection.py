@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from lithograph.client.client import AsyncClient
-from lithograph.client.errors import ServiceError
+from lithograph.client.errors import RequestError, ServiceError
 from lithograph.client.protocol import AdapterReport, TokenCount, flavour_reason
 from longcat.problem import Problem
 
@@ -16,6 +16,7 @@ log = logging.getLogger("lithograph.studio")
 _STARTING_POLL_SECONDS = 0.5
 _READY_POLL_SECONDS = 5.0
 _PATIENCE_SECONDS = 20.0
+_LOADING_POLL_SECONDS = 0.25
 
 
 class ConnectionState(StrEnum):
@@ -78,6 +79,18 @@ class ServiceConnection:
     async def count_tokens(self, prompt: str) -> TokenCount:
         """Return a prompt's length as its model counts it. Raises ``ServiceError``."""
         return await self._probe.count_tokens(prompt)
+
+    async def wait_for_model(self) -> None:
+        """Wait while the service starts or loads its model."""
+        while self.state is ConnectionState.STARTING:
+            await asyncio.sleep(_LOADING_POLL_SECONDS)
+
+    async def is_restarting_after(self, error: ServiceError) -> bool:
+        """Return True if a request failed because the service ended, and the service is starting again."""
+        if isinstance(error, RequestError):
+            return False
+        await self.poll()
+        return self.state is ConnectionState.STARTING
 
     def begin(self, problem: Problem | None) -> None:
         """Note that its process starts; ``problem``: the reason for which it takes long, or starts again."""

@@ -13,10 +13,10 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from lithograph.client.errors import RequestError, ServiceError
+from lithograph.client.errors import ServiceError
 from lithograph.client.protocol import PreviewEvent, ResultEvent, StepEvent
 from longcat.errors import LithographError
-from studio.connection.service_connection import ConnectionState, ServiceConnection
+from studio.connection.service_connection import ServiceConnection
 from studio.generate.gallery import Gallery, GalleryPicture, new_id
 from studio.generate.recipe import PictureRecipe, ScaledAdapter
 from studio.web.error_pages import error_of
@@ -24,8 +24,6 @@ from studio.web.errors import MissingPageError
 
 _REMEMBERED = 16
 """Generations that are over and kept, so that a page that reconnects receives their events."""
-_PATIENCE_SECONDS = 0.25
-"""Between checks of a model that is loading."""
 
 
 class GenerationState(StrEnum):
@@ -153,24 +151,17 @@ class Generations:
 
     async def _follow(self, generation: Generation) -> None:
         """Generate, and once more if the service ended and restarts: a request that ends it each time is not repeated."""
-        await self._wait_for_model()
+        await self._service.wait_for_model()
         try:
             await self._draw(generation)
-        except RequestError:
-            raise
-        except ServiceError:
-            await self._service.poll()
-            if self._service.state is not ConnectionState.STARTING:
+        except ServiceError as error:
+            if not await self._service.is_restarting_after(error):
                 raise
             generation.steps = 0
             generation.progress[:] = [ImageProgress() for _ in generation.progress]
             self._tell(generation, GenerationState.WAITING)
-            await self._wait_for_model()
+            await self._service.wait_for_model()
             await self._draw(generation)
-
-    async def _wait_for_model(self) -> None:
-        while self._service.state is ConnectionState.STARTING:
-            await asyncio.sleep(_PATIENCE_SECONDS)
 
     async def _draw(self, generation: Generation) -> None:
         recipe = generation.recipe

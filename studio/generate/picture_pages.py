@@ -3,19 +3,20 @@
 import asyncio
 import json
 import secrets
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from studio.context import studio_of
+from studio.generate.generations import Generation
 from studio.generate.limits import GenerationLimits
-from studio.web.pages import is_fragment, render
+from studio.web.pages import is_fragment, page_behind, redirect, render
 
 router = APIRouter()
 
 _VARIATIONS = 4
+_GALLERY_PAGE = "/generate"
 _KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
 """A picture never changes."""
 
@@ -27,8 +28,9 @@ async def picture_page(request: Request, picture_id: str) -> Response:
     picture = studio.gallery.get(picture_id)
     template = "generate/viewer.html" if is_fragment(request) else "generate/picture.html"
     counterpart = studio.gallery.counterpart(picture_id)
-    in_place = urlsplit(request.headers.get("hx-current-url", "")).path == "/generate"
-    return render(request, template, picture=picture, counterpart=counterpart, in_place=in_place)
+    return render(
+        request, template, picture=picture, counterpart=counterpart, in_place=page_behind(request) == _GALLERY_PAGE
+    )
 
 
 @router.get("/gallery/{picture_id}/picture.png")
@@ -50,8 +52,7 @@ async def thumbnail_file(request: Request, picture_id: str) -> Response:
 async def again(request: Request, picture_id: str) -> Response:
     """Generate the same recipe: with the same model, the same picture."""
     studio = studio_of(request)
-    generation = studio.generations.start(studio.gallery.get(picture_id).recipe)
-    return render(request, "generate/generation.html", generation=generation)
+    return _started(request, studio.generations.start(studio.gallery.get(picture_id).recipe))
 
 
 @router.post("/gallery/{picture_id}/vary")
@@ -60,7 +61,7 @@ async def vary(request: Request, picture_id: str) -> Response:
     studio = studio_of(request)
     count = min(_VARIATIONS, GenerationLimits.of(studio.service.info).max_images)
     recipe = studio.gallery.get(picture_id).recipe.with_seed(secrets.randbelow(2**32), num_images=count)
-    return render(request, "generate/generation.html", generation=studio.generations.start(recipe))
+    return _started(request, studio.generations.start(recipe))
 
 
 @router.get("/gallery/{picture_id}/compare")
@@ -85,9 +86,9 @@ async def compare(request: Request, picture_id: str) -> Response:
 
 @router.delete("/gallery/{picture_id}")
 async def remove_picture(request: Request, picture_id: str) -> Response:
-    """Delete a picture; the empty reply removes it from the page."""
+    """Delete a picture; the empty reply removes it from the gallery, and other pages are shown again."""
     await asyncio.to_thread(studio_of(request).gallery.remove, picture_id)
-    return Response(status_code=200)
+    return Response(headers={} if page_behind(request) == _GALLERY_PAGE else {"HX-Refresh": "true"})
 
 
 @router.post("/gallery/{picture_id}/favourite")
@@ -97,3 +98,10 @@ async def mark_favourite(request: Request, picture_id: str) -> Response:
     picture = gallery.mark(picture_id, favourite=not gallery.get(picture_id).is_favourite)
     news = {"favourite-changed": {"picture": picture.id, "isFavourite": picture.is_favourite}}
     return Response(status_code=204, headers={"HX-Trigger": json.dumps(news)})
+
+
+def _started(request: Request, generation: Generation) -> Response:
+    """Return a generation for the gallery; a viewer on another page leads there."""
+    if page_behind(request) != _GALLERY_PAGE:
+        return redirect(request, _GALLERY_PAGE)
+    return render(request, "generate/generation.html", generation=generation)

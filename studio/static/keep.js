@@ -1,5 +1,6 @@
 // The browser stores a form with data-keep across reloads, pages, languages and themes. data-decided names the part that the
-// URL or a file has set, which stored values must not replace: "all" of the form, or its "adapters".
+// URL or a file has set, which stored values must not replace: "all" of the form, or its "adapters". A form with data-draft,
+// too, is stored for this tab alone and until it is sent.
 "use strict";
 
 const STORED = "input:not([type=hidden], [type=file]), select, textarea";
@@ -9,9 +10,13 @@ function storageKey(form) {
   return `form:${form.getAttribute("data-keep")}`;
 }
 
+function storeOf(form) {
+  return form.hasAttribute("data-draft") ? sessionStorage : localStorage;
+}
+
 function kept(form) {
   try {
-    return JSON.parse(localStorage.getItem(storageKey(form))) ?? {};
+    return JSON.parse(storeOf(form).getItem(storageKey(form))) ?? {};
   } catch {
     return {}; // storage may be disabled
   }
@@ -19,7 +24,7 @@ function kept(form) {
 
 function keep(form, values) {
   try {
-    localStorage.setItem(storageKey(form), JSON.stringify(values));
+    storeOf(form).setItem(storageKey(form), JSON.stringify(values));
   } catch {
     // storage may be disabled
   }
@@ -51,6 +56,8 @@ function restore(form, part) {
     control.dispatchEvent(new Event("input", { bubbles: true })); // also for a value that the browser has restored
   }
   if (isChanged) form.dispatchEvent(new Event("change", { bubbles: true }));
+  if (isChanged && form.parentElement.matches("details")) form.parentElement.open = true;
+  if (form.hasAttribute("data-draft")) return; // nothing is entered yet: the page's values are the server's
   keep(form, { ...values, ...valuesOf(form) }); // keep values of fields that are not on the page yet
 }
 
@@ -63,6 +70,7 @@ function begin(form) {
     history.replaceState(null, "", form.getAttribute("data-home")); // a reload shows the form with its stored values
   }
   restore(form, form);
+  if (decided) form.dispatchEvent(new CustomEvent("form-decided", { bubbles: true, detail: decided }));
 }
 
 document.addEventListener("htmx:load", ({ detail: { elt } }) => {
@@ -78,6 +86,13 @@ for (const name of ["input", "change"]) {
   });
 }
 
+document.addEventListener("htmx:afterRequest", ({ target, detail }) => {
+  const form = target.closest?.("form[data-draft]");
+  if (form && detail.xhr.status >= 200 && detail.xhr.status < 400) keep(form, {}); // a redirect does not count as successful
+});
+
 document.addEventListener("submit", ({ target }) => {
-  if (target.getAttribute("action") === "/logout") localStorage.clear();
+  if (target.getAttribute("action") !== "/logout") return;
+  localStorage.clear();
+  sessionStorage.clear();
 });

@@ -36,9 +36,11 @@ document.addEventListener("drop", (event) => {
   else if (event.dataTransfer.files.length) readRecipe(event.dataTransfer.files);
 });
 document.addEventListener("paste", (event) => {
-  if (!event.clipboardData.files.length) return;
+  const { files, types } = event.clipboardData;
+  const isText = types.includes("text/plain") && event.target.matches("input, textarea"); // some programs add a picture of it
+  if (!files.length || isText) return;
   event.preventDefault();
-  readRecipe(event.clipboardData.files);
+  readRecipe(files);
 });
 
 // The same file can be chosen again.

@@ -131,15 +131,19 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 }
 
 function localTimes(root) {
-  for (const time of root.querySelectorAll("time[datetime]:not([data-local])")) {
+  const times = root.matches("time[datetime]") ? [root] : root.querySelectorAll("time[datetime]:not([data-local])");
+  for (const time of times) {
     time.dataset.local = "";
     const when = new Date(time.dateTime);
     time.title = time.textContent;
     time.textContent = when.toLocaleString(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });
   }
 }
-document.addEventListener("DOMContentLoaded", () => localTimes(document));
-document.addEventListener("htmx:load", (event) => localTimes(event.detail.elt));
+localTimes(document.body);
+// Before the next paint: a list that is fetched again every few seconds must not flicker.
+new MutationObserver((changes) => {
+  for (const node of changes.flatMap((change) => [...change.addedNodes])) if (node instanceof Element) localTimes(node);
+}).observe(document.body, { childList: true, subtree: true });
 
 // Messages that are no errors leave by themselves.
 new MutationObserver((changes) => {

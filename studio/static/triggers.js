@@ -16,16 +16,33 @@ document.addEventListener("click", ({ target }) => {
   prompt.focus();
 });
 
-// An adapter that was made for few steps sets them when it is ticked, and gives back what was there when it is not.
-document.addEventListener("change", ({ target }) => {
-  if (!target.matches?.(".adapter-choice [data-steps]")) return;
+// An adapter that was made for few steps sets them while it is ticked, and gives back what was there when it is not. Both are
+// stored with the form, so that a reload changes nothing: the value before, and the one that the adapter has set.
+function followSampling(form, { isFilled = false } = {}) {
+  const chosen = form.querySelector(".adapter-choice [data-steps]:checked");
+  const values = kept(form);
   for (const name of ["steps", "guidance_scale"]) {
-    const field = document.getElementById(name);
-    if (!field) continue; // the model is still loading
-    const before = `${name}Before`;
-    if (target.checked) target.dataset[before] = field.value;
-    else if (field.value !== target.dataset[name]) continue; // set by hand since
-    field.value = target.checked ? target.dataset[name] : (target.dataset[before] ?? field.defaultValue);
+    const field = form.elements.namedItem(name);
+    if (!field) return; // the model is still loading
+    const key = `before:${name}`;
+    const [before, set] = values[key] ?? [isFilled ? field.dataset.usual : field.value];
+    const next = chosen ? chosen.dataset[name] : before;
+    values[key] = chosen ? [before, next] : undefined;
+    if (isFilled || field.value === next || (set !== undefined && field.value !== set)) continue; // set by hand since
+    field.value = next;
     field.dispatchEvent(new Event("input", { bubbles: true }));
   }
+  keep(form, { ...values, ...valuesOf(form) });
+}
+
+document.addEventListener("change", ({ target }) => {
+  if (target.matches?.(".adapter-choice [data-steps]")) followSampling(target.form);
+});
+document.addEventListener("form-decided", ({ target, detail }) => {
+  if (target.id === "composer") followSampling(target, { isFilled: detail === "all" });
+});
+// Adapters that the URL has ticked are known once the model is loaded.
+document.addEventListener("htmx:load", ({ detail: { elt } }) => {
+  const form = elt.closest("#composer");
+  if (form && elt.querySelector("[data-steps]")) followSampling(form);
 });

@@ -6,6 +6,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -74,6 +75,14 @@ def render(request: Request, template: str, *, status: int = 200, **context: Any
 def is_fragment(request: Request) -> bool:
     """Return True for a request of htmx, which swaps the reply into the page."""
     return request.headers.get("hx-request") == "true"
+
+
+def page_behind(request: Request) -> str:
+    """Return the path of the page that a request of htmx comes from; empty if it is not known."""
+    try:
+        return urlsplit(request.headers.get("hx-current-url", "")).path
+    except ValueError:  # nothing that a browser sends
+        return ""
 
 
 def redirect(request: Request, path: str) -> Response:

@@ -55,6 +55,11 @@ def test_prompt_and_settings_outlive_reloads_other_pages_languages_and_themes(
         check()
         page.locator("[name=theme]").click()
         check()
+        page.goto("/adapters")
+        page.locator("#name").fill("brush")
+        page.get_by_role("button", name="English").click()
+        expect(page.locator("html")).to_have_attribute("lang", "en")
+        expect(page.locator("#name")).to_have_value("brush")
 
 
 def test_the_training_form_outlives_an_import_and_a_change_of_language(

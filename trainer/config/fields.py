@@ -272,7 +272,7 @@ class TrainFields(BaseModel):
     publish_endpoint_url: str | None = None
     """Endpoint of an S3 store that is not AWS."""
     adapter_name: str | None = None
-    """Name of the adapter in requests; required to publish."""
+    """Name of the adapter in requests, of lower-case letters, digits, '.', '_' and '-'; required to publish."""
 
     @property
     def cache_folder(self) -> Path:

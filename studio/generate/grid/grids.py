@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from lithograph.client.errors import ServiceError
+from lithograph.client.protocol import ResultEvent
 from longcat.errors import LithographError
 from longcat.storage.atomic import write_atomically
 from longcat.storage.disk import writing
@@ -63,8 +65,12 @@ class Grids:
 
     def resume(self, identity: str) -> None:
         """Generate the missing cells unless that is under way. Raises ``PageNotFoundError``."""
+        if identity in self._tasks:
+            return
         grid = self.get(identity)
-        if identity in self._tasks or grid.is_whole:
+        left = {cell: picture.id for cell, picture in self.pictures(grid).items()}
+        grid = grid.model_copy(update={"cells": left})
+        if grid.is_whole:
             return
         self.errors.pop(identity, None)
         self._live[identity] = grid
@@ -142,13 +148,24 @@ class Grids:
     async def _draw_cell(self, identity: str, cell: str, recipe: PictureRecipe, turns: asyncio.Semaphore) -> None:
         async with turns:
             begun = asyncio.get_running_loop().time()
-            drawn = await self._service.client.generate(recipe.prompt, **recipe.options())
+            drawn = await self._generate(recipe)
             seconds = asyncio.get_running_loop().time() - begun
         ((picture, content),) = pictures_of(drawn, self._service.model, seconds)
         await asyncio.to_thread(self._gallery.add, content, picture)
         grid = self._live[identity]
         self._live[identity] = grid.model_copy(update={"cells": {**grid.cells, cell: picture.id}})
         self._save(self._live[identity])
+
+    async def _generate(self, recipe: PictureRecipe) -> ResultEvent:
+        """Generate one picture, and once more if the service ended and restarts."""
+        await self._service.wait_for_model()
+        try:
+            return await self._service.client.generate(recipe.prompt, **recipe.options())
+        except ServiceError as error:
+            if not await self._service.is_restarting_after(error):
+                raise
+        await self._service.wait_for_model()
+        return await self._service.client.generate(recipe.prompt, **recipe.options())
 
     def _end(self, identity: str) -> None:
         self._tasks.pop(identity, None)

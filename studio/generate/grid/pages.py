@@ -105,7 +105,8 @@ async def grid_sheet(request: Request, identity: str) -> Response:
         pictures = studio.grids.pictures(grid)
         files = {cell: studio.gallery.file(picture.id, "picture.png") for cell, picture in pictures.items()}
         models = dict.fromkeys(picture.flavour for picture in pictures.values())
-        title = f"Lithograph · {', '.join(models)} · {grid.created:%Y-%m-%d %H:%M} UTC"
+        common = (f"{adapter.name} {adapter.scale:g}" for adapter in grid.plan.recipe.adapters)
+        title = " · ".join(("Lithograph", *models, *common, f"{grid.created:%Y-%m-%d %H:%M} UTC"))
         return draw_sheet(grid.plan, files, title=title, label=label, seed=seed)
 
     headers = {"Content-Disposition": f'attachment; filename="grid-{grid.id}.png"'}

@@ -46,8 +46,11 @@ def test_captions_are_changed_in_bulk_undone_and_written_by_a_model(studio: Runn
         page.locator("#bulk-action").select_option("prepend")
         expect(page.locator("#bulk-find")).to_be_hidden()
         page.locator("#bulk-text").fill("sks")
+        page.reload()
+        expect(page.locator("#bulk-text")).to_have_value("sks")
         page.get_by_role("button", name=say("datasets.bulk_button", n=1)).click()
         expect(page.locator(".changes li")).to_contain_text("sks")
+        expect(page.locator("#bulk-text")).to_have_value("")  # it is sent
         assert (caption(studio, "a"), caption(studio, "b")) == ("a red square, old\n", "sks，一个红方块\n")
         check_accessibility(page, "dataset")
         page.get_by_role("button", name=say("datasets.undo")).click()

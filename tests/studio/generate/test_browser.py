@@ -228,7 +228,16 @@ def test_an_adapter_of_few_steps_sets_them_and_gives_back_what_was_there(
         turbo.uncheck()
         expect(steps).to_have_value("6")
         expect(guidance).to_have_value("2")
+        steps.fill("12")
         turbo.check()
+        page.reload()
+        page.get_by_role("button", name="English").click()
+        expect(page.locator("html")).to_have_attribute("lang", "en")
+        expect(steps).to_have_value("4")
+        turbo.uncheck()
+        expect(steps).to_have_value("12")
+        page.goto("/generate?adapter=turbo")  # as the Adapters page links to it
+        expect(guidance).to_have_value("1")
         with page.expect_request("**/generate") as sent:
             draw(page, "一个红苹果", steps=4, seed=3)
         assert {"adapter=turbo", "steps=4", "guidance_scale=1"} <= set((sent.value.post_data or "").split("&"))
@@ -322,6 +331,15 @@ def test_a_grid_is_drawn_from_one_form_and_downloaded_as_a_sheet(
             assert sheet.height > 4 * 128
         page.locator("a[data-view]").first.click()
         page.keyboard.press("ArrowRight")
-        expect(page.get_by_role("dialog")).to_contain_text("一只猫")
+        viewer = page.get_by_role("dialog")
+        expect(viewer).to_contain_text("一只猫")
+        page.on("dialog", lambda dialog: dialog.accept())
+        viewer.get_by_role("button", name="删除").click()
+        expect(page.locator(".picture-grid img")).to_have_count(3)
+        page.get_by_role("button", name="补画缺少的图片").click()
+        expect(page.locator(".picture-grid img")).to_have_count(4)
+        page.locator("a[data-view]").first.click()
+        viewer.get_by_role("button", name="重画").click()
+        page.wait_for_url(re.compile("/generate$"))  # where it is drawn
         page.goto("/grids")
         check_accessibility(page, "grids")

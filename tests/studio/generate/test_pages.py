@@ -23,6 +23,7 @@ from tests.studio.context import studio_of
 
 HERE = "http://127.0.0.1:8001"
 HTMX = {"HX-Request": "true"}
+IN_GALLERY = HTMX | {"HX-Current-URL": f"{HERE}/generate"}
 FORM = {
     "prompt": "a red apple",
     "width": "128",
@@ -84,11 +85,11 @@ def test_a_form_becomes_pictures_with_their_recipe(visitor: TestClient) -> None:
 
 def test_again_gives_the_same_picture_and_vary_gives_others(visitor: TestClient) -> None:
     before = drawn(visitor, visitor.post("/generate", data=FORM | {"seed": "3"}, headers=HTMX).text)
-    again = drawn(visitor, visitor.post(f"/gallery/{before[0]}/again", headers=HTMX).text)
+    again = drawn(visitor, visitor.post(f"/gallery/{before[0]}/again", headers=IN_GALLERY).text)
     assert len(again) == len(before) + 1
     same = [visitor.get(f"/gallery/{picture}/picture.png").content for picture in (before[0], again[0])]
     assert same[0] == same[1]
-    varied = drawn(visitor, visitor.post(f"/gallery/{again[0]}/vary", headers=HTMX).text)
+    varied = drawn(visitor, visitor.post(f"/gallery/{again[0]}/vary", headers=IN_GALLERY).text)
     assert len(varied) == len(again) + 4
     seeds = {picture_of(visitor, picture).recipe.seed for picture in varied[:4]}
     assert len(seeds) == 4
@@ -178,7 +179,9 @@ def test_a_drawing_can_be_cancelled(visitor: TestClient) -> None:
 
 def test_a_picture_that_is_deleted_is_gone(visitor: TestClient) -> None:
     newest, *older = drawn(visitor, visitor.post("/generate", data=FORM, headers=HTMX).text)
-    assert visitor.delete(f"/gallery/{newest}").status_code == 200
+    viewer = visitor.get(f"/gallery/{newest}", headers=HTMX | {"HX-Current-URL": "http://["})
+    assert viewer.status_code == 200  # no browser's page
+    assert "HX-Refresh" not in visitor.delete(f"/gallery/{newest}", headers=IN_GALLERY).headers
     assert pictures(visitor) == older
     assert visitor.get(f"/gallery/{newest}").status_code == 404
 

@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from longcat.problem import Problem
+from studio.datasets.bulk import CaptionEdit
 from studio.web.language import LANGUAGES, load_languages
 from studio.web.static_files import STATIC_FOLDER, asset_url
 from tests import ROOT
@@ -178,3 +179,11 @@ def test_static_files_are_kept_for_ever_at_their_own_address_and_compressed(visi
     assert reply.content == (STATIC_FOLDER / "studio.css").read_bytes()
     for other in ("/static/studio.css", "/static/studio.css?v=0"):
         assert visitor.get(other).headers["cache-control"] == "no-cache"
+
+
+def test_every_field_that_a_page_names_has_a_label() -> None:
+    options = {"caption_model", "host", "token"}  # of the command line, which is English
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "studio").rglob("*.py"))
+    fields = set(re.findall(r'field="(\w+)"', sources)) | CaptionEdit.model_fields.keys() - {"kind"}
+    for language in load_languages().values():
+        assert not [field for field in fields - options if language.label(field) == field], language.code
