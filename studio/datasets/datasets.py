@@ -32,6 +32,8 @@ from trainer.data.scanning.dataset_scan import ScanOptions
 
 Strategy = Literal["textfile", "filename", "csv", "json", "jsonl"]
 _NAME = re.compile(r"\w[\w .-]{0,63}")
+_MOST_NAME_BYTES = 200
+"""File systems allow 255; ``.deleted-`` is put before."""
 _WAIT_SECONDS = 2.0
 """Longest wait for a scan's result; after it the page polls."""
 _COLLECT_SECONDS = 10.0
@@ -108,7 +110,8 @@ class Datasets:
 
     def free_name(self, requested: str) -> str:
         """Turn a typed text into a valid name of an uploaded dataset. Raises ``DataError`` if it is taken or empty."""
-        name = re.sub(r"[^\w .-]", "", unicodedata.normalize("NFC", requested)).strip(" .-_")[:64].strip()
+        name = re.sub(r"[^\w .-]", "", unicodedata.normalize("NFC", requested)).strip(" .-_")[:64]
+        name = name.encode()[:_MOST_NAME_BYTES].decode(errors="ignore").strip()
         if not _NAME.fullmatch(name):
             raise DataError(
                 "dataset_name_without_letters", "has no letter or digit that a folder name can have",
@@ -137,6 +140,7 @@ class Datasets:
         """Resolve a path, ``~`` included. Raises ``DataError`` if it is not below an allowed root."""
         try:
             found = path.expanduser().resolve()
+            found.exists()  # raises for a name that is too long
         except (OSError, RuntimeError, ValueError) as error:  # no such user, a loop of links, a null byte
             raise DataError(
                 "dataset_path_unresolvable", "cannot be followed: {reason}",

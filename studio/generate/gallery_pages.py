@@ -61,7 +61,7 @@ async def prompt_history(request: Request) -> Response:
     return render(request, "generate/history.html", prompts=prompts)
 
 
-@router.post("/gallery/download")
+@router.post("/selection/download")
 async def download_selected(request: Request) -> Response:
     """Send a zip of the selected pictures."""
     gallery = studio_of(request).gallery
@@ -74,7 +74,7 @@ async def download_selected(request: Request) -> Response:
     return StreamingResponse(zipped(files), media_type="application/zip", headers=headers)
 
 
-@router.post("/gallery/delete")
+@router.post("/selection/delete")
 async def delete_selected(request: Request) -> Response:
     """Delete the selected pictures."""
     gallery = studio_of(request).gallery
@@ -84,7 +84,7 @@ async def delete_selected(request: Request) -> Response:
     return await _after_change(request, chosen)
 
 
-@router.post("/gallery/favourite")
+@router.post("/selection/favourite")
 async def mark_selected(request: Request) -> Response:
     """Mark the selected pictures as favourites; if all of them are, no longer."""
     gallery = studio_of(request).gallery

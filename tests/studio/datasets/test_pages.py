@@ -67,7 +67,9 @@ def test_only_allowed_folders_are_opened(datasets: Datasets, tmp_path: Path) -> 
         datasets.delete(mine)
 
 
-@pytest.mark.parametrize(("typed", "name"), [("My cats!", "My cats"), ("  ../猫 猫 ", "猫 猫"), ("a" * 99, "a" * 64)])
+@pytest.mark.parametrize(
+    ("typed", "name"), [("My cats!", "My cats"), ("  ../猫 猫 ", "猫 猫"), ("a" * 99, "a" * 64), ("𠀀" * 64, "𠀀" * 50)]
+)
 def test_a_dataset_is_called_what_a_folder_can_be(datasets: Datasets, typed: str, name: str) -> None:
     assert datasets.free_name(typed) == name
     (datasets.uploads / name).mkdir()
@@ -183,6 +185,8 @@ def test_captions_of_two_files_are_shown_and_written_as_one(datasets: Datasets, 
     given = files(a__png=png(), a__zh__txt="一只猫".encode(), a__en__txt=b"a cat", b__png=png())
     create(datasets.uploads / "cats", given, UploadLimits())
     dataset = datasets.open(str(datasets.uploads / "cats"))
+    with pytest.raises(DataError):
+        datasets.file(dataset, "a" * 5000)
     terms = ScanTerms(flavour="embedded", resolution="128")
     found = scans.ask(dataset, terms, wait_seconds=60)
     assert not isinstance(found, ScanProgress)

@@ -79,16 +79,16 @@ def test_favourites_are_kept_and_filtered(visitor: TestClient, gallery: Gallery,
     assert shown(visitor, "favourites=on") == [True, False, False, False]
     assert Gallery(tmp_path / "gallery").get(first).is_favourite
     everything = {"picture": ids(gallery)}
-    visitor.post("/gallery/favourite", data=everything, headers=HTMX)
+    visitor.post("/selection/favourite", data=everything, headers=HTMX)
     assert shown(visitor, "favourites=on") == [True, True, True, True]
-    visitor.post("/gallery/favourite", data=everything, headers=HTMX)
+    visitor.post("/selection/favourite", data=everything, headers=HTMX)
     assert shown(visitor, "favourites=on") == [False, False, False, False]
 
 
 def test_selected_pictures_are_downloaded_as_a_zip_of_whole_files(visitor: TestClient, gallery: Gallery) -> None:
     newest, second, *_ = ids(gallery)
     selected = [newest, second, newest, "20260101-000000000000-aaaaaa", "../../etc/passwd"]
-    reply = visitor.post("/gallery/download", data={"picture": selected})
+    reply = visitor.post("/selection/download", data={"picture": selected})
     assert reply.headers["content-type"] == "application/zip"
     with zipfile.ZipFile(io.BytesIO(reply.content)) as archive:
         assert archive.testzip() is None
@@ -98,16 +98,16 @@ def test_selected_pictures_are_downloaded_as_a_zip_of_whole_files(visitor: TestC
 
 def test_selected_pictures_are_deleted_and_the_filter_stays(visitor: TestClient, gallery: Gallery) -> None:
     newest, second, *rest = ids(gallery)
-    reply = visitor.post("/gallery/delete", data={"picture": [newest, second], "words": "apple"}, headers=HTMX)
+    reply = visitor.post("/selection/delete", data={"picture": [newest, second], "words": "apple"}, headers=HTMX)
     assert ids(gallery) == rest
     assert ">a red apple</p>" in reply.text
     assert "一只猫" not in reply.text
-    assert visitor.post("/gallery/delete", data={"picture": rest[0]}).headers["location"] == "/generate"
+    assert visitor.post("/selection/delete", data={"picture": rest[0]}).headers["location"] == "/generate"
     assert ids(gallery) == rest[1:]
 
 
 def test_an_empty_selection_is_an_error(visitor: TestClient) -> None:
-    reply = visitor.post("/gallery/delete", headers=HTMX)
+    reply = visitor.post("/selection/delete", headers=HTMX)
     assert reply.status_code == 422
     assert "no picture is selected" in reply.text
 
