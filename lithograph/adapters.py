@@ -104,7 +104,7 @@ def show(reference: str, as_json: bool, storage_uri: str, endpoint_url: str | No
 @click.option("--flavour", default="embedded", show_default=True,
               help="Model that it was trained on: final, dev, embedded, a directory or a hub id.")  # fmt: skip
 @click.option("--revision", help="The hub's branch, tag or commit.")
-@click.option("--trigger", "triggers", multiple=True, metavar="WORD", help="Word that triggers its style. Repeatable.")
+@click.option("--trigger", "triggers", multiple=True, metavar="WORD", help="Word that triggers its style, in place of those in the file. Repeatable.")
 @click.option("--max-rank", type=click.IntRange(1), default=128, show_default=True, help="Largest rank to accept.")
 @click.option("--no-latest", is_flag=True, help="Leave the latest version of the name as it is.")
 @_json_option
@@ -127,6 +127,8 @@ def import_(as_json: bool, **given: Any) -> None:
         f"{summary['reference']}: {summary['origin']} format, {summary['modules']} modules, rank {summary['rank']}, "
         f"alpha {summary['alpha']:g}{assumed}{', DoRA' if summary['use_dora'] else ''}"
     )
+    if sampling := summary.get("sampling"):
+        click.echo(f"for {sampling['steps']} steps with guidance {sampling['guidance_scale']:g}, unless a request gives others")
 
 
 def _import(
@@ -147,6 +149,8 @@ def _import(
     return {
         "reference": str(manifest.reference), "origin": manifest.origin, "modules": len(manifest.target_modules),
         "rank": manifest.rank, "alpha": manifest.alpha, "has_alpha": imported.has_alpha, "use_dora": manifest.use_dora,
+        "trigger_words": list(manifest.trigger_words),
+        **({} if manifest.sampling is None else {"sampling": manifest.sampling.model_dump()}),
         **({"warnings": [warning.to_json() for warning in imported.warnings]} if imported.warnings else {}),
     }  # fmt: skip
 
@@ -174,11 +178,14 @@ def export(
     manifest = adapter.find(storage, parse_reference(reference))
     from longcat.adapter.export import WRITERS
     from longcat.adapter.verification import load_version
+    from longcat.adapter.weights.usage import usage_header
 
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as scratch:
             written = Path(scratch, "written.safetensors")
-            WRITERS[format_](load_version(fetch(storage, manifest, Path(scratch)), manifest), written)
+            weights = load_version(fetch(storage, manifest, Path(scratch)), manifest)
+            header = usage_header(sampling=manifest.sampling, trigger_words=manifest.trigger_words)
+            WRITERS[format_](weights, written, header)
             written.chmod(0o644)  # safetensors creates it with mode 0600, but other programs may run as other users
             if not force:
                 output.open("xb").close()  # fails if another program has created the file meanwhile

@@ -6,17 +6,18 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from longcat.adapter.foreign.module_names import HALVES_SWAPPED, comfyui_name
-from longcat.adapter.weights.file import as_file, save_lora, vector_end
+from longcat.adapter.weights.file import as_file, save_lora, vector_end, write_tensors
 from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.errors import AdapterError
 from longcat.model.shape import MLP_RATIO
 
+_NO_HEADER: Mapping[str, str] = MappingProxyType({})
 
-def write_comfyui(weights: LoraWeights, path: Path) -> None:
+
+def write_comfyui(weights: LoraWeights, path: Path, header: Mapping[str, str] = _NO_HEADER) -> None:
     """Write a file for ComfyUI: diffusers' keys, which its Flux models know, and ``.alpha`` tensors beside them.
 
     ComfyUI would skip these names with the prefix ``diffusion_model.``, with a warning. The header stays, so that diffusers
@@ -30,14 +31,15 @@ def write_comfyui(weights: LoraWeights, path: Path) -> None:
             "the adapter uses DoRA as PEFT computes it, for which ComfyUI has no keys",
             remedy="export it in the format diffusers",
         )
-    tensors, header = as_file(replace(weights, vectors={}))
+    tensors, configuration = as_file(replace(weights, vectors={}))
     alphas = {f"transformer.{module}.alpha": torch.tensor(weights.alpha) for module in weights.layers}
     named = {_comfyui_name(key): tensor for key, tensor in (alphas | tensors).items()}  # LoKr and LoHa have their own
-    header = header if weights.kind == "lora" else {"format": "pt"}  # no configuration describes several scales
-    save_file(named | _comfyui_vectors(weights), path, metadata=header)
+    if weights.kind != "lora":
+        configuration = {"format": "pt"}  # no configuration describes several scales
+    write_tensors(named | _comfyui_vectors(weights), path, configuration | dict(header))
 
 
-def write_diffusers(weights: LoraWeights, path: Path) -> None:
+def write_diffusers(weights: LoraWeights, path: Path, header: Mapping[str, str] = _NO_HEADER) -> None:
     """Write a file for diffusers and SimpleTuner. Raises ``AdapterError`` for changes of vectors, which they do not read."""
     _reject_columns(weights)
     if weights.vectors:
@@ -54,10 +56,10 @@ def write_diffusers(weights: LoraWeights, path: Path) -> None:
             remedy="export it in the format comfyui or lycoris",
             kind=weights.kind,
         )
-    save_lora(weights, path)
+    save_lora(weights, path, header)
 
 
-def write_lycoris(weights: LoraWeights, path: Path) -> None:
+def write_lycoris(weights: LoraWeights, path: Path, header: Mapping[str, str] = _NO_HEADER) -> None:
     """Write a file for ``lycoris-lora`` and SimpleTuner: names with underscores. Raises ``AdapterError`` for LoRA."""
     others = [module for module, layer in weights.layers.items() if isinstance(layer, LoraLayer)]
     if others or weights.vectors:
@@ -72,7 +74,7 @@ def write_lycoris(weights: LoraWeights, path: Path) -> None:
         for module, layer in weights.layers.items()
         for end, tensor in layer.tensors().items()
     }
-    save_file(tensors, path, metadata={"format": "pt"})
+    write_tensors(tensors, path, {"format": "pt"} | dict(header))
 
 
 def _reject_columns(weights: LoraWeights) -> None:
@@ -107,7 +109,7 @@ def _comfyui_name(key: str) -> str:
     return key.replace("transformer.time_embed.", "transformer.time_text_embed.", 1)
 
 
-WRITERS: Mapping[str, Callable[[LoraWeights, Path], None]] = MappingProxyType(
+WRITERS: Mapping[str, Callable[[LoraWeights, Path, Mapping[str, str]], None]] = MappingProxyType(
     {"diffusers": write_diffusers, "comfyui": write_comfyui, "lycoris": write_lycoris}
 )
-"""Writers by the name of the format. SimpleTuner reads diffusers' format, and that of LyCORIS for LoKr and LoHa."""
+"""Writers by the name of the format, which take further entries of the header. SimpleTuner reads diffusers' format, and that of LyCORIS for LoKr and LoHa."""

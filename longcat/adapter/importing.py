@@ -39,7 +39,7 @@ def import_adapter(
 ) -> ImportedAdapter:
     """Publish a file, or a directory with one, as a new version of ``name``, and make it the latest.
 
-    ``replace``: allow a name that already has a latest version; ``moves_latest``: make the new version the latest.
+    ``trigger_words``: those of the manifest; without any, those in the file. ``replace``: allow a name that already has a latest version; ``moves_latest``: make the new version the latest.
     Raises ``AdapterError`` if the file cannot be read or does not fit, or if the name is taken and ``replace`` is not set.
     """
     parse_new_name(name, base=base.name)
@@ -53,7 +53,11 @@ def import_adapter(
             storage=storage.uri,
         )
     foreign = read_foreign(path, flavour_targets(base), max_rank=max_rank)
-    draft = draft_of(foreign.weights, base, origin=foreign.origin, trigger_words=trigger_words)
+    usage = foreign.usage
+    draft = draft_of(
+        foreign.weights, base, origin=foreign.origin, sampling=usage.sampling,
+        trigger_words=trigger_words or usage.trigger_words,
+    )  # fmt: skip
     manifest = publish_lora(storage, name, draft, foreign.weights)
     if moves_latest:
         set_latest(storage, name, manifest.version, only_forward=True)

@@ -18,6 +18,7 @@ from longcat.adapter.reference import parse_new_name
 from longcat.adapter.weights.draft import draft_of
 from longcat.adapter.weights.file import save_lora
 from longcat.adapter.weights.lora import LoraWeights
+from longcat.adapter.weights.usage import usage_header
 from longcat.checksum import file_sha256
 from longcat.errors import AdapterError, ConfigError, StorageError
 from longcat.logs import log_event
@@ -97,7 +98,8 @@ def keep(destination: PublishSettings, adapter: TrainedAdapter) -> Path:
     partial = path.with_name(f".{path.name}.partial")
     try:
         with writing(path):
-            save_lora(adapter.weights, partial)
+            header = usage_header(sampling=adapter.sampling, trigger_words=adapter.trigger_words)
+            save_lora(adapter.weights, partial, header)
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

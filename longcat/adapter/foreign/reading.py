@@ -25,6 +25,7 @@ from longcat.adapter.verification import changes_nothing, check_layer, check_lor
 from longcat.adapter.weights.file import alpha_in, read_file
 from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights
 from longcat.adapter.weights.lycoris import LYCORIS_KEYS, LokrLayer, lycoris_layer
+from longcat.adapter.weights.usage import Usage, usage_in
 from longcat.errors import AdapterError, FlavourError
 from longcat.model.flavour import Flavour
 from longcat.problem import Problem
@@ -42,6 +43,8 @@ class Foreign:
     """official, diffusers, comfyui, kohya, onetrainer or lycoris."""
     has_alpha: bool
     """If False, alpha is the rank, as in the programs that write such files."""
+    usage: Usage
+    """Sampling and trigger words, which our own exports carry."""
     warnings: tuple[Problem, ...] = ()
     """Assumptions about the file, because of which the adapter may not have the expected effect."""
 
@@ -90,9 +93,11 @@ def read_foreign(path: Path, targets: Targets, *, max_rank: int = 128) -> Foreig
         check_lora(weights, targets, max_rank=max_rank)
     except AdapterError as error:
         raise error.within(field="file", value=str(file)) from error
+    usage, unusable = usage_in(header)
     return Foreign(
-        weights=weights, origin=origin, has_alpha=not alphas.is_assumed, warnings=tuple(_warnings(weights, alphas))
-    )
+        weights=weights, origin=origin, has_alpha=not alphas.is_assumed, usage=usage,
+        warnings=(*_warnings(weights, alphas), *([] if unusable is None else [unusable])),
+    )  # fmt: skip
 
 
 def _warnings(weights: LoraWeights, alphas: Alphas) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from longcat.adapter.manifest import BaseIdentity, Draft, Manifest
 from longcat.adapter.publishing import publish
 from longcat.adapter.weights.file import save_lora
 from longcat.adapter.weights.lora import LoraWeights
+from longcat.adapter.weights.usage import usage_header
 from longcat.model.flavour import Flavour
 from longcat.storage.interface import Storage
 
@@ -36,5 +37,5 @@ def publish_lora(storage: Storage, name: str, draft: Draft, weights: LoraWeights
     """Publish weights as a new version (``longcat.adapter.publishing.publish``)."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "adapter.safetensors")
-        save_lora(weights, file)
+        save_lora(weights, file, usage_header(sampling=draft.sampling, trigger_words=draft.trigger_words))
         return publish(storage, name, draft, file)

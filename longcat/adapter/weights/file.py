@@ -12,7 +12,9 @@ Errors are about the adapter itself and name no input; callers add theirs (``Lit
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,10 +36,18 @@ COLUMNS = "dora_scale"
 _SEPARATOR = "+"
 
 
-def save_lora(weights: LoraWeights, path: Path) -> None:
-    """Write a file that diffusers' ``load_lora_adapter`` reads with the right scale. Equal weights give equal bytes."""
+def save_lora(weights: LoraWeights, path: Path, header: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write a file that diffusers' ``load_lora_adapter`` reads with the right scale. Equal weights give equal bytes.
+
+    ``header``: further entries of the header (``longcat.adapter.weights.usage``).
+    """
     tensors, metadata = as_file(weights)
-    path.write_bytes(_with_sorted_header(save(tensors, metadata=metadata)))
+    write_tensors(tensors, path, metadata | dict(header))
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
+    """Write a safetensors file. Equal tensors and headers give equal bytes."""
+    path.write_bytes(_with_sorted_header(save(tensors, metadata=dict(header))))
 
 
 def _with_sorted_header(content: bytes) -> bytes:

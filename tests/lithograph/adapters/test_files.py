@@ -70,7 +70,7 @@ def test_an_import_as_json_gives_the_adapter_or_the_problems(tmp_path: Path, koh
     done = run("import", str(kohya), "--name", "ink", *store)
     assert json.loads(done.stdout) == {
         "reference": "ink@1", "origin": "kohya", "modules": 2, "rank": 4, "alpha": 2.0, "has_alpha": True,
-        "use_dora": False,
+        "use_dora": False, "trigger_words": [],
     }  # fmt: skip
     failed = run("import", str(kohya), "--name", "ink", "--max-rank", "2", *store)
     assert failed.exit_code == 1
@@ -85,6 +85,32 @@ def test_an_import_reports_an_assumed_alpha(tmp_path: Path) -> None:
     store = ("--storage", (tmp_path / "store").as_uri())
     output = run("import", str(tmp_path / "simpletuner.safetensors"), "--name", "ink", *store).output
     assert output == ("ink@1: diffusers format, 2 modules, rank 4, alpha 4 (the rank, because the file has no alpha)\n")
+
+
+@pytest.mark.parametrize("format_", ["diffusers", "comfyui"])
+def test_sampling_and_trigger_words_outlive_export_and_import(tmp_path: Path, kohya: Path, format_: str) -> None:
+    usage = {"sampling": {"steps": 8, "guidance_scale": 1.0}, "trigger_words": ["水墨", "ink"]}
+    source, out = tmp_path / "source.safetensors", tmp_path / "out.safetensors"
+    save_file(load_file(kohya), source, metadata={"lithograph": json.dumps(usage)})
+    store = ("--storage", (tmp_path / "store").as_uri())
+    done = run("import", str(source), "--name", "turbo", *store)
+    assert done.stdout.endswith("\nfor 8 steps with guidance 1, unless a request gives others\n")
+    run("export", "turbo", "--format", format_, "-o", str(out), *store)
+    again = json.loads(run("import", str(out), "--name", "again", *store, "--json").stdout)
+    assert {field: again[field] for field in usage} == usage
+    manifest = json.loads(run("show", "again", *store).stdout)
+    assert {field: manifest[field] for field in usage} == usage
+    replaced = json.loads(run("import", str(out), "--name", "third", "--trigger", "wash", *store, "--json").stdout)
+    assert (replaced["trigger_words"], replaced["sampling"]) == (["wash"], usage["sampling"])
+
+
+@pytest.mark.parametrize("usage", ["[]", "no JSON", '{"sampling": {"steps": 0, "guidance_scale": 1}}'])
+def test_an_import_warns_of_a_sampling_that_it_cannot_read(tmp_path: Path, kohya: Path, usage: str) -> None:
+    save_file(load_file(kohya), tmp_path / "a.safetensors", metadata={"lithograph": usage})
+    store = ("--storage", (tmp_path / "store").as_uri(), "--json")
+    done = json.loads(run("import", str(tmp_path / "a.safetensors"), "--name", "ink", *store).stdout)
+    assert [Problem.from_json(warning).code for warning in done["warnings"]] == ["adapter_usage_unusable"]
+    assert "sampling" not in done
 
 
 def test_an_import_warns_of_an_unusable_alpha_and_of_no_effect(tmp_path: Path) -> None:
