@@ -104,7 +104,13 @@ def show(reference: str, as_json: bool, storage_uri: str, endpoint_url: str | No
 @click.option("--flavour", default="embedded", show_default=True,
               help="Model that it was trained on: final, dev, embedded, a directory or a hub id.")  # fmt: skip
 @click.option("--revision", help="The hub's branch, tag or commit.")
-@click.option("--trigger", "triggers", multiple=True, metavar="WORD", help="Word that triggers its style, in place of those in the file. Repeatable.")
+@click.option(
+    "--trigger",
+    "triggers",
+    multiple=True,
+    metavar="WORD",
+    help="Trigger word, in place of those in the file. Repeatable.",
+)
 @click.option("--max-rank", type=click.IntRange(1), default=128, show_default=True, help="Largest rank to accept.")
 @click.option("--no-latest", is_flag=True, help="Leave the latest version of the name as it is.")
 @_json_option
@@ -128,7 +134,7 @@ def import_(as_json: bool, **given: Any) -> None:
         f"alpha {summary['alpha']:g}{assumed}{', DoRA' if summary['use_dora'] else ''}"
     )
     if sampling := summary.get("sampling"):
-        click.echo(f"for {sampling['steps']} steps with guidance {sampling['guidance_scale']:g}, unless a request gives others")
+        click.echo(f"made for {sampling['steps']} steps with guidance {sampling['guidance_scale']:g}")
 
 
 def _import(

@@ -20,6 +20,7 @@ _TEMPLATES: Mapping[str, tuple[str, str]] = {
     "string_pattern_mismatch": ("does not match {pattern}", "give text that matches it"),
     "int_type": ("not a whole number", "give a whole number, without quotes"),
     "int_parsing": ("not a whole number", "give a whole number"),
+    "int_parsing_size": ("too large", "give a smaller number"),
     "int_from_float": ("not a whole number", "give a whole number"),
     "float_type": ("not a number", "give a number, without quotes"),
     "float_parsing": ("not a number", "give a number"),

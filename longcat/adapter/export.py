@@ -1,9 +1,10 @@
 """Export of adapters to the formats of other programs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -109,7 +110,14 @@ def _comfyui_name(key: str) -> str:
     return key.replace("transformer.time_embed.", "transformer.time_text_embed.", 1)
 
 
-WRITERS: Mapping[str, Callable[[LoraWeights, Path, Mapping[str, str]], None]] = MappingProxyType(
+class Writer(Protocol):
+    """Writes a file in one format. ``header``: further entries of the file's header."""
+
+    def __call__(self, weights: LoraWeights, path: Path, header: Mapping[str, str] = _NO_HEADER) -> None:
+        """Raise ``AdapterError`` if the format has no form for the weights."""
+
+
+WRITERS: Mapping[str, Writer] = MappingProxyType(
     {"diffusers": write_diffusers, "comfyui": write_comfyui, "lycoris": write_lycoris}
 )
-"""Writers by the name of the format, which take further entries of the header. SimpleTuner reads diffusers' format, and that of LyCORIS for LoKr and LoHa."""
+"""Writers by the name of the format. SimpleTuner reads diffusers' format, and that of LyCORIS for LoKr and LoHa."""

@@ -39,7 +39,8 @@ def import_adapter(
 ) -> ImportedAdapter:
     """Publish a file, or a directory with one, as a new version of ``name``, and make it the latest.
 
-    ``trigger_words``: those of the manifest; without any, those in the file. ``replace``: allow a name that already has a latest version; ``moves_latest``: make the new version the latest.
+    ``trigger_words``: those of the manifest; without any, those in the file. ``replace``: allow a name that already has a
+    latest version; ``moves_latest``: make the new version the latest.
     Raises ``AdapterError`` if the file cannot be read or does not fit, or if the name is taken and ``replace`` is not set.
     """
     parse_new_name(name, base=base.name)

@@ -133,7 +133,18 @@ def _read_options(path: Path) -> dict[str, Any]:
             field="config",
             value=str(path),
         )
-    return {key.removeprefix("--"): value for key, value in parsed.items()}
+    options = {key.removeprefix("--"): value for key, value in parsed.items()}
+    if twice := [key for key in parsed if f"--{key}" in parsed]:
+        raise ConfigError(
+            "option_given_twice",
+            "given as {name} too, with the value {other}",
+            remedy="leave out one of the two",
+            field=twice[0],
+            value=parsed[twice[0]],
+            name=f"--{twice[0]}",
+            other=parsed[f"--{twice[0]}"],
+        )
+    return options
 
 
 def _read_datasets(given: str, base: Path) -> Any:

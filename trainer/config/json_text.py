@@ -9,6 +9,7 @@ import pyjson5
 
 from longcat.errors import ConfigError
 from longcat.problem import Problem
+from trainer.data.captions.encoding import is_rather_gb18030
 
 _MOST_NESTED = 32
 _OFFSET = re.compile(r"near (\d+)")
@@ -20,28 +21,37 @@ _LONE_ESCAPE = re.compile(
 _REPLACED = "\ufdd0"
 """A character that no text has, in the place of half a pair, which the parser of JSON5 takes for a syntax error."""
 _EXCERPT = 40
+_TOKEN = re.compile(
+    r"""//[^\n\r\u2028\u2029]*|/\*.*?\*/|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[][{}:,]|[^][{}:,\s"'/]+""", re.DOTALL
+)
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
+_ESCAPED = frozenset("\\\"'/bfnrtv0\r\n\u2028\u2029")
+"""Characters after a backslash in JSON5, which leaves any other backslash out: that of the path "D:\\pictures"."""
+_CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f]|^[A-Za-z]:[\t\n\r]")
+"""Characters of no text. "D:\\new" has the end of a line in place of a backslash."""
 
 
 def parse_json(data: bytes | str) -> Any:
     """Parse JSON or JSON5.
 
-    Raises ``ConfigError`` for text in another syntax or encoding, for deep nesting, and for characters that no file or
-    tokenizer takes; its problem names the field.
+    Raises ``ConfigError`` for text in another syntax or encoding, for deep nesting, for keys that are given twice, and for
+    characters that no file or tokenizer takes; its problem names the field.
     """
     text = data.removeprefix("\ufeff") if isinstance(data, str) else _decode(data)
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError):
         parsed = _parse_json5(text)
-    if problem := unusable_text(parsed):
+    if problem := _lost_text(text) or unusable_text(parsed):
         raise ConfigError.of([problem])
     return parsed
 
 
 def unusable_text(parsed: Any) -> Problem | None:
-    """Return the problem of the first zero byte or half of a surrogate pair in texts and keys; None if there is none.
+    """Return the problem of the first text or key that cannot be meant; None if there is none.
 
-    They come from escapes in JSON, and such halves also from arguments and variables in another encoding than UTF-8.
+    Zero bytes, control characters and halves of surrogate pairs come from escapes in JSON, and such halves also from
+    arguments and variables in another encoding than UTF-8.
     """
     for field, value in _strings(parsed, ()):
         if "\0" in value:
@@ -49,6 +59,23 @@ def unusable_text(parsed: Any) -> Problem | None:
                 code="zero_byte",
                 template="has a zero byte, which no path or prompt can have",
                 remedy_template="leave it out",
+                field=".".join(field),
+                value=value,
+            )
+        if found := _CONTROL.search(value):
+            return Problem(
+                code="control_character",
+                template="has the control character {character}, which no path or prompt can have",
+                remedy_template="leave it out; in JSON, write the backslashes of a path as \\\\, or / in their place",
+                field=".".join(field),
+                value=json.dumps(value, ensure_ascii=False)[1:-1],
+                details={"character": json.dumps(found[0][-1])[1:-1]},
+            )
+        if is_rather_gb18030(value):
+            return Problem(
+                code="text_rather_gb18030",
+                template="not UTF-8: Chinese text in GB18030, by its bytes",
+                remedy_template="save the file as UTF-8",
                 field=".".join(field),
                 value=value,
             )
@@ -61,6 +88,45 @@ def unusable_text(parsed: Any) -> Problem | None:
                 value=value,
             )
     return None
+
+
+def _lost_text(text: str) -> Problem | None:
+    """Return the problem of the first key that an object has twice, or backslash that its string would lose."""
+    objects: list[set[str]] = [set()]
+    before = ""
+    for token in _TOKEN.finditer(text):
+        match token[0][:1]:
+            case "{" | "[":
+                objects.append(set())
+            case "}" | "]" if len(objects) > 1:
+                objects.pop()
+            case "/":
+                continue
+            case ":" if (key := _text_of(before)) in objects[-1]:
+                return Problem(
+                    code="key_given_twice", template="given twice, the second time in line {line}",
+                    remedy_template="leave out one of the two", field=key,
+                    details={"line": text.count("\n", 0, token.start()) + 1},
+                )  # fmt: skip
+            case ":":
+                objects[-1].add(key)
+            case '"' | "'" if unknown := [
+                end for end in _ESCAPE.findall(token[0]) if len(end) == 1 and end not in _ESCAPED
+            ]:
+                return Problem(
+                    code="escape_unknown", template="line {line}: {escape} is no escape of JSON",
+                    remedy_template="write a backslash as \\\\; in a path, / does as well",
+                    details={"line": text.count("\n", 0, token.start()) + 1, "escape": f"\\{unknown[0]}"},
+                )  # fmt: skip
+        before = token[0]
+    return None
+
+
+def _text_of(key: str) -> str:
+    try:
+        return str(pyjson5.decode(key))
+    except pyjson5.Json5Exception:  # a key without quotation marks
+        return key
 
 
 def _strings(parsed: Any, field: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -80,9 +146,16 @@ def _strings(parsed: Any, field: tuple[str, ...]) -> Iterator[tuple[tuple[str, .
 
 def _decode(data: bytes) -> str:
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError("json_not_utf8", "not UTF-8", remedy="save the file as UTF-8") from error
+        raise _not_utf8() from error
+    if "\0" in text:  # UTF-16 without a byte order mark
+        raise _not_utf8()
+    return text
+
+
+def _not_utf8() -> ConfigError:
+    return ConfigError("json_not_utf8", "not UTF-8", remedy="save the file as UTF-8")
 
 
 def _parse_json5(text: str) -> Any:
@@ -91,6 +164,8 @@ def _parse_json5(text: str) -> Any:
     except pyjson5.Json5NestingTooDeep as error:
         raise _nested_too_deep() from error
     except (pyjson5.Json5Exception, ValueError) as error:
+        if problem := _lost_text(text):  # the reason, in "C:\\Users"
+            raise ConfigError.of([problem]) from error
         offset = max(0, int(found[1]) - 1) if (found := _OFFSET.search(str(error))) else 0
         before = text[:offset]
         raise ConfigError(

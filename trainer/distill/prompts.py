@@ -8,6 +8,8 @@ from longcat.model.flavour import Description, Flavour
 from longcat.problem import reason_of
 from trainer.config.options import TrainConfig
 from trainer.data.buckets import Bucket, Crop, bucket_choices
+from trainer.data.captions.encoding import decode_text
+from trainer.data.captions.table import LINE_ENDS
 from trainer.data.inventory import Dropped, Inventory
 from trainer.data.report import write_report
 from trainer.data.sample import Sample
@@ -58,18 +60,27 @@ def take_prompts(config: TrainConfig, find_model: Callable[[], Flavour | Descrip
 def _read(settings: DistillationConfig) -> dict[int, str]:
     """Return the different prompts by the number of their line, from 1."""
     try:
-        text = settings.prompts.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a zero byte in the path
-        raise DataError(
-            "prompts_unreadable",
-            "cannot be read: {reason}",
-            remedy="give a text file in UTF-8 with a prompt on each line",
-            field="distillation.prompts",
-            value=str(settings.prompts),
-            reason=reason_of(error),
-        ) from error
-    lines = {line.strip(): number for number, line in reversed(list(enumerate(text.splitlines(), 1))) if line.strip()}
+        decoded = decode_text(settings.prompts.read_bytes())
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise _unreadable(settings, reason_of(error)) from error
+    except DataError as error:
+        raise _unreadable(settings, str(error.problems[0].problem)) from error
+    if decoded.guessed is not None:
+        raise _unreadable(settings, f"{decoded.guessed}, by its bytes")
+    numbered = reversed(list(enumerate(LINE_ENDS.split(decoded.text), 1)))
+    lines = {line.strip(): number for number, line in numbered if line.strip()}
     return {number: line for line, number in reversed(lines.items())}
+
+
+def _unreadable(settings: DistillationConfig, reason: str) -> DataError:
+    return DataError(
+        "prompts_unreadable",
+        "cannot be read: {reason}",
+        remedy="give a text file in UTF-8 with a prompt on each line",
+        field="distillation.prompts",
+        value=str(settings.prompts),
+        reason=reason,
+    )
 
 
 def _samples(config: TrainConfig, settings: DistillationConfig, prompts: list[str]) -> Iterator[Sample]:

@@ -226,6 +226,8 @@ class RunProgress:
         self._stored.update(
             state=state, message=message, problems=tuple(problems), exit_code=exit_code, ended=datetime.now(UTC)
         )
+        if state == "finished":
+            self._stored.update(finished_step=self._stored.record.step)
         self._metrics.state(state)
         level = logging.ERROR if state == "failed" else logging.INFO
         seconds = round(time.monotonic() - self._started, 3)

@@ -141,6 +141,8 @@ class RunRecord(_RecordPart):
     """Losses on held-out pictures; None if none are held out."""
     published: str | None = None
     """Reference of the published adapter, ``name@version``."""
+    finished_step: Count | None = None
+    """Step at which the run last finished, kept by later attempts that fail; None if it has not finished."""
     config: dict[str, Any]
     message: str | None = None
     """Reason of a failure, in English."""

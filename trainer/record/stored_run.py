@@ -60,12 +60,15 @@ class StoredRun:
             return
         self._previous = before = read_run(self._output_dir)
         if before.run_id == self.record.run_id:
-            self.update(checkpoints=before.checkpoints, validations=before.validations, report=before.report)
+            kept = ("checkpoints", "validations", "report", "published", "finished_step")
+            self.update(**{name: getattr(before, name) for name in kept})
 
     def begin(self, step: int) -> None:
         """Open the lines after a step, 0 for a new run. Records of later steps are removed."""
         self._lines = MetricsFile(self._output_dir, after_step=step)
-        self.update(start_step=step, step=step)
+        finished = self.record.finished_step
+        is_before = finished is not None and finished <= step
+        self.update(start_step=step, step=step, published=None, finished_step=finished if is_before else None)
         before = self._previous if step else None
         self.update(
             checkpoints=tuple(made for made in before.checkpoints if made.step <= step) if before else (),

@@ -19,7 +19,7 @@ def nothing_to_do(prepared: Prepared) -> Problem | None:
     """
     config, step, steps = prepared.config, prepared.resumed_step, prepared.steps
     stopped_early = 0 < step < steps and _has_stopped_early(config, step)
-    if step == 0 or (step < steps and not stopped_early) or (step <= steps and not _is_published(config)):
+    if step == 0 or (step < steps and not stopped_early) or (step <= steps and not _is_published(config, step)):
         return None
     return stopped_before(step=step) if stopped_early else nothing_left(step=step, steps=steps)
 
@@ -36,8 +36,9 @@ def _has_stopped_early(config: TrainConfig, step: int) -> bool:
     return False
 
 
-def _is_published(config: TrainConfig) -> bool:
-    """Return True if an earlier attempt has finished and published to the same storage."""
+def _is_published(config: TrainConfig, step: int) -> bool:
+    """Return True if an earlier attempt has finished this step or a later one, and published to the same storage."""
     with suppress(DataError):  # no record, or a damaged one
-        return read_run(config.output_dir).state == "finished" and select(config, PublishSettings).is_done()
+        finished = read_run(config.output_dir).finished_step
+        return finished is not None and finished >= step and select(config, PublishSettings).is_done()
     return False

@@ -94,7 +94,7 @@ def test_sampling_and_trigger_words_outlive_export_and_import(tmp_path: Path, ko
     save_file(load_file(kohya), source, metadata={"lithograph": json.dumps(usage)})
     store = ("--storage", (tmp_path / "store").as_uri())
     done = run("import", str(source), "--name", "turbo", *store)
-    assert done.stdout.endswith("\nfor 8 steps with guidance 1, unless a request gives others\n")
+    assert done.stdout.endswith("\nmade for 8 steps with guidance 1\n")
     run("export", "turbo", "--format", format_, "-o", str(out), *store)
     again = json.loads(run("import", str(out), "--name", "again", *store, "--json").stdout)
     assert {field: again[field] for field in usage} == usage

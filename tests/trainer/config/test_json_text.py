@@ -34,6 +34,15 @@ def test_escaped_characters_are_the_characters(text: str | bytes) -> None:
         ("[" * 200_000, "json_nested_too_deep", ""),
         ("[" * 900 + "]" * 900, "json_nested_too_deep", ""),
         ("", "text_not_json", ""),
+        ('{"a": 1}'.encode("utf-16-le"), "json_not_utf8", ""),
+        ('{"a": {"b": "一只猫"}}'.encode("gbk"), "text_rather_gb18030", "a.b"),  # valid as UTF-8
+        ('{"a": 1, "b": {"a": 1},\n"a": 2}', "key_given_twice", "a"),
+        ('{a: [{"c": 1, c: 2}], // x\n}', "key_given_twice", "c"),
+        ('{"a": "C:\\Users\\me"}', "escape_unknown", ""),
+        ('{"a": "D:\\图片"}', "escape_unknown", ""),
+        ('{"a": "D:\\users"}', "escape_unknown", ""),
+        ('{"a": "D:\\new"}', "control_character", "a"),
+        ('{"a": "data\\fish"}', "control_character", "a"),
         ('{"a": ' + "1" * 5000 + "}", "text_not_json", ""),
     ],
 )
@@ -48,3 +57,16 @@ def test_text_that_is_no_json(text: str | bytes, code: str, field: str) -> None:
 def test_the_problem_names_line_and_column() -> None:
     with pytest.raises(ConfigError, match=r"line 3, column 4, at '\"b\": 2}'"):
         parse_json('{"a":\n // one\n 1 "b": 2}')
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a": "D:\\\\new\\\\图片"}', "D:\\new\\图片"),
+        ("{a: 'it\\'s \\x41', /* a: 1 */ // a: 2\n}", "it's A"),
+        ('{"a": "a: 1, {a: 2}\\nb: 2"}', "a: 1, {a: 2}\nb: 2"),
+        ('{"a": "café Ελλάδα"}', "café Ελλάδα"),
+    ],
+)
+def test_text_that_only_looks_wrong_is_taken(text: str, value: str) -> None:
+    assert parse_json(text) == {"a": value}

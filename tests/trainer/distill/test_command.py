@@ -73,6 +73,7 @@ def test_an_adapter_is_published_with_its_sampling_and_its_training_can_be_resum
         ({}, {"eval_share": 0.1}, 78, ["eval_share = 0.1", "prompts alone"]),
         ({"prompts": "none.txt"}, {}, 65, ["distillation.prompts = none.txt", "No such file"]),
         ({"prompts": "long.txt"}, {}, 65, ["none of the 1 prompts", "at most 32 tokens"]),
+        ({"prompts": "chinese.txt"}, {}, 65, ["distillation.prompts = chinese.txt", "GB18030", "UTF-8"]),
         ({"prompts": "latin.txt"}, {}, 65, ["distillation.prompts = latin.txt", "UTF-8"]),
     ],
 )
@@ -80,6 +81,7 @@ def test_a_wrong_distillation_is_an_error_that_names_field_and_remedy(
     folder: Path, settings: dict[str, object] | None, changes: dict[str, object], code: int, parts: list[str]
 ) -> None:
     (folder / "long.txt").write_text("very " * 60)
+    (folder / "chinese.txt").write_bytes("一只猫".encode("gbk"))  # valid as UTF-8, but nonsense
     (folder / "latin.txt").write_bytes("café".encode("latin-1"))
     done = distill(folder, "wrong", settings, **changes)
     assert done.returncode == code, done.stderr

@@ -57,6 +57,9 @@ def test_a_run_without_steps_left_is_logged_and_publishes_nothing(pictures: Path
         done = train(pictures, run, **RESUMED | published | {"max_train_steps": steps})
         assert done.returncode == 0, done.stderr
         assert list(list_versions(open_storage(storage))) == [("flat", 1)]
+        refused = train(pictures, run, **RESUMED | published | {"lora_rank": 8})
+        assert refused.returncode == 78, refused.stderr  # and the run stays as finished as it was
+        assert (read_run(run).state, read_run(run).published) == ("failed", "flat@1")
     before = (run / "adapter.safetensors").read_bytes()
     again = train(pictures, run, **RESUMED | published | {"max_train_steps": steps})
     assert again.returncode == 0, again.stderr
@@ -67,5 +70,5 @@ def test_a_run_without_steps_left_is_logged_and_publishes_nothing(pictures: Path
     assert "give a larger max_train_steps" in again.stderr
     assert len(list(list_versions(open_storage(storage)))) == (1 if steps == 2 else 0)
     assert (run / "adapter.safetensors").read_bytes() == before
-    assert read_run(run).state == "finished"
+    assert read_run(run).finished_step == 2
     assert checkpoint(run, 2).exists()

@@ -38,8 +38,8 @@ _LETTERS = frozenset("àáâãäåæçèéêëíîïñóôöøœúûüßÿÀÁÂ
 _TYPOGRAPHY = frozenset("’‘“”–—…•€£©®™°«»¿¡·×½¼¾²³\u00a0")
 _BETWEEN_LETTERS = frozenset("’‘–—…·")
 """Marks that may stand between two letters."""
-_LOST = re.compile("\ufffd|锟斤拷|烫烫烫")
-"""Traces of text that was decoded wrongly and saved: its characters are lost."""
+_LOST = re.compile("\ufffd|锟斤拷|烫烫烫|\x1b[$(]|~\\{[!-~]+~\\}")
+"""Traces of text that was decoded wrongly and saved, its characters lost; and of ISO-2022 and HZ, which look like ASCII."""
 _NOT_ASCII_RUN = re.compile(r"[^\x00-\x7f]+")
 
 
@@ -78,7 +78,7 @@ def _decoded(content: bytes) -> DecodedText:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         return _guessed(content)
-    if _is_rather_gb18030(text) and not _is_garbled(text):
+    if is_rather_gb18030(text) and not _is_garbled(text):
         return DecodedText(text=content.decode("gb18030"), guessed="GB18030")
     return DecodedText(text=text)
 
@@ -117,7 +117,19 @@ def _is_big5(text: str) -> bool:
     except UnicodeDecodeError:
         pass
     common = sum(char in _COMMON for char in characters)
-    return common > 0.15 * len(characters) and all(0xA4 <= char.encode("big5")[0] <= 0xC6 for char in characters)
+    return (
+        common > 0.15 * len(characters)
+        and all(0xA4 <= char.encode("big5")[0] <= 0xC6 for char in characters)
+        and not _has_kana(text.encode("big5"))
+    )
+
+
+def _has_kana(content: bytes) -> bool:
+    """Return whether bytes are Japanese in EUC-JP: 赤いリンゴ is 乾中生風打 in Big5."""
+    try:
+        return bool(re.search("[\u3040-\u30ff]{2}", content.decode("euc_jp")))
+    except UnicodeDecodeError:
+        return False
 
 
 def _chinese_characters(text: str) -> list[str]:
@@ -128,6 +140,8 @@ def _chinese_characters(text: str) -> list[str]:
 
 def _is_western(text: str) -> bool:
     """Return whether text is of words with single accented letters ("créée" has two), and of typographic marks."""
+    if not _has_paired_quotes(text) or re.match("[–—•…]\\S", text):  # 猫 and 有 in Shift-JIS are ”L and —L
+        return False
     for run in _NOT_ASCII_RUN.finditer(text):
         before, after = text[max(0, run.start() - 1) : run.start()], text[run.end() : run.end() + 1]
         around = before + run[0] + after
@@ -144,13 +158,19 @@ def _is_western(text: str) -> bool:
     return True
 
 
+def _has_paired_quotes(text: str) -> bool:
+    """Return whether each “ and ‘ is closed, and each ” was opened or follows a number, as that of inches."""
+    doubles = re.findall("(?<![0-9])”|“", text)
+    return doubles == ["“", "”"] * (len(doubles) // 2) and text.count("‘") <= text.count("’")
+
+
 _ENCODINGS: Mapping[str, tuple[str, Callable[[str], bool]]] = {
     "gb18030": ("GB18030", _is_gb18030), "big5": ("Big5", _is_big5), "cp1252": ("Windows-1252", _is_western),
 }  # fmt: skip
 """The encodings that are guessed, their names, and whether a text decoded by one is plausible."""
 
 
-def _is_rather_gb18030(text: str) -> bool:
+def is_rather_gb18030(text: str) -> bool:
     """Return True if bytes that are valid UTF-8 are Chinese in GB18030: 一只猫 in GB18030 is һֻè in UTF-8.
 
     Only two-byte characters are ambiguous. Decoded wrongly, they mix scripts, or are accented letters without plain ones.
@@ -165,7 +185,7 @@ def _is_rather_gb18030(text: str) -> bool:
         otherwise = text.encode().decode("gb18030")
     except UnicodeDecodeError:
         return False
-    return all(_CHINESE.match(char) for char in otherwise if not char.isascii())
+    return _share_of_common(_chinese_characters(otherwise)) > 0.5
 
 
 def _is_garbled(text: str) -> bool:

@@ -213,11 +213,23 @@ class TableParser:
 
 
 def parsed_json(text: str) -> Any:
-    """Parse JSON. Raises ``DataError``."""
+    """Parse JSON. Raises ``DataError``, also for a key that an object has twice, of which JSON's parsers keep the last."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise DataError("caption_not_json", "not JSON: {cause}", cause=str(error)) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise DataError(
+            "caption_key_twice",
+            "gives {key!r} twice",
+            remedy="leave out one of the two, or give a list of captions",
+            key=next(key for key in keys if keys.count(key) > 1),
+        )
+    return dict(pairs)
 
 
 def captions_in(parsed: Any, columns: Columns) -> list[Caption]:

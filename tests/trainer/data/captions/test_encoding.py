@@ -40,6 +40,7 @@ def test_an_encoding_that_alone_explains_the_bytes_is_taken(text: str, codec: st
         ("żółw", "cp1250"),
         ("příliš žluťoučký", "cp1250"), ("kůň", "cp1250"), ("kız çocuğu", "cp1254"), ("a child’s red ball", "mac_roman"),
         ("café on a street", "mac_roman"), ("“hi”", "mac_roman"), ("蘑菇", "gb18030"), ("貓", "big5"),
+        ("猫", "shift_jis"), ("前", "shift_jis"), ("有", "shift_jis"), ("赤いリンゴ", "euc_jp"), ("東京タワー", "euc_jp"),
     ],
 )  # fmt: skip
 def test_bytes_in_doubt_are_refused(text: str, codec: str) -> None:
@@ -50,7 +51,7 @@ def test_bytes_in_doubt_are_refused(text: str, codec: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "childâ€™s ball", "cafÃ© street", "一个锟斤拷", "a \ufffd ball", "烫烫烫烫",
+        "~{R;V;C(~}", "\x1b$B%j%s%4\x1b(B", "childâ€™s ball", "cafÃ© street", "一个锟斤拷", "a \ufffd ball", "烫烫烫烫",
         "红色的球".encode().decode("latin-1"),
         "a red ball, 红色的球".encode("gb18030").decode("cp1252"),
         "红色的球".encode().decode("gb18030"),
@@ -79,7 +80,8 @@ def test_gb18030_that_could_be_utf_8_is_detected(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["crème brûlée", "è una mela", "красное яблоко", "μήλο", "תפוח אדום", "×", "50 µm, naïve"]
+    "text",
+    ["crème brûlée", "è una mela", "красное яблоко", "μήλο", "תפוח אדום", "×", "50 µm, naïve", "a café in Αθήνα"],
 )
 def test_other_scripts_in_utf_8_stay_what_they_are(text: str) -> None:
     assert decode_text(text.encode()) == DecodedText(text=text)

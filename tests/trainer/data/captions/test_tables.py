@@ -174,6 +174,12 @@ def test_json_lines_and_those_that_are_wrong(tmp_path: Path) -> None:
     assert problem_of(lambda: captions.read("z.png").texts).code == "caption_not_unicode"
 
 
+def test_a_picture_that_json_names_twice_is_not_the_last_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "all.json").write_text('{"a.png": "a cat", "a.png": "a dog"}')
+    error = problem_of(lambda: reader(tmp_path, caption_strategy="json").read("a.png"))
+    assert (error.code, error.details["key"]) == ("caption_key_twice", "a.png")
+
+
 def test_json_beside_pictures_or_as_one_file(tmp_path: Path) -> None:
     (tmp_path / "cat.json").write_text('{"caption": "a cat"}')
     (tmp_path / "dog.json").write_text('["a dog", "一只狗"]')
