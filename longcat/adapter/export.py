@@ -110,14 +110,14 @@ def _comfyui_name(key: str) -> str:
     return key.replace("transformer.time_embed.", "transformer.time_text_embed.", 1)
 
 
-class Writer(Protocol):
+class FormatWriter(Protocol):
     """Writes a file in one format. ``header``: further entries of the file's header."""
 
     def __call__(self, weights: LoraWeights, path: Path, header: Mapping[str, str] = _NO_HEADER) -> None:
         """Raise ``AdapterError`` if the format has no form for the weights."""
 
 
-WRITERS: Mapping[str, Writer] = MappingProxyType(
+WRITERS: Mapping[str, FormatWriter] = MappingProxyType(
     {"diffusers": write_diffusers, "comfyui": write_comfyui, "lycoris": write_lycoris}
 )
 """Writers by the name of the format. SimpleTuner reads diffusers' format, and that of LyCORIS for LoKr and LoHa."""

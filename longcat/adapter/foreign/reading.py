@@ -25,7 +25,7 @@ from longcat.adapter.verification import changes_nothing, check_layer, check_lor
 from longcat.adapter.weights.file import alpha_in, read_file
 from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights
 from longcat.adapter.weights.lycoris import LYCORIS_KEYS, LokrLayer, lycoris_layer
-from longcat.adapter.weights.usage import Usage, usage_in
+from longcat.adapter.weights.usage import AdapterUsage, usage_in
 from longcat.errors import AdapterError, FlavourError
 from longcat.model.flavour import Flavour
 from longcat.problem import Problem
@@ -43,7 +43,7 @@ class Foreign:
     """official, diffusers, comfyui, kohya, onetrainer or lycoris."""
     has_alpha: bool
     """If False, alpha is the rank, as in the programs that write such files."""
-    usage: Usage
+    usage: AdapterUsage
     """Sampling and trigger words, which our own exports carry."""
     warnings: tuple[Problem, ...] = ()
     """Assumptions about the file, because of which the adapter may not have the expected effect."""

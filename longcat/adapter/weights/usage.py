@@ -18,7 +18,7 @@ KEY = "lithograph"
 _Word = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class Usage(BaseModel):
+class AdapterUsage(BaseModel):
     """The way that an adapter is used: fields of ``longcat.adapter.manifest.Draft``, under their names there."""
 
     model_config = ConfigDict(frozen=True)  # further fields are those of a later version, and are skipped
@@ -36,14 +36,14 @@ def usage_header(*, sampling: Sampling | None, trigger_words: tuple[str, ...]) -
     return {KEY: json.dumps(fields, ensure_ascii=False)} if fields else {}
 
 
-def usage_in(header: Mapping[str, str]) -> tuple[Usage, Problem | None]:
+def usage_in(header: Mapping[str, str]) -> tuple[AdapterUsage, Problem | None]:
     """Return the fields in a file's header, and a warning if they cannot be read, with which none are set."""
     if KEY not in header:
-        return Usage(), None
+        return AdapterUsage(), None
     try:
-        return Usage.model_validate_json(header[KEY]), None
+        return AdapterUsage.model_validate_json(header[KEY]), None
     except ValidationError:
-        return Usage(), Problem(
+        return AdapterUsage(), Problem(
             code="adapter_usage_unusable",
             template="its header gives {key} {value}, which are no sampling and trigger words; they are not set",
             remedy_template="export the adapter again",

@@ -126,6 +126,8 @@ OF_OTHER_MODELS = {
         (OF_OTHER_MODELS, "ignored_other_model"),
         ({"fuse_qkv_projections": True, "validation_torch_compile": True, "allow_tf32": True}, "ignored_speed"),
         ({"sdnq_group_size": 32, "context_parallel_comm_strategy": "alltoall"}, "ignored_part"),
+        ({"validation_on_startup": True, "evaluation_type": "clip"}, "ignored_records"),
+        ({"ignore_final_epochs": True, "gradient_precision": "fp32"}, "ignored_same"),
         ({"allow_dataset_oversubscription": True, "context_parallel_size": 1, "ema_validation": "ema_only", "use_ema": 1},
          "ignored_same"),
     ],

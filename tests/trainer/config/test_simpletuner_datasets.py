@@ -66,6 +66,10 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         LOCAL | {"caption_strategy": "parquet", "parquet": {"path": "x.parquet", "caption_column": "c"}},
         {"parquet": "parquet_unsupported"},
     ),
+    "a table under another name": (
+        LOCAL | {"caption_strategy": "csv", "csv_file": "rows.csv", "csv_caption_column": "text"},
+        {"csv_file": "dataset_option_renamed", "csv_caption_column": "dataset_option_renamed"},
+    ),
     "addresses in a table": (
         {"id": "c", "type": "csv", "csv_file": "/l.csv", "csv_caption_column": "caption", "caption_strategy": "csv"},
         {"type": "csv_dataset_unsupported"},

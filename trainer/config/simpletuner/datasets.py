@@ -58,6 +58,14 @@ _INSTEAD: Mapping[str, Problem] = {
         code="caption_filter_unsupported", template="captions are not edited", remedy_template="edit the caption files"
     ),
     "conditioning": _NO_PAIRS,
+    "csv_caption_column": Problem(
+        code="dataset_option_renamed", template="an option of SimpleTuner that has another name here",
+        remedy_template="use {name}", details={"name": "caption_column"},
+    ),
+    "csv_file": Problem(
+        code="dataset_option_renamed", template="an option of SimpleTuner that has another name here",
+        remedy_template="use {name}", details={"name": "caption_file"},
+    ),
     "end_epoch": _SCHEDULE,
     "end_step": _SCHEDULE,
     "start_epoch": _SCHEDULE,

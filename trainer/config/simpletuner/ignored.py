@@ -54,17 +54,19 @@ _IGNORED: Mapping[str, Problem] = {
         (_RECORDS, """
          checkpointing_use_tempdir configs_dir debug_aspect_buckets debug_dataset_loader disk_low_action disk_low_script
          disk_low_threshold eval_dataset_pooling eval_epoch_interval eval_loss_disable eval_timesteps
+         evaluation_type
          i_know_what_i_am_doing ignore_missing_files logging_dir merge_environment_config print_filenames
          print_sampler_statistics publishing_config tracker_image_layout trust_remote_code
          validation_disable_unconditional validation_external_background validation_image_format validation_image_quality
-         validation_multigpu validation_preview validation_preview_steps validation_seed_source webhook_reporting_interval
+         validation_multigpu validation_on_startup validation_preview validation_preview_steps
+         validation_seed_source webhook_reporting_interval
          """),
         (_LAUNCH, """
          accelerate_config accelerate_extra_args local_rank machine_rank main_process_ip main_process_port num_machines
          num_processes"""),
         (DELETION, """
          delete_invalid_checkpoints delete_nsfw_images delete_problematic_images delete_unwanted_images"""),
-        (SAME, "allow_dataset_oversubscription"),
+        (SAME, "allow_dataset_oversubscription gradient_precision ignore_final_epochs"),
         (_OTHER_MODEL, """
          audio_channels audio_duration_interval audio_flow_schedule_shift audio_max_duration_seconds
          audio_min_duration_seconds audio_truncation_mode custom_text_encoder_intermediary_layers framerate
@@ -81,7 +83,7 @@ _IGNORED: Mapping[str, Problem] = {
 _SAME: Mapping[str, Any] = {
     "aspect_bucket_rounding": 2, "conditioning_multidataset_sampling": "random", "context_parallel_size": 1,
     "data_backend_sampling": "auto-weighting", "ema_update_interval": 1, "ema_validation": "ema_only",
-    "evaluation_type": "none", "layer_freeze_strategy": "none",
+    "layer_freeze_strategy": "none",
     "lora_format": "diffusers", "loss_type": "l2", "peft_lora_mode": "standard", "prediction_type": "flow_matching",
     "seed_for_each_device": True, "tokenizer_max_length": 512,
     "validation_lycoris_strength": 1.0, "validation_method": "simpletuner-local",
