@@ -19,6 +19,9 @@ from service.http.requests.threads import run_in_thread
 
 _LONGEST_INTEGER = 308
 """Digits: every integer of so many is also a float, which checks and messages may convert it to."""
+_MOST_COMMAS = 50_000
+_MOST_FIELDS = 10_000
+"""More than any request has. Checking a value takes as long as parsing many, and Python runs nothing else meanwhile."""
 _UTF_8_MARK = b"\xef\xbb\xbf"
 _COMPRESSED = {
     b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"x\x01": "deflate", b"x\x5e": "deflate", b"x\x9c": "deflate",
@@ -93,7 +96,7 @@ def parse_json(body: bytes, content_encoding: str = "", content_type: str = "") 
     """Return the value of a body. A byte-order mark of UTF-8 is skipped.
 
     An integer that exceeds floats is infinite, as ``1e400`` is: no field takes either. Raises ``NotJsonError``, or
-    ``UserError`` for a field that an object has twice.
+    ``UserError`` for a field that an object has twice, and for more values than a request can have.
     """
     if (compression := _compression(body, content_encoding)) is not None:
         raise NotJsonError(
@@ -102,6 +105,8 @@ def parse_json(body: bytes, content_encoding: str = "", content_type: str = "") 
             remedy="send it as it is, without Content-Encoding",
             compression=compression,
         )
+    if body.count(b",") > _MOST_COMMAS:
+        raise _too_many_values()
     content = body.removeprefix(_UTF_8_MARK)
     if (encoding := _other_encoding(content, content_type)) is not None:
         raise NotJsonError(
@@ -144,6 +149,8 @@ def not_json(reason: str) -> NotJsonError:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object. Raises ``UserError`` for a field given twice: a proxy may have checked the other one."""
+    if len(pairs) > _MOST_FIELDS:
+        raise _too_many_values()
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields:
@@ -152,6 +159,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             )
         fields[name] = value
     return fields
+
+
+def _too_many_values() -> UserError:
+    return UserError(
+        "body_too_many_values",
+        "has more values than any request",
+        remedy="send the fields of one request",
+        field="body",
+    )
 
 
 def _integer(digits: str) -> float:
