@@ -11,7 +11,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import time
@@ -32,6 +31,7 @@ from longcat.model.flavour import Flavour, resolve
 from longcat.storage.interface import Storage
 from longcat.storage.opening import open_storage
 from tests.fast import is_fast
+from tests.warm import WarmPopen, lithograph, run_module
 
 if TYPE_CHECKING:
     from longcat.model.loading import Components
@@ -89,9 +89,14 @@ def model(flavour: Flavour) -> "Components":
 
 
 def run_lithograph(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the ``lithograph`` command in a process of its own, with more environment variables."""
+    """Run the ``lithograph`` command, with more environment variables."""
+    return run_module("lithograph", *arguments, cwd=cwd, environment=variables)
+
+
+def run_cold(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the ``lithograph`` command as a shell starts it, which takes up to ten seconds longer."""
     return subprocess.run(
-        [sys.executable, "-m", "lithograph", *arguments],
+        lithograph(*arguments),
         cwd=cwd,
         env=os.environ | variables,
         capture_output=True,
@@ -119,15 +124,14 @@ class RunningServer:
 
 
 @contextmanager
-def serve(folder: Path, *arguments: str, wait: bool = True) -> Iterator[RunningServer]:
+def serve(folder: Path, *arguments: str, wait: bool = True, cold: bool = False) -> Iterator[RunningServer]:
+    """Run a server for the duration of the context. ``cold``: as a shell starts it, which takes ten seconds longer."""
     port = free_port()
     log = folder / f"serve-{port}.log"
+    start = subprocess.Popen if cold else WarmPopen
     with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lithograph", "serve", "--port", str(port), *arguments],
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
+        process = start(
+            lithograph("serve", "--port", str(port), *arguments), stdout=stream, stderr=stream, start_new_session=True
         )
     server = RunningServer(process, f"http://127.0.0.1:{port}", log)
     try:

@@ -18,7 +18,6 @@ from service.wire.limits import Limits
 from service.wire.picture import ModelIdentity, Recipe, encode_picture, read_recipe
 from service.wire.schema import GenerateRequest, ResolvedRequest
 from tests.conftest import run_lithograph
-from tests.warm import run_warm
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
@@ -126,7 +125,7 @@ def test_an_error_is_one_line_with_its_remedy(
     }
     for name, recipe in recipes.items():
         (tmp_path / name).write_bytes(encode_picture(black, recipe))
-    finished = run_warm(*arguments, cwd=tmp_path)
+    finished = run_lithograph(*arguments, cwd=tmp_path)
     assert finished.returncode != 0
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr

@@ -111,7 +111,7 @@ def test_a_servers_key_from_a_file_is_in_no_process_list_and_no_log(tmp_path: Pa
     key = tmp_path / "key"
     key.write_text("Xylophon-4711\n")
     adapters = (tmp_path / "adapters").as_uri()
-    with serve(tmp_path, "--adapters", adapters, "--admin-key-file", str(key)) as server:
+    with serve(tmp_path, "--adapters", adapters, "--admin-key-file", str(key), cold=True) as server:
         url = f"{server.url}/v1/adapters/missing/load"
         assert httpx.post(url).status_code == 401
         assert httpx.post(url, headers={"Authorization": "Bearer Xylophon-4711"}).status_code == 404

@@ -5,6 +5,7 @@ from contextlib import suppress
 import psutil
 
 from tests.conftest import RunningServer
+from tests.warm import FORK_SERVER
 
 
 class Family:
@@ -31,9 +32,7 @@ class Family:
     @property
     def fork_server(self) -> psutil.Process:
         """Return the process that engine processes are forked from, on a CPU."""
-        (found,) = (
-            child for child in self.main.children() if "multiprocessing.forkserver" in " ".join(child.cmdline())
-        )
+        (found,) = filter(is_fork_server, self.main.children())
         return found
 
     @property
@@ -49,7 +48,7 @@ class Family:
 
     def _forked(self) -> list[psutil.Process]:
         own = self.main.cmdline()
-        children = [child for child in self.main.children() if child.cmdline() == own]
+        children = [child for child in self.main.children() if child.cmdline() == own and not is_fork_server(child)]
         return sorted(children, key=lambda child: child.pid)
 
     def kill(self) -> None:
@@ -58,3 +57,8 @@ class Family:
             for process in self.all:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
+
+
+def is_fork_server(process: psutil.Process) -> bool:
+    """Return True for a process that engine processes are forked from."""
+    return process.name() == FORK_SERVER or "multiprocessing.forkserver" in " ".join(process.cmdline())

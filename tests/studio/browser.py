@@ -4,7 +4,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 
 from studio.web.language import load_languages
 from tests.conftest import START_SECONDS, free_port
+from tests.warm import WarmPopen, lithograph
 
 AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text(encoding="utf-8")
 PATIENCE_MS = 240_000
@@ -25,23 +25,23 @@ PATIENCE_MS = 240_000
 class RunningStudio:
     """A ``lithograph server`` with its own home, which can be restarted on the same port."""
 
-    def __init__(self, home: Path, *arguments: str) -> None:
+    def __init__(self, home: Path, *arguments: str, cold: bool = False) -> None:
         self.home = home
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = home.with_name(f"{home.name}.log")
         self._arguments = arguments
+        self.is_cold = cold
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with self._log.open("ab") as stream:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable, "-m", "lithograph", "server", "--port", str(self.port), "--home", str(self.home),
-                    "--flavour", "embedded",
+            self._process = (subprocess.Popen if self.is_cold else WarmPopen)(
+                lithograph(
+                    "server", "--port", str(self.port), "--home", str(self.home), "--flavour", "embedded",
                     *self._arguments,
-                ],
+                ),
                 stdout=stream, stderr=stream, start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS
@@ -65,9 +65,9 @@ class RunningStudio:
 
 
 @contextmanager
-def running_studio(home: Path, *arguments: str) -> Iterator[RunningStudio]:
-    """Run a studio for the duration of the context."""
-    studio = RunningStudio(home, *arguments)
+def running_studio(home: Path, *arguments: str, cold: bool = False) -> Iterator[RunningStudio]:
+    """Run a studio for the duration of the context. ``cold``: it and its service as a shell starts them."""
+    studio = RunningStudio(home, *arguments, cold=cold)
     try:
         studio.start()
         yield studio

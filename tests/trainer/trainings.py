@@ -1,7 +1,6 @@
 """Trainings as processes on the embedded model, and the files that they leave."""
 
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.conftest import run_lithograph
-from tests.warm import run_warm
+from tests.conftest import run_cold, run_lithograph
+from tests.warm import WarmPopen, lithograph, run_module
 
 STEPS = 8
 SMALL = {
@@ -53,21 +52,20 @@ def train(
     """Train. With ``environment``, also an empty one, the command is started as a user starts it."""
     given = arguments(pictures, output, **changes)
     if environment is None:
-        return run_warm("train", *given, cwd=output.parent)
-    return run_lithograph("train", *given, cwd=output.parent, **environment)
+        return run_lithograph("train", *given, cwd=output.parent)
+    return run_cold("train", *given, cwd=output.parent, **environment)
 
 
 def train_in_two(pictures: Path, output: Path, **changes: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lithograph",
+    command = ["--standalone", "--nproc_per_node", "2", "-m", "lithograph",
                "train", *arguments(pictures, output, **changes, device="cpu")]  # fmt: skip
-    return subprocess.run(command, cwd=output.parent, capture_output=True, text=True, timeout=300, check=False)
+    return run_module("torch.distributed.run", *command, cwd=output.parent, environment={})
 
 
 def begin(pictures: Path, output: Path, **changes: object) -> subprocess.Popen[bytes]:
     output.parent.mkdir(parents=True, exist_ok=True)
     with (output.parent / f"{output.name}.log").open("ab") as log:
-        command = [sys.executable, "-m", "lithograph", "train", *arguments(pictures, output, **changes)]
-        return subprocess.Popen(command, stdout=log, stderr=log)
+        return WarmPopen(lithograph("train", *arguments(pictures, output, **changes)), stdout=log, stderr=log)
 
 
 def wait_for(process: subprocess.Popen[bytes], path: Path) -> None:

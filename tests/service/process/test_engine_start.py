@@ -46,7 +46,7 @@ def test_an_engine_is_forked_only_where_no_gpu_can_compute(
 
 
 def test_ctrl_c_does_not_reach_a_fork_server_that_imports(tmp_path: Path) -> None:
-    with serve(tmp_path, wait=False) as server:
+    with serve(tmp_path, wait=False, cold=True) as server:
         fork_server = started_fork_server(server)
         deadline = time.monotonic() + START_SECONDS
         while not fork_server.children():  # it forks once all is imported

@@ -4,6 +4,7 @@ import httpx
 import psutil
 from playwright.sync_api import Browser, expect
 
+from tests.service.family import is_fork_server
 from tests.studio.browser import RunningStudio, draw, visit
 
 
@@ -50,12 +51,7 @@ def test_a_drawing_whose_engine_dies_is_drawn_again_by_itself(studio: RunningStu
 def engine_of(studio: RunningStudio) -> psutil.Process:
     """Return the engine process of the studio's service."""
     service = psutil.Process(int((studio.home / "service.pid").read_text(encoding="utf-8").split()[0]))
-    (engine,) = (
-        child
-        for process in service.children()
-        if "multiprocessing.forkserver" in " ".join(process.cmdline())
-        for child in process.children()
-    )
+    (engine,) = (child for process in service.children() if is_fork_server(process) for child in process.children())
     return engine
 
 
@@ -63,6 +59,7 @@ def test_a_request_that_is_sent_while_the_model_is_loading_is_drawn_unchanged(
     studio: RunningStudio, browser: Browser
 ) -> None:
     studio.stop()
+    studio.is_cold = True  # a warm service would have loaded the model before the page shows it
     studio.start()
     with visit(browser, studio.url, language="en") as page:
         page.goto("/generate?adapter=wash@1")

@@ -20,7 +20,7 @@ SECONDS = 60
 
 @pytest.fixture
 def studio(tmp_path: Path) -> Iterator[RunningStudio]:
-    with running_studio(tmp_path / "home") as running:
+    with running_studio(tmp_path / "home", cold=True) as running:
         yield running
 
 
@@ -61,7 +61,7 @@ def test_the_service_of_a_studio_that_is_killed_ends(studio: RunningStudio) -> N
 
 
 def test_a_studio_that_chooses_its_model_gives_the_reason_in_both_languages(tmp_path: Path) -> None:
-    with running_studio(tmp_path / "home", "--flavour", "auto") as studio:
+    with running_studio(tmp_path / "home", "--flavour", "auto", cold=True) as studio:
         service(studio)
         for language, reason in (("en", "there is no CUDA GPU"), ("zh", "没有 CUDA GPU")):
             wait_for(studio, language, reason)
@@ -74,7 +74,7 @@ def test_a_download_is_shown_with_what_is_there_of_it(tmp_path: Path, monkeypatc
         for name, value in {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub")}.items():
             monkeypatch.setenv(name, value)
         try:
-            with running_studio(tmp_path / "home", "--flavour", "final") as studio:
+            with running_studio(tmp_path / "home", "--flavour", "final", cold=True) as studio:
                 wait_for(studio, "en", r"LongCat-Image is being downloaded: \d+ MB of \d+ MB")
                 wait_for(studio, "zh", r"正在下载 meituan-longcat/LongCat-Image：已下载 \d+ MB，共 \d+ MB")
                 released.set()

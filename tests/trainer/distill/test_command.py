@@ -10,7 +10,7 @@ from longcat.adapter.artifact import find
 from longcat.adapter.manifest import Sampling
 from longcat.adapter.reference import parse_reference
 from longcat.storage.opening import open_storage
-from tests.warm import run_warm
+from tests.conftest import run_lithograph
 from trainer.record.run_file import read_run
 
 SMALL = {
@@ -24,7 +24,7 @@ def distill(folder: Path, output: str, settings: dict[str, object] | None, **cha
     if settings is not None:
         given["distillation"] = json.dumps({"prompts": "prompts.txt", "steps": 2, "teacher_steps": 4} | settings)
     options = [f"{name}={value}" for name, value in given.items()]
-    done: subprocess.CompletedProcess[str] = run_warm("distill", *options, cwd=folder)
+    done: subprocess.CompletedProcess[str] = run_lithograph("distill", *options, cwd=folder)
     return done
 
 
