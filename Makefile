@@ -127,6 +127,10 @@ eval-embedded: $(VENV)/dev.stamp ## Measure the embedded model and its turbo ada
 turbo: $(VENV)/dev.stamp ## Train the embedded model's turbo adapter again: 4 steps without guidance, resumable.
 	$(BIN)/python -m recipes.turbo
 
+.PHONY: quality
+quality: $(VENV)/dev.stamp ## Measure step reuse on the embedded model, and choose the tolerances of its qualities.
+	$(BIN)/python -m recipes.quality --figure docs/quality.png
+
 .PHONY: embedded
 embedded: $(VENV)/dev.stamp ## Train the embedded model again: about two hours on two cores, resumable.
 	$(BIN)/python -m recipes.embedded

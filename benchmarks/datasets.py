@@ -193,7 +193,7 @@ def trained(
 def base_pictures(prompts: tuple[str, ...]) -> Iterator[tuple[str, Image.Image]]:
     """Generate a picture of each prompt with the base."""
     flavour = resolve("embedded")
-    limits, tokenize = Limits.of_model(flavour.settings), plain_ids(load_tokenizer(flavour.folder))
+    limits, tokenize = Limits.of_model(flavour), plain_ids(load_tokenizer(flavour.folder))
     renderer = Renderer(ModelConfig(flavour="embedded"), flavour, max_rows=2)
     for seed, prompt in enumerate(prompts):
         request = GenerateRequest(prompt=prompt, seed=seed, width=SIDE_PX, height=SIDE_PX)

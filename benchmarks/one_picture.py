@@ -31,7 +31,7 @@ def main() -> None:
     from service.renderer import Renderer  # imports torch, after the noise is silenced
 
     flavour = resolve(arguments.flavour)
-    limits, tokenize = Limits.of_model(flavour.settings), plain_ids(load_tokenizer(flavour.folder))
+    limits, tokenize = Limits.of_model(flavour), plain_ids(load_tokenizer(flavour.folder))
     config = ModelConfig(flavour=arguments.flavour, dtype=arguments.dtype, precision=arguments.precision)
     renderer = Renderer(config, flavour, max_rows=8)
     seconds: dict[str, list[float]] = {"total": []}

@@ -57,6 +57,8 @@ class ServerConfig(Configuration):
 @click.option("--num-images", type=int, help="Images to generate.")
 @click.option("--cfg-renorm/--no-cfg-renorm", default=None, help="Keep guided norms at most the conditional ones.")
 @click.option("--rewrite-prompt", is_flag=True, default=None, help="Let the text encoder enrich the prompt first.")
+@click.option("--quality", type=click.Choice(["exact", "balanced", "fast"]),
+              help="exact, the default, computes every row of every step; the others reuse predictions.")  # fmt: skip
 @click.option("--adapter", "uses", multiple=True, metavar="NAME[@VERSION][:SCALE]",
               help="LoRA adapter of --adapters, such as ink, ink@3 or ink@3:0.8. Repeatable.")  # fmt: skip
 @command_options(AdapterConfig, only=("uri", "endpoint_url"))
@@ -213,7 +215,7 @@ def _resolve(request: GenerateRequest, flavour: Flavour, *, has_adapters: bool) 
 
     tokenize = plain_ids(load_tokenizer(flavour.folder))
     has_adapters = has_adapters or _come_with(flavour, [choice.name for choice in request.adapters])
-    return Limits.of_model(flavour.settings, has_adapters=has_adapters).resolve(request, tokenize)
+    return Limits.of_model(flavour, has_adapters=has_adapters).resolve(request, tokenize)
 
 
 def _generate_here(

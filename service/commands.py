@@ -83,4 +83,4 @@ def _run(config: ServiceConfig, adapter_folder: Path) -> int:
             config.host,
             config.port,
         )
-    return Server(GenerateAPI(config, flavour, config.limits(flavour.settings))).serve()
+    return Server(GenerateAPI(config, flavour, config.limits(flavour))).serve()

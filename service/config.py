@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from longcat.adapter.reference import parse_reference
 from longcat.errors import ConfigError, LithographError
 from longcat.logs import LogFormat
-from longcat.model.flavour import ModelSettings
+from longcat.model.flavour import Flavour
 from longcat.model.precision import parse_precision
 from longcat.options import LONGEST_SECONDS, Configuration, Directories, Flag
 from longcat.problem import Problem
@@ -262,8 +262,9 @@ class ServiceConfig(Configuration):
         """Return a name for each engine's device."""
         return names_of(self.devices) or (self.model.device,)
 
-    def limits(self, settings: ModelSettings) -> Limits:
+    def limits(self, flavour: Flavour) -> Limits:
         """Return the limits of one request to this model. Raises ``ConfigError`` if they exclude its default size."""
+        settings = flavour.settings
         max_pixels = settings.max_pixels if self.max_pixels is None else self.max_pixels
         if settings.default_size_px**2 > max_pixels:
             raise ConfigError(
@@ -276,6 +277,7 @@ class ServiceConfig(Configuration):
             )
         return Limits(
             settings=settings,
+            tolerances=flavour.tolerances,
             max_pixels=max_pixels,
             max_steps=self.max_steps,
             max_images=self.max_images,

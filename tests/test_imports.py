@@ -177,7 +177,7 @@ def test_http_processes_never_import_torch() -> None:
         "from service.wire.limits import Limits\n"
         "flavour = resolve('embedded')\n"
         "config = ServiceConfig(model=ModelConfig())\n"
-        "Server(GenerateAPI(config, flavour, Limits.of_model(flavour.settings)))\n"
+        "Server(GenerateAPI(config, flavour, Limits.of_model(flavour)))\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

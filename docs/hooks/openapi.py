@@ -41,7 +41,7 @@ _LIMITS = {
 def document() -> dict[str, Any]:
     """Return the body of ``GET /openapi.json``."""
     flavour = resolve("embedded")
-    api = GenerateAPI(ServiceConfig(model=ModelConfig()), flavour, Limits.of_model(flavour.settings))
+    api = GenerateAPI(ServiceConfig(model=ModelConfig()), flavour, Limits.of_model(flavour))
     found: dict[str, Any] = Server(api).app.openapi()
     return found
 

@@ -34,6 +34,8 @@ class Options(TypedDict, total=False):
     seed: int
     num_images: int
     rewrite_prompt: bool
+    quality: Literal["exact", "balanced", "fast"]
+    reuse_tolerance: float
     adapters: Mapping[str, float] | Sequence[str]
     """Names, or names and scales: ``["ink"]``, ``{"ink@3": 0.8}``."""
     output_format: Literal["png", "jpeg", "webp"]

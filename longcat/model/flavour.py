@@ -23,6 +23,7 @@ from tqdm import tqdm
 from longcat.checksum import checksums
 from longcat.errors import FlavourError, HubError
 from longcat.logs import log_event
+from longcat.model.quality import QUALITY_FILE, Tolerances, tolerances_of
 from longcat.problem import Problem
 from longcat.validation import problems_of
 
@@ -35,7 +36,12 @@ HUB_IDS = {"final": "meituan-longcat/LongCat-Image", "dev": "meituan-longcat/Lon
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 SETTINGS_FILE = "lithograph.json"
 
-ALL_FILES = ["model_index.json", SETTINGS_FILE, *(f"{part}/*" for part in (*COMPONENTS, "text_processor"))]
+ALL_FILES = [
+    "model_index.json",
+    SETTINGS_FILE,
+    QUALITY_FILE,
+    *(f"{part}/*" for part in (*COMPONENTS, "text_processor")),
+]
 _CONFIGURATIONS = ["model_index.json", SETTINGS_FILE, *(f"{part}/*.json" for part in COMPONENTS)]
 DOWNLOAD_EVENT = "model_download"
 """Log event of a download under way, with ``model``, ``done_bytes`` and ``total_bytes``."""
@@ -77,6 +83,7 @@ class Flavour:
     hash: str
     """SHA-256 over the names and contents of all files that make the model, as 64 hex digits."""
     settings: ModelSettings
+    tolerances: Tolerances
 
     @property
     def adapters(self) -> Path | None:
@@ -262,7 +269,14 @@ def _local(name: str, folder: Path) -> Flavour:
             missing=", ".join(missing),
         )
     settings = _settings(name, folder / SETTINGS_FILE)
-    return Flavour(name=name, folder=folder, revision=None, hash=_hash(folder, _model_files(folder)), settings=settings)
+    return Flavour(
+        name=name,
+        folder=folder,
+        revision=None,
+        hash=_hash(folder, _model_files(folder)),
+        settings=settings,
+        tolerances=tolerances_of(folder),
+    )
 
 
 def _settings(name: str, path: Path) -> ModelSettings:

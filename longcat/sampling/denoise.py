@@ -24,6 +24,7 @@ from longcat.sampling import flow, latents
 from longcat.sampling.blocks import Rope
 from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates
 from longcat.sampling.forward import Forward
+from longcat.sampling.reuse import Reuse
 from longcat.sampling.slots import AdapterSlots, SlotUse
 from longcat.sampling.threads import one_core
 
@@ -46,7 +47,7 @@ class Base(Protocol):
 
 @dataclass(kw_only=True)
 class Denoising:
-    """One image under way. ``advance`` changes ``latents_1NC``, ``clean_1NC`` and ``step`` only."""
+    """One image under way. ``advance`` changes ``latents_1NC``, ``clean_1NC``, ``reuse`` and ``step`` only."""
 
     height_px: int
     width_px: int
@@ -64,6 +65,8 @@ class Denoising:
     clean_1NC: Tensor
     """The clean latents that the last step predicted."""
     adapters: tuple[SlotUse, ...] = ()
+    reuse: Reuse | None = None
+    """None: every step computes every row."""
     step: int = 0
 
     @property
@@ -78,10 +81,17 @@ class Denoising:
 
     @property
     def contexts(self) -> tuple[Tensor, ...]:
-        """Contexts of the rows of a forward: conditional, then unconditional."""
+        """Contexts of the rows of a forward, at most: conditional, then unconditional."""
         return (
             (self.context_1LD,) if self.negative_context_1LD is None else (self.context_1LD, self.negative_context_1LD)
         )
+
+    @property
+    def next_contexts(self) -> tuple[Tensor, ...]:
+        """Contexts of the rows that the next step computes; without ``reuse`` all."""
+        if self.reuse is None:
+            return self.contexts
+        return self.contexts[: self.reuse.rows(float(self.sigmas[self.step]))]
 
 
 def start(
@@ -98,10 +108,12 @@ def start(
     seed: int,
     adapters: tuple[SlotUse, ...] = (),
     slots: AdapterSlots | None = None,
+    reuse_tolerance: float = 0.0,
 ) -> Denoising:
     """Return an image that is still noise. Guidance needs a scale over 1 and negative embeddings.
 
     ``adapters``: loaded in ``slots``. They may change the prompt's projection and the modulations, which are computed here.
+    ``reuse_tolerance``: as for ``begin``.
     """
     updates = UNCHANGED if slots is None else slots.conditioning(adapters)
     if guidance_scale <= 1:
@@ -119,6 +131,7 @@ def start(
         seed=seed,
         adapters=adapters,
         updates=updates,
+        reuse_tolerance=reuse_tolerance,
     )
 
 
@@ -136,15 +149,17 @@ def begin(
     seed: int,
     adapters: tuple[SlotUse, ...] = (),
     updates: ConditioningUpdates = UNCHANGED,
+    reuse_tolerance: float = 0.0,
 ) -> Denoising:
     """Return an image that is still noise, of prompts that are projected already.
 
     ``updates``: of its adapters, with which the prompts were projected. Modulations are computed unless ``schedule`` was
-    called before.
+    called before. ``reuse_tolerance``: that of ``Reuse``; 0: every step computes every row.
     """
     noise = latents.seeded_noise(seed=seed, height_px=height_px, width_px=width_px)
     noise = noise.to(dtype=model.dtype).to(device=model.device, non_blocking=True)
     sigmas, modulations = schedule(model, forward, height_px=height_px, width_px=width_px, steps=steps, updates=updates)
+    guidance_weight = 0.0 if negative_context_1LD is None else guidance_scale - 1
     return Denoising(
         height_px=height_px,
         width_px=width_px,
@@ -158,6 +173,7 @@ def begin(
         latents_1NC=noise,
         clean_1NC=noise,
         adapters=adapters,
+        reuse=Reuse(reuse_tolerance, guidance_weight) if reuse_tolerance else None,
     )
 
 
@@ -188,8 +204,8 @@ def advance(
     slots: AdapterSlots | None = None,
     *,
     max_rows: int | None = None,
-) -> None:
-    """Advance every image by one step. All must have one size, and none may be done.
+) -> int:
+    """Advance every image by one step; return the rows that were computed. All must have one size, and none may be done.
 
     If it raises, no image has changed. ``slots``: the slots of the images' adapters. ``max_rows``: most rows of a forward;
     by default there is one forward.
@@ -199,29 +215,37 @@ def advance(
     if slots is not None:
         order = slots.order
         pictures = sorted(pictures, key=lambda picture: order(picture.adapters))
-    rows = [(picture, context) for picture in pictures for context in picture.contexts]
+    contexts = [picture.next_contexts for picture in pictures]
+    rows = [(picture, context) for picture, own in zip(pictures, contexts, strict=True) for context in own]
     share = max_rows or len(rows)
     velocities = [
-        _velocity(forward, rows[begin : begin + share], first.rope, slots) for begin in range(0, len(rows), share)
+        velocity_1NC
+        for begin in range(0, len(rows), share or 1)
+        for velocity_1NC in _velocity(forward, rows[begin : begin + share], first.rope, slots).split(1)
     ]
-    velocity_RNC = velocities[0] if len(velocities) == 1 else torch.cat(velocities)
-    row, advanced = 0, []
-    for picture in pictures:
-        velocity_1NC = velocity_RNC[row : row + 1]
-        if picture.negative_context_1LD is not None:
-            velocity_1NC = flow.guide(
-                velocity_1NC,
-                velocity_RNC[row + 1 : row + 2],
-                scale=picture.guidance_scale,
-                renorm=picture.cfg_renorm,
-            )
-        row += len(picture.contexts)
-        sigma, next_sigma = picture.sigmas[picture.step], picture.sigmas[picture.step + 1]
-        clean_1NC = picture.latents_1NC - sigma * velocity_1NC
-        advanced.append((clean_1NC, flow.euler_step(picture.latents_1NC, velocity_1NC, sigma, next_sigma)))
-    for picture, (clean_1NC, latents_1NC) in zip(pictures, advanced, strict=True):
-        picture.clean_1NC, picture.latents_1NC = clean_1NC, latents_1NC
+    advanced = []
+    for picture, own in zip(pictures, contexts, strict=True):
+        computed, velocities = velocities[: len(own)], velocities[len(own) :]
+        advanced.append(_advanced(picture, computed))
+    for picture, (clean_1NC, latents_1NC, reuse) in zip(pictures, advanced, strict=True):
+        picture.clean_1NC, picture.latents_1NC, picture.reuse = clean_1NC, latents_1NC, reuse
         picture.step += 1
+    return len(rows)
+
+
+def _advanced(picture: Denoising, computed: Sequence[Tensor]) -> tuple[Tensor, Tensor, Reuse | None]:
+    """Return an image's clean latents, its latents and its state of reuse after a step that computed these velocities."""
+    sigma, next_sigma = picture.sigmas[picture.step], picture.sigmas[picture.step + 1]
+    reuse, velocities = picture.reuse, tuple(computed)
+    if reuse is not None:
+        with one_core(picture.latents_1NC.device):
+            velocities = reuse.filled(float(sigma), computed)
+            reuse = reuse.extended(float(sigma), computed)
+    velocity_1NC = velocities[0]
+    if picture.negative_context_1LD is not None:
+        velocity_1NC = flow.guide(*velocities, scale=picture.guidance_scale, renorm=picture.cfg_renorm)
+    clean_1NC = picture.latents_1NC - sigma * velocity_1NC
+    return clean_1NC, flow.euler_step(picture.latents_1NC, velocity_1NC, sigma, next_sigma), reuse
 
 
 def _velocity(

@@ -30,6 +30,7 @@ from longcat.sampling import denoise
 from longcat.sampling.encoding.text_encoder import encode_prompt
 from longcat.sampling.forward import Forward
 from longcat.sampling.prompt import tokenize_prompt
+from longcat.sampling.reuse import Reuse
 from longcat.sampling.slots import AdapterSlots
 from recipes.embedded import concepts
 from recipes.embedded.captions import (
@@ -82,9 +83,15 @@ class PictureSampler:
     steps: int
     guidance_scale: float
     adapters: tuple[LoraWeights, ...] = ()
+    reuse: Reuse | None = None
+    """The state of step reuse at the start of each image."""
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
         """Generate a picture of each prompt, (H, W, 3) in uint8, as the service does."""
+        return self.drawn(prompts, seeds)[0]
+
+    def drawn(self, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[list[np.ndarray], int]:
+        """Return a picture of each prompt, and the rows that all forwards computed."""
         model, settings = self.model, self.model.flavour.settings
         tokenize, pad = plain_ids(model.tokenizer), model.tokenizer.pad_token_id
 
@@ -96,7 +103,7 @@ class PictureSampler:
 
         empty, slots = encode(""), self._slots()
         forward = Forward(model.transformer, model.device)
-        pictures = []
+        pictures, rows = [], 0
         for first in tqdm.trange(0, len(prompts), TOGETHER, desc="drawing", unit_scale=TOGETHER):
             together = [
                 denoise.start(
@@ -115,10 +122,12 @@ class PictureSampler:
                 )
                 for prompt, seed in zip(prompts[first : first + TOGETHER], seeds[first : first + TOGETHER], strict=True)
             ]
+            for picture in together:
+                picture.reuse = self.reuse
             while not together[0].is_done:
-                denoise.advance(forward, together, slots)
+                rows += denoise.advance(forward, together, slots)
             pictures += [denoise.decode(model.vae, picture) for picture in together]
-        return pictures
+        return pictures, rows
 
     def _slots(self) -> AdapterSlots | None:
         if not self.adapters:

@@ -230,6 +230,7 @@ class Engine:
             guidance_scale=request.guidance_scale,
             cfg_renorm=request.cfg_renorm,
             seed=request.seed + index,
+            reuse_tolerance=request.reuse_tolerance,
             adapters=tuple((slot, choice.scale) for slot, choice in zip(slots, request.adapters, strict=True)),
             updates=self.slot_table.slots.conditioner.updates(state.conditioning_uses),
         )

@@ -9,7 +9,8 @@ from typing import Self
 
 from longcat.adapter.reference import parse_reference
 from longcat.errors import AdapterError, PromptTooLongError, UserError
-from longcat.model.flavour import ModelSettings
+from longcat.model.flavour import Flavour, ModelSettings
+from longcat.model.quality import Tolerances
 from longcat.model.shape import GRID_PX
 from longcat.problem import Problem
 from longcat.sampling.prompt import Tokenize, tokenize_prompt
@@ -22,6 +23,7 @@ class Limits:
     """The limits of one request to this model on this server."""
 
     settings: ModelSettings
+    tolerances: Tolerances
     max_pixels: int
     """Largest width times height."""
     max_steps: int
@@ -34,11 +36,12 @@ class Limits:
     max_timeout_seconds: float = math.inf
 
     @classmethod
-    def of_model(cls, settings: ModelSettings, *, has_adapters: bool = False) -> Self:
+    def of_model(cls, flavour: Flavour, *, has_adapters: bool = False) -> Self:
         """Return the model's own limits only, for local use."""
         return cls(
-            settings=settings,
-            max_pixels=settings.max_pixels,
+            settings=flavour.settings,
+            tolerances=flavour.tolerances,
+            max_pixels=flavour.settings.max_pixels,
             max_steps=sys.maxsize,
             max_images=sys.maxsize,
             has_adapters=has_adapters,
@@ -60,6 +63,8 @@ class Limits:
             num_images=request.num_images,
             cfg_renorm=request.cfg_renorm,
             rewrite_prompt=request.rewrite_prompt,
+            quality=request.quality or ("exact" if request.reuse_tolerance is None else None),
+            reuse_tolerance=self._tolerance(request),
             output_format=request.output_format,
             adapters=request.adapters,
         )
@@ -71,6 +76,11 @@ class Limits:
         if problems:
             raise UserError.of(problems)
         return resolved
+
+    def _tolerance(self, request: GenerateRequest) -> float:
+        if request.reuse_tolerance is not None:
+            return request.reuse_tolerance
+        return self.tolerances.of(request.quality or "exact")
 
     def _size_problems(self, request: ResolvedRequest) -> Iterator[Problem]:
         pixels = request.width * request.height

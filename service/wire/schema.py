@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticKnownError
 
 from longcat.errors import LithographError
+from longcat.model.quality import Quality, Tolerance
 from longcat.model.shape import GRID_PX
 from longcat.problem import Problem, show
 from longcat.validation import ProblemValueError
@@ -95,6 +96,10 @@ class BaseRequest(BaseModel):
         True
     )
     rewrite_prompt: Annotated[bool, Field(description="Let the model's text encoder enrich the prompt first.")] = False
+    reuse_tolerance: Annotated[
+        Tolerance | None,
+        Field(description="Largest estimated relative error of a prediction that is reused; by default the quality's."),
+    ] = None
     adapters: Annotated[
         tuple[Annotated[AdapterChoice, BeforeValidator(_from_name, json_schema_input_type=str | AdapterChoice)], ...],
         Field(
@@ -136,6 +141,10 @@ class GenerateRequest(BaseRequest):
     height: Annotated[
         int | None, Field(ge=SMALLEST_PX, multiple_of=GRID_PX, description="In px, a multiple of 64.")
     ] = None
+    quality: Annotated[
+        Quality | None,
+        Field(description="exact, the default, computes every row of every step; balanced and fast reuse predictions."),
+    ] = None
     num_images: Annotated[int, Field(ge=1, description="Images to generate.")] = 1
     output_format: Annotated[OutputFormat, Field(description="File format of the pictures.")] = "png"
     stream: Annotated[
@@ -176,6 +185,9 @@ class ResolvedRequest(BaseModel):
     num_images: int
     cfg_renorm: bool
     rewrite_prompt: bool
+    quality: Quality | None = "exact"
+    """None: the request has a tolerance of its own."""
+    reuse_tolerance: float = 0.0
     output_format: OutputFormat
     adapters: tuple[AdapterChoice, ...] = ()
 

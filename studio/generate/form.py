@@ -8,6 +8,7 @@ from starlette.datastructures import FormData
 
 from longcat.adapter.reference import parse_reference
 from longcat.errors import AdapterError
+from longcat.model.quality import Quality
 from longcat.model.shape import GRID_PX
 from studio.generate.limits import GenerationLimits
 from studio.generate.recipe import LARGEST_SEED, PictureRecipe, Scale, ScaledAdapter
@@ -56,6 +57,7 @@ def _model(limits: GenerationLimits) -> type[BaseModel]:
         guidance_scale=(Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE, allow_inf_nan=False)] | None, None),
         seed=(Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None, None),
         num_images=(Annotated[int, Field(ge=1, le=limits.max_images)], 1),
+        quality=(Quality, "exact"),
         cfg_renorm=(bool, True),
         rewrite_prompt=(bool, False),
         adapters=(dict[str, Scale], {}),

@@ -218,6 +218,7 @@ def pictures_of(drawn: ResultEvent, model: Mapping[str, Any], seconds: float) ->
             guidance_scale=request.guidance_scale,
             seed=image.seed,
             cfg_renorm=request.cfg_renorm,
+            quality=request.quality,
             rewrite_prompt=request.rewrite_prompt,
             adapters=adapters,
         )

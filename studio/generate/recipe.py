@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lithograph.client.protocol import Options, body_of
 from lithograph.client.recipe import Recipe
+from longcat.model.quality import Quality
 
 LARGEST_SEED = 2**63 - 1
 LARGEST_SCALE = 10.0
@@ -41,6 +42,8 @@ class PictureRecipe(_Frozen):
     num_images: int = 1
     cfg_renorm: bool = True
     """Limit each token's guided norm to the conditional one's."""
+    quality: Quality | None = None
+    """None: exact, or another tolerance than that of a quality."""
     rewrite_prompt: bool = False
     """Let the model's text encoder enrich the prompt first."""
     adapters: tuple[ScaledAdapter, ...] = ()

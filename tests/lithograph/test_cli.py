@@ -175,6 +175,6 @@ def test_recipes_survive_the_file_and_broken_ones_are_refused(tmp_path: Path) ->
 
 
 def test_limits_of_the_model_alone_are_generous(flavour: Flavour) -> None:
-    limits = Limits.of_model(flavour.settings)
+    limits = Limits.of_model(flavour)
     request = GenerateRequest(prompt="cat", steps=5000, num_images=500, seed=1)
     assert limits.resolve(request, lambda text: [0] * len(text)).steps == 5000

@@ -114,7 +114,7 @@ from longcat.model.tokenizer import plain_ids
 set_up_logging("text")
 flavour = resolve("embedded")
 renderer = Renderer(ModelConfig(device="cuda"), flavour, max_rows=4)
-limits = Limits.of_model(flavour.settings, has_adapters=False)
+limits = Limits.of_model(flavour, has_adapters=False)
 request = limits.resolve(GenerateRequest(prompt="a cat", steps=2), plain_ids(renderer.model.tokenizer))
 now = time.monotonic()
 renderer.submit(GenerateCommand(id="a", request_id="a", request=request, submitted_at=now, deadline=now + 60), print)

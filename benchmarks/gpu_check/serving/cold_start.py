@@ -34,7 +34,7 @@ def _start(kit: Kit, precision: str, check: Check) -> None:
     renderer = Renderer(config, flavour, max_rows=2)
     check.note(load_s=time.monotonic() - begin, **memory.figures())
     check.note(host_peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-    limits = Limits.of_model(flavour.settings, has_adapters=False)
+    limits = Limits.of_model(flavour, has_adapters=False)
     request = limits.resolve(
         GenerateRequest(prompt="a red apple", steps=4, seed=1), plain_ids(renderer.model.tokenizer)
     )

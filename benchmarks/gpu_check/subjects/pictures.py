@@ -36,7 +36,7 @@ class EngineRun:
             model, PictureWriter(identity, ProvenanceConfig()), max_rows=max_rows, background=background
         )
         self.outcomes: dict[str, ResultEvent | ErrorEvent] = {}
-        self._limits = Limits.of_model(flavour.settings, has_adapters=False)
+        self._limits = Limits.of_model(flavour, has_adapters=False)
         self._tokenize = plain_ids(model.tokenizer)
         self._submitted = 0
 

@@ -28,6 +28,7 @@ from service.http.compat.openai_schema import (
     ModelList,
     PartialImageEvent,
     Usage,
+    answered_quality,
 )
 from service.http.pictures import EVENTS, headers_of, reply_with_events, server_sent
 from service.wire.events import ErrorEvent, PreviewEvent, ResultEvent, SentEvent
@@ -151,6 +152,7 @@ def _images(command: GenerateCommand, result: ResultEvent, admission: Admission)
     return ImagesResponse(
         created=int(time.time()),
         output_format=request.output_format,
+        quality=answered_quality(request.quality),
         size=_size(command),
         usage=_usage(command, len(result.images), admission),
         data=[
@@ -169,13 +171,14 @@ def _encoder(
 ) -> Callable[[SentEvent], Iterator[bytes]]:
     """Return a function that writes an event as OpenAI's events."""
     size, partials = _size(command), [0] * command.request.num_images
+    quality = answered_quality(command.request.quality)
 
     def encode(event: SentEvent) -> Iterator[bytes]:
         now = int(time.time())
         match event:
             case PreviewEvent():
                 partial = PartialImageEvent(
-                    b64_json=_base64(event.content), created_at=now, output_format="jpeg", size=size,
+                    b64_json=_base64(event.content), created_at=now, output_format="jpeg", quality=quality, size=size,
                     image_index=event.image, partial_image_index=partials[event.image],
                 )  # fmt: skip
                 partials[event.image] += 1
@@ -184,7 +187,7 @@ def _encoder(
                 for i, image in enumerate(event.images):
                     completed = CompletedEvent(
                         b64_json=_base64(image.content), created_at=now, output_format=command.request.output_format,
-                        size=size, image_index=i, usage=_usage(command, 1, admission), seed=image.seed,
+                        quality=quality, size=size, image_index=i, usage=_usage(command, 1, admission), seed=image.seed,
                     )  # fmt: skip
                     yield server_sent(completed.type, completed)
             case ErrorEvent():

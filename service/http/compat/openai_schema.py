@@ -1,16 +1,35 @@
 """Bodies of the OpenAI-compatible endpoints, named as OpenAI's clients know them."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from longcat.errors import UserError
+from longcat.model.quality import Quality
 from longcat.model.shape import image_tokens
 from longcat.validation import validated
 from service.wire.schema import AdapterChoice, BaseRequest, GenerateRequest, OutputFormat
 
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
+
+
+OpenAIQuality = Literal["auto", "standard", "hd", "high", "medium", "low", "exact", "balanced", "fast"]
+"""OpenAI's qualities, of all its models, and ours."""
+_QUALITIES: Mapping[OpenAIQuality, Quality] = {
+    "auto": "exact", "standard": "exact", "hd": "exact", "high": "exact", "medium": "balanced", "low": "fast",
+    "exact": "exact", "balanced": "balanced", "fast": "fast",
+}  # fmt: skip
+AnsweredQuality = Literal["auto", "high", "medium", "low"]
+_ANSWERED: Mapping[Quality | None, AnsweredQuality] = {
+    None: "auto", "exact": "high", "balanced": "medium", "fast": "low",
+}  # fmt: skip
+
+
+def answered_quality(quality: Quality | None) -> AnsweredQuality:
+    """Return the quality of a resolved request as OpenAI's replies name it."""
+    return _ANSWERED[quality]
 
 
 class ImagesRequest(BaseRequest):
@@ -40,7 +59,10 @@ class ImagesRequest(BaseRequest):
     output_compression: Annotated[
         Literal[100] | None, Field(description="JPEG and WebP are written at one quality, a high one.")
     ] = None
-    quality: Annotated[str | None, Field(description="No effect: give steps.")] = None
+    quality: Annotated[
+        OpenAIQuality | None,
+        Field(description="high, hd, standard and auto are exact, medium is balanced, low is fast; or by those names."),
+    ] = None
     style: Annotated[str | None, Field(description="No effect: describe it in the prompt.")] = None
     moderation: Annotated[str | None, Field(description="No effect: there is no moderation.")] = None
     user: Annotated[str | None, Field(description="No effect.")] = None
@@ -61,6 +83,8 @@ class ImagesRequest(BaseRequest):
             fields |= {"width": int(match[1]), "height": int(match[2])}
         if (adapter := self.adapter(base)) is not None and adapter not in (choice.name for choice in self.adapters):
             fields["adapters"] = (AdapterChoice(name=adapter), *self.adapters)
+        if self.quality is not None:
+            fields["quality"] = _QUALITIES[self.quality]
         fields |= {"num_images": self.n or 1, "output_format": self.output_format or "png"}
         return validated(GenerateRequest, fields)
 
@@ -111,6 +135,7 @@ class ImagesResponse(BaseModel):
     background: Literal["opaque"] = "opaque"
     data: list[ImageDatum]
     output_format: OutputFormat
+    quality: AnsweredQuality
     size: str
     usage: Usage
 
@@ -120,7 +145,7 @@ class _ImageEvent(BaseModel):
     background: Literal["opaque"] = "opaque"
     created_at: int
     output_format: OutputFormat
-    quality: Literal["auto"] = "auto"
+    quality: AnsweredQuality
     size: str
     image_index: Annotated[int, Field(description="Ours: which of n pictures.")]
 

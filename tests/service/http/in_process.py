@@ -18,7 +18,7 @@ def http_client(flavour: Flavour, config: ServiceConfig) -> httpx.AsyncClient:
     state = ServiceState(["cpu"])
     state.engines[0].begin(ServicePhase.READY)
     exchange = Exchange({}, state, max_requests=64, pictures_at_a_time=1, stall_seconds=10)
-    admission = Admission(config, flavour, config.limits(flavour.settings), tokenize, exchange, state)
+    admission = Admission(config, flavour, config.limits(flavour), tokenize, exchange, state)
     app = FastAPI()
     set_up(app, admission, is_draining=lambda: False)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")

@@ -84,7 +84,7 @@ def test_an_engine_process_that_starts_during_a_stop_is_killed(
     monkeypatch.setattr(server_module, "inference_worker", run_on)
     config = ServiceConfig(model=ModelConfig(flavour="embedded"))
     server = Server.__new__(Server)
-    server._api = GenerateAPI(config, flavour, config.limits(flavour.settings))
+    server._api = GenerateAPI(config, flavour, config.limits(flavour))
     exchange = Exchange({}, server._api.state, max_requests=1, pictures_at_a_time=1, stall_seconds=10)
     server._supervisor = Supervisor(config, server._api.state, exchange)
     server._supervisor.is_stopping = is_stopping

@@ -58,9 +58,7 @@ def run(flavour: Flavour, work: Callable[[Replying, AdapterCommands], Awaitable[
         engines = Replying(2, asyncio.get_running_loop())
         config = ServiceConfig(model=ModelConfig())
         tokenize = plain_ids(load_tokenizer(flavour.folder))
-        admission = Admission(
-            config, flavour, config.limits(flavour.settings), tokenize, engines.exchange, engines.state
-        )
+        admission = Admission(config, flavour, config.limits(flavour), tokenize, engines.exchange, engines.state)
         await work(engines, AdapterCommands(admission, "request", ANYONE))
 
     asyncio.run(main())

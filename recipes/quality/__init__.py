@@ -1,0 +1,1 @@
+"""The tolerances of a model's qualities, measured."""
