@@ -99,7 +99,7 @@ class Renderer:
         self.registry = self._open_registry(adapters) if adapters else None
         self.observe: Observe | None = None
         self._unfinished: dict[str, tuple[GenerateCommand, Timeline]] = {}
-        self._counted: tuple[int, ...] = (0,) * 6
+        self._counted: tuple[int, ...] = (0,) * 8
 
     def submit(self, command: GenerateCommand, on_event: OnEvent) -> None:
         """Queue a request. ``on_event`` gets its events, the last of which is ``ResultEvent`` or ``ErrorEvent``."""
@@ -260,9 +260,10 @@ class Renderer:
         metrics.SLOTS_USED.labels(device).set(len(engine.slot_table.loaded))
         for kind, size in memory_of(self.model.device).items():
             metrics.DEVICE_MEMORY.labels(device, kind).set(size)
-        counts = (engine.slot_table.loads, engine.slot_table.evictions, engine.out_of_memory, *cache)
+        counts = (engine.slot_table.loads, engine.slot_table.evictions, engine.out_of_memory, *engine.row_counts, *cache)
         prompts = map(metrics.PROMPT_CACHE.labels, ("memory", "disk", "miss"))
-        counters = (metrics.SLOT_LOADS, metrics.SLOT_EVICTIONS, metrics.OUT_OF_MEMORY.labels(device), *prompts)
+        rows = (metrics.ROWS.labels(device, kind) for kind in ("computed", "reused"))
+        counters = (metrics.SLOT_LOADS, metrics.SLOT_EVICTIONS, metrics.OUT_OF_MEMORY.labels(device), *rows, *prompts)
         for counter, now, before in zip(counters, counts, self._counted, strict=True):
             counter.inc(now - before)
         self._counted = counts

@@ -113,8 +113,10 @@ ENGINE = [
     Panel(title="Device memory", unit="bytes",
           queries={"{{kind}}, {{instance}} {{device}}": "lithograph_device_memory_bytes{$S}"},
           description="used: by tensors, or by the process on a CPU. reserved: kept by torch. peak: most used so far."),
-    Panel(title="Steps", unit="ops", queries={"steps x pictures": _rate("lithograph_steps_total", "$S")},
-          description="Throughput independent of the number of steps of a request."),
+    Panel(title="Steps", unit="ops",
+          queries={"steps x pictures": _rate("lithograph_steps_total", "$S"),
+                   "rows {{kind}}": _rate("lithograph_rows_total", "$S", "kind")},
+          description="Throughput independent of the number of steps of a request. Rows are reused at qualities below exact."),
     Panel(title="Prompt cache", unit="percentunit", most=1,
           queries={"found": 'sum(rate(lithograph_prompt_cache_total{$S,result!="miss"}[$__rate_interval]))'
                             " / sum(rate(lithograph_prompt_cache_total{$S}[$__rate_interval]))"},

@@ -1,8 +1,9 @@
 """Measure step reuse on a model, and choose the tolerances of its qualities: ``quality.json`` beside the model.
 
-Every prompt is drawn exactly and at each tolerance of ``TOLERANCES``, at the model's default steps and at 50, at its default
-size and guidance. *Closeness* is the median PSNR of the pictures to the exact ones; *rows* are the computed rows of forwards,
-as a share of all. A quality gets the largest tolerance that is as close as ``--balanced-db`` or ``--fast-db`` at both.
+Every prompt is drawn exactly and at each tolerance of ``TOLERANCES``, at the model's default steps and at 50, at its
+default size and guidance. *Closeness* is the median PSNR of the pictures to the exact ones; *rows* are the computed rows of
+forwards, as a share of all. A quality gets the largest tolerance that is as close as ``--balanced-db`` or ``--fast-db`` at
+both.
 
 Beside them, two simpler ways are measured: unconditional rows in every second step only, and guidance at some of the noise
 levels only (Kynkäänniemi et al. 2024, arXiv:2404.07724).

@@ -30,6 +30,9 @@ class BatchStep:
         """``on_failure`` ends the request of an image whose step fails."""
         self.out_of_memory = 0
         """Forwards that ran out of the device's memory."""
+        self.computed_rows = 0
+        self.reused_rows = 0
+        """Rows of steps that were not computed, because of step reuse."""
         self._forward = forward
         self._slots = slots
         self._scheduler = scheduler
@@ -65,15 +68,18 @@ class BatchStep:
         begin = time.monotonic()
         max_rows = self._scheduler.bound_of(images[0].state.size)
         try:
-            denoise.advance(self._forward, [image.denoising for image in images], self._slots, max_rows=max_rows)
-            _record_step(images, begin, device_time(self._forward.device))  # on a GPU, once the step is finished
+            rows = denoise.advance(
+                self._forward, [image.denoising for image in images], self._slots, max_rows=max_rows
+            )
+            _record_step(images, rows, begin, device_time(self._forward.device))  # on a GPU, once the step is finished
+            self.computed_rows += rows
+            self.reused_rows += rows_of(images) - rows
         except Exception as error:  # any, such as out of memory or a non-finite latent
             return error
         return None
 
 
-def _record_step(images: list[ScheduledImage], begin: float, end: float) -> None:
-    rows = rows_of(images)
+def _record_step(images: list[ScheduledImage], rows: int, begin: float, end: float) -> None:
     for image in images:
         timeline = image.state.timeline
         if timeline.keeps_steps:

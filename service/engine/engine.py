@@ -117,6 +117,11 @@ class Engine:
         """Return the number of forwards that ran out of the device's memory."""
         return self._step.out_of_memory
 
+    @property
+    def row_counts(self) -> tuple[int, int]:
+        """Return the rows of all steps so far that were computed, and those that were reused."""
+        return self._step.computed_rows, self._step.reused_rows
+
     def steps_left(self) -> dict[str, int]:
         """Return the steps that are left of all images of a request, by its id. Called between steps."""
         left = {}

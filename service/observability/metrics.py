@@ -75,6 +75,7 @@ ACTIVE_ROWS = Gauge(
     ["device"],
     multiprocess_mode="livemostrecent",
 )
+ROWS = Counter("lithograph_rows", "Rows of steps: computed, or reused at qualities below exact.", ["device", "kind"])
 STEP_SECONDS = Histogram(
     "lithograph_step_seconds", "Time of one forward of pictures of one size.", ["device"], buckets=_SECONDS
 )
