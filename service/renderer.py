@@ -260,7 +260,13 @@ class Renderer:
         metrics.SLOTS_USED.labels(device).set(len(engine.slot_table.loaded))
         for kind, size in memory_of(self.model.device).items():
             metrics.DEVICE_MEMORY.labels(device, kind).set(size)
-        counts = (engine.slot_table.loads, engine.slot_table.evictions, engine.out_of_memory, *engine.row_counts, *cache)
+        counts = (
+            engine.slot_table.loads,
+            engine.slot_table.evictions,
+            engine.out_of_memory,
+            *engine.row_counts,
+            *cache,
+        )
         prompts = map(metrics.PROMPT_CACHE.labels, ("memory", "disk", "miss"))
         rows = (metrics.ROWS.labels(device, kind) for kind in ("computed", "reused"))
         counters = (metrics.SLOT_LOADS, metrics.SLOT_EVICTIONS, metrics.OUT_OF_MEMORY.labels(device), *rows, *prompts)

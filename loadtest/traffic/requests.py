@@ -44,6 +44,7 @@ class ImageRequest:
     size_px: int
     adapter: str | None = None
     """A name, or name@version."""
+    quality: str | None = None
 
     def body(self) -> dict[str, Any]:
         """Return the body for ``POST /generate``."""
@@ -53,7 +54,7 @@ class ImageRequest:
             "width": self.size_px,
             "height": self.size_px,
         }
-        sampling = {"steps": self.steps, "guidance_scale": self.guidance_scale}
+        sampling = {"steps": self.steps, "guidance_scale": self.guidance_scale, "quality": self.quality}
         body |= {name: value for name, value in sampling.items() if value is not None}
         return body if self.adapter is None else body | {"adapters": [{"name": self.adapter, "scale": 1.0}]}
 

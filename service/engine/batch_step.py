@@ -68,9 +68,7 @@ class BatchStep:
         begin = time.monotonic()
         max_rows = self._scheduler.bound_of(images[0].state.size)
         try:
-            rows = denoise.advance(
-                self._forward, [image.denoising for image in images], self._slots, max_rows=max_rows
-            )
+            rows = denoise.advance(self._forward, [image.denoising for image in images], self._slots, max_rows=max_rows)
             _record_step(images, rows, begin, device_time(self._forward.device))  # on a GPU, once the step is finished
             self.computed_rows += rows
             self.reused_rows += rows_of(images) - rows
