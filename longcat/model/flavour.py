@@ -23,7 +23,6 @@ from tqdm import tqdm
 from longcat.checksum import checksums
 from longcat.errors import FlavourError, HubError
 from longcat.logs import log_event
-from longcat.model.quality import QUALITY_FILE, Tolerances, tolerances_of
 from longcat.problem import Problem
 from longcat.validation import problems_of
 
@@ -35,6 +34,8 @@ PUBLISHED_FOLDER = Path(__file__).parent / "published"
 HUB_IDS = {"final": "meituan-longcat/LongCat-Image", "dev": "meituan-longcat/LongCat-Image-Dev"}
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 SETTINGS_FILE = "lithograph.json"
+QUALITY_FILE = "quality.json"
+"""Beside a model, but no part of it and its hash (``longcat.sampling.quality``)."""
 
 ALL_FILES = [
     "model_index.json",
@@ -83,7 +84,6 @@ class Flavour:
     hash: str
     """SHA-256 over the names and contents of all files that make the model, as 64 hex digits."""
     settings: ModelSettings
-    tolerances: Tolerances
 
     @property
     def adapters(self) -> Path | None:
@@ -269,14 +269,7 @@ def _local(name: str, folder: Path) -> Flavour:
             missing=", ".join(missing),
         )
     settings = _settings(name, folder / SETTINGS_FILE)
-    return Flavour(
-        name=name,
-        folder=folder,
-        revision=None,
-        hash=_hash(folder, _model_files(folder)),
-        settings=settings,
-        tolerances=tolerances_of(folder),
-    )
+    return Flavour(name=name, folder=folder, revision=None, hash=_hash(folder, _model_files(folder)), settings=settings)
 
 
 def _settings(name: str, path: Path) -> ModelSettings:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from longcat.errors import EngineError
 from longcat.model.device.errors import first_that_fits
+from longcat.model.device.threads import one_core
 from longcat.model.shape import WHOLE_DECODE_PIXELS, image_tokens
 from longcat.sampling import flow, latents
 from longcat.sampling.blocks import Rope
@@ -26,7 +27,6 @@ from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates
 from longcat.sampling.forward import Forward
 from longcat.sampling.reuse import Reuse
 from longcat.sampling.slots import AdapterSlots, SlotUse
-from longcat.sampling.threads import one_core
 
 
 class Base(Protocol):

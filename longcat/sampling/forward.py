@@ -24,6 +24,7 @@ from diffusers import LongCatImageTransformer2DModel
 from torch import Tensor
 
 from longcat.adapter.modules import IMAGE_EMBEDDER, OUTPUT
+from longcat.model.device.threads import one_core
 from longcat.model.shape import (
     DOUBLE_BLOCK_MODULATIONS,
     MODULATION_CACHE_BYTES,
@@ -33,7 +34,6 @@ from longcat.model.shape import (
 from longcat.sampling import latents
 from longcat.sampling.blocks import Rope, double_block, linear, single_block
 from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates, modulate, project_prompt
-from longcat.sampling.threads import one_core
 from longcat.sampling.updates.update import BESIDE_BLOCKS, BlockUpdates, Updates
 
 _NO_UPDATES: BlockUpdates = {}

@@ -25,7 +25,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Series:
+class Extrapolation:
     """The last computed values of a prediction, and the polynomial through them: of one value a constant, of two a line."""
 
     points: int
@@ -49,14 +49,14 @@ class Series:
         """Return the estimated relative error of ``at``; infinite before the first measurement. Waits for the device."""
         return math.inf if self.change is None else float(self.change) * self._distance(sigma)
 
-    def extended(self, sigma: float, value: Tensor, velocity: Tensor) -> "Series":
-        """Return the series with a computed value. Errors are relative to ``velocity``."""
+    def extended(self, sigma: float, value: Tensor, velocity: Tensor) -> "Extrapolation":
+        """Return it with a computed value. Errors are relative to ``velocity``."""
         change = None
         if len(self.values) == self.points:
             error = (value.float() - self.at(sigma).float()).abs().mean() / velocity.float().abs().mean()
             change = error / self._distance(sigma)
         kept = slice(-self.points, None)
-        return Series(self.points, (*self.sigmas, sigma)[kept], (*self.values, value)[kept], change)
+        return Extrapolation(self.points, (*self.sigmas, sigma)[kept], (*self.values, value)[kept], change)
 
     def _distance(self, sigma: float) -> float:
         return math.prod(earlier - sigma for earlier in self.sigmas)
@@ -70,8 +70,8 @@ class Reuse:
     """Largest estimated error of a prediction that is not computed, relative to the conditional velocity."""
     guidance_weight: float
     """Weight of the direction's error, the guidance scale less 1; 0 without guidance."""
-    velocity: Series = Series(points=2)
-    direction: Series = Series(points=1)
+    velocity: Extrapolation = Extrapolation(points=2)
+    direction: Extrapolation = Extrapolation(points=1)
 
     def rows(self, sigma: float) -> int:
         """Return how many rows the step at a noise level computes: none, the conditional one, or with guidance both."""

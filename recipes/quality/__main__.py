@@ -24,9 +24,9 @@ from torch import Tensor
 
 from longcat.model import flavour
 from longcat.model.loading import Components, load
-from longcat.model.quality import QUALITY_FILE, Tolerances
 from longcat.model.shape import image_tokens
 from longcat.sampling import flow
+from longcat.sampling.quality import Tolerances
 from longcat.sampling.reuse import Reuse
 from recipes.embedded import concepts
 from recipes.embedded.evaluate import PROMPTS, EvaluationCase, PictureSampler, draw_cases, judge, summarise
@@ -94,7 +94,7 @@ def main() -> None:
         qualities = {"exact": 0.0, "balanced": balanced, "fast": fast}
         measured["right"] = {name: right(model, tolerance, arguments.build) for name, tolerance in qualities.items()}
     tolerances = Tolerances(balanced=balanced, fast=fast, measured=measured)
-    output = arguments.output or model.flavour.folder / QUALITY_FILE
+    output = arguments.output or model.flavour.folder / flavour.QUALITY_FILE
     output.write_text(tolerances.model_dump_json(indent=1) + "\n", encoding="utf-8")
     if arguments.figure is not None:
         figure(curves, tolerances).savefig(arguments.figure)

@@ -123,7 +123,7 @@ class EngineProcess:
         try:
             set_up_logging(self.config.log_format)
             silence_import_noise()
-            from longcat.sampling.threads import take_share  # here, so that the HTTP processes never import torch
+            from longcat.model.device.threads import take_share  # here, so that the HTTP processes never import torch
             from service.renderer import Renderer
 
             config = self.config

@@ -10,10 +10,10 @@ from typing import Self
 from longcat.adapter.reference import parse_reference
 from longcat.errors import AdapterError, PromptTooLongError, UserError
 from longcat.model.flavour import Flavour, ModelSettings
-from longcat.model.quality import Tolerances
 from longcat.model.shape import GRID_PX
 from longcat.problem import Problem
 from longcat.sampling.prompt import Tokenize, tokenize_prompt
+from longcat.sampling.quality import Tolerances, tolerances_of
 from service.wire.schema import LARGEST_SEED, GenerateRequest, ResolvedRequest
 from service.wire.webhook_host import WebhookHost, may_call
 
@@ -40,7 +40,7 @@ class Limits:
         """Return the model's own limits only, for local use."""
         return cls(
             settings=flavour.settings,
-            tolerances=flavour.tolerances,
+            tolerances=tolerances_of(flavour.folder),
             max_pixels=flavour.settings.max_pixels,
             max_steps=sys.maxsize,
             max_images=sys.maxsize,

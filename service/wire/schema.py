@@ -10,9 +10,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticKnownError
 
 from longcat.errors import LithographError
-from longcat.model.quality import Quality, Tolerance
 from longcat.model.shape import GRID_PX
 from longcat.problem import Problem, show
+from longcat.sampling.quality import Quality, Tolerance
 from longcat.validation import ProblemValueError
 
 SMALLEST_PX = GRID_PX

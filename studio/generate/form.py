@@ -8,8 +8,8 @@ from starlette.datastructures import FormData
 
 from longcat.adapter.reference import parse_reference
 from longcat.errors import AdapterError
-from longcat.model.quality import Quality
 from longcat.model.shape import GRID_PX
+from longcat.sampling.quality import Quality
 from studio.generate.limits import GenerationLimits
 from studio.generate.recipe import LARGEST_SEED, PictureRecipe, Scale, ScaledAdapter
 from studio.web.errors import FormError

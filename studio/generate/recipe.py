@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lithograph.client.protocol import Options, body_of
 from lithograph.client.recipe import Recipe
-from longcat.model.quality import Quality
+from longcat.sampling.quality import Quality
 
 LARGEST_SEED = 2**63 - 1
 LARGEST_SCALE = 10.0

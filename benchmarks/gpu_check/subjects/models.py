@@ -33,7 +33,6 @@ from longcat.model.loading import (
 from longcat.model.memory.in_use import memory_of
 from longcat.model.offload import place
 from longcat.model.precision import Offload, Precision
-from longcat.model.quality import Tolerances
 from longcat.model.quantized.quantize import check_precision, quantize_base
 from longcat.model.tokenizer import load_tokenizer
 
@@ -67,12 +66,7 @@ class CheckedModel:
             return resolve(self._settings.model)
         if self._settings.is_full:
             return Flavour(
-                name="random",
-                folder=PUBLISHED_FOLDER,
-                revision=None,
-                hash="0" * 64,
-                settings=ModelSettings(),
-                tolerances=Tolerances(),
+                name="random", folder=PUBLISHED_FOLDER, revision=None, hash="0" * 64, settings=ModelSettings()
             )
         return resolve("embedded")
 

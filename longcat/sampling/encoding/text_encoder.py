@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from longcat.model.device.threads import one_core
 from longcat.sampling.prompt import PromptTokens
-from longcat.sampling.threads import one_core
 
 
 def position_ids(attention_mask_BS: Tensor) -> Tensor:

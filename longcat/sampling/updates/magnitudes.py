@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from longcat.adapter.modules import is_conditioning
 from longcat.adapter.weights.dora import Norms, column_norms, plain_weight, row_norms
 from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights
-from longcat.sampling.threads import one_core
+from longcat.model.device.threads import one_core
 
 
 @dataclass(frozen=True, kw_only=True)

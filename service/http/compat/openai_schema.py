@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from longcat.errors import UserError
-from longcat.model.quality import Quality
 from longcat.model.shape import image_tokens
+from longcat.sampling.quality import Quality
 from longcat.validation import validated
 from service.wire.schema import AdapterChoice, BaseRequest, GenerateRequest, OutputFormat
 

@@ -99,7 +99,7 @@ async def info(admission: AdmissionDependency, caller: CallerDependency) -> dict
             "steps": settings.default_steps,
             "guidance_scale": settings.default_guidance_scale,
         },
-        "reuse_tolerances": {"balanced": flavour.tolerances.balanced, "fast": flavour.tolerances.fast},
+        "reuse_tolerances": admission.limits.tolerances.model_dump(exclude={"measured"}),
         "versions": {
             "lithograph": VERSION,
             "python": platform.python_version(),

@@ -7,7 +7,7 @@ import torch
 from longcat.model.loading import Components
 from longcat.sampling import denoise
 from longcat.sampling.forward import Forward
-from longcat.sampling.reuse import Reuse, Series
+from longcat.sampling.reuse import Extrapolation, Reuse
 from tests.longcat.sampling.test_denoise import begin
 
 STEPS = 16
@@ -41,11 +41,11 @@ def test_the_estimated_error_is_that_of_a_parabola() -> None:
     def parabola(sigma: float) -> torch.Tensor:
         return torch.full((1, 1, 2), 1 + 3 * sigma**2)
 
-    series = Series(points=2)
+    extrapolation = Extrapolation(points=2)
     for sigma in (1.0, 0.9, 0.8):
-        series = series.extended(sigma, parabola(sigma), torch.ones(1))
-    error = (series.at(0.5) - parabola(0.5)).abs().mean()
-    assert series.error_at(0.5) == pytest.approx(float(error), rel=1e-4)
+        extrapolation = extrapolation.extended(sigma, parabola(sigma), torch.ones(1))
+    error = (extrapolation.at(0.5) - parabola(0.5)).abs().mean()
+    assert extrapolation.error_at(0.5) == pytest.approx(float(error), rel=1e-4)
 
 
 def test_guidance_is_reused_before_velocities_are() -> None:

@@ -88,10 +88,10 @@ def test_a_failing_step_fails_one_request_alone(
     s = harness()
     real = denoise.advance
 
-    def breaks(forward: object, pictures: list[denoise.Denoising], *others: object, **options: object) -> None:
+    def breaks(forward: object, pictures: list[denoise.Denoising], *others: object, **options: object) -> int:
         if any(picture.steps == 5 and picture.step == 2 for picture in pictures):
             raise RuntimeError("out of memory")
-        real(forward, pictures, *others, **options)
+        return real(forward, pictures, *others, **options)
 
     s.submit("whole", steps=6)
     s.run(1)

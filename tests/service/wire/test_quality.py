@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from longcat.errors import FlavourError
-from longcat.model.flavour import Flavour
-from longcat.model.quality import QUALITY_FILE, Tolerances, tolerances_of
+from longcat.model.flavour import QUALITY_FILE, Flavour
+from longcat.sampling.quality import Tolerances, tolerances_of
 from service.http.compat.openai_schema import ImagesRequest, answered_quality
 from service.wire.limits import Limits
 from service.wire.schema import GenerateRequest, ResolvedRequest
@@ -20,7 +20,8 @@ def resolved(flavour: Flavour, **fields: object) -> ResolvedRequest:
 
 def test_a_quality_is_the_models_tolerance(flavour: Flavour) -> None:
     given = {quality: resolved(flavour, quality=quality).reuse_tolerance for quality in ("exact", "balanced", "fast")}
-    assert given == {"exact": 0.0, "balanced": flavour.tolerances.balanced, "fast": flavour.tolerances.fast}
+    tolerances = tolerances_of(flavour.folder)
+    assert given == {"exact": 0.0, "balanced": tolerances.balanced, "fast": tolerances.fast}
     assert 0 < given["balanced"] < given["fast"]
     plain = resolved(flavour)
     assert (plain.quality, plain.reuse_tolerance) == ("exact", 0.0)

@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from longcat.errors import FlavourError
+from longcat.model.flavour import QUALITY_FILE
 from longcat.validation import problems_of
-
-QUALITY_FILE = "quality.json"
 
 Quality = Literal["exact", "balanced", "fast"]
 Tolerance = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
