@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ _ANEW = ("lithograph", "longcat", "service", "studio", "trainer", "prometheus_cl
 """Packages that each command imports again. prometheus-client reads the environment when it is imported."""
 _STARTERS = ("torch.distributed.run", "trainer.loop.launch")
 """Modules that start processes which import the libraries; the studio (``lithograph server``) does, too."""
-_READ_AT_IMPORT = ("HF_", "MLFLOW_", "SWANLAB_", "WANDB_")
+_READ_AT_IMPORT = ("HF_", "MLFLOW_", "PYTHONPATH", "SWANLAB_", "WANDB_")
 """First letters of environment variables that libraries read when they are imported: with others, a command starts cold."""
 FORK_SERVER = "forkserver"
 """The name of a fork server's process, whose command line is that of the command."""
@@ -184,6 +185,7 @@ def _become(request: dict[str, Any], files: Sequence[int]) -> None:
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     os.environ.clear()
     os.environ.update(request["environment"])
+    tempfile.tempdir = None  # read from the environment again
     if threads := os.environ.get("OMP_NUM_THREADS"):
         importlib.import_module("torch").set_num_threads(int(threads))
     os.chdir(request["cwd"])

@@ -139,7 +139,7 @@ def test_a_server_without_options_chooses_and_answers_all(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(startup), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv(BYTES_VARIABLE, str(scaled(24, flavour)))
     with (
-        serve(tmp_path, "--device", "cuda", "--adapters", storage_uri) as server,
+        serve(tmp_path, "--device", "cuda", "--adapters", storage_uri, cold=True) as server,
         httpx.Client(base_url=server.url, timeout=SECONDS) as client,
         ThreadPoolExecutor(IMAGES) as pool,
     ):

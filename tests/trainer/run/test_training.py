@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -161,11 +158,10 @@ def test_another_model_has_its_own_base_pictures() -> None:
 
 
 def test_options_come_from_the_environment_too(pictures: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lithograph", "train", *arguments(pictures, tmp_path / "run")],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "LITHOGRAPH_TRAIN_LORA_RANK": "4", "LITHOGRAPH_TRAIN_VALIDATION_DISABLE": "true",
-             "LITHOGRAPH_TRAIN_MAX_TRAIN_STEPS": "500", "LITHOGRAPH_TRAIN_NUM_TRAIN_EPOCHS": "1"},
+    variables = {"LORA_RANK": "4", "VALIDATION_DISABLE": "true", "MAX_TRAIN_STEPS": "500", "NUM_TRAIN_EPOCHS": "1"}
+    done = run_lithograph(
+        "train", *arguments(pictures, tmp_path / "run"), cwd=tmp_path,
+        **{f"LITHOGRAPH_TRAIN_{name}": value for name, value in variables.items()},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     weights = load_file(tmp_path / "run" / "adapter.safetensors")
