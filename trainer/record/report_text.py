@@ -22,6 +22,14 @@ def findings_of(record: RunRecord) -> tuple[Problem, ...]:
     """Return the findings of a run's report; none before its first step, when its held-out pictures are not known."""
     if not record.step:
         return ()
+    if record.config.get("distillation") is not None:
+        return (
+            Problem(
+                code="report_distillation",
+                template="a distillation has no pictures of its own, so that it has neither overfitting nor copies",
+                remedy_template="compare its validation pictures with those of the base at the teacher's steps",
+            ),
+        )
     validation = shown_validation(record)
     return tuple(findings(record.report, validation.nearest if validation else ()))
 

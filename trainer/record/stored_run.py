@@ -60,7 +60,7 @@ class StoredRun:
             return
         self._previous = before = read_run(self._output_dir)
         if before.run_id == self.record.run_id:
-            kept = ("checkpoints", "validations", "report", "published", "finished_step")
+            kept = ("step", "dataset", "checkpoints", "validations", "report", "published", "finished_step")
             self.update(**{name: getattr(before, name) for name in kept})
 
     def begin(self, step: int) -> None:

@@ -59,7 +59,8 @@ def test_a_run_without_steps_left_is_logged_and_publishes_nothing(pictures: Path
         assert list(list_versions(open_storage(storage))) == [("flat", 1)]
         refused = train(pictures, run, **RESUMED | published | {"lora_rank": 8})
         assert refused.returncode == 78, refused.stderr  # and the run stays as finished as it was
-        assert (read_run(run).state, read_run(run).published) == ("failed", "flat@1")
+        record = read_run(run)
+        assert (record.state, record.step, record.published) == ("failed", 2, "flat@1")
     before = (run / "adapter.safetensors").read_bytes()
     again = train(pictures, run, **RESUMED | published | {"max_train_steps": steps})
     assert again.returncode == 0, again.stderr
