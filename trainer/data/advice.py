@@ -1,7 +1,9 @@
 """Warnings about training data that can be used, but probably not as intended. No torch."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
 
 from longcat.problem import Problem
 from trainer.data.buckets import Bucket
@@ -12,6 +14,8 @@ _MUCH_ENLARGED = 1.5
 _MUCH_STRETCHED = 1.1
 _MUCH_CUT = 0.5
 _SHOWN = 3
+_NUMBERED = re.compile(r"[0-9]{1,3}_.")
+"""The beginning of a directory's name in kohya's sd-scripts: repeats, and the subject's words after them."""
 
 
 def advice(samples: Sequence[Sample], *, batch_size: int) -> Iterator[Problem]:
@@ -22,6 +26,7 @@ def advice(samples: Sequence[Sample], *, batch_size: int) -> Iterator[Problem]:
     yield from _much_enlarged(samples)
     yield from _much_stretched(samples)
     yield from _much_cut(samples)
+    yield from _numbered_folders(samples)
 
 
 def some(names: Iterable[str], *, between: str = ", ") -> str:
@@ -73,6 +78,21 @@ def _twice(samples: Sequence[Sample]) -> Iterator[Problem]:
             template="the same picture is present more than once, and shown more often: {pictures}",
             remedy_template="use repeats if that is intended",
             details={"pictures": some(doubles)},
+        )
+
+
+def _numbered_folders(samples: Sequence[Sample]) -> Iterator[Problem]:
+    folders = dict.fromkeys(
+        PurePosixPath(sample.config.uri, sample.key).parent.name
+        for sample in samples
+        if "repeats" not in sample.config.model_fields_set
+    )
+    if found := [name for name in folders if _NUMBERED.match(name)]:
+        yield Problem(
+            code="folder_numbers_unused",
+            template="the numbers before {folders} are no repeats here, as they are for kohya's sd-scripts",
+            remedy_template="give each directory as a dataset of its own; its repeats are one less than that number",
+            details={"folders": some(found)},
         )
 
 

@@ -208,6 +208,15 @@ def test_warnings(tmp_path: Path) -> None:
     assert "no_english_captions" in warnings(look(config(tmp_path)))
 
 
+def test_the_numbers_of_kohyas_folders_are_no_repeats(tmp_path: Path) -> None:
+    picture(tmp_path / "10_cat woman" / "a.png")
+    picture(tmp_path / "2024" / "b.png")
+    assert "before 10_cat woman are no repeats" in warnings(look(config(tmp_path)))["folder_numbers_unused"]
+    assert "folder_numbers_unused" in warnings(look(config(tmp_path / "10_cat woman")))
+    assert "folder_numbers_unused" not in warnings(look(config(tmp_path / "10_cat woman", repeats=9)))
+    assert "folder_numbers_unused" not in warnings(look(config(tmp_path / "2024")))
+
+
 def test_languages_of_all_captions(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", "a cat\n一只猫\nкошка")
     picture(tmp_path / "b.png", "a dog")

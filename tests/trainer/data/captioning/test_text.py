@@ -42,5 +42,5 @@ def test_a_reply_that_is_no_caption_is_refused(reply: str, code: str) -> None:
 
 @pytest.mark.parametrize("reply", ["很抱歉，我无法描述这张图片。", "抱歉，图片不清楚", "作为一个AI，我不能"])
 def test_a_refusal_in_chinese(reply: str) -> None:
-    with pytest.raises(DataError, match="describes nothing"):
+    with pytest.raises(DataError, match="the model refused"):
         checked_caption(reply, "zh")
