@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from longcat.adapter.manifest import Manifest
+from longcat.adapter.manifest import Manifest, WeightsIdentity
 from longcat.adapter.verification import check_manifest
 from longcat.adapter.weights.file import parse_lora
 from longcat.adapter.weights.lora import LoraWeights
@@ -60,10 +60,11 @@ class AdapterCache:
         self._downloads = Downloads(folder, max_bytes=disk_bytes)
         self._memory_bytes = memory_bytes
         self._lock = threading.Lock()
-        self._weights: OrderedDict[str, tuple[LoraWeights, int]] = OrderedDict()
-        """Weights and the size of their file by SHA-256, least recently used first."""
-        self._loading: dict[str, Future[LoraWeights]] = {}
-        """Downloads under way by SHA-256, which several requests can wait for."""
+        self._weights: OrderedDict[WeightsIdentity, LoraWeights] = OrderedDict()
+        """Weights, least recently used first."""
+        self._loading: dict[tuple[str, WeightsIdentity], Future[LoraWeights]] = {}
+        """Downloads under way, which several requests can wait for. Each version has its own: the same weights may be
+        damaged in another."""
 
     def check(self, manifest: Manifest) -> None:
         """Raise ``AdapterError`` if an adapter cannot be served, as far as its manifest shows."""
@@ -88,15 +89,15 @@ class AdapterCache:
 
         Raises ``AdapterError`` if it is damaged or does not fit, and ``StorageError`` if the download fails.
         """
-        digest = manifest.weights.sha256
+        place = manifest.reference, manifest.weights
         with self._lock:
-            if (known := self._weights.get(digest)) is not None:
-                self._weights.move_to_end(digest)
-            is_first = known is None and digest not in self._loading
-            loading = self._loading.setdefault(digest, Future()) if known is None else Future()
+            if (known := self._weights.get(manifest.weights)) is not None:
+                self._weights.move_to_end(manifest.weights)
+            is_first = known is None and place not in self._loading
+            loading = self._loading.setdefault(place, Future()) if known is None else Future()
         if known is not None:
             metrics.ADAPTER_CACHE.labels("memory").inc()
-            loading.set_result(known[0])
+            loading.set_result(known)
         elif is_first:
             self._load(manifest, loading)
         weights = loading.result()
@@ -109,10 +110,10 @@ class AdapterCache:
     def drop(self, manifest: Manifest) -> None:
         """Remove a version's weights from memory."""
         with self._lock:
-            self._weights.pop(manifest.weights.sha256, None)
+            self._weights.pop(manifest.weights, None)
 
     def _load(self, manifest: Manifest, loading: Future[LoraWeights]) -> None:
-        begin, identity = time.monotonic(), manifest.weights
+        begin, place = time.monotonic(), (manifest.reference, manifest.weights)
         try:
             metrics.ADAPTER_CACHE.labels("disk" if self._downloads.holds(manifest) else "storage").inc()
             content = self._downloads.content(self._storage, manifest)
@@ -124,18 +125,18 @@ class AdapterCache:
                 raise error.within(field="adapter", value=manifest.reference) from error
         except BaseException as error:  # any: every waiting request gets it
             with self._lock:
-                del self._loading[identity.sha256]
+                del self._loading[place]
             loading.set_exception(error)
             return
         with self._lock:
-            self._weights[identity.sha256] = weights, identity.size_bytes
-            del self._loading[identity.sha256]
+            self._weights[manifest.weights] = weights
+            del self._loading[place]
             self._shrink_memory()
         loading.set_result(weights)
         metrics.ADAPTER_LOAD_SECONDS.observe(time.monotonic() - begin)
 
     def _shrink_memory(self) -> None:
-        total = sum(size for _, size in self._weights.values())
+        total = sum(identity.size_bytes for identity in self._weights)
         while len(self._weights) > 1 and total > self._memory_bytes:
-            _, (_, size) = self._weights.popitem(last=False)
-            total -= size
+            identity, _ = self._weights.popitem(last=False)
+            total -= identity.size_bytes
