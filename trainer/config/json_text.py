@@ -22,8 +22,10 @@ _REPLACED = "\ufdd0"
 """A character that no text has, in the place of half a pair, which the parser of JSON5 takes for a syntax error."""
 _EXCERPT = 40
 _TOKEN = re.compile(
-    r"""//[^\n\r\u2028\u2029]*|/\*.*?\*/|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[][{}:,]|[^][{}:,\s"'/]+""", re.DOTALL
+    r"""//[^\n\r\u2028\u2029]*|/\*.*?(?:\*/|\Z)|"(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?|[][{}:,]|[^][{}:,\s"'/]+""",
+    re.DOTALL,
 )
+"""Comments, strings, marks and words; what is not closed goes to the end, so that the time is linear in the text."""
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
 _ESCAPED = frozenset("\\\"'/bfnrtv0\r\n\u2028\u2029")
 """Characters after a backslash in JSON5, which leaves any other backslash out: that of the path "D:\\pictures"."""

@@ -34,6 +34,8 @@ def test_escaped_characters_are_the_characters(text: str | bytes) -> None:
         ("[" * 200_000, "json_nested_too_deep", ""),
         ("[" * 900 + "]" * 900, "json_nested_too_deep", ""),
         ("", "text_not_json", ""),
+        ("{" + "/*" * 100_000, "text_not_json", ""),
+        ('{"a": "' + "\\'" * 100_000, "text_not_json", ""),
         ('{"a": 1}'.encode("utf-16-le"), "json_not_utf8", ""),
         ('{"a": {"b": "一只猫"}}'.encode("gbk"), "text_rather_gb18030", "a.b"),  # valid as UTF-8
         ('{"a": 1, "b": {"a": 1},\n"a": 2}', "key_given_twice", "a"),
