@@ -168,6 +168,7 @@ class Server(litserve.LitServer):
         """Run in the HTTP process while it serves."""
         end_with_parent()
         async with super().lifespan(app):
+            self._supervisor.pass_signals_on()
             self._supervisor.http_has_started.set()
             yield
 

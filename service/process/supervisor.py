@@ -1,5 +1,6 @@
 """The supervisor, in the main process: it drains on SIGTERM and watches the other processes."""
 
+import functools
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -10,6 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Any
 
 from service.config import ServiceConfig
 from service.http.exchange.exchange import Exchange
@@ -45,6 +48,8 @@ class Supervisor:
         self._main = os.getpid()
         self._signalled: float | None = None
         """Time of the first signal to stop, by the monotonic clock."""
+        self._has_passed_on = False
+        """True once the HTTP process has passed a signal on."""
         self._may_end = False
         """True once the drain is over, or useless: the next signal ends the main process."""
         self.has_started = threading.Event()
@@ -56,6 +61,22 @@ class Supervisor:
         """Drain on SIGTERM and Ctrl-C; LitServe itself would end and leave its processes behind."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+
+    def pass_signals_on(self) -> None:
+        """In the HTTP process, leave it to the main process when to end: uvicorn would close its port and wait for a while.
+
+        A signal to all processes of a server comes before requests have drained. uvicorn's own handlers, which must be set
+        by now, get the signals of the main process.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, functools.partial(self._on_http_signal, signal.getsignal(number)))
+
+    def _on_http_signal(self, uvicorns: Any, number: int, frame: FrameType | None) -> None:
+        if self._state.phase is ServicePhase.STOPPING:
+            uvicorns(number, frame)
+        elif not self._has_passed_on:
+            self._has_passed_on = True
+            os.kill(self._main, signal.SIGTERM)
 
     def _on_signal(self, *_: object) -> None:
         # The forked HTTP process inherits this handler. uvicorn replaces it, but raises its signal again when it is done.
