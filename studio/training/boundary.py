@@ -10,7 +10,7 @@ from enum import Enum, auto
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from longcat.errors import ConfigError, DataError
+from longcat.errors import ConfigError, DataError, StorageError
 from longcat.model.flavour import HUB_IDS
 from longcat.problem import Problem
 from longcat.storage.address import FileAddress, parse_address
@@ -81,7 +81,7 @@ class Boundary:
         for field, holds, value in _held(config):
             try:
                 self._check(holds, value, here=here)
-            except (ConfigError, DataError) as error:
+            except (ConfigError, DataError, StorageError) as error:  # the last: not the URI of a storage
                 found += [replace(problem, field=field, value=value) for problem in error.problems]
         return tuple(found)
 
