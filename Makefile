@@ -151,6 +151,10 @@ bench-training: $(VENV)/base.stamp ## Time the training loop and the caches agai
 bench-full-size: $(VENV)/base.stamp ## Time one training step of a model of LongCat-Image's size: about 8 GB, minutes.
 	$(BIN)/python -m benchmarks.full_size_step $(ARGS)
 
+.PHONY: bench-guard
+bench-guard: $(VENV)/dev.stamp ## Measure the ratios that the documentation quotes, and fail if one got worse (ARGS=--update); half an hour.
+	$(BIN)/python -m benchmarks.guard $(ARGS)
+
 # GPU_PYTHON: a Python that has torch and the other packages already; nothing is installed then.
 DEVICE ?= cuda
 SIZE ?= full

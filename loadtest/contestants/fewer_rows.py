@@ -58,7 +58,10 @@ def main() -> None:
                                 figures[way].append(result.figures())
                     name = f"{clients} clients, {steps or 'default'} steps"
                     compared = {way: ratios(figures[way], figures[_DEFAULT]) for way in ways if way != _DEFAULT}
-                    content[name] = {"figures": figures, "ratios": compared}
+                    content[name] = {
+                        "figures": figures,
+                        "ratios": {way: {"median": medians(given), "rounds": given} for way, given in compared.items()},
+                    }
                     tables.append(table({f"{way}, {name}": medians(given) for way, given in figures.items()}))
                     tables.append(table({f"{way} / default, {name}": medians(r) for way, r in compared.items()}))
     measured = {

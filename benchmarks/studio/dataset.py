@@ -1,6 +1,6 @@
 """The page of a large dataset in Chromium: time to its first content, to its first picture, and to its report.
 
-``python -m benchmarks.studio_dataset`` makes pictures with captions, starts a studio without a service of its own, and opens
+``python -m benchmarks.studio.dataset`` makes pictures with captions, starts a studio without a service of its own, and opens
 the page of the dataset twice: nothing is known of the pictures the first time.
 """
 

@@ -1,7 +1,8 @@
 """The Generate page with a gallery of many pictures, in Chromium: time to its first content, to its pictures, to a search.
 
-``python -m benchmarks.gallery`` makes a gallery of random pictures in a temporary directory, starts a studio on it (without
-a service that draws) and opens the page several times, each time in a new browser profile. Chromium has to be installed.
+``python -m benchmarks.studio.gallery`` makes a gallery of random pictures in a temporary directory, starts a studio on it
+(without a service that draws) and opens the page several times, each time in a new browser profile. Chromium has to be
+installed.
 """
 
 import io

@@ -1,0 +1,1 @@
+"""The ratios that the documentation quotes, and their guard."""
