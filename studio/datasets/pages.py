@@ -257,7 +257,9 @@ def _uploaded(request: Request, folder: str, received: Received) -> Response:
     """Redirect to the dataset; if files were rejected, show their problems first."""
     if not received.refused:
         return redirect(request, _url("/datasets/view", path=folder))
-    return render(request, "upload_result.html", received=received, name=Path(folder).name, folder=folder, url=_url)
+    reply = render(request, "upload_result.html", received=received, name=Path(folder).name, folder=folder, url=_url)
+    reply.headers["HX-Trigger"] = "dataset-added"
+    return reply
 
 
 @contextmanager

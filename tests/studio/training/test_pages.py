@@ -70,6 +70,7 @@ def test_an_upload_becomes_a_dataset_and_lists_the_rejected_files(visitor: TestC
     reply = upload(visitor, **HTMX)
     assert reply.status_code == 200
     assert "bad.exe" in reply.text
+    assert f'hx-trigger="{reply.headers["HX-Trigger"]} from:body"' in visitor.get("/datasets").text
     assert "as no picture or caption does" in reply.text
     page = view(visitor, tmp_path / "home" / "datasets" / "cats")
     assert "b.txt does not exist" in page
