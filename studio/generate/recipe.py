@@ -42,8 +42,8 @@ class PictureRecipe(_Frozen):
     num_images: int = 1
     cfg_renorm: bool = True
     """Limit each token's guided norm to the conditional one's."""
-    quality: Quality | None = None
-    """None: exact, or another tolerance than that of a quality."""
+    quality: Quality | None = "exact"
+    """None: another tolerance than that of a quality."""
     rewrite_prompt: bool = False
     """Let the model's text encoder enrich the prompt first."""
     adapters: tuple[ScaledAdapter, ...] = ()

@@ -88,7 +88,7 @@ def test_errors_are_typed(ours: lithograph.Client) -> None:
     with pytest.raises(lithograph.RequestError, match="give a multiple of 64") as wrong:
         ours.generate("a cat", width=100)
     assert (wrong.value.status, wrong.value.code, wrong.value.problems[0].field) == (422, "invalid_request", "width")
-    with pytest.raises(lithograph.RequestError, match="ink: has no version in file://"):
+    with pytest.raises(lithograph.RequestError, match="ink: has no version in embedded/adapters"):
         ours.generate("a cat", adapters={"ink": 0.5})
     with pytest.raises(lithograph.RequestError) as unknown:
         ours.job("nothing")

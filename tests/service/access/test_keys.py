@@ -149,6 +149,7 @@ def test_a_running_server_follows_the_file(
     assert (name_of(second), name_of(first)) == ("second", "first")
     keys("remove", "first", "--file", path)
     assert (name_of(second), name_of(first)) == ("second", None)
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="lithograph"):
         path.write_text("{")
         assert name_of(second) == "second"

@@ -31,7 +31,7 @@ from tests.service.http.replies import APPLE, problem
         ({"seed": 2**63 - 1, "num_images": 2}, "seed", str(2**63 - 1), "give a smaller seed"),
         ({"prompt": ""}, "prompt", "", "give some text"),
         ({"prompt": " \u3000\n"}, "prompt", " \u3000\n", "give some text"),
-        ({"adapters": [5]}, "adapters.0", "5", "give a JSON object"),
+        ({"adapters": [5]}, "adapters.0", "5", 'give "ink" or {"name": "ink"'),
         ({"adapters": [{"nam": "ink"}]}, "adapters.0.name", None, "add it"),
         ({"prompt": None}, "prompt", None, "give a string"),
         ({"prompt": "猫" * 33}, "prompt", "猫" * 33, "shorten it by at least 1 tokens"),

@@ -1,5 +1,7 @@
 """The studio's own service in a real Chromium: it dies, is started again, and is not ready yet."""
 
+import time
+
 import httpx
 import psutil
 from playwright.sync_api import Browser, expect
@@ -15,15 +17,18 @@ def test_its_service_is_started_again_when_it_dies_and_pictures_outlive_the_stud
         page.goto("/generate")
         expect(page.locator(".service-slot")).to_contain_text("Ready")
         tiles = page.locator(".tile").count()
-        process = psutil.Process(int((studio.home / "service.pid").read_text(encoding="utf-8").split()[0]))
+        process = service_of(studio)
         processes = [process, *process.children(recursive=True)]
         for one in processes:
             one.kill()
-        expect(page.locator(".service-slot")).to_contain_text("Model is loading")
+        deadline = time.monotonic() + 60
+        while pid_of_service(studio) == process.pid:  # it loads too quickly for the page to be sure to show it
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         draw(page, "en", "a house")  # waits for the model
         expect(page.locator(".service-slot")).to_contain_text("Ready")
         address = httpx.get(f"{studio.url}/healthz").url
-        again = psutil.Process(int((studio.home / "service.pid").read_text(encoding="utf-8").split()[0]))
+        again = service_of(studio)
         page.goto("about:blank")
         studio.stop()
         assert not again.is_running()
@@ -48,10 +53,20 @@ def test_a_drawing_whose_engine_dies_is_drawn_again_by_itself(studio: RunningStu
         assert engine_of(studio).pid != engine.pid
 
 
+def pid_of_service(studio: RunningStudio) -> int:
+    return int((studio.home / "service.pid").read_text(encoding="utf-8").split()[0])
+
+
+def service_of(studio: RunningStudio) -> psutil.Process:
+    """Return the main process of the studio's service."""
+    return psutil.Process(pid_of_service(studio))
+
+
 def engine_of(studio: RunningStudio) -> psutil.Process:
     """Return the engine process of the studio's service."""
-    service = psutil.Process(int((studio.home / "service.pid").read_text(encoding="utf-8").split()[0]))
-    (engine,) = (child for process in service.children() if is_fork_server(process) for child in process.children())
+    (engine,) = (
+        child for process in service_of(studio).children() if is_fork_server(process) for child in process.children()
+    )
     return engine
 
 

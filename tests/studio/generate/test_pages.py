@@ -228,6 +228,6 @@ def test_a_recipe_has_its_adapters_in_the_clients_form() -> None:
     recipe = PictureRecipe(prompt="x", seed=1, adapters=(ScaledAdapter(name="ink@2", scale=0.5),))
     assert recipe.options() == {
         "negative_prompt": "", "seed": 1, "num_images": 1,
-        "cfg_renorm": True, "rewrite_prompt": False, "adapters": {"ink@2": 0.5},
+        "quality": "exact", "cfg_renorm": True, "rewrite_prompt": False, "adapters": {"ink@2": 0.5},
     }  # fmt: skip
     assert recipe.without_adapters().adapters == ()
