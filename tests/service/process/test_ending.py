@@ -102,11 +102,12 @@ def test_sigterm_to_a_child_or_to_all_lets_requests_finish(
     family = Family(running)
     processes = family.all
     with httpx.Client(base_url=running.url, timeout=60) as client, ThreadPoolExecutor(1) as pool:
-        finishing = pool.submit(client.post, "/generate", json=LONG | {"num_images": 1, "steps": 12})
+        finishing = pool.submit(client.post, "/generate", json=LONG | {"num_images": 1})
         wait_for_steps(client, steps_made(client))
         for process in told(family):
             process.terminate()
-        time.sleep(0.5)
+        time.sleep(0.3)
+        assert not finishing.done()
         assert httpx.get(f"{running.url}/healthz").status_code == 200  # uvicorn itself would have closed its port
         assert finishing.result().status_code == 200
     assert running.process.wait(SECONDS) in (0, 1)
