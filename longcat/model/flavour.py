@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
@@ -50,6 +50,7 @@ _LOG_SECONDS = 5.0
 _RETRYABLE = {408, 429, 500, 502, 503, 504}
 """HTTP statuses after which a later attempt may succeed."""
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_Settings = TypeVar("_Settings", bound=BaseModel)
 _LFS_BLOB = re.compile(r"[0-9a-f]{64}")
 
 
@@ -115,7 +116,7 @@ class Description:
 def describe(name: str, *, revision: str | None = None) -> Description:
     """Find a model's configuration; from the hub, only JSON files are downloaded: kilobytes. Raises as ``resolve``."""
     folder = _folder(name, revision, _CONFIGURATIONS)
-    return Description(folder=folder, settings=_settings(name, folder / SETTINGS_FILE))
+    return Description(folder=folder, settings=read_settings(ModelSettings, folder / SETTINGS_FILE, flavour=name))
 
 
 def structure(name: str, *, revision: str | None = None) -> Description:
@@ -268,24 +269,25 @@ def _local(name: str, folder: Path) -> Flavour:
             folder=str(folder),
             missing=", ".join(missing),
         )
-    settings = _settings(name, folder / SETTINGS_FILE)
+    settings = read_settings(ModelSettings, folder / SETTINGS_FILE, flavour=name)
     return Flavour(name=name, folder=folder, revision=None, hash=_hash(folder, _model_files(folder)), settings=settings)
 
 
-def _settings(name: str, path: Path) -> ModelSettings:
+def read_settings(kind: type[_Settings], path: Path, *, flavour: str) -> _Settings:
+    """Read settings beside a model; the defaults where there is no file. Raises ``FlavourError`` if it is invalid."""
     if not path.exists():
-        return ModelSettings()
+        return kind()
     try:
-        return ModelSettings.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise FlavourError(
             "flavour_settings_invalid",
             "{path} is invalid: {cause}",
             remedy="correct the file",
             field="flavour",
-            value=name,
+            value=flavour,
             path=str(path),
-            cause=next(problems_of(error, ModelSettings)),
+            cause=next(problems_of(error, kind)),
         ) from error
 
 

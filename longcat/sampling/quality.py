@@ -7,11 +7,9 @@ are no part of the model's hash: recipes of pictures have the tolerance itself.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from longcat.errors import FlavourError
-from longcat.model.flavour import QUALITY_FILE
-from longcat.validation import problems_of
+from longcat.model.flavour import QUALITY_FILE, read_settings
 
 Quality = Literal["exact", "balanced", "fast"]
 Tolerance = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -45,18 +43,4 @@ class Tolerances(BaseModel):
 
 def tolerances_of(folder: Path) -> Tolerances:
     """Read the tolerances of a model's directory. Raises ``FlavourError`` if the file is invalid."""
-    path = folder / QUALITY_FILE
-    if not path.exists():
-        return Tolerances()
-    try:
-        return Tolerances.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise FlavourError(
-            "flavour_settings_invalid",
-            "{path} is invalid: {cause}",
-            remedy="correct the file",
-            field="flavour",
-            value=folder.name,
-            path=str(path),
-            cause=next(problems_of(error, Tolerances)),
-        ) from error
+    return read_settings(Tolerances, folder / QUALITY_FILE, flavour=folder.name)
