@@ -116,10 +116,13 @@ class ServingPlan:
         return (STEP_WIDTHS * tokens * self.transformer.width + (adapter if load.slots else 0)) * self._item
 
     def image_bytes(self, *, width_px: int, height_px: int, steps: int) -> int:
-        """Return the bytes that an image keeps from its admission to its end: latents, contexts, modulations."""
+        """Return the bytes that an image keeps from its admission to its end: latents, contexts, modulations.
+
+        Beside three tensors of latents, the three predictions that step reuse keeps, for every image.
+        """
         model, load = self.transformer, self.workload
         blocks = {"double_blocks": model.double_blocks, "single_blocks": model.single_blocks}
-        numbers = 3 * image_tokens(width_px=width_px, height_px=height_px) * model.channels
+        numbers = 6 * image_tokens(width_px=width_px, height_px=height_px) * model.channels
         numbers += 2 * load.prompt_tokens * (model.width + model.joint_width)
         return (numbers + steps * modulation_numbers(**blocks, width=model.width)) * self._item
 
