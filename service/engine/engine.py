@@ -8,12 +8,7 @@
 Between two steps the loop admits, cancels and ends requests. A step is one forward for all admitted images of one size: each
 image has its own step, schedule, guidance, seed and adapters.
 
-Fairness:
-
-- Sizes take turns: between two steps of an image there is at most one forward of each other size.
-- Images of one size are admitted in the order of arrival, as rows of the forward and device memory become free.
-- Once an image finds no slot for its adapters, no later image with adapters is admitted before it, so that slots become free
-  as the images that use them finish. Later images without adapters may pass it.
+``scheduling`` decides the order of the requests, and states the bounds on their waiting.
 """
 
 import itertools
@@ -32,8 +27,9 @@ from longcat.sampling.slots import AdapterSlots
 from service.engine.batch_step import BatchStep
 from service.engine.compilation import compile_forwards
 from service.engine.prompt_files import PromptFiles
-from service.engine.request_state import OnEvent, RequestState, ScheduledImage, Size
-from service.engine.scheduler import Scheduler
+from service.engine.request_state import OnEvent, RequestState, ScheduledImage
+from service.engine.scheduling.admission import ImageAdmission
+from service.engine.scheduling.scheduler import Scheduler
 from service.engine.slot_table import Adapter, SlotTable
 from service.engine.timeline import Phase, Timeline
 from service.engine.workers import Workers
@@ -92,13 +88,12 @@ class Engine:
             prompt_files=prompt_files,
         )
         self._requests: dict[str, RequestState] = {}
-        self._queue: list[RequestState] = []
-        """Requests with images to admit, in the order of arrival."""
         self._max_rows = max_rows
         self._memory = memory
         self._scheduler = Scheduler(
             max_rows=max_rows, default_size_px=model.flavour.settings.default_size_px, memory=memory
         )
+        self._admission = ImageAdmission(self._scheduler, self.slot_table, begin=self._begin, on_failure=self._fail)
         self._arrivals = itertools.count()
         self._step = BatchStep(self.forward, slots, self._scheduler, on_failure=self._fail)
 
@@ -109,8 +104,18 @@ class Engine:
 
     @property
     def queued(self) -> int:
-        """Return the number of requests with images that are not admitted yet."""
-        return sum(1 for state in list(self._requests.values()) if state.pending)
+        """Return the number of requests with images that wait to be admitted."""
+        return sum(1 for state in list(self._requests.values()) if state.waiting_images)
+
+    @property
+    def parked(self) -> int:
+        """Return the number of parked images."""
+        return self._scheduler.parked
+
+    @property
+    def parkings(self) -> int:
+        """Return the number of times that an image was parked."""
+        return self._admission.parkings
 
     @property
     def out_of_memory(self) -> int:
@@ -126,7 +131,8 @@ class Engine:
         """Return the steps that are left of all images of a request, by its id. Called between steps."""
         left = {}
         for request_id, state in self._requests.items():
-            under_way = sum(i.denoising.steps - i.denoising.step for i in self._scheduler.images_of(state))
+            images = (*self._scheduler.images_of(state), *state.parked)
+            under_way = sum(image.denoising.steps - image.denoising.step for image in images)
             left[request_id] = len(state.pending) * state.request.steps + under_way
         return left
 
@@ -170,7 +176,8 @@ class Engine:
         """
         self._read_inbox(wait_seconds)
         self._check_deadlines()
-        self._admit()
+        self.slot_table.load_pinned()
+        self._admission.admit()
         if not self._scheduler:
             return False
         self._denoise()
@@ -187,36 +194,7 @@ class Engine:
 
     def _enqueue(self, state: RequestState) -> None:
         if not state.is_over:
-            self._queue.append(state)
-            self._queue.sort(key=lambda queued: queued.number)
-
-    def _admit(self) -> None:
-        """Admit every image for which rows and slots are free; the module's docstring gives the order."""
-        self.slot_table.load_pinned()
-        full: set[Size] = set()
-        slots_are_short = False
-        for state in list(self._queue):
-            while state.pending and state.size not in full and not (state.adapters and slots_are_short):
-                if not self._scheduler.fits(state):
-                    full.add(state.size)
-                elif not self._begin_or_fail(state):
-                    slots_are_short = True
-            if not state.pending and state in self._queue:
-                self._queue.remove(state)
-
-    def _begin_or_fail(self, state: RequestState) -> bool:
-        """Begin a request's next image, or fail the request; return False if too few slots are free."""
-        slots = None
-        try:
-            slots = self.slot_table.acquire(state.adapters)
-            if slots is not None:
-                self._begin(state, slots)
-        except Exception as error:  # any, such as no memory for a slot or the latents: other requests continue
-            if slots is not None:
-                self.slot_table.release(state.adapters)
-            self._fail(state, error)
-            return True
-        return slots is not None
+            self._admission.add(state)
 
     def _begin(self, state: RequestState, slots: tuple[int, ...]) -> None:
         request, index = state.request, state.pending.popleft()
@@ -236,7 +214,7 @@ class Engine:
             cfg_renorm=request.cfg_renorm,
             seed=request.seed + index,
             reuse_tolerance=request.reuse_tolerance,
-            adapters=tuple((slot, choice.scale) for slot, choice in zip(slots, request.adapters, strict=True)),
+            adapters=state.uses_of(slots),
             updates=self.slot_table.slots.conditioner.updates(state.conditioning_uses),
         )
         self._scheduler.add(ScheduledImage(state, index, denoising))
@@ -290,8 +268,7 @@ class Engine:
         state.is_over = True
         state.pending.clear()
         self._requests.pop(state.command.id, None)
-        if state in self._queue:
-            self._queue.remove(state)
+        self._admission.discard(state)
         for image in self._scheduler.images_of(state):
             self._scheduler.remove(image)
             self.slot_table.release(state.adapters)

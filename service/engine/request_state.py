@@ -2,13 +2,15 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from longcat.sampling.denoise import Denoising
+from longcat.sampling.slots import SlotUse
 from longcat.sampling.updates.conditioner import AdapterUse
+from service.access.priority import rank_of
 from service.engine.slot_table import Adapter
 from service.engine.timeline import Timeline
 from service.wire.events import Event, Picture, ResultEvent
@@ -43,6 +45,8 @@ class RequestState:
     """Adapters in the order of ``request.adapters``."""
     pending: deque[int] = field(default_factory=deque)
     """Images that are not admitted yet."""
+    parked: deque["ScheduledImage"] = field(default_factory=deque)
+    """Images that were admitted, and have to be admitted again."""
     pictures: dict[int, Picture] = field(default_factory=dict)
     """Finished files by image."""
     previewing: set[int] = field(default_factory=set)
@@ -65,12 +69,36 @@ class RequestState:
         return 2 if self.negative_context_1LD is not None else 1
 
     @property
+    def pixel_steps_per_image(self) -> int:
+        """The cost of each image."""
+        return self.request.width * self.request.height * self.rows_per_image * self.request.steps
+
+    @property
+    def key(self) -> str | None:
+        """Name of the API key whose share its images take."""
+        return self.command.key
+
+    @property
+    def rank(self) -> int:
+        """The place of its priority: images of the highest are admitted first."""
+        return rank_of(self.command.priority)
+
+    @property
+    def waiting_images(self) -> int:
+        """Images that wait to be admitted, for the first time or again."""
+        return len(self.pending) + len(self.parked)
+
+    @property
     def conditioning_uses(self) -> tuple[AdapterUse, ...]:
         """The adapters that may change the layers of its times and its prompts."""
         return tuple(
             AdapterUse(adapter.digest, adapter.weights, choice.scale)
             for adapter, choice in zip(self.adapters, self.request.adapters, strict=True)
         )
+
+    def uses_of(self, slots: Sequence[int]) -> tuple[SlotUse, ...]:
+        """Return the slots of its adapters with their scales."""
+        return tuple((slot, choice.scale) for slot, choice in zip(slots, self.request.adapters, strict=True))
 
     @property
     def applied(self) -> tuple[AppliedAdapter, ...]:
@@ -121,10 +149,12 @@ class RequestState:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ScheduledImage:
-    """One image that takes part in the steps."""
+    """One image that takes part in the steps, or is parked."""
 
     state: RequestState
     index: int
     denoising: Denoising
+    parkings: int = 0
+    """Times that it was parked."""

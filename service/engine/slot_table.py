@@ -5,7 +5,7 @@ The step loop alone calls it, between steps.
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from longcat.adapter.manifest import Manifest
@@ -67,9 +67,7 @@ class SlotTable:
         Returns None, and changes nothing, if too few slots are empty or can be evicted. If loading raises, such as for
         want of device memory, none is in use by that image, and the slot of the adapter that failed is empty.
         """
-        needed = {adapter.digest: adapter for adapter in adapters}
-        missing = [adapter for digest, adapter in needed.items() if digest not in self._loaded]
-        idle = [d for d in self._loaded if not self._uses[d] and d not in needed and d not in self._pinned]
+        missing, idle = self._changes(adapters, self._uses)
         if len(missing) > len(self._empty) + len(idle):
             return None
         for adapter in missing:
@@ -80,6 +78,20 @@ class SlotTable:
             self._uses[adapter.digest] += 1
             self._loaded.move_to_end(adapter.digest)
         return tuple(self._loaded[adapter.digest][0] for adapter in adapters)
+
+    def has_slots(self, adapters: Sequence[Adapter], *, without: Iterable[Sequence[Adapter]]) -> bool:
+        """Return True if ``acquire`` would find slots, were these images' adapters released before."""
+        uses = self._uses.copy()
+        for released in without:
+            uses.subtract(adapter.digest for adapter in released)
+        missing, idle = self._changes(adapters, uses)
+        return len(missing) <= len(self._empty) + len(idle)
+
+    def _changes(self, adapters: Sequence[Adapter], uses: Counter[str]) -> tuple[list[Adapter], list[str]]:
+        """Return the adapters to load, and the digests of those that can be evicted."""
+        needed = {adapter.digest: adapter for adapter in adapters}
+        missing = [adapter for digest, adapter in needed.items() if digest not in self._loaded]
+        return missing, [d for d in self._loaded if not uses[d] and d not in needed and d not in self._pinned]
 
     def release(self, adapters: Sequence[Adapter]) -> None:
         """Decrement the images that use these adapters; the adapters stay loaded until they are evicted."""

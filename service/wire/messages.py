@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
 
 from longcat.adapter.manifest import Sampling
 from longcat.problem import Problem
+from service.access.priority import NORMAL, Priority
 from service.wire.events import Event
 from service.wire.schema import ResolvedRequest
 
@@ -33,6 +34,9 @@ class GenerateCommand:
     """``arrival`` and ``deadline`` are on ``time.monotonic``'s clock, which the processes of one machine share."""
     key: str | None = None
     """Name of the API key that the request was sent with."""
+    share: float = 1.0
+    """The key's share of the device, relative to those of other keys."""
+    priority: Priority = NORMAL
     stream: bool = False
     """Send an ``AcceptedEvent``."""
     progress: bool = False

@@ -115,7 +115,7 @@ def test_a_request_whose_adapter_never_fits_fails_alone(gpu_model: Components) -
     harness.settle()
     harness.engine._read_inbox(0)
     with faults(free_bytes=0):
-        harness.engine._admit()
+        harness.engine._admission.admit()
     assert "OutOfMemoryError" in str(harness.error("whole"))
     harness.submit("later", "whole")
     harness.submit("other", "a1")

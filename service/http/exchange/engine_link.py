@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from service.access.cost import pixel_steps_of
 from service.http.exchange.mailboxes import EngineMailbox, Mailbox
-from service.http.exchange.routing import work_of
 from service.observability import metrics
 from service.wire.errors import EngineEndedError, EngineStalledError
 from service.wire.events import ErrorEvent
@@ -47,7 +47,7 @@ class EngineLink:
         total = 0.0
         for command in self._requests.values():
             steps = command.request.steps * command.request.num_images
-            total += work_of(command.request) * left.get(command.id, steps) / steps
+            total += pixel_steps_of(command.request) * left.get(command.id, steps) / steps
         return total
 
     @property

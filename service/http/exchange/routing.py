@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Protocol, TypeVar
 
+from service.access.cost import pixel_steps_of
 from service.wire.schema import ResolvedRequest
 
 _SHARE_OF_REQUEST = 0.5
@@ -26,17 +27,11 @@ class Candidate(Protocol):
 _Candidate = TypeVar("_Candidate", bound=Candidate)
 
 
-def work_of(request: ResolvedRequest) -> float:
-    """Return a request's denoising work: pixels times rows times steps."""
-    rows = request.num_images * (2 if request.guidance_scale > 1 else 1)
-    return float(request.width * request.height * rows * request.steps)
-
-
 def route(request: ResolvedRequest, engines: Sequence[_Candidate]) -> _Candidate:
     """Return the engine to send a request to, of at least one."""
     work = {id(engine): engine.work for engine in engines}
     least = min(work.values())
-    most = least + max(_SHARE_OF_REQUEST * work_of(request), _SHARE_OF_WORK * least)
+    most = least + max(_SHARE_OF_REQUEST * pixel_steps_of(request), _SHARE_OF_WORK * least)
     names = {choice.name for choice in request.adapters}
     if not names:
         most = least

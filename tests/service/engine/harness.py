@@ -12,6 +12,7 @@ from longcat.adapter.modules import lora_targets
 from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import LithographError, UnknownAdapterError
 from longcat.model.loading import Components
+from service.access.priority import NORMAL, Priority
 from service.engine.engine import Engine
 from service.engine.slot_table import Adapter
 from service.wire.events import ErrorEvent, Event, ResultEvent, StepEvent
@@ -85,6 +86,9 @@ class EngineHarness:
         deadline: float = math.inf,
         previews: int = 0,
         defaulted: tuple[str, ...] = (),
+        key: str | None = None,
+        share: float = 1.0,
+        priority: Priority = NORMAL,
         **fields: Any,
     ) -> None:
         defaults: dict[str, Any] = {
@@ -99,6 +103,9 @@ class EngineHarness:
             defaulted=defaulted,
             submitted_at=time.monotonic(),
             deadline=deadline,
+            key=key,
+            share=share,
+            priority=priority,
             progress=True,
             previews=previews,
         )
