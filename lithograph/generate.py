@@ -15,6 +15,7 @@ from longcat.errors import RecipeError, UserError
 from longcat.model.flavour import HUB_IDS, Flavour, resolve
 from longcat.options import Configuration, Flag, command_options, configure, options_of
 from longcat.validation import validated
+from service.access.priority import PRIORITIES
 from service.config import AdapterConfig, ModelConfig
 from service.memory.flavour_choice import settled
 from service.wire.events import ResultEvent, StepEvent
@@ -59,6 +60,8 @@ class ServerConfig(Configuration):
 @click.option("--rewrite-prompt", is_flag=True, default=None, help="Let the text encoder enrich the prompt first.")
 @click.option("--quality", type=click.Choice(["exact", "balanced", "fast"]),
               help="exact, the default, computes every row of every step; the others reuse predictions.")  # fmt: skip
+@click.option("--priority", type=click.Choice(PRIORITIES),
+              help="With --server: high goes before normal, normal before low, as far as the API key allows.")  # fmt: skip
 @click.option("--adapter", "uses", multiple=True, metavar="NAME[@VERSION][:SCALE]",
               help="LoRA adapter of --adapters, such as ink, ink@3 or ink@3:0.8. Repeatable.")  # fmt: skip
 @command_options(AdapterConfig, only=("uri", "endpoint_url"))
@@ -87,6 +90,8 @@ def generate(
     given = {name: value for name, value in options.items() if value is not None}
     if remote.api_key is not None and remote.server is None:
         raise click.UsageError("--api-key needs --server")
+    if "priority" in given and remote.server is None:
+        raise click.UsageError("--priority needs --server")
     if remote.server is not None:
         explicit = _explicit(context, ("recipe", "adapters", "adapters_endpoint_url", *chosen, *labels))
         if prompt is None:

@@ -13,8 +13,9 @@ from longcat.storage.atomic import write_atomically
 from longcat.storage.disk import writing
 from service.access.caller import Role
 from service.access.keys import ApiKey, ApiKeys, make_key
+from service.access.priority import NORMAL, PRIORITIES
 
-_COLUMNS = ("NAME", "ROLES", "ADAPTERS", "CREATED")
+_COLUMNS = ("NAME", "ROLES", "ADAPTERS", "SHARE", "PRIORITY", "REQUESTS", "PIXEL-STEPS/MIN", "CREATED")
 
 _file_option = click.option(
     "--file", "path", type=click.Path(dir_okay=False, path_type=Path), required=True, envvar="LITHOGRAPH_API_KEYS_FILE",
@@ -38,9 +39,16 @@ def keys() -> None:
               "generate.")  # fmt: skip
 @click.option("--adapters", "patterns", multiple=True, metavar="PATTERN",
               help="Adapters that the key may use and see, such as 'team-a-*'. Repeatable; by default all.")  # fmt: skip
-def add(name: str, path: Path, roles: tuple[str, ...], patterns: tuple[str, ...]) -> None:
+@click.option("--share", type=float, default=1.0, show_default=True,
+              help="Part of the device while other keys wait, relative to their shares.")  # fmt: skip
+@click.option("--highest-priority", "priority", type=click.Choice(PRIORITIES), default=NORMAL, show_default=True,
+              help="The highest priority that its requests may have.")  # fmt: skip
+@click.option("--max-requests", "requests", type=int, help="Most requests under way at a time; by default any number.")
+@click.option("--pixel-steps-per-minute", type=int, metavar="INTEGER",
+              help="Most work a minute: width x height x steps of each picture, twice with guidance.")  # fmt: skip
+def add(name: str, path: Path, roles: tuple[str, ...], patterns: tuple[str, ...], **allowance: object) -> None:
     """Make a key and print it. It is shown this once: the file keeps its hash."""
-    secret, entry = make_key(name, roles=roles or (str(Role.GENERATE),), adapters=patterns or None)
+    secret, entry = make_key(name, roles=roles or (str(Role.GENERATE),), adapters=patterns or None, **allowance)
     _edit(path, lambda known: known.with_key(entry))
     click.echo(secret)
     click.echo(f"key {name} is in {path}; it is not shown again", err=True)
@@ -50,7 +58,7 @@ def add(name: str, path: Path, roles: tuple[str, ...], patterns: tuple[str, ...]
 @_file_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(path: Path, as_json: bool) -> None:
-    """List keys: their names, roles and adapters."""
+    """List keys: their names, roles, adapters and limits."""
     known = ApiKeys.read(path).keys
     if as_json:
         fields = [key.model_dump(mode="json", exclude={"sha256"}) for key in known]
@@ -83,4 +91,6 @@ def _edit(path: Path, edit: Callable[[ApiKeys], ApiKeys]) -> None:
 
 def _row(key: ApiKey) -> tuple[str, ...]:
     adapters = "all" if key.adapters is None else ", ".join(key.adapters) or "none"
-    return key.name, ", ".join(key.roles), adapters, "" if key.created is None else key.created.date().isoformat()
+    limits = ("any" if limit is None else str(limit) for limit in (key.requests, key.pixel_steps_per_minute))
+    created = "" if key.created is None else key.created.date().isoformat()
+    return key.name, ", ".join(key.roles), adapters, f"{key.share:g}", key.priority, *limits, created

@@ -99,7 +99,7 @@ class Renderer:
         self.registry = self._open_registry(adapters) if adapters else None
         self.observe: Observe | None = None
         self._unfinished: dict[str, tuple[GenerateCommand, Timeline]] = {}
-        self._counted: tuple[int, ...] = (0,) * 8
+        self._counted: tuple[int, ...] = (0,) * 9
 
     def submit(self, command: GenerateCommand, on_event: OnEvent) -> None:
         """Queue a request. ``on_event`` gets its events, the last of which is ``ResultEvent`` or ``ErrorEvent``."""
@@ -256,6 +256,7 @@ class Renderer:
         engine, cache, device = self.engine, self.engine.workers.prompts.cache_counts, self.device_name
         metrics.QUEUED.labels(device).set(engine.queued)
         metrics.ACTIVE_ROWS.labels(device).set(engine.active_rows)
+        metrics.PARKED.labels(device).set(engine.parked)
         metrics.SLOTS.labels(device).set(engine.slot_table.slots.count)
         metrics.SLOTS_USED.labels(device).set(len(engine.slot_table.loaded))
         for kind, size in memory_of(self.model.device).items():
@@ -264,12 +265,14 @@ class Renderer:
             engine.slot_table.loads,
             engine.slot_table.evictions,
             engine.out_of_memory,
+            engine.parkings,
             *engine.row_counts,
             *cache,
         )
         prompts = map(metrics.PROMPT_CACHE.labels, ("memory", "disk", "miss"))
         rows = (metrics.ROWS.labels(device, kind) for kind in ("computed", "reused"))
-        counters = (metrics.SLOT_LOADS, metrics.SLOT_EVICTIONS, metrics.OUT_OF_MEMORY.labels(device), *rows, *prompts)
+        own = (metrics.OUT_OF_MEMORY.labels(device), metrics.PARKINGS.labels(device))
+        counters = (metrics.SLOT_LOADS, metrics.SLOT_EVICTIONS, *own, *rows, *prompts)
         for counter, now, before in zip(counters, counts, self._counted, strict=True):
             counter.inc(now - before)
         self._counted = counts

@@ -39,6 +39,7 @@ class Options(TypedDict, total=False):
     adapters: Mapping[str, float] | Sequence[str]
     """Names, or names and scales: ``["ink"]``, ``{"ink@3": 0.8}``."""
     output_format: Literal["png", "jpeg", "webp"]
+    priority: Literal["low", "normal", "high"]
     timeout_seconds: float
 
 

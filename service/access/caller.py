@@ -6,6 +6,8 @@ from fnmatch import fnmatchcase
 
 from longcat.adapter.reference import parse_reference
 from longcat.errors import AdapterError, UserError
+from service.access.allowance import UNLIMITED, Allowance
+from service.access.priority import Priority, rank_of
 
 
 class Role(StrEnum):
@@ -34,6 +36,7 @@ class Caller:
     roles: frozenset[Role]
     adapters: tuple[str, ...] | None = None
     """Patterns of the adapters that it may use, with ``*`` for any characters; None allows all."""
+    allowance: Allowance = UNLIMITED
 
     def has(self, role: Role) -> bool:
         """Return whether the caller has a role; an administrator has all."""
@@ -49,6 +52,21 @@ class Caller:
                 key=self.name,
                 role=str(role),
             )
+
+    def priority_of(self, asked: Priority | None) -> Priority:
+        """Return the priority of a request that asks for one, or for none. Raises ``ForbiddenError`` above its highest."""
+        allowance = self.allowance
+        if asked is not None and rank_of(asked) > rank_of(allowance.priority):
+            raise ForbiddenError(
+                "key_lacks_priority",
+                "the API key {key} does not allow this priority",
+                remedy="give at most {highest}, or leave it out",
+                field="priority",
+                value=asked,
+                key=self.name,
+                highest=allowance.priority,
+            )
+        return asked or allowance.default_priority
 
     def sees(self, adapter: str) -> bool:
         """Return whether the caller may know of an adapter; ``adapter``: its name, with or without a version."""

@@ -11,7 +11,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Self
@@ -22,13 +22,17 @@ from longcat.errors import ConfigError
 from longcat.problem import Problem, reason_of
 from longcat.storage.regular import open_regular
 from longcat.validation import ProblemValueError, problems_of
+from service.access.allowance import Allowance
 from service.access.caller import Caller, Role
+from service.access.priority import NORMAL, Priority
 
 KEY_PREFIX = "litho-"
 """Begins every key, so that scanners of repositories and logs can find one that has leaked."""
 _KEY_BYTES = 32
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _PATTERN = re.compile(r"[a-z0-9.*_-]{1,64}")
+ALLOWANCE_FIELDS = tuple(field.name for field in fields(Allowance))
+"""The fields of a key that are about its allowance."""
 LARGEST_BYTES = 4 * 2**20
 """Largest file: more than ten thousand keys."""
 
@@ -80,11 +84,20 @@ class ApiKey(BaseModel):
     adapters: tuple[Annotated[str, AfterValidator(_check_pattern)], ...] | None = None
     """Patterns of the adapters that it may use and see; None allows all, an empty list none."""
     created: datetime | None = None
+    share: Annotated[float, Field(ge=0.01, le=1000)] = 1.0
+    """Part of the device while other keys wait, relative to their shares."""
+    priority: Priority = NORMAL
+    """The highest priority that its requests may have."""
+    requests: Annotated[int | None, Field(ge=1)] = None
+    """Most requests under way at a time; None: no limit."""
+    pixel_steps_per_minute: Annotated[int | None, Field(ge=1)] = None
+    """Most pixel-steps a minute: width x height x steps of a picture, twice with guidance; None: no limit."""
 
     @property
     def caller(self) -> Caller:
         """Return the sender of requests with this key."""
-        return Caller(name=self.name, roles=frozenset(self.roles), adapters=self.adapters)
+        allowance = Allowance(**{name: getattr(self, name) for name in ALLOWANCE_FIELDS})
+        return Caller(name=self.name, roles=frozenset(self.roles), adapters=self.adapters, allowance=allowance)
 
     def matches(self, digest: str) -> bool:
         """Return whether a hash is that of this key, in a time that does not depend on it."""
@@ -124,11 +137,11 @@ class ApiKeys(BaseModel):
         if len(content) > LARGEST_BYTES:
             raise _unreadable(path, f"it has more than {LARGEST_BYTES} bytes")
         try:
-            fields = json.loads(content.decode("utf-8-sig"))
+            parsed = json.loads(content.decode("utf-8-sig"))
         except (ValueError, RecursionError):
             raise _unreadable(path, "it is not JSON in UTF-8") from None
         try:
-            return cls.model_validate(fields)
+            return cls.model_validate(parsed)
         except ValidationError as error:
             problems = (_without_hash(problem) for problem in problems_of(error, cls))
             raise ConfigError.of(problem.within(field=str(path)) for problem in problems) from None
@@ -173,20 +186,21 @@ class ApiKeys(BaseModel):
 
     def to_json(self) -> str:
         """Return the content of the file."""
-        fields = self.model_dump(mode="json", exclude_none=True)
-        return json.dumps(fields, indent=2) + "\n"
+        return json.dumps(self.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
 
 
-def make_key(name: str, *, roles: Iterable[str], adapters: Iterable[str] | None) -> tuple[str, ApiKey]:
-    """Return a new key, and its entry in the file. Raises ``ConfigError``."""
+def make_key(
+    name: str, *, roles: Iterable[str], adapters: Iterable[str] | None, **allowance: object
+) -> tuple[str, ApiKey]:
+    """Return a new key, and its entry in the file; ``allowance``: fields of ``Allowance``. Raises ``ConfigError``."""
     secret = new_key()
-    fields = {
+    entry = {
         "name": name, "sha256": hash_of(secret), "roles": tuple(roles),
         "adapters": None if adapters is None else tuple(adapters),
-        "created": datetime.now(UTC).replace(microsecond=0),
+        "created": datetime.now(UTC).replace(microsecond=0), **allowance,
     }  # fmt: skip
     try:
-        return secret, ApiKey.model_validate(fields)
+        return secret, ApiKey.model_validate(entry)
     except ValidationError as error:
         raise ConfigError.of(problems_of(error, ApiKey)) from error
 

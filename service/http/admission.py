@@ -16,6 +16,8 @@ from longcat.model.flavour import Flavour
 from longcat.problem import show
 from longcat.sampling.prompt import Tokenize
 from service.access.caller import Caller, Role
+from service.access.cost import pixel_steps_of
+from service.access.priority import NORMAL
 from service.config import ServiceConfig
 from service.http.error_responses import error_body, error_shape_of
 from service.http.exchange.exchange import Exchange
@@ -78,7 +80,16 @@ class Admission:
         caller.check(Role.GENERATE)
         for i, choice in enumerate(body.adapters):
             caller.check_adapter(choice.name, field=f"adapters.{i}.name")
+        priority = caller.priority_of(body.priority)
         resolved = await self._resolve(body)
+        deadline = begin + (body.timeout_seconds or self.config.timeout_seconds)
+        self.exchange.meters.begin(
+            request.state.unique_id,
+            caller,
+            pixel_steps=pixel_steps_of(resolved),
+            deadline=deadline,
+            wait_seconds=self.exchange.wait_seconds,
+        )
         traced = current_request.get()
         command = GenerateCommand(
             id=request.state.unique_id,
@@ -87,8 +98,10 @@ class Admission:
             defaulted=body.defaulted,
             max_steps=self.limits.max_steps,
             submitted_at=begin,
-            deadline=begin + (body.timeout_seconds or self.config.timeout_seconds),
+            deadline=deadline,
             key=caller.name,
+            share=caller.allowance.share,
+            priority=priority,
             stream=stream,
             progress=progress,
             previews=resolved.steps if previews is None else previews,
@@ -158,10 +171,14 @@ class Admission:
         match event:
             case ResultEvent():
                 self.exchange.record_speed(event)
+                unused = pixel_steps_of(command.request) - pixel_steps_of(event.request)
+                self.exchange.meters.give_back(command.key, unused)
                 adapters = [f"{a.reference} x {a.scale:g}" for a in event.adapters]
                 timings = {name: round(seconds, 4) for name, seconds in event.timings.model_dump().items()}
                 self._log_outcome(command, "drawn", steps=event.request.steps, adapters=adapters or None, **timings)
             case ErrorEvent():
+                if not isinstance(event.error, DeadlineError):
+                    self.exchange.meters.give_back(command.key, pixel_steps_of(command.request))
                 self._log_failure(command, event.error, shape(event.error, command.request_id)[0])
         assert not isinstance(event, AdapterReport)
         return event
@@ -185,6 +202,7 @@ class Admission:
             logging.WARNING if fields.get("status", 0) >= _SERVER_ERROR else logging.INFO,
             request_id=command.request_id,
             key=command.key,
+            priority=None if command.priority == NORMAL else command.priority,
             size=f"{request.width}x{request.height}",
             images=request.num_images,
             seed=request.seed,

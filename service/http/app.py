@@ -50,6 +50,9 @@ _KEY_REFUSALS = {
     "api_key_unknown": "unknown",
     "key_lacks_role": "role",
     "key_lacks_adapter": "adapter",
+    "key_lacks_priority": "priority",
+    "key_requests_at_a_time": "requests",
+    "key_pixel_steps_per_minute": "pixel_steps",
 }
 """Reasons in the metric of refused keys, by an error's code."""
 _NOT_ALLOWED = 405

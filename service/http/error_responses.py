@@ -31,6 +31,7 @@ STATUSES: Mapping[str, int] = {
     "body_too_large": 413,
     "invalid_request": 422,
     "busy": 429,
+    "rate_limit_exceeded": 429,
     "headers_too_large": 431,
     "error": 500,
     "unknown_transfer_encoding": 501,
@@ -108,7 +109,10 @@ GENERATE_ERRORS: Responses = {
     408: {"description": "The request did not arrive in time.", "model": ErrorBody},
     413: {"description": "The body exceeds the size limit.", "model": ErrorBody},
     422: {"description": "A field is wrong: its name, its value, and what to give instead.", "model": ErrorBody},
-    429: {"description": "The queue is full; Retry-After gives the seconds to wait.", "model": ErrorBody},
+    429: {
+        "description": "The queue is full, or a limit of the key is reached; Retry-After gives the seconds to wait.",
+        "model": ErrorBody,
+    },
     431: {"description": "The headers exceed a limit.", "model": ErrorBody},
     500: {"description": "The model failed.", "model": ErrorBody},
     503: {

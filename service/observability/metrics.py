@@ -75,6 +75,13 @@ ACTIVE_ROWS = Gauge(
     ["device"],
     multiprocess_mode="livemostrecent",
 )
+PARKED = Gauge(
+    "lithograph_parked_pictures",
+    "Pictures that were taken out of the steps for ones of high priority, and wait to continue.",
+    ["device"],
+    multiprocess_mode="livemostrecent",
+)
+PARKINGS = Counter("lithograph_parkings", "Times that a picture was parked for one of high priority.", ["device"])
 ROWS = Counter("lithograph_rows", "Rows of steps: computed, or reused at qualities below exact.", ["device", "kind"])
 STEP_SECONDS = Histogram(
     "lithograph_step_seconds", "Time of one forward of pictures of one size.", ["device"], buckets=_SECONDS
@@ -86,7 +93,7 @@ REJECTED = Counter(
 )
 KEY_REFUSALS = Counter(
     "lithograph_api_key_refusals",
-    "Requests refused for their API key: missing, unknown, without the role, or without the adapter.",
+    "Requests refused for their API key: missing, unknown, without the role, adapter or priority, or at a limit.",
     ["reason"],
 )
 API_KEYS_CURRENT = Gauge(
@@ -154,7 +161,7 @@ MODEL_INFO = Gauge(
 for _counter, _values in {
     REQUESTS: ("200", "202", "400", "404", "413", "422", "429", "499", "500", "503", "504"),
     REJECTED: ("busy", "not_ready", "draining", "invalid_request", "not_json", "body_too_large"),
-    KEY_REFUSALS: ("missing", "unknown", "role", "adapter"),
+    KEY_REFUSALS: ("missing", "unknown", "role", "adapter", "priority", "requests", "pixel_steps"),
     JOBS: ("200", "404", "499", "500", "503", "504"),
     WEBHOOKS: ("delivered", "given_up"),
     ADAPTER_REFUSALS: ("unfit", "incomplete", "unreadable"),
@@ -170,7 +177,7 @@ for _status in ("200", "504"):
 def begin_engine(device: str) -> None:
     """Show that the engine of a device is ready; its counters begin with 0."""
     READY.labels(device).set(1)
-    for series in (ENGINE_RESTARTS, DEVICE_LOSSES, OUT_OF_MEMORY, STEP_SECONDS):
+    for series in (ENGINE_RESTARTS, DEVICE_LOSSES, OUT_OF_MEMORY, PARKINGS, STEP_SECONDS):
         series.labels(device)
 
 

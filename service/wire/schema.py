@@ -14,6 +14,7 @@ from longcat.model.shape import GRID_PX
 from longcat.problem import Problem, show
 from longcat.sampling.quality import Quality, Tolerance
 from longcat.validation import ProblemValueError
+from service.access.priority import Priority
 
 SMALLEST_PX = GRID_PX
 LARGEST_SEED = 2**63 - 1
@@ -110,6 +111,12 @@ class BaseRequest(BaseModel):
         ),
         BeforeValidator(_not_too_many),
     ] = ()
+    priority: Annotated[
+        Priority | None,
+        Field(
+            description="high goes before normal, normal before low, as far as the API key allows; by default normal."
+        ),
+    ] = None
     timeout_seconds: Annotated[
         float | None,
         Field(

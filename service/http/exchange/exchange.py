@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from longcat.errors import DeadlineError
+from service.access.metering import KeyMeters
 from service.http.exchange.adapter_changes import AdapterChanges
 from service.http.exchange.engine_link import EngineLink, Put
 from service.http.exchange.mailboxes import Mailbox
@@ -40,6 +41,7 @@ class Exchange:
         """
         self._mailboxes = mailboxes
         self.changes = AdapterChanges()
+        self.meters = KeyMeters()
         self.engines = tuple(
             EngineLink(engine, stall_seconds=stall_seconds, missed=self.changes.commands) for engine in state.engines
         )
@@ -103,6 +105,7 @@ class Exchange:
                     mailbox.put(ErrorEvent(EngineEndedError()))
                     yield mailbox
         finally:
+            self.meters.end(command.id, command.key)
             with self._requests.get_lock():
                 self._requests.value -= 1
 

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from lithograph.__main__ import cli
 from longcat.errors import ConfigError, LithographError
 from service.access import key_file
+from service.access.allowance import Allowance
 from service.access.caller import ANYONE, Caller, ForbiddenError, Role
 from service.access.key_file import KeyFile
 from service.access.keys import KEY_PREFIX, ApiKeys, hash_of
@@ -39,13 +40,33 @@ def test_a_key_is_shown_once_and_the_file_has_its_hash_alone(tmp_path: Path) -> 
     assert re.fullmatch(KEY_PREFIX + r"[A-Za-z0-9_-]{43}", secret)
     assert secret not in path.read_text() + keys("list", "--file", path).stdout
     caller = ApiKeys.read(path).caller_of(secret)
-    assert caller == Caller(name="team-a", roles=frozenset({Role.GENERATE, Role.ADAPTERS}), adapters=("team-a-*",))
+    roles, allowance = frozenset({Role.GENERATE, Role.ADAPTERS}), Allowance(priority="normal")
+    assert caller == Caller(name="team-a", roles=roles, adapters=("team-a-*",), allowance=allowance)
     assert ApiKeys.read(path).caller_of(secret[:-1]) is None
     listed = json.loads(keys("list", "--file", path, "--json").stdout)
     assert [(key["name"], key["roles"]) for key in listed] == [("team-a", ["generate", "adapters"])]
     assert hash_of(secret) not in keys("list", "--file", path, "--json").stdout
     assert keys("remove", "team-a", "--file", path).exit_code == 0
     assert ApiKeys.read(path).caller_of(secret) is None
+
+
+def test_a_key_has_a_share_and_limits(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    options = (
+        "--share",
+        "2.5",
+        "--highest-priority",
+        "high",
+        "--max-requests",
+        "3",
+        "--pixel-steps-per-minute",
+        "9000",
+    )
+    secret = added(path, "team-a", *options)
+    caller = ApiKeys.read(path).caller_of(secret)
+    assert caller is not None
+    assert caller.allowance == Allowance(share=2.5, priority="high", requests=3, pixel_steps_per_minute=9000)
+    assert keys("list", "--file", path).stdout.splitlines()[1].split()[3:7] == ["2.5", "high", "3", "9000"]
 
 
 def test_keys_that_are_made_at_once_are_all_kept(tmp_path: Path) -> None:
@@ -69,6 +90,11 @@ def test_keys_that_are_made_at_once_are_all_kept(tmp_path: Path) -> None:
         (("add", "b", "--adapters", "b/*"), "not a pattern of adapter names"),
         (("add", "b", "--adapters", ""), "not a pattern of adapter names"),
         (("add", "b", "--role", "king"), "is not one of"),
+        (("add", "b", "--share", "0"), "share"),
+        (("add", "b", "--share", "nan"), "share"),
+        (("add", "b", "--max-requests", "0"), "requests"),
+        (("add", "b", "--pixel-steps-per-minute", "-1"), "pixel_steps_per_minute"),
+        (("add", "b", "--highest-priority", "urgent"), "is not one of"),
     ],
 )
 def test_a_wrong_command_changes_nothing(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

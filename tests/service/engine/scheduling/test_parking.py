@@ -63,8 +63,8 @@ def test_a_parked_picture_is_the_same_bit_for_bit(model: Components, name: str) 
 def test_the_first_step_of_high_priority_is_one_of_the_next_two_forwards(model: Components) -> None:
     s = EngineHarness(model, max_rows=4, background=False)
     for number, size in enumerate(((64, 64), (128, 64), (64, 128), (128, 128))):
-        for request in range(3):
-            s.submit(f"load{number}{request}", steps=20, width=size[0], height=size[1], priority="low")
+        for request in range(2):
+            s.submit(f"load{number}{request}", steps=30, width=size[0], height=size[1], priority="low")
     step(s, 6)
     for number, width in enumerate((64, 192, 128)):  # an occupied size, a new one, an occupied one
         name = f"high{number}"
@@ -74,8 +74,8 @@ def test_the_first_step_of_high_priority_is_one_of_the_next_two_forwards(model: 
     before = len(s.steps)
     step(s, 12)
     after = [name.startswith("high") for name in s.steps[before:]]
+    assert any(after)
     assert not all(after)  # the sizes without high priority get every second forward
-    s.run(15)
 
 
 def test_an_image_is_parked_at_most_so_often(model: Components) -> None:
