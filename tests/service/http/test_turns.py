@@ -69,7 +69,7 @@ def test_requests_at_a_time_are_limited_for_jobs_and_streams_alike(limited: Limi
     assert limited.metric("lithograph_api_key_refusals_total", reason="requests") == before + 3
     assert limited.post("urgent").status_code == 200  # another key
     headers = {"Authorization": f"Bearer {limited.secrets['one']}"}
-    httpx.delete(limited.url + job.json()["url"], headers=headers).raise_for_status()
+    httpx.delete(limited.url + job.headers["location"], headers=headers).raise_for_status()
     assert limited.post("one").status_code == 200
 
 
