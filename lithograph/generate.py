@@ -12,7 +12,8 @@ from pydantic import Field
 
 from lithograph.output import output_error
 from longcat.errors import RecipeError, UserError
-from longcat.model.flavour import HUB_IDS, Flavour, resolve
+from longcat.model.flavour import Flavour, resolve
+from longcat.model.published.models import HUB_IDS
 from longcat.options import Configuration, Flag, command_options, configure, options_of
 from longcat.validation import validated
 from service.access.priority import PRIORITIES

@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from longcat.model.flavour import EMBEDDED_FOLDER, HUB_IDS
+from longcat.model.flavour import EMBEDDED_FOLDER
+from longcat.model.published.models import HUB_IDS
 
 COMMIT = "c0ffee" + "0" * 34
 

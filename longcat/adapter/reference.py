@@ -8,7 +8,7 @@ from longcat.errors import AdapterError
 NAME = r"(?P<name>[a-z0-9][a-z0-9._-]{0,62})"
 VERSION = r"(?P<version>[1-9][0-9]{0,8})"
 _REFERENCE = re.compile(rf"{NAME}(?:@{VERSION})?")
-_BASE_NAMES = frozenset({"embedded", "final", "dev"})
+_BASE_NAMES = frozenset({"embedded", "final", "dev", "edit", "edit-turbo"})
 """Names of the models that have one; importing ``longcat.model.flavour`` for them would bring the hub's client."""
 
 

@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from longcat.checksum import checksums
 from longcat.errors import FlavourError, HubError
 from longcat.logs import log_event
+from longcat.model.published.models import HUB_IDS, ModelSettings, is_edit_pipeline, published_settings
 from longcat.problem import Problem
 from longcat.validation import problems_of
 
@@ -30,8 +31,9 @@ log = logging.getLogger("lithograph")
 
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "embedded"
 PUBLISHED_FOLDER = Path(__file__).parent / "published"
-"""The sizes of LongCat-Image, of which final and dev are two sets of weights: enough to plan, not to load."""
-HUB_IDS = {"final": "meituan-longcat/LongCat-Image", "dev": "meituan-longcat/LongCat-Image-Dev"}
+"""The sizes of LongCat-Image, which all published flavours have: enough to plan, not to load."""
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""Files in text_processor, of which a model that edits has one, by transformers 4 or 5: what its vision tower takes."""
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 SETTINGS_FILE = "lithograph.json"
 QUALITY_FILE = "quality.json"
@@ -54,31 +56,13 @@ _Settings = TypeVar("_Settings", bound=BaseModel)
 _LFS_BLOB = re.compile(r"[0-9a-f]{64}")
 
 
-class ModelSettings(BaseModel):
-    """Limits and defaults of a model. The defaults here are LongCat-Image's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    max_prompt_tokens: int = 512
-    """Most tokens of a prompt, without the template; also the first position of the image."""
-    default_size_px: int = 1024
-    """Width and height when a request gives none."""
-    max_pixels: int = 2048 * 2048
-    """Largest width times height of a request, unless the server is configured otherwise."""
-    default_steps: int = 30
-    """Denoising steps when a request gives none."""
-    default_guidance_scale: float = 4.5
-    """Classifier-free guidance when a request gives none."""
-    rewrites_prompts: bool = True
-    """True if the text encoder is a language model that can rewrite prompts."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Flavour:
     """A model that can be loaded."""
 
     name: str
-    """final, dev, embedded, a hub id, or the last part of a directory's path: images carry it, and must not reveal paths."""
+    """A published flavour (final, dev, edit, edit-turbo), embedded, a hub id, or the last part of a directory's path: images
+    carry it, and must not reveal paths."""
     folder: Path
     revision: str | None
     """The hub's commit, or None for local files."""
@@ -116,21 +100,21 @@ class Description:
 def describe(name: str, *, revision: str | None = None) -> Description:
     """Find a model's configuration; from the hub, only JSON files are downloaded: kilobytes. Raises as ``resolve``."""
     folder = _folder(name, revision, _CONFIGURATIONS)
-    return Description(folder=folder, settings=read_settings(ModelSettings, folder / SETTINGS_FILE, flavour=name))
+    return Description(folder=folder, settings=_settings(name, folder))
 
 
 def structure(name: str, *, revision: str | None = None) -> Description:
     """Find a model's sizes, without the hub for the published flavours. Raises as ``resolve``."""
     if name in (*HUB_IDS, *HUB_IDS.values()) and revision is None and not Path(name).is_dir():
-        return Description(folder=PUBLISHED_FOLDER, settings=ModelSettings())
+        return Description(folder=PUBLISHED_FOLDER, settings=published_settings(name))
     return describe(name, revision=revision)
 
 
 def resolve(name: str, *, revision: str | None = None) -> Flavour:
     """Find a flavour, and download it from the hub if it is not in the cache.
 
-    ``name`` is ``final``, ``dev``, ``embedded``, a directory, or a hub id (``organisation/name``); ``revision`` a branch,
-    tag or commit of the hub. Raises ``FlavourError`` if there is no such model or files are missing,
+    ``name`` is ``final``, ``dev``, ``edit``, ``edit-turbo``, ``embedded``, a directory, or a hub id (``organisation/name``);
+    ``revision`` a branch, tag or commit of the hub. Raises ``FlavourError`` if there is no such model or files are missing,
     ``HubError`` if the hub cannot be reached.
     """
     folder = _folder(name, revision, ALL_FILES)
@@ -260,17 +244,31 @@ def _hash(folder: Path, files: Sequence[Path]) -> str:
 def _local(name: str, folder: Path) -> Flavour:
     missing = [part for part in ("model_index.json", *COMPONENTS) if not (folder / part).exists()]
     if missing:
-        raise FlavourError(
-            "flavour_incomplete",
-            "{folder} lacks {missing}",
-            remedy="give a directory that LongCatImagePipeline.save_pretrained wrote",
-            field="flavour",
-            value=name,
-            folder=str(folder),
-            missing=", ".join(missing),
-        )
-    settings = read_settings(ModelSettings, folder / SETTINGS_FILE, flavour=name)
-    return Flavour(name=name, folder=folder, revision=None, hash=_hash(folder, _model_files(folder)), settings=settings)
+        raise _incomplete(name, folder, missing)
+    settings = _settings(name, folder)
+    if settings.edits and not any((folder / "text_processor" / file).exists() for file in IMAGE_PROCESSOR_FILES):
+        raise _incomplete(name, folder, [f"text_processor/{IMAGE_PROCESSOR_FILES[0]}"])
+    files = _model_files(folder, edits=settings.edits)
+    return Flavour(name=name, folder=folder, revision=None, hash=_hash(folder, files), settings=settings)
+
+
+def _incomplete(name: str, folder: Path, missing: Sequence[str]) -> FlavourError:
+    return FlavourError(
+        "flavour_incomplete",
+        "{folder} lacks {missing}",
+        remedy="give a directory that LongCatImagePipeline.save_pretrained wrote",
+        field="flavour",
+        value=name,
+        folder=str(folder),
+        missing=", ".join(missing),
+    )
+
+
+def _settings(name: str, folder: Path) -> ModelSettings:
+    """Read a model's settings. Those that its file leaves out are the published model's of its name or its kind."""
+    given = read_settings(ModelSettings, folder / SETTINGS_FILE, flavour=name)
+    published = published_settings(name, edits=given.edits or is_edit_pipeline(folder / "model_index.json"))
+    return published.model_copy(update=given.model_dump(exclude_unset=True))
 
 
 def read_settings(kind: type[_Settings], path: Path, *, flavour: str) -> _Settings:
@@ -291,8 +289,10 @@ def read_settings(kind: type[_Settings], path: Path, *, flavour: str) -> _Settin
         ) from error
 
 
-def _model_files(folder: Path) -> list[Path]:
+def _model_files(folder: Path, *, edits: bool = False) -> list[Path]:
     tops = [folder / name for name in ("model_index.json", SETTINGS_FILE) if (folder / name).exists()]
     tops += (folder / "text_processor").glob("chat_template.*")
+    if edits:
+        tops += (path for file in IMAGE_PROCESSOR_FILES if (path := folder / "text_processor" / file).exists())
     inner = [path for part in COMPONENTS for path in (folder / part).rglob("*") if path.is_file()]
     return sorted(tops + inner, key=lambda path: path.relative_to(folder).as_posix())

@@ -15,6 +15,7 @@ import transformers
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, LongCatImageTransformer2DModel
 from safetensors import SafetensorError
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from longcat.errors import DeviceError, FlavourError
 from longcat.model.flavour import Flavour
@@ -44,6 +45,8 @@ class Components:
     vae: AutoencoderKL
     text_encoder: Qwen2_5_VLForConditionalGeneration
     tokenizer: Qwen2Tokenizer
+    image_processor: Qwen2VLImageProcessorPil | None = None
+    """The vision tower's, of a model that edits; None for one that does not."""
     scheduler_config: Mapping[str, Any]
 
 
@@ -82,7 +85,13 @@ def load(
     )
     transformer = storage("transformer", precision, load_transformer, transformer_structure)
     vae = load_vae(flavour, compute)
-    text_encoder = storage("text_encoder", text_encoder_precision, load_text_encoder, text_encoder_structure)
+    sees = flavour.settings.edits
+    text_encoder = storage(
+        "text_encoder",
+        text_encoder_precision,
+        partial(load_text_encoder, sees=sees),
+        partial(text_encoder_structure, sees=sees),
+    )
     place(transformer, text_encoder, vae, device=target, offload=offload)
     return Components(
         flavour=flavour,
@@ -94,6 +103,7 @@ def load(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=load_tokenizer(flavour.folder),
+        image_processor=load_image_processor(flavour) if sees else None,
         scheduler_config=load_scheduler_config(flavour),
     )
 
@@ -143,7 +153,7 @@ def load_text_encoder(
     """Load the text encoder, frozen, into main memory. Raises ``FlavourError``.
 
     ``writes``: keep the language head, which writes text and encodes none. ``sees``: keep the vision tower, which captions
-    need and prompts do not.
+    and edits need, and prompts alone do not.
     """
     model: Qwen2_5_VLForConditionalGeneration = _frozen(
         flavour, "text_encoder", Qwen2_5_VLForConditionalGeneration, dtype
@@ -153,6 +163,15 @@ def load_text_encoder(
     if not writes:
         del model.lm_head
     return model
+
+
+def load_image_processor(flavour: Flavour) -> Qwen2VLImageProcessorPil:
+    """Load the vision tower's image processor, with Pillow: torchvision is not needed. Raises ``FlavourError``."""
+    with _file_errors(flavour):
+        processor: Qwen2VLImageProcessorPil = Qwen2VLImageProcessorPil.from_pretrained(
+            flavour.folder / "text_processor"
+        )
+    return processor
 
 
 def load_vae(flavour: Flavour, dtype: torch.dtype) -> AutoencoderKL:

@@ -4,6 +4,8 @@ The forward, the trainer's memory plan and the HTTP processes all read them. Sou
 ``transformer_longcat_image.py`` (blocks) and ``LongCatImagePipeline`` (latents, prompt template).
 """
 
+import math
+
 LATENT_CHANNELS = 16
 """Channels of the VAE's latents."""
 LATENT_PX = 8
@@ -32,6 +34,13 @@ OUTPUT_MODULATIONS = 2
 FLOAT16_MAX = 65504
 """Largest finite float16. Residuals of deep blocks exceed it, so that blocks clip their output to it."""
 
+MAX_REFERENCES = 1
+"""Pictures that a request may edit at once: the pipeline of LongCat-Image-Edit takes one."""
+VISION_TOKEN_PX = 28
+"""Side of the square of pixels that one of the vision tower's tokens covers: 2 x 2 patches of 14 px, in Qwen2.5-VL."""
+MOST_RATIO = 8.0
+"""Longer side by shorter side of the most oblong picture that is edited: of a strip, the text encoder sees few tokens."""
+
 TEMPLATE_PREFIX_TOKENS = 36
 """Tokens of the prompt template before the prompt, by LongCat-Image's tokenizer; the embedded model's makes 35 of it."""
 POSITION_POLICY = "transformers-4"
@@ -50,6 +59,17 @@ MODULATION_CACHE_BYTES = 256 * 2**20
 def image_tokens(*, width_px: int, height_px: int) -> int:
     """Return the number of tokens of an image."""
     return (width_px // TOKEN_PX) * (height_px // TOKEN_PX)
+
+
+def canvas_size(*, width_px: int, height_px: int, area_px: int) -> tuple[int, int]:
+    """Return width and height at which a picture is edited: about ``area_px`` at its ratio, in whole tokens.
+
+    Source: diffusers ``LongCatImageEditPipeline`` (``calculate_dimensions``).
+    """
+    width = math.sqrt(area_px * (width_px / height_px))
+    sides = width, width / (width_px / height_px)
+    width_px, height_px = (int(side if side % TOKEN_PX == 0 else (side // TOKEN_PX + 1) * TOKEN_PX) for side in sides)
+    return width_px, height_px
 
 
 def modulation_numbers(*, double_blocks: int, single_blocks: int, width: int) -> int:

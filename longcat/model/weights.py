@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from longcat.model.flavour import ALL_FILES, COMPONENTS, HUB_IDS
+from longcat.model.flavour import ALL_FILES, COMPONENTS
+from longcat.model.published.models import HUB_IDS
 
 _WITH_WEIGHTS = ("text_encoder", "transformer", "vae")
 

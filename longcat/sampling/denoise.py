@@ -7,7 +7,8 @@ Shapes: B images, R rows of a forward (one for an image, two with guidance), N i
 transformer's width, J the text encoder's, M numbers of modulation.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,10 +18,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from longcat.errors import EngineError
-from longcat.model.device.errors import first_that_fits
 from longcat.model.device.threads import one_core
-from longcat.model.shape import WHOLE_DECODE_PIXELS, image_tokens
+from longcat.model.shape import image_tokens
 from longcat.sampling import flow, latents
 from longcat.sampling.blocks import Rope
 from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates
@@ -64,6 +63,8 @@ class Denoising:
     latents_1NC: Tensor
     clean_1NC: Tensor
     """The clean latents that the last step predicted."""
+    reference_1NC: Tensor | None = None
+    """Latents of the picture that the image is made from, of the image's size; None without one."""
     adapters: tuple[SlotUse, ...] = ()
     reuse: Reuse | None = None
     """None: every step computes every row."""
@@ -80,11 +81,15 @@ class Denoising:
         return self.step == self.steps
 
     @property
+    def shape(self) -> tuple[int, int, int, bool]:
+        """Height and width in px, prompt rows, and whether there is a reference: rows of one shape share a forward."""
+        return self.height_px, self.width_px, self.context_1LD.shape[1], self.reference_1NC is not None
+
+    @property
     def contexts(self) -> tuple[Tensor, ...]:
         """Contexts of the rows of a forward, at most: conditional, then unconditional."""
-        return (
-            (self.context_1LD,) if self.negative_context_1LD is None else (self.context_1LD, self.negative_context_1LD)
-        )
+        negative_1LD = self.negative_context_1LD
+        return (self.context_1LD,) if negative_1LD is None else (self.context_1LD, negative_1LD)
 
     @property
     def next_contexts(self) -> tuple[Tensor, ...]:
@@ -109,11 +114,12 @@ def start(
     adapters: tuple[SlotUse, ...] = (),
     slots: AdapterSlots | None = None,
     reuse_tolerance: float = 0.0,
+    reference_1NC: Tensor | None = None,
 ) -> Denoising:
     """Return an image that is still noise. Guidance needs a scale over 1 and negative embeddings.
 
     ``adapters``: loaded in ``slots``. They may change the prompt's projection and the modulations, which are computed here.
-    ``reuse_tolerance``: as for ``begin``.
+    ``reuse_tolerance``, ``reference_1NC``: as for ``begin``.
     """
     updates = UNCHANGED if slots is None else slots.conditioning(adapters)
     if guidance_scale <= 1:
@@ -132,6 +138,7 @@ def start(
         adapters=adapters,
         updates=updates,
         reuse_tolerance=reuse_tolerance,
+        reference_1NC=reference_1NC,
     )
 
 
@@ -150,11 +157,13 @@ def begin(
     adapters: tuple[SlotUse, ...] = (),
     updates: ConditioningUpdates = UNCHANGED,
     reuse_tolerance: float = 0.0,
+    reference_1NC: Tensor | None = None,
 ) -> Denoising:
     """Return an image that is still noise, of prompts that are projected already.
 
     ``updates``: of its adapters, with which the prompts were projected. Modulations are computed unless ``schedule`` was
     called before. ``reuse_tolerance``: that of ``Reuse``; 0: every step computes every row.
+    ``reference_1NC``: packed latents of a picture of the image's size, which the transformer sees beside the image.
     """
     noise = latents.seeded_noise(seed=seed, height_px=height_px, width_px=width_px)
     noise = noise.to(dtype=model.dtype).to(device=model.device, non_blocking=True)
@@ -169,9 +178,15 @@ def begin(
         cfg_renorm=cfg_renorm,
         sigmas=sigmas,
         modulations=modulations,
-        rope=forward.rope(height_px=height_px, width_px=width_px, prompt_rows=context_1LD.shape[1]),
+        rope=forward.rope(
+            height_px=height_px,
+            width_px=width_px,
+            prompt_rows=context_1LD.shape[1],
+            has_reference=reference_1NC is not None,
+        ),
         latents_1NC=noise,
         clean_1NC=noise,
+        reference_1NC=reference_1NC,
         adapters=adapters,
         reuse=Reuse(reuse_tolerance, guidance_weight) if reuse_tolerance else None,
     )
@@ -205,28 +220,26 @@ def advance(
     *,
     max_rows: int | None = None,
 ) -> int:
-    """Advance every image by one step; return the rows that were computed. All must have one size, and none may be done.
+    """Advance every image by one step; return the rows that were computed. None may be done.
 
-    If it raises, no image has changed. ``slots``: the slots of the images' adapters. ``max_rows``: most rows of a forward;
-    by default there is one forward.
+    Images of one shape share a forward: those with a reference have other token counts than those without, so that each
+    kind has its own. If it raises, no image has changed. ``slots``: the slots of the images' adapters. ``max_rows``: most
+    rows of a forward; by default all of a shape.
     """
-    first = pictures[0]
-    assert all((p.height_px, p.width_px) == (first.height_px, first.width_px) and not p.is_done for p in pictures)
-    if slots is not None:
-        order = slots.order
-        pictures = sorted(pictures, key=lambda picture: order(picture.adapters))
+    assert not any(picture.is_done for picture in pictures)
+    pictures = sorted(pictures, key=lambda p: (p.shape, () if slots is None else slots.order(p.adapters)))
     contexts = [picture.next_contexts for picture in pictures]
     rows = [(picture, context) for picture, own in zip(pictures, contexts, strict=True) for context in own]
-    share = max_rows or len(rows)
-    velocities = [
+    velocities = (
         velocity_1NC
-        for begin in range(0, len(rows), share or 1)
-        for velocity_1NC in _velocity(forward, rows[begin : begin + share], first.rope, slots).split(1)
+        for _, alike in itertools.groupby(rows, lambda row: row[0].shape)
+        for share in _batches(list(alike), max_rows)
+        for velocity_1NC in _velocity(forward, share, slots).split(1)
+    )
+    advanced = [
+        _advanced(picture, tuple(itertools.islice(velocities, len(own))))
+        for picture, own in zip(pictures, contexts, strict=True)
     ]
-    advanced = []
-    for picture, own in zip(pictures, contexts, strict=True):
-        computed, velocities = velocities[: len(own)], velocities[len(own) :]
-        advanced.append(_advanced(picture, computed))
     for picture, (clean_1NC, latents_1NC, reuse) in zip(pictures, advanced, strict=True):
         picture.clean_1NC, picture.latents_1NC, picture.reuse = clean_1NC, latents_1NC, reuse
         picture.step += 1
@@ -248,44 +261,35 @@ def _advanced(picture: Denoising, computed: Sequence[Tensor]) -> tuple[Tensor, T
     return clean_1NC, flow.euler_step(picture.latents_1NC, velocity_1NC, sigma, next_sigma), reuse
 
 
-def _velocity(
-    forward: Forward, rows: Sequence[tuple[Denoising, Tensor]], rope: Rope, slots: AdapterSlots | None
-) -> Tensor:
-    """Predict the velocities of rows, each an image and a context of it."""
-    return forward(
-        torch.cat([picture.latents_1NC for picture, _ in rows]),
+def _batches(rows: list[tuple[Denoising, Tensor]], most: int | None) -> Iterator[list[tuple[Denoising, Tensor]]]:
+    while rows:
+        yield rows[:most]
+        rows = [] if most is None else rows[most:]
+
+
+def _velocity(forward: Forward, rows: Sequence[tuple[Denoising, Tensor]], slots: AdapterSlots | None) -> Tensor:
+    """Predict the velocities of rows of one shape, each an image and a context of it, at the images' own tokens."""
+    tokens_RNC = torch.cat([picture.latents_1NC for picture, _ in rows])
+    references = [picture.reference_1NC for picture, _ in rows if picture.reference_1NC is not None]
+    velocities = forward(
+        torch.cat([tokens_RNC, torch.cat(references)], dim=1) if references else tokens_RNC,
         torch.cat([context for _, context in rows]),
         torch.stack([picture.modulations[picture.step] for picture, _ in rows]),
-        rope,
+        rows[0][0].rope,
         None if slots is None else slots.gather([picture.adapters for picture, _ in rows]),
     )
+    return velocities[:, : tokens_RNC.shape[1]]
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, picture: Denoising) -> np.ndarray:
     """Decode an image to pixels, (H, W, 3) in uint8. One at a time: a batch rounds differently.
 
-    On a GPU, an image of more than ``WHOLE_DECODE_PIXELS``, or one for which memory is not enough, is decoded in tiles that
-    overlap, which changes the last bits of some pixels.
-
     Raises ``EngineError`` if numbers exceed the dtype's range.
     """
     unpacked = latents.unpack(picture.latents_1NC, height_px=picture.height_px, width_px=picture.width_px)
     with one_core(unpacked.device):
-        if unpacked.device.type != "cpu" and picture.height_px * picture.width_px > WHOLE_DECODE_PIXELS:
-            image = latents.decode(vae, unpacked, tiled=True)[0]
-        else:
-            image = first_that_fits(
-                lambda: latents.decode(vae, unpacked)[0], lambda: latents.decode(vae, unpacked, tiled=True)[0]
-            )
-    if not torch.isfinite(image).all():
-        raise EngineError(
-            "image_not_finite",
-            "the image is not finite in {dtype}",
-            remedy="use --dtype bfloat16 or float32",
-            dtype=str(image.dtype).removeprefix("torch."),
-        )
-    return _pixels(image)
+        return latents.pixels(latents.decode_any_size(vae, unpacked))
 
 
 @torch.no_grad()
@@ -293,9 +297,4 @@ def preview(vae: AutoencoderKL, picture: Denoising, *, shrink: int) -> np.ndarra
     """Decode the last step's predicted image, from averaged latents, to (H / shrink, W / shrink, 3) in uint8."""
     unpacked = latents.unpack(picture.clean_1NC, height_px=picture.height_px, width_px=picture.width_px)
     with one_core(unpacked.device):
-        return _pixels(latents.decode(vae, F.avg_pool2d(unpacked, shrink))[0])
-
-
-def _pixels(image_3HW: Tensor) -> np.ndarray:
-    pixels = (image_3HW * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
-    return np.asarray((pixels * 255).round().astype(np.uint8))
+        return latents.pixels(latents.decode(vae, F.avg_pool2d(unpacked, shrink))[0])

@@ -8,8 +8,8 @@ the rows of a forward are divided among the cores, because small matrices do not
 On a CPU, a row's result is bitwise independent of other rows: see ``longcat.sampling.blocks``. Layers whose input is one
 vector for each row process one row at a time.
 
-Shapes: R rows, N image tokens, C = 64, L prompt rows, T = L + N, D the inner width, J the text encoder's width, M numbers of
-modulation a row.
+Shapes: R rows, N image tokens (those of a reference included), C = 64, L prompt rows, T = L + N, D the inner width, J the
+text encoder's width, M numbers of modulation a row.
 """
 
 import itertools
@@ -62,7 +62,7 @@ class Forward:
             self._single = torch.compile(single_block, dynamic=True)
         self._lock = threading.Lock()
         self._modulations: OrderedDict[tuple[float, Hashable], Tensor] = OrderedDict()
-        self._ropes: OrderedDict[tuple[int, int, int], Rope] = OrderedDict()
+        self._ropes: OrderedDict[tuple[int, int, int, bool], Rope] = OrderedDict()
 
     @torch.no_grad()
     def context(self, embeds_1LJ: Tensor, updates: ConditioningUpdates = UNCHANGED) -> Tensor:
@@ -100,14 +100,18 @@ class Forward:
         with one_core(self.device):
             return modulate(self.transformer, times_K, updates)
 
-    def rope(self, *, height_px: int, width_px: int, prompt_rows: int) -> Rope:
-        """Return the rotations of the prompt's rows and the image's tokens."""
-        key = (height_px, width_px, prompt_rows)
+    def rope(self, *, height_px: int, width_px: int, prompt_rows: int, has_reference: bool = False) -> Rope:
+        """Return the rotations of the prompt's rows, the image's tokens, and those of a reference of the image's size."""
+        key = (height_px, width_px, prompt_rows, has_reference)
         with self._lock:
             if key not in self._ropes:
-                text = latents.text_ids(prompt_rows)
-                image = latents.image_ids(height_px=height_px, width_px=width_px, max_tokens=prompt_rows)
-                self._ropes[key] = self._rotations(torch.cat([text, image]).to(self.device))
+                modalities = (latents.IMAGE, latents.REFERENCE) if has_reference else (latents.IMAGE,)
+                pictures = [
+                    latents.image_ids(height_px=height_px, width_px=width_px, max_tokens=prompt_rows, modality=modality)
+                    for modality in modalities
+                ]
+                ids_T3 = torch.cat([latents.text_ids(prompt_rows), *pictures])
+                self._ropes[key] = self._rotations(ids_T3.to(self.device))
                 if len(self._ropes) > _MAX_ROPES:
                     self._ropes.popitem(last=False)
             self._ropes.move_to_end(key)

@@ -2,14 +2,21 @@
 
 Shapes: B batch, C = 16 latent channels, H and W the image's size in px, h = H/16 and w = W/16 the token grid,
 N = h*w image tokens of 4*C = 64 channels, L the model's prompt length in tokens.
-Source: diffusers ``LongCatImagePipeline`` (``prepare_latents``, ``_pack_latents``, ``_unpack_latents``).
+Sources: diffusers ``LongCatImagePipeline`` and, for references, ``LongCatImageEditPipeline`` (``prepare_latents``,
+``_pack_latents``, ``_unpack_latents``).
 """
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from longcat.model.shape import LATENT_CHANNELS, LATENT_PX, TOKEN_PX
+from longcat.errors import EngineError
+from longcat.model.device.errors import first_that_fits
+from longcat.model.shape import LATENT_CHANNELS, LATENT_PX, TOKEN_PX, WHOLE_DECODE_PIXELS
+
+IMAGE, REFERENCE = 1, 2
+"""Modalities of the tokens of the image under way and of the picture that it is made from."""
 
 
 def seeded_noise(*, seed: int, height_px: int, width_px: int) -> Tensor:
@@ -41,10 +48,13 @@ def text_ids(max_tokens: int) -> Tensor:
     return ids
 
 
-def image_ids(*, height_px: int, width_px: int, max_tokens: int) -> Tensor:
-    """Return the positions of the image's tokens, (N, 3): (1, L + row, L + column). float32 is exact, and MPS needs it."""
+def image_ids(*, height_px: int, width_px: int, max_tokens: int, modality: int = IMAGE) -> Tensor:
+    """Return the positions of a picture's tokens, (N, 3): (modality, L + row, L + column), of an image or its reference.
+
+    float32 is exact, and MPS needs it.
+    """
     h, w = height_px // TOKEN_PX, width_px // TOKEN_PX
-    ids = torch.ones(h, w, 3)
+    ids = torch.full((h, w, 3), float(modality))
     ids[..., 1] = max_tokens + torch.arange(h, dtype=torch.float32)[:, None]
     ids[..., 2] = max_tokens + torch.arange(w, dtype=torch.float32)[None, :]
     return ids.reshape(h * w, 3)
@@ -66,3 +76,30 @@ def decode(vae: AutoencoderKL, latents_BCHW: Tensor, *, tiled: bool = False) -> 
     latents = latents.to(vae.dtype).contiguous(memory_format=torch.channels_last)
     images: Tensor = (vae.tiled_decode if tiled else vae.decode)(latents, return_dict=False)[0]
     return images
+
+
+def decode_any_size(vae: AutoencoderKL, latents_1CHW: Tensor) -> Tensor:
+    """Decode one image to (3, H, W).
+
+    On a GPU, an image of more than ``WHOLE_DECODE_PIXELS``, or one for which memory is not enough, is decoded in tiles that
+    overlap, which changes the last bits of some pixels. Raises ``EngineError`` if numbers exceed the dtype's range.
+    """
+    *_, h, w = latents_1CHW.shape
+    if latents_1CHW.device.type != "cpu" and h * w * LATENT_PX**2 > WHOLE_DECODE_PIXELS:
+        image = decode(vae, latents_1CHW, tiled=True)[0]
+    else:
+        image = first_that_fits(lambda: decode(vae, latents_1CHW)[0], lambda: decode(vae, latents_1CHW, tiled=True)[0])
+    if not torch.isfinite(image).all():
+        raise EngineError(
+            "image_not_finite",
+            "the image is not finite in {dtype}",
+            remedy="use --dtype bfloat16 or float32",
+            dtype=str(image.dtype).removeprefix("torch."),
+        )
+    return image
+
+
+def pixels(image_3HW: Tensor) -> np.ndarray:
+    """Return an image in -1..1 as (H, W, 3) in uint8."""
+    numbers = (image_3HW * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
+    return np.asarray((numbers * 255).round().astype(np.uint8))

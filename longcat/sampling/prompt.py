@@ -15,6 +15,13 @@ TEMPLATE_PREFIX = (
     "<|im_start|>system\nAs an image captioning expert, generate a descriptive text prompt based on an image content, "
     "suitable for input to a text-to-image model.<|im_end|>\n<|im_start|>user\n"
 )
+EDIT_TEMPLATE_PREFIX = (
+    "<|im_start|>system\nAs an image editing expert, first analyze the content and attributes of the input image(s). Then, "
+    "based on the user's editing instructions, clearly and precisely determine how to modify the given image(s), ensuring "
+    "that only the specified parts are altered and all other aspects remain consistent with the original(s).<|im_end|>\n"
+    "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
+)
+"""The prefix of a model that edits: one image token stands for all tokens of the picture."""
 TEMPLATE_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 
 _MOST_CHARACTERS_PER_TOKEN = 512
@@ -74,8 +81,8 @@ def least_tokens(prompt: str, *, max_tokens: int) -> int:
     return quoted + -(-(len(prompt) - quoted) // _MOST_CHARACTERS_PER_TOKEN)
 
 
-def tokenize_prompt(prompt: str, tokenize: Tokenize, *, max_tokens: int) -> PromptTokens:
-    """Tokenise a prompt with its template.
+def tokenize_prompt(prompt: str, tokenize: Tokenize, *, max_tokens: int, prefix: str = TEMPLATE_PREFIX) -> PromptTokens:
+    """Tokenise a prompt with its template, of which ``prefix`` is the part before the prompt.
 
     Raises ``PromptTooLongError`` beyond ``max_tokens``: to truncate silently would drop part of the request. A prompt that
     has too many characters is not tokenised: the time that a request can take does not grow with its length.
@@ -85,6 +92,4 @@ def tokenize_prompt(prompt: str, tokenize: Tokenize, *, max_tokens: int) -> Prom
     body = tokenize_body(prompt, tokenize)
     if len(body) > max_tokens:
         raise PromptTooLongError(tokens=len(body), max_tokens=max_tokens)
-    return PromptTokens(
-        prefix=tuple(tokenize(TEMPLATE_PREFIX)), body=tuple(body), suffix=tuple(tokenize(TEMPLATE_SUFFIX))
-    )
+    return PromptTokens(prefix=tuple(tokenize(prefix)), body=tuple(body), suffix=tuple(tokenize(TEMPLATE_SUFFIX)))

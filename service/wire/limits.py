@@ -9,7 +9,8 @@ from typing import Self
 
 from longcat.adapter.reference import parse_reference
 from longcat.errors import AdapterError, PromptTooLongError, UserError
-from longcat.model.flavour import Flavour, ModelSettings
+from longcat.model.flavour import Flavour
+from longcat.model.published.models import ModelSettings
 from longcat.model.shape import GRID_PX
 from longcat.problem import Problem
 from longcat.sampling.prompt import Tokenize, tokenize_prompt

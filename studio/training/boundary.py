@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from longcat.errors import ConfigError, DataError, StorageError
-from longcat.model.flavour import HUB_IDS
+from longcat.model.published.models import HUB_IDS
 from longcat.problem import Problem
 from longcat.storage.address import FileAddress, parse_address
 from studio.datasets.datasets import Datasets

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 
-from longcat.model.flavour import HUB_IDS
+from longcat.model.published.models import HUB_IDS
 from longcat.model.shape import GRID_PX, TOKEN_PX
 from longcat.problem import Problem
 from trainer.config.fields import TrainFields

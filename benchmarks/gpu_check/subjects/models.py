@@ -19,7 +19,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.gpu_check.checks import Skipped
 from benchmarks.gpu_check.settings import Settings
-from longcat.model.flavour import EMBEDDED_FOLDER, PUBLISHED_FOLDER, Flavour, ModelSettings, resolve
+from longcat.model.flavour import EMBEDDED_FOLDER, PUBLISHED_FOLDER, Flavour, resolve
 from longcat.model.loading import (
     Components,
     load,
@@ -33,6 +33,7 @@ from longcat.model.loading import (
 from longcat.model.memory.in_use import memory_of
 from longcat.model.offload import place
 from longcat.model.precision import Offload, Precision
+from longcat.model.published.models import ModelSettings
 from longcat.model.quantized.quantize import check_precision, quantize_base
 from longcat.model.tokenizer import load_tokenizer
 

@@ -18,7 +18,9 @@ def transformer_structure(flavour: Flavour, dtype: torch.dtype) -> LongCatImageT
     return _empty(model, dtype)
 
 
-def text_encoder_structure(flavour: Flavour, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
+def text_encoder_structure(
+    flavour: Flavour, dtype: torch.dtype, *, sees: bool = False
+) -> Qwen2_5_VLForConditionalGeneration:
     """Return the text encoder as ``longcat.model.loading.load_text_encoder`` does, without numbers."""
     folder = flavour.folder / "text_encoder"
     config = AutoConfig.from_pretrained(folder, dtype=dtype)
@@ -26,7 +28,8 @@ def text_encoder_structure(flavour: Flavour, dtype: torch.dtype) -> Qwen2_5_VLFo
         model = Qwen2_5_VLForConditionalGeneration(config)
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    del model.model.visual
+    if not sees:
+        del model.model.visual
     return _empty(model, dtype)
 
 

@@ -22,8 +22,9 @@ from longcat.adapter.verification import check_lora
 from longcat.adapter.weights.file import load_lora, save_lora
 from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.errors import AdapterError, StorageConflictError, StorageError, StorageMissingError
-from longcat.model.flavour import EMBEDDED_FOLDER, HUB_IDS, Flavour
+from longcat.model.flavour import EMBEDDED_FOLDER, Flavour
 from longcat.model.loading import Components, load
+from longcat.model.published.models import HUB_IDS
 from longcat.storage.interface import Storage
 from tests.longcat.sampling.test_denoise import begin, finish
 

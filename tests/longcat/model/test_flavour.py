@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from longcat.errors import FlavourError, HubError
-from longcat.model.flavour import EMBEDDED_FOLDER, Flavour, ModelSettings, resolve
+from longcat.model.flavour import EMBEDDED_FOLDER, Flavour, resolve
 from longcat.model.loading import load, load_text_encoder, load_transformer, load_vae
+from longcat.model.published.models import ModelSettings
 from longcat.model.tokenizer import load_tokenizer
 
 

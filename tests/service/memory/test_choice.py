@@ -11,9 +11,10 @@ from diffusers import AutoencoderKL, LongCatImageTransformer2DModel
 from longcat.adapter.modules import lora_targets
 from longcat.adapter.weights.lora import LoraLayer, LoraWeights
 from longcat.errors import ConfigError, PrecisionError
-from longcat.model.flavour import PUBLISHED_FOLDER, Description, ModelSettings
+from longcat.model.flavour import PUBLISHED_FOLDER, Description
 from longcat.model.memory.device import usable_bytes
 from longcat.model.precision import Offload, Precision
+from longcat.model.published.models import ModelSettings
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots
 from service.memory.choice import GivenSettings, check_format, choose
