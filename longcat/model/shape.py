@@ -46,8 +46,9 @@ TEMPLATE_PREFIX_TOKENS = 36
 POSITION_POLICY = "transformers-4"
 """Numbering of the prompt's positions (``longcat.sampling.encoding.text_encoder``), in cache keys and adapter manifests."""
 
-WHOLE_DECODE_PIXELS = 1024 * 1024
-"""Most pixels of an image that the VAE decodes as a whole on a GPU: 1.5 GiB; 2048 x 2048 px would take 6."""
+WHOLE_DECODE_PIXELS = 1024 * 1088
+"""Most pixels of an image that the VAE decodes as a whole on a GPU: 1.5 GiB; 2048 x 2048 px would take 6. Canvases of edits,
+whose sides are rounded up, have a little more than 1024 x 1024."""
 STEP_WIDTHS = 12
 """Widths of a row that are live at once in a step, at the feed-forward of a single block (``longcat.sampling.blocks``)."""
 PROMPT_CACHE_BYTES = 256 * 2**20
@@ -70,6 +71,12 @@ def canvas_size(*, width_px: int, height_px: int, area_px: int) -> tuple[int, in
     sides = width, width / (width_px / height_px)
     width_px, height_px = (int(side if side % TOKEN_PX == 0 else (side // TOKEN_PX + 1) * TOKEN_PX) for side in sides)
     return width_px, height_px
+
+
+def vision_tokens(*, width_px: int, height_px: int) -> int:
+    """Return the tokens of a reference in the text encoder, which sees it at half its sides."""
+    rows, columns = (max(1, round(side / 2 / VISION_TOKEN_PX)) for side in (height_px, width_px))
+    return max(4, rows * columns)
 
 
 def modulation_numbers(*, double_blocks: int, single_blocks: int, width: int) -> int:

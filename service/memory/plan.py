@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from longcat.model.memory.autoencoder import Autoencoder, read_autoencoder
+from longcat.model.memory.vision import VisionTower, read_vision_tower
 from longcat.model.memory.weights import (
     ITEM_BYTES,
     TextEncoder,
@@ -24,6 +25,7 @@ from longcat.model.shape import (
     WHOLE_DECODE_PIXELS,
     image_tokens,
     modulation_numbers,
+    vision_tokens,
 )
 
 _DECODE_SHARE = 1.25
@@ -57,6 +59,8 @@ class ServingWorkload:
     """Tokens of a prompt as the model reads it, padding included."""
     rewrites: bool
     """True if requests may have their prompt rewritten."""
+    edits: bool = False
+    """True if every image is made from a reference, which the text encoder sees and whose tokens join the image's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,7 @@ class ServingPlan:
     transformer: Transformer
     autoencoder: Autoencoder
     text_encoder: TextEncoder
+    vision_tower: VisionTower
 
     @property
     def _item(self) -> int:
@@ -82,6 +87,11 @@ class ServingPlan:
     def text_encoder_bytes(self) -> int:
         """The text encoder's weights, without its language head."""
         return self.text_encoder.weight_bytes(self.workload.text_encoder_precision, self._item)
+
+    @property
+    def vision_bytes(self) -> int:
+        """The vision tower's weights; a model that does not edit has it not loaded."""
+        return self.vision_tower.weight_bytes(self._item) if self.workload.edits else 0
 
     @property
     def vae_bytes(self) -> int:
@@ -111,20 +121,29 @@ class ServingPlan:
     def row_bytes(self, *, width_px: int, height_px: int) -> int:
         """Return the activations of one row of a forward, and its adapter's matrices of one layer, which are copied."""
         load = self.workload
-        tokens = image_tokens(width_px=width_px, height_px=height_px) + load.prompt_tokens
+        tokens = self._image_tokens(width_px, height_px) + self._prompt_rows(width_px, height_px)
         adapter = load.rank * max(layer.width_in + layer.width_out for layer in self.transformer.targets())
         return (STEP_WIDTHS * tokens * self.transformer.width + (adapter if load.slots else 0)) * self._item
 
     def image_bytes(self, *, width_px: int, height_px: int, steps: int) -> int:
         """Return the bytes that an image keeps from its admission to its end: latents, contexts, modulations.
 
-        Beside three tensors of latents, the three predictions that step reuse keeps, for every image.
+        Beside three tensors of latents and those of a reference, the three predictions that step reuse keeps.
         """
-        model, load = self.transformer, self.workload
+        model, own_tokens = self.transformer, image_tokens(width_px=width_px, height_px=height_px)
         blocks = {"double_blocks": model.double_blocks, "single_blocks": model.single_blocks}
-        numbers = 6 * image_tokens(width_px=width_px, height_px=height_px) * model.channels
-        numbers += 2 * load.prompt_tokens * (model.width + model.joint_width)
+        numbers = (5 * own_tokens + self._image_tokens(width_px, height_px)) * model.channels
+        numbers += 2 * self._prompt_rows(width_px, height_px) * (model.width + model.joint_width)
         return (numbers + steps * modulation_numbers(**blocks, width=model.width)) * self._item
+
+    def _image_tokens(self, width_px: int, height_px: int) -> int:
+        """Return the tokens of an image and of its reference, which is as large."""
+        return (2 if self.workload.edits else 1) * image_tokens(width_px=width_px, height_px=height_px)
+
+    def _prompt_rows(self, width_px: int, height_px: int) -> int:
+        """Return the rows of a prompt, those of the picture that is seen with it and of its two marks included."""
+        seen = 2 + vision_tokens(width_px=width_px, height_px=height_px) if self.workload.edits else 0
+        return seen + self.workload.prompt_tokens
 
     @property
     def dequantized_bytes(self) -> int:
@@ -158,9 +177,13 @@ class ServingPlan:
 
     @property
     def encode_bytes(self) -> int:
-        """The working memory of encoding one prompt, or of rewriting one."""
-        encoding = self.text_encoder.encoding_bytes(self.workload.prompt_tokens, self._item)
-        return encoding + (self.text_encoder.head_bytes(self._item) if self.workload.rewrites else 0)
+        """The working memory of encoding a prompt with its picture, of encoding the picture, or of rewriting a prompt."""
+        load, side = self.workload, self.workload.default_px
+        encoding = self.text_encoder.encoding_bytes(self._prompt_rows(side, side), self._item)
+        if load.edits:
+            seeing = self.vision_tower.encoding_bytes(vision_tokens(width_px=side, height_px=side), self._item)
+            encoding = max(encoding, seeing, self.autoencoder.encoding_bytes(side * side, self._item))
+        return encoding + (self.text_encoder.head_bytes(self._item) if load.rewrites else 0)
 
     @property
     def kept_bytes(self) -> int:
@@ -174,13 +197,14 @@ class ServingPlan:
         parts = {
             f"transformer, {load.precision}": self.transformer_bytes,
             f"text encoder, {load.text_encoder_precision}": self.text_encoder_bytes,
+            "vision tower": self.vision_bytes,
             "VAE": self.vae_bytes,
             f"{load.slots} adapter slots of rank {load.rank}": self.slot_bytes,
             "slots of layers beside the blocks": self.other_slot_bytes,
             "cached prompts and modulations": self.cache_bytes,
             f"images of {load.rows} rows": self.images_bytes,
             f"a step of {load.rows} rows at {load.default_px} px": self.step_bytes,
-            "encoding or rewriting a prompt": self.encode_bytes,
+            f"encoding {'a picture and its' if load.edits else 'or rewriting a'} prompt": self.encode_bytes,
             "decoding an image": self.decode_bytes,
         }
         return {name: size for name, size in parts.items() if size}
@@ -190,7 +214,7 @@ class ServingPlan:
         """Most bytes at once by phase: steps, prompts and decoding run at the same time unless weights are offloaded."""
         kept = self.kept_bytes + self.images_bytes
         step, encode, decode = self.step_bytes, self.encode_bytes, self.decode_bytes
-        weights = self.transformer_bytes, self.text_encoder_bytes, self.vae_bytes
+        weights = self.transformer_bytes, self.text_encoder_bytes + self.vision_bytes, self.vae_bytes
         match self.workload.offload:
             case Offload.NONE:
                 return {"serving": kept + sum(weights) + step + encode + decode}
@@ -228,4 +252,5 @@ def plan(workload: ServingWorkload) -> ServingPlan:
         transformer=read_transformer(folder),
         autoencoder=read_autoencoder(folder),
         text_encoder=read_text_encoder(folder),
+        vision_tower=read_vision_tower(folder),
     )

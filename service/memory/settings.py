@@ -82,6 +82,7 @@ def workload_of(
         largest_pixels=max_pixels or settings.max_pixels,
         prompt_tokens=settings.max_prompt_tokens,
         rewrites=settings.rewrites_prompts,
+        edits=settings.edits,
     )
 
 

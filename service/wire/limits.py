@@ -62,7 +62,7 @@ class Limits:
             ),
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             num_images=request.num_images,
-            cfg_renorm=request.cfg_renorm,
+            cfg_renorm=self.settings.default_cfg_renorm if request.cfg_renorm is None else request.cfg_renorm,
             rewrite_prompt=request.rewrite_prompt,
             quality=request.quality or ("exact" if request.reuse_tolerance is None else None),
             reuse_tolerance=self._tolerance(request),
@@ -70,7 +70,8 @@ class Limits:
             adapters=request.adapters,
         )
         problems = [
-            *self._size_problems(resolved), *self._count_problems(resolved), *self._time_problems(request),
+            *self._reference_problems(), *self._size_problems(resolved), *self._count_problems(resolved),
+            *self._time_problems(request),
             *self._adapter_problems(resolved), *self._delivery_problems(request),
             *self._prompt_problems(resolved, tokenize),
         ]  # fmt: skip
@@ -82,6 +83,15 @@ class Limits:
         if request.reuse_tolerance is not None:
             return request.reuse_tolerance
         return self.tolerances.of(request.quality or "exact")
+
+    def _reference_problems(self) -> Iterator[Problem]:
+        if self.settings.edits:
+            yield Problem(
+                code="reference_missing",
+                template="this model edits a picture, and there is none",
+                remedy_template="serve flavour final, whose pictures need no other",
+                field="prompt",
+            )
 
     def _size_problems(self, request: ResolvedRequest) -> Iterator[Problem]:
         pixels = request.width * request.height

@@ -93,9 +93,10 @@ class BaseRequest(BaseModel):
         int | None,
         Field(ge=0, le=LARGEST_SEED, description="Image i of a request is generated from seed + i. Random if absent."),
     ] = None
-    cfg_renorm: Annotated[bool, Field(description="Keep each token's guided norm at most the conditional one's.")] = (
-        True
-    )
+    cfg_renorm: Annotated[
+        bool | None,
+        Field(description="Keep each token's guided norm at most the conditional one's; by default as the model's."),
+    ] = None
     rewrite_prompt: Annotated[bool, Field(description="Let the model's text encoder enrich the prompt first.")] = False
     reuse_tolerance: Annotated[
         Tolerance | None,

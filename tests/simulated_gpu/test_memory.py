@@ -12,7 +12,7 @@ from longcat.model.loading import Components, load
 from longcat.model.memory.autoencoder import read_autoencoder
 from longcat.model.memory.weights import read_text_encoder, read_transformer
 from longcat.model.precision import Precision
-from longcat.sampling import denoise
+from longcat.sampling import denoise, latents
 from longcat.sampling.encoding.rewrite import rewrite_prompt
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots
@@ -66,7 +66,7 @@ def test_one_picture_is_decoded_at_a_time(gpu_model: Components) -> None:
 
 
 def test_large_pictures_are_decoded_in_tiles(gpu_model: Components, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denoise, "WHOLE_DECODE_PIXELS", 256 * 256)
+    monkeypatch.setattr(latents, "WHOLE_DECODE_PIXELS", 256 * 256)
     forward = Forward(gpu_model.transformer, gpu_model.device)
     embeds = torch.zeros(1, 32, gpu_model.transformer.config.joint_attention_dim, device="cuda", dtype=torch.bfloat16)
 

@@ -12,10 +12,10 @@ from trainer.config.masks import mask_problems
 
 def consistency_problems(config: TrainFields) -> Iterator[Problem]:
     """Yield the problems of options that contradict or lack others."""
-    if config.model_flavour == "edit":
+    if config.model_flavour in ("edit", "edit-turbo"):
         yield Problem(
             code="edit_flavour_unsupported", template="an image editing model, which cannot be trained here",
-            remedy_template="give final or dev", field="model_flavour", value="edit",
+            remedy_template="give final or dev", field="model_flavour", value=config.model_flavour,
         )  # fmt: skip
     yield from _distillation_problems(config)
     yield from _dataset_problems(config)

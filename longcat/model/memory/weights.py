@@ -139,7 +139,7 @@ def read_transformer(folder: Path) -> Transformer:
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoder:
-    """The sizes of the language model of a Qwen2_5_VLForConditionalGeneration. Its vision tower is never used."""
+    """The sizes of the language model of a Qwen2_5_VLForConditionalGeneration."""
 
     width: int
     inner: int

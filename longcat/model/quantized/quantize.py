@@ -15,7 +15,8 @@ from longcat.model.precision import Offload, Precision
 
 # The transformer's first and last layers see every token and are tiny: quantizing them costs quality and saves nothing.
 _KEPT_AT_TOP = {"x_embedder", "context_embedder", "time_embed", "norm_out", "proj_out"}
-_KEPT_ANYWHERE = {"lm_head"}  # the text encoder's language head, which encodes no prompt
+_KEPT_ANYWHERE = {"lm_head", "visual"}
+"""The text encoder's language head, which encodes no prompt; its vision tower, which is small, and fits few formats."""
 
 _FP8_MATMUL_CAPABILITY = (8, 9)
 
@@ -53,7 +54,7 @@ def quantize_base(
 
 
 def quantized_layers(model: nn.Module) -> list[str]:
-    """Return the names of the linear layers to quantize: all but the first and last, and those that encode no prompt."""
+    """Return the names of the linear layers to quantize: all but the first and last, and those that encode no text."""
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _is_quantized(name)]
 
 

@@ -98,6 +98,7 @@ async def info(admission: AdmissionDependency, caller: CallerDependency) -> dict
             "height": settings.default_size_px,
             "steps": settings.default_steps,
             "guidance_scale": settings.default_guidance_scale,
+            "cfg_renorm": settings.default_cfg_renorm,
         },
         "reuse_tolerances": admission.limits.tolerances.model_dump(exclude={"measured"}),
         "versions": {

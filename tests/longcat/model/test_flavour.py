@@ -1,16 +1,20 @@
+import inspect
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import LongCatImageEditPipeline
 from safetensors.torch import load_file
 
 from longcat.errors import FlavourError, HubError
 from longcat.model.flavour import EMBEDDED_FOLDER, Flavour, resolve
 from longcat.model.loading import load, load_text_encoder, load_transformer, load_vae
-from longcat.model.published.models import ModelSettings
+from longcat.model.precision import Precision
+from longcat.model.published.models import ModelSettings, published_settings
 from longcat.model.tokenizer import load_tokenizer
+from tests.edit_model import write_edit_model
 
 
 def test_the_embedded_model_ships_with_the_package(flavour: Flavour) -> None:
@@ -122,3 +126,38 @@ def test_what_is_no_model_is_refused_with_what_to_give(tmp_path: Path) -> None:
         HubError, match=r"LongCat-Image cannot be downloaded .*tried in .* a directory final, .*HF_HUB_OFFLINE"
     ):
         resolve("final")  # the tests run with HF_HUB_OFFLINE
+
+
+def test_a_model_of_the_editing_pipeline_has_its_defaults_and_needs_an_image_processor(tmp_path: Path) -> None:
+    """Source of the defaults: diffusers' ``LongCatImageEditPipeline.__call__``; of Turbo's: its model card."""
+    signature = inspect.signature(LongCatImageEditPipeline.__call__).parameters
+    edit, turbo = published_settings("edit"), published_settings("meituan-longcat/LongCat-Image-Edit-Turbo")
+    defaults = [signature[name].default for name in ("num_inference_steps", "guidance_scale")]
+    assert [edit.default_steps, edit.default_guidance_scale] == defaults == [50, 4.5]
+    assert (turbo.default_steps, turbo.default_guidance_scale) == (8, 1.0)
+    folder = write_edit_model(tmp_path / "mine", default_steps=12)
+    found = resolve(str(folder))
+    assert found.settings.edits
+    assert (found.settings.default_steps, found.settings.default_guidance_scale) == (12, 4.5)
+    assert (found.settings.default_cfg_renorm, found.settings.rewrites_prompts) == (False, False)
+    assert found.settings.max_prompt_tokens == 32
+    processor = folder / "text_processor" / "preprocessor_config.json"
+    content = processor.read_text()
+    processor.write_text(content.replace("3136", "6272"))
+    assert resolve(str(folder)).hash != found.hash
+    processor.rename(processor.with_name("processor_config.json"))
+    assert resolve(str(folder)).settings.edits
+    processor.with_name("processor_config.json").unlink()
+    with pytest.raises(FlavourError, match=r"lacks text_processor/preprocessor_config\.json"):
+        resolve(str(folder))
+
+
+def test_the_vision_tower_is_loaded_where_pictures_are_edited_alone(tmp_path: Path, flavour: Flavour) -> None:
+    editing = resolve(str(write_edit_model(tmp_path / "mine")))
+    model = load(editing, device="cpu", text_encoder_precision=Precision.INT8_QUANTO)
+    assert model.image_processor is not None
+    tower = model.text_encoder.model.visual
+    assert {type(module) for module in tower.modules() if "Linear" in type(module).__name__} == {torch.nn.Linear}
+    plain = load(flavour, device="cpu")
+    assert plain.image_processor is None
+    assert not hasattr(plain.text_encoder.model, "visual")

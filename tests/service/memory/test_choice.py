@@ -1,12 +1,15 @@
 """The plan of serving against full-size models without data, and the settings that are chosen for cards of any size."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, LongCatImageTransformer2DModel
+from transformers import Qwen2_5_VLConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from longcat.adapter.modules import lora_targets
 from longcat.adapter.weights.lora import LoraLayer, LoraWeights
@@ -28,6 +31,8 @@ BF16 = torch.bfloat16
 WORKLOAD = workload_of(
     Description(folder=PUBLISHED_FOLDER, settings=ModelSettings()), dtype="bfloat16", has_adapters=True, max_pixels=None
 )
+
+EDITS = replace(WORKLOAD, edits=True, rewrites=False)
 
 
 @cache
@@ -71,6 +76,37 @@ def test_steps_take_what_is_planned(side_px: int, rows: int) -> None:
     updates = slots.gather([((row % 8, 1.0),) for row in range(rows)])
     planned = rows * plan(WORKLOAD).row_bytes(width_px=side_px, height_px=side_px)
     assert planned == pytest.approx(peak_of(lambda: forward(*inputs, rope, updates)), rel=0.03)
+
+
+def test_the_plan_of_editing_counts_the_vision_tower_and_the_tokens_of_the_reference() -> None:
+    made = plan(EDITS)
+    config = Qwen2_5_VLConfig(**json.loads((PUBLISHED_FOLDER / "text_encoder" / "config.json").read_text()))
+    config.vision_config.out_hidden_size = config.text_config.hidden_size
+    with META:
+        tower = Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config, dtype=BF16)
+    assert made.vision_bytes == pytest.approx(nbytes(tower), rel=1e-3)
+    assert plan(WORKLOAD).vision_bytes == 0
+    model = transformer()
+    prompt_rows = 512 + 2 + 18 * 18
+    forward = Forward(model, META)
+    rope = forward.rope(height_px=1024, width_px=1024, prompt_rows=prompt_rows, has_reference=True)
+    assert rope.shape[0] == prompt_rows + 2 * 4096
+    inputs = (
+        torch.empty(2, 2 * 4096, 64, device=META, dtype=BF16),
+        torch.empty(2, prompt_rows, model.inner_dim, device=META, dtype=BF16),
+        torch.empty(2, 182 * model.inner_dim, device=META, dtype=BF16),
+    )
+    planned = 2 * plan(replace(EDITS, slots=0)).row_bytes(width_px=1024, height_px=1024)
+    assert planned == pytest.approx(peak_of(lambda: forward(*inputs, rope)), rel=0.03)
+
+
+@pytest.mark.parametrize("flavour", ["edit", "edit-turbo"])
+def test_the_plan_of_editing_is_shown_without_weights(tmp_path: Path, flavour: str) -> None:
+    done = run_lithograph("serve", "--plan", "--json", "--gpu-gib", "79", "--flavour", flavour, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    parts = json.loads(done.stdout)["parts"]
+    assert parts["vision tower"] == plan(EDITS).vision_bytes
+    assert parts["a step of 12 rows at 1024 px"] == plan(replace(EDITS, slots=0)).step_bytes
 
 
 def lora_of(model: LongCatImageTransformer2DModel, *, rank: int) -> LoraWeights:
