@@ -11,10 +11,12 @@ from click.core import ParameterSource
 from pydantic import Field
 
 from lithograph.output import output_error
+from lithograph.picture_inputs import EDIT_OPTIONS, edit_fields, fields_of_recipe
 from longcat.errors import RecipeError, UserError
 from longcat.model.flavour import Flavour, resolve
 from longcat.model.published.models import HUB_IDS
 from longcat.options import Configuration, Flag, command_options, configure, options_of
+from longcat.sampling.encoding.source_picture import SourcePicture
 from longcat.validation import validated
 from service.access.priority import PRIORITIES
 from service.config import AdapterConfig, ModelConfig
@@ -30,6 +32,7 @@ from service.wire.schema import (
     ResolvedRequest,
 )
 
+_Resolved = tuple[ResolvedRequest, SourcePicture | None]
 _PERCENT = 100
 _MAX_ROWS = 8
 """Rows in one forward: four images with guidance. It bounds activation memory, as --max-rows does in the service."""
@@ -63,6 +66,14 @@ class ServerConfig(Configuration):
               help="exact, the default, computes every row of every step; the others reuse predictions.")  # fmt: skip
 @click.option("--priority", type=click.Choice(PRIORITIES),
               help="With --server: high goes before normal, normal before low, as far as the API key allows.")  # fmt: skip
+@click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Picture to start from; lithograph edit PICTURE is the same.")  # fmt: skip
+@click.option("--mask", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Picture of the same shape: what is white, or transparent, is changed, the rest stays.")  # fmt: skip
+@click.option("--strength", type=float,
+              help="Part of the steps that are made: 1 keeps nothing of it. [default: 0.6; 1 with a mask]")  # fmt: skip
+@click.option("--expand", metavar="PIXELS",
+              help="Add to the picture: multiples of 64, for all sides or as left,top,right,bottom.")  # fmt: skip
 @click.option("--adapter", "uses", multiple=True, metavar="NAME[@VERSION][:SCALE]",
               help="LoRA adapter of --adapters, such as ink, ink@3 or ink@3:0.8. Repeatable.")  # fmt: skip
 @command_options(AdapterConfig, only=("uri", "endpoint_url"))
@@ -88,6 +99,7 @@ def generate(
     chosen = {option.parameter: options.pop(option.parameter) for option in options_of(ModelConfig)}
     labels = {option.parameter: options.pop(option.parameter) for option in options_of(ProvenanceConfig)}
     remote = configure(ServerConfig, {name: options.pop(name) for name in ("server", "api_key", "api_key_file")})
+    sources = {name: options.pop(name) for name in EDIT_OPTIONS}
     given = {name: value for name, value in options.items() if value is not None}
     if remote.api_key is not None and remote.server is None:
         raise click.UsageError("--api-key needs --server")
@@ -101,34 +113,38 @@ def generate(
             names = ", ".join(f"--{name.replace('_', '-')}" for name in explicit)
             raise click.UsageError(f"--server uses the server's model and adapters: leave out {names}")
         scales = {choice.name: choice.scale for choice in map(_adapter_choice, uses)}
-        _generate_at(remote, prompt, given | {"adapters": scales}, output)
+        _generate_at(remote, prompt, given | edit_fields(sources) | {"adapters": scales}, output)
         return
     defaulted: tuple[str, ...] = ()
     if recipe is not None:
-        explicit = _explicit(context, (*_FIXED_BY_RECIPE, *options, *labels, "uses"))
+        explicit = _explicit(context, (*_FIXED_BY_RECIPE, *options, *labels, "uses", "strength", "expand"))
         if prompt is not None or explicit:
             raise click.UsageError("--recipe repeats an image as it is: give no prompt and no request options with it")
         follow_flavour = context.get_parameter_source("flavour") is ParameterSource.DEFAULT
         made = read_recipe(recipe)
         labels = {"picture_label": "off"} if made.producer is None else {"picture_producer": made.producer}
-        config, flavour, request = _from_recipe(
+        config, flavour = _model_of(
             made, recipe, chosen, output, follow_flavour=follow_flavour, has_adapters=source is not None
         )
+        body = validated(GenerateRequest, fields_of_recipe(made, recipe, sources))
     elif prompt is not None:
         choices = tuple(_adapter_choice(use) for use in uses)
         fields = {"prompt": prompt, "output_format": _format_of(output), "adapters": choices, **given}
+        fields |= edit_fields(sources)
         config = settled(configure(ModelConfig, chosen))
         flavour = resolve(config.flavour, revision=config.revision)
         body = validated(GenerateRequest, fields)
-        request, defaulted = _resolve(body, flavour, has_adapters=source is not None), body.defaulted
+        defaulted = body.defaulted
     else:
         raise click.UsageError("give a PROMPT, or --recipe PICTURE")
-    _generate_here(config, flavour, request, output, source, configure(ProvenanceConfig, labels), defaulted)
+    provenance = configure(ProvenanceConfig, labels)
+    resolved = _resolve(body, flavour, has_adapters=source is not None)
+    _generate_here(config, flavour, resolved, output, source, provenance, defaulted)
 
 
 def _explicit(context: click.Context, names: Iterable[str]) -> list[str]:
     """Return the options that were given."""
-    return [name for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    return [name for name in names if context.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)]
 
 
 def _adapter_choice(text: str) -> AdapterChoice:
@@ -149,10 +165,10 @@ def _adapter_choice(text: str) -> AdapterChoice:
 _FIXED_BY_RECIPE = ("precision", "text_encoder_precision", "dtype")
 
 
-def _from_recipe(
+def _model_of(
     recipe: Recipe, path: Path, chosen: dict[str, Any], output: Path, *, follow_flavour: bool, has_adapters: bool
-) -> tuple[ModelConfig, Flavour, ResolvedRequest]:
-    """Return the model and the request that made an image. Raises ``RecipeError`` unless the same model is here."""
+) -> tuple[ModelConfig, Flavour]:
+    """Return the model that made an image. Raises ``RecipeError`` unless it is here."""
     made_by = recipe.model
     if _format_of(output) != recipe.request.output_format:
         raise UserError(
@@ -189,8 +205,7 @@ def _from_recipe(
             value=str(path),
             adapters=names,
         )
-    fields = {name: getattr(recipe.request, name) for name in ResolvedRequest.model_fields}
-    return config, flavour, _resolve(validated(GenerateRequest, fields), flavour, has_adapters=has_adapters)
+    return config, flavour
 
 
 def _check_made_by(model: ModelIdentity, flavour: Flavour, path: Path) -> None:
@@ -215,19 +230,19 @@ def _come_with(flavour: Flavour, names: Iterable[str]) -> bool:
     return all(own is not None and (own / name.partition("@")[0]).is_dir() for name in names)
 
 
-def _resolve(request: GenerateRequest, flavour: Flavour, *, has_adapters: bool) -> ResolvedRequest:
-    """Resolve a request; locally, only the model limits it."""
+def _resolve(request: GenerateRequest, flavour: Flavour, *, has_adapters: bool) -> _Resolved:
+    """Resolve a request, and read its picture; locally, only the model limits it."""
     from longcat.model.tokenizer import load_tokenizer, plain_ids  # transformers: half of the time of ``--server``
 
     tokenize = plain_ids(load_tokenizer(flavour.folder))
     has_adapters = has_adapters or _come_with(flavour, [choice.name for choice in request.adapters])
-    return Limits.of_model(flavour, has_adapters=has_adapters).resolve(request, tokenize)
+    return Limits.of_model(flavour, has_adapters=has_adapters).resolve_with_picture(request, tokenize)
 
 
 def _generate_here(
     config: ModelConfig,
     flavour: Flavour,
-    request: ResolvedRequest,
+    resolved: _Resolved,
     output: Path,
     source: tuple[str, str | None] | None,
     provenance: ProvenanceConfig,
@@ -236,7 +251,8 @@ def _generate_here(
     """Generate with the renderer in this process. ``source`` is the adapter storage and its endpoint."""
     from service.renderer import Renderer
 
-    steps = request.steps * request.num_images
+    request, picture = resolved
+    steps = request.denoising_steps * request.num_images
     with tempfile.TemporaryDirectory(prefix="lithograph-") as folder:
         adapters = None
         if request.adapters:
@@ -248,7 +264,10 @@ def _generate_here(
         renderer = Renderer(config, flavour, max_rows=_MAX_ROWS, adapters=adapters, provenance=provenance)
         with click.progressbar(length=steps, label="generating", file=sys.stderr) as bar:
             rendered = renderer.render(
-                request, lambda made, total: bar.update(steps * made // total - bar.pos), defaulted=defaulted
+                request,
+                lambda made, total: bar.update(steps * made // total - bar.pos),
+                picture=picture,
+                defaulted=defaulted,
             )
     _write(output, [picture.content for picture in rendered.images], request.seed)
 

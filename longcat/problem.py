@@ -15,14 +15,21 @@ _LARGEST_DETAIL = 10**100
 
 
 def show(value: object) -> str:
-    """Format a value for a message: text and paths as they are, anything else as JSON, in at most 200 characters."""
+    """Format a value for a message: text and paths as they are, anything else as JSON, in at most 200 characters.
+
+    Of bytes, such as a file's, only the number is shown.
+    """
     if isinstance(value, str | PurePath):
         return shorten(str(value), SHOWN_CHARACTERS)
     try:
-        text = json.dumps(value, ensure_ascii=False, default=str)
+        text = json.dumps(value, ensure_ascii=False, default=_shown)
     except (RecursionError, ValueError):  # nested too deeply, or a number of more than 4300 digits
         text = f"({type(value).__name__})"
     return shorten(text, SHOWN_CHARACTERS)
+
+
+def _shown(value: object) -> str:
+    return f"({len(value)} bytes)" if isinstance(value, bytes) else str(value)
 
 
 def shorten(text: str, most: int) -> str:

@@ -23,6 +23,7 @@ from longcat.validation import ProblemValueError, check_http_url
 from service.access.settings import AccessConfig
 from service.http.edge.settings import HttpConfig
 from service.wire.devices import names_of, parse_devices
+from service.wire.editing.reading import PictureLimits
 from service.wire.limits import Limits
 from service.wire.messages import WireProblem
 from service.wire.provenance import ProvenanceConfig
@@ -218,6 +219,8 @@ class ServiceConfig(Configuration):
     open connections have moved on."""
     grace_seconds: Annotated[float, Field(ge=0, le=LONGEST_SECONDS)] = 60.0
     """Time after that in which running requests may finish."""
+    pictures: PictureLimits = PictureLimits()
+    """The pictures that requests give."""
     provenance: ProvenanceConfig = ProvenanceConfig()
     """The metadata of picture files."""
     jobs: JobConfig = JobConfig()
@@ -285,6 +288,7 @@ class ServiceConfig(Configuration):
             has_adapters=self.adapters is not None,
             webhook_hosts=self.jobs.webhook_hosts,
             max_timeout_seconds=self.timeout_seconds,
+            pictures=self.pictures,
         )
 
 

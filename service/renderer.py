@@ -17,14 +17,15 @@ from longcat.model.loading import Components, check_compiler, load, parse_device
 from longcat.model.memory.in_use import memory_of
 from longcat.model.precision import Offload
 from longcat.model.quantized.snapshot import snapshots_of
+from longcat.sampling.encoding.source_picture import SourcePicture
 from longcat.storage.files import FileStorage
 from longcat.storage.layered import LayeredStorage
 from longcat.storage.opening import open_storage
 from service.adapters.cache import AdapterCache, Checks
 from service.adapters.registry import Registry
 from service.config import AdapterConfig, ModelConfig
+from service.engine.encoding.prompt_files import prompt_files
 from service.engine.engine import Engine
-from service.engine.prompt_files import prompt_files
 from service.engine.request_state import OnEvent
 from service.engine.timeline import Timeline
 from service.memory.settings import decide
@@ -99,7 +100,7 @@ class Renderer:
         self.registry = self._open_registry(adapters) if adapters else None
         self.observe: Observe | None = None
         self._unfinished: dict[str, tuple[GenerateCommand, Timeline]] = {}
-        self._counted: tuple[int, ...] = (0,) * 9
+        self._counted: tuple[int, ...] = (0,) * 11
 
     def submit(self, command: GenerateCommand, on_event: OnEvent) -> None:
         """Queue a request. ``on_event`` gets its events, the last of which is ``ResultEvent`` or ``ErrorEvent``."""
@@ -138,10 +139,12 @@ class Renderer:
         request: ResolvedRequest,
         on_step: Callable[[int, int], None] | None = None,
         *,
+        picture: SourcePicture | None = None,
         defaulted: tuple[str, ...] = (),
     ) -> ResultEvent:
         """Generate the pictures of one request; call ``on_step`` with the steps made and the steps in all.
 
+        ``picture``: of a request that changes one.
         ``defaulted``: fields for which adapters may have defaults (see ``GenerateCommand``).
         One request at a time, and not while ``step`` is called elsewhere. Raises the request's error.
         """
@@ -158,8 +161,8 @@ class Renderer:
 
         now = time.monotonic()
         command = GenerateCommand(
-            id="local", request_id="local", request=request, defaulted=defaulted, submitted_at=now, deadline=math.inf,
-            progress=True,
+            id="local", request_id="local", request=request, picture=picture, defaulted=defaulted, submitted_at=now,
+            deadline=math.inf, progress=True,
         )  # fmt: skip
         self.submit(command, on_event)
         while not last:
@@ -268,11 +271,14 @@ class Renderer:
             engine.parkings,
             *engine.row_counts,
             *cache,
+            engine.workers.sources.cache.hits,
+            engine.workers.sources.cache.misses,
         )
         prompts = map(metrics.PROMPT_CACHE.labels, ("memory", "disk", "miss"))
         rows = (metrics.ROWS.labels(device, kind) for kind in ("computed", "reused"))
+        sources = map(metrics.SOURCE_CACHE.labels, ("memory", "miss"))
         own = (metrics.OUT_OF_MEMORY.labels(device), metrics.PARKINGS.labels(device))
-        counters = (metrics.SLOT_LOADS, metrics.SLOT_EVICTIONS, *own, *rows, *prompts)
+        counters = (metrics.SLOT_LOADS, metrics.SLOT_EVICTIONS, *own, *rows, *prompts, *sources)
         for counter, now, before in zip(counters, counts, self._counted, strict=True):
             counter.inc(now - before)
         self._counted = counts

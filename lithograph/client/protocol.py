@@ -1,12 +1,15 @@
 """Request bodies, events and results: the same for the blocking and the asynchronous client."""
 
+import base64
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from httpx_sse import ServerSentEvent
 
 from lithograph.client.errors import CutOffError, JobOutcomeError, ServiceError
 from longcat.problem import Problem
+from service.wire.editing.fields import PICTURE_FIELDS
 from service.wire.events import PreviewEvent, ResultEvent, StepEvent
 from service.wire.job import JobReport, JobStatus
 from service.wire.messages import AdapterReport, AdapterStatus
@@ -41,6 +44,13 @@ class Options(TypedDict, total=False):
     output_format: Literal["png", "jpeg", "webp"]
     priority: Literal["low", "normal", "high"]
     timeout_seconds: float
+    image: bytes | Path
+    """Picture to start from: a file, or its bytes."""
+    mask: bytes | Path
+    """Picture of the same shape: what is white in it, or transparent, is changed."""
+    strength: float
+    expand: Mapping[str, int]
+    """Pixels to add: ``{"left": 64, "right": 64}``."""
 
 
 def flavour_reason(info: Mapping[str, Any]) -> Problem | None:
@@ -55,6 +65,10 @@ def body_of(prompt: str, options: Options, **delivery: object) -> dict[str, Any]
     if (adapters := options.get("adapters")) is not None:
         scales = adapters if isinstance(adapters, Mapping) else dict.fromkeys(adapters, 1.0)
         fields["adapters"] = [{"name": name, "scale": scale} for name, scale in scales.items()]
+    for name in PICTURE_FIELDS:
+        if (picture := fields.get(name)) is not None:
+            content = picture.read_bytes() if isinstance(picture, Path) else picture
+            fields[name] = base64.b64encode(content).decode("ascii")
     return fields
 
 

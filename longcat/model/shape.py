@@ -53,6 +53,8 @@ STEP_WIDTHS = 12
 """Widths of a row that are live at once in a step, at the feed-forward of a single block (``longcat.sampling.blocks``)."""
 PROMPT_CACHE_BYTES = 256 * 2**20
 """Most that the service keeps of embeddings: about 70 prompts of LongCat-Image, 512 tokens of 3584 bfloat16 numbers each."""
+SOURCE_CACHE_BYTES = 32 * 2**20
+"""Most that the service keeps of the latents of pictures that requests give: 64 pictures of 1024 x 1024 px in bfloat16."""
 MODULATION_CACHE_BYTES = 256 * 2**20
 """Most that ``longcat.sampling.forward`` keeps of modulations."""
 

@@ -23,6 +23,8 @@ from longcat.model.shape import image_tokens
 from longcat.sampling import flow, latents
 from longcat.sampling.blocks import Rope
 from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates
+from longcat.sampling.encoding.source import EncodedSource, Start
+from longcat.sampling.encoding.source_picture import steps_kept
 from longcat.sampling.forward import Forward
 from longcat.sampling.reuse import Reuse
 from longcat.sampling.slots import AdapterSlots, SlotUse
@@ -56,7 +58,7 @@ class Denoising:
     guidance_scale: float
     cfg_renorm: bool
     sigmas: Tensor
-    """(steps + 1,) in float32 on the CPU, the last 0."""
+    """(steps + 1,) in float32 on the CPU, the last 0. The first is 1, or less for an image that starts from a picture."""
     modulations: tuple[Tensor, ...]
     """One (M,) for each step."""
     rope: Rope
@@ -68,6 +70,8 @@ class Denoising:
     adapters: tuple[SlotUse, ...] = ()
     reuse: Reuse | None = None
     """None: every step computes every row."""
+    start: Start | None = None
+    """The picture that it starts from; None: noise alone."""
     step: int = 0
 
     @property
@@ -158,16 +162,22 @@ def begin(
     updates: ConditioningUpdates = UNCHANGED,
     reuse_tolerance: float = 0.0,
     reference_1NC: Tensor | None = None,
+    source: EncodedSource | None = None,
 ) -> Denoising:
     """Return an image that is still noise, of prompts that are projected already.
 
     ``updates``: of its adapters, with which the prompts were projected. Modulations are computed unless ``schedule`` was
     called before. ``reuse_tolerance``: that of ``Reuse``; 0: every step computes every row.
     ``reference_1NC``: packed latents of a picture of the image's size, which the transformer sees beside the image.
+    ``source``: the picture that it starts from, of the same size, which leaves out the first steps.
     """
     noise = latents.seeded_noise(seed=seed, height_px=height_px, width_px=width_px)
     noise = noise.to(dtype=model.dtype).to(device=model.device, non_blocking=True)
-    sigmas, modulations = schedule(model, forward, height_px=height_px, width_px=width_px, steps=steps, updates=updates)
+    strength = 1.0 if source is None else source.strength
+    size = {"height_px": height_px, "width_px": width_px}
+    sigmas, modulations = schedule(model, forward, **size, steps=steps, strength=strength, updates=updates)
+    start = None if source is None else Start(source=source, noise_1NC=noise)
+    first = noise if start is None else start.at(sigmas[0])
     guidance_weight = 0.0 if negative_context_1LD is None else guidance_scale - 1
     return Denoising(
         height_px=height_px,
@@ -184,11 +194,12 @@ def begin(
             prompt_rows=context_1LD.shape[1],
             has_reference=reference_1NC is not None,
         ),
-        latents_1NC=noise,
-        clean_1NC=noise,
+        latents_1NC=first,
+        clean_1NC=first,
         reference_1NC=reference_1NC,
         adapters=adapters,
         reuse=Reuse(reuse_tolerance, guidance_weight) if reuse_tolerance else None,
+        start=start,
     )
 
 
@@ -199,15 +210,19 @@ def schedule(
     height_px: int,
     width_px: int,
     steps: int,
+    strength: float = 1.0,
     updates: ConditioningUpdates = UNCHANGED,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return the noise levels (steps + 1,) in float32 on the CPU, and the modulations (M,) of each step.
+
+    ``strength``: below 1, those of the last ``steps_kept`` steps.
 
     Modulations that ``forward`` has not cached are computed from most of the transformer's weights: done ahead of ``start``,
     they do not delay the steps of other images.
     """
     tokens = image_tokens(height_px=height_px, width_px=width_px)
     sigmas = flow.sigma_schedule(steps=steps, image_tokens=tokens, scheduler_config=model.scheduler_config)
+    sigmas = sigmas[-1 - steps_kept(steps, strength) :]
     # The model is given t / 1000 in its own dtype, as the published pipeline gives it: bfloat16 rounds t first.
     return sigmas, forward.modulations((sigmas[:-1] * 1000).to(model.dtype) / 1000, updates)
 
@@ -258,7 +273,13 @@ def _advanced(picture: Denoising, computed: Sequence[Tensor]) -> tuple[Tensor, T
     if picture.negative_context_1LD is not None:
         velocity_1NC = flow.guide(*velocities, scale=picture.guidance_scale, renorm=picture.cfg_renorm)
     clean_1NC = picture.latents_1NC - sigma * velocity_1NC
-    return clean_1NC, flow.euler_step(picture.latents_1NC, velocity_1NC, sigma, next_sigma), reuse
+    next_1NC = flow.euler_step(picture.latents_1NC, velocity_1NC, sigma, next_sigma)
+    if picture.start is not None:
+        clean_1NC, next_1NC = (
+            picture.start.blend(clean_1NC, picture.sigmas[-1]),
+            picture.start.blend(next_1NC, next_sigma),
+        )
+    return clean_1NC, next_1NC, reuse
 
 
 def _batches(rows: list[tuple[Denoising, Tensor]], most: int | None) -> Iterator[list[tuple[Denoising, Tensor]]]:
@@ -283,13 +304,15 @@ def _velocity(forward: Forward, rows: Sequence[tuple[Denoising, Tensor]], slots:
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, picture: Denoising) -> np.ndarray:
-    """Decode an image to pixels, (H, W, 3) in uint8. One at a time: a batch rounds differently.
+    """Decode an image to pixels, (H, W, 3) in uint8, with those of its source outside the mask.
 
-    Raises ``EngineError`` if numbers exceed the dtype's range.
+    One at a time: a batch rounds differently. Raises ``EngineError`` if numbers exceed the dtype's range.
     """
     unpacked = latents.unpack(picture.latents_1NC, height_px=picture.height_px, width_px=picture.width_px)
     with one_core(unpacked.device):
-        return latents.pixels(latents.decode_any_size(vae, unpacked))
+        pixels = latents.pixels(latents.decode_any_size(vae, unpacked))
+    area = None if picture.start is None else picture.start.source.area
+    return pixels if area is None else area.paste(pixels)
 
 
 @torch.no_grad()

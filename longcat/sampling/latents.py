@@ -60,9 +60,13 @@ def image_ids(*, height_px: int, width_px: int, max_tokens: int, modality: int =
     return ids.reshape(h * w, 3)
 
 
-def encode(vae: AutoencoderKL, images_BCHW: Tensor) -> Tensor:
-    """Encode images (B, 3, H, W) in -1..1 to normalised latents (B, C, H/8, W/8): (z - shift) * scale."""
-    latents: Tensor = vae.encode(images_BCHW.to(vae.dtype)).latent_dist.mean
+def encode(vae: AutoencoderKL, images_BCHW: Tensor, *, tiled: bool = False) -> Tensor:
+    """Encode images (B, 3, H, W) in -1..1 to normalised latents (B, C, H/8, W/8): (z - shift) * scale.
+
+    ``tiled``: as for ``decode``.
+    """
+    images_BCHW = images_BCHW.to(vae.dtype)
+    latents: Tensor = (vae.tiled_encode if tiled else vae.encode)(images_BCHW, return_dict=False)[0].mean
     normalised: Tensor = (latents - vae.config.shift_factor) * vae.config.scaling_factor
     return normalised
 

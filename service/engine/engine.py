@@ -26,7 +26,7 @@ from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots
 from service.engine.batch_step import BatchStep
 from service.engine.compilation import compile_forwards
-from service.engine.prompt_files import PromptFiles
+from service.engine.encoding.prompt_files import PromptFiles
 from service.engine.request_state import OnEvent, RequestState, ScheduledImage
 from service.engine.scheduling.admission import ImageAdmission
 from service.engine.scheduling.scheduler import Scheduler
@@ -133,7 +133,7 @@ class Engine:
         for request_id, state in self._requests.items():
             images = (*self._scheduler.images_of(state), *state.parked)
             under_way = sum(image.denoising.steps - image.denoising.step for image in images)
-            left[request_id] = len(state.pending) * state.request.steps + under_way
+            left[request_id] = len(state.pending) * state.request.denoising_steps + under_way
         return left
 
     def warm_up(self) -> None:
@@ -216,6 +216,7 @@ class Engine:
             reuse_tolerance=request.reuse_tolerance,
             adapters=state.uses_of(slots),
             updates=self.slot_table.slots.conditioner.updates(state.conditioning_uses),
+            source=state.source,
         )
         self._scheduler.add(ScheduledImage(state, index, denoising))
 

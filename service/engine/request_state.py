@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from longcat.sampling.denoise import Denoising
+from longcat.sampling.encoding.source import EncodedSource
 from longcat.sampling.slots import SlotUse
 from longcat.sampling.updates.conditioner import AdapterUse
 from service.access.priority import rank_of
@@ -41,6 +42,8 @@ class RequestState:
     """The projected prompt, once it is prepared."""
     negative_context_1LD: Tensor | None = None
     """None without guidance."""
+    source: EncodedSource | None = None
+    """The encoded picture that its images start from, once it is prepared; None without one."""
     adapters: tuple[Adapter, ...] = ()
     """Adapters in the order of ``request.adapters``."""
     pending: deque[int] = field(default_factory=deque)
@@ -71,7 +74,7 @@ class RequestState:
     @property
     def pixel_steps_per_image(self) -> int:
         """The cost of each image."""
-        return self.request.width * self.request.height * self.rows_per_image * self.request.steps
+        return self.request.width * self.request.height * self.rows_per_image * self.request.denoising_steps
 
     @property
     def key(self) -> str | None:
@@ -131,7 +134,7 @@ class RequestState:
 
     def is_preview_due(self, step: int) -> bool:
         """Return True if ``previews`` spread over the steps put one after this step; never after the last."""
-        steps, parts = self.request.steps, self.command.previews + 1
+        steps, parts = self.request.denoising_steps, self.command.previews + 1
         return step < steps and step * parts // steps > (step - 1) * parts // steps
 
     def result(self, model_hash: str) -> ResultEvent:

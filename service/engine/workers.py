@@ -1,4 +1,4 @@
-"""The work of a request outside the step loop: fetch its adapters, encode its prompts, decode its previews and pictures."""
+"""The work of a request outside the step loop: fetch its adapters, encode its prompts and its picture, decode its images."""
 
 import copy
 import queue
@@ -17,9 +17,10 @@ from longcat.sampling import denoise
 from longcat.sampling.denoise import Denoising
 from longcat.sampling.forward import Forward
 from longcat.sampling.updates.conditioner import Conditioner
+from service.engine.encoding.prompt_encoder import PromptEncoder
+from service.engine.encoding.prompt_files import PromptFiles
+from service.engine.encoding.source_encoder import SourceEncoder
 from service.engine.inline_executor import InlineExecutor
-from service.engine.prompt_encoder import PromptEncoder
-from service.engine.prompt_files import PromptFiles
 from service.engine.request_state import RequestState, ScheduledImage
 from service.engine.sampling_defaults import with_defaults_of
 from service.engine.slot_table import Adapter
@@ -66,6 +67,11 @@ class Workers:
         in threads; False lets the loop do it.
         """
         self.prompts = PromptEncoder(model, prompt_files)
+        self._decoding: AbstractContextManager[object] = (
+            nullcontext() if model.device.type == "cpu" else threading.Lock()
+        )
+        """One image at a time in the VAE of a GPU, whose memory two would need."""
+        self.sources = SourceEncoder(model, self._decoding)
         self.source: AdapterSource | None = None
         """Set before the first request that names an adapter."""
         self._model = model
@@ -77,10 +83,6 @@ class Workers:
         self._workers: Executor = (
             ThreadPoolExecutor(_WORKER_THREADS, "workers") if background else InlineExecutor(inbox)
         )
-        self._decoding: AbstractContextManager[object] = (
-            nullcontext() if model.device.type == "cpu" else threading.Lock()
-        )
-        """One image at a time on a GPU, whose memory two would need."""
         self._downloads = ThreadPoolExecutor(_DOWNLOAD_THREADS, "downloads")
 
     def prepare(self, state: RequestState, on_prepared: OnRequest) -> None:
@@ -89,7 +91,7 @@ class Workers:
             self._submit(self._downloads, state, self._fetch_adapters, on_prepared)
         else:
             _accept(state)
-            self._submit(self._workers, state, self._encode_prompts, on_prepared)
+            self._submit(self._workers, state, self._encode, on_prepared)
 
     def preview(self, image: ScheduledImage) -> None:
         """Decode a small preview of an unfinished image, unless its previous preview is still being decoded."""
@@ -118,7 +120,7 @@ class Workers:
         state.adapters = tuple(self._resolve(i, choice.name) for i, choice in enumerate(state.request.adapters))
         state.request = with_defaults_of([adapter.manifest for adapter in state.adapters], state.command)
         _accept(state)
-        self._submit(self._workers, state, self._encode_prompts, on_prepared)
+        self._submit(self._workers, state, self._encode, on_prepared)
 
     def _resolve(self, index: int, reference: str) -> Adapter:
         assert self.source is not None  # without storage, requests with adapters fail validation
@@ -127,7 +129,8 @@ class Workers:
         except LithographError as error:
             raise error.renamed("adapter", f"adapters.{index}.name") from error
 
-    def _encode_prompts(self, state: RequestState, on_prepared: OnRequest) -> None:
+    def _encode(self, state: RequestState, on_prepared: OnRequest) -> None:
+        """Encode a request's prompts, and its picture."""
         request, timeline = state.request, state.timeline
         begin = time.monotonic()
         timeline.end(Phase.QUEUE, begin)
@@ -137,6 +140,8 @@ class Workers:
         state.context_1LD = self._forward.context(self.prompts.encode(state.prompt), updates)
         if request.guidance_scale > 1:
             state.negative_context_1LD = self._forward.context(self.prompts.encode(request.negative_prompt), updates)
+        if request.edit is not None and state.command.picture is not None:
+            state.source = self.sources.encode(state.command.picture, strength=request.edit.strength)
         # Fills the cache of modulations, so that the step loop does not compute them between two steps.
         denoise.schedule(
             self._model,
@@ -144,6 +149,7 @@ class Workers:
             height_px=request.height,
             width_px=request.width,
             steps=request.steps,
+            strength=1.0 if request.edit is None else request.edit.strength,
             updates=updates,
         )
         end = device_time(self._model.device)

@@ -14,6 +14,7 @@ from longcat.errors import AdapterError, DeadlineError, LithographError
 from longcat.logs import log_event
 from longcat.model.flavour import Flavour
 from longcat.problem import show
+from longcat.sampling.encoding.source_picture import SourcePicture
 from longcat.sampling.prompt import Tokenize
 from service.access.caller import Caller, Role
 from service.access.cost import pixel_steps_of
@@ -25,6 +26,7 @@ from service.http.exchange.mailboxes import Mailbox
 from service.http.requests.threads import run_in_thread
 from service.observability.refused_requests import error_fields
 from service.observability.tracing import current_request
+from service.wire.editing.fields import kind_of
 from service.wire.errors import BusyError, DrainingError, NotReadyError
 from service.wire.events import ErrorEvent, Event, ResultEvent
 from service.wire.limits import Limits
@@ -81,7 +83,7 @@ class Admission:
         for i, choice in enumerate(body.adapters):
             caller.check_adapter(choice.name, field=f"adapters.{i}.name")
         priority = caller.priority_of(body.priority)
-        resolved = await self._resolve(body)
+        resolved, picture = await self._resolve(body)
         deadline = begin + (body.timeout_seconds or self.config.timeout_seconds)
         self.exchange.meters.begin(
             request.state.unique_id,
@@ -95,6 +97,7 @@ class Admission:
             id=request.state.unique_id,
             request_id=request.state.request_id,
             request=resolved,
+            picture=picture,
             defaulted=body.defaulted,
             max_steps=self.limits.max_steps,
             submitted_at=begin,
@@ -104,7 +107,7 @@ class Admission:
             priority=priority,
             stream=stream,
             progress=progress,
-            previews=resolved.steps if previews is None else previews,
+            previews=resolved.denoising_steps if previews is None else previews,
             trace=None if traced is None else traced.carrier,
         )
         if traced is not None:
@@ -112,15 +115,20 @@ class Admission:
         request.state.is_admitted = True
         return command
 
-    async def _resolve(self, body: GenerateRequest) -> ResolvedRequest:
+    async def _resolve(self, body: GenerateRequest) -> tuple[ResolvedRequest, SourcePicture | None]:
         if self.state.phase not in (ServicePhase.READY, ServicePhase.LINGERING):
             raise DrainingError if self.state.is_shutting_down else NotReadyError
         self.check_engine()
-        # In a thread: a long prompt takes tens of milliseconds, which would block the event loop.
-        resolved = await run_in_thread(self.limits.resolve, body, self.tokenize)
+        if body.image is not None:
+            self._check_queue()  # before its pictures are decoded
+        # In a thread: a long prompt takes tens of milliseconds, and a picture more, which would block the event loop.
+        resolved = await run_in_thread(self.limits.resolve_with_picture, body, self.tokenize)
+        self._check_queue()
+        return resolved
+
+    def _check_queue(self) -> None:
         if self.exchange.is_full:
             raise BusyError(requests=self.exchange.requests).after(self.exchange.wait_seconds)
-        return resolved
 
     def check_engine(self) -> None:
         """Raise ``EngineStalledError`` if all engines hang."""
@@ -194,6 +202,7 @@ class Admission:
         chosen = {
             "steps": request.steps,
             "adapters": [f"{choice.name} x {choice.scale:g}" for choice in request.adapters] or None,
+            "kind": None if request.edit is None else kind_of(request.edit),
             "prompt": show(request.prompt) if self.config.log_prompts else None,
         }
         log_event(

@@ -4,6 +4,7 @@ A request for pictures goes through admission and the exchange to the engine pro
 server-sent events. A request whose client disconnects, or whose time is over, is cancelled at the engine's next step.
 """
 
+import functools
 from collections.abc import Callable
 
 from fastapi import FastAPI, Request
@@ -11,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from longcat.errors import LithographError
 from service.access.caller import Caller
@@ -23,12 +25,11 @@ from service.http.edge.authentication import Authentication
 from service.http.edge.body_limits import JsonBodies, LingeringClose
 from service.http.edge.closing import ConnectionClose
 from service.http.edge.context import ErrorReplies, RequestContext
-from service.http.edge.errors import SlowRequestError
+from service.http.edge.errors import BodyTooLargeError, SlowRequestError
 from service.http.edge.heads import CheckedHeads
 from service.http.edge.origins import AllowedOrigins
 from service.http.edge.paths import Paths, allowed_methods, path_of
 from service.http.error_responses import (
-    BodyTooLargeError,
     MethodNotAllowedError,
     NotFoundError,
     reply_to_error,
@@ -43,8 +44,10 @@ from service.observability import metrics
 from service.observability.refused_requests import log_refused_request
 from service.observability.tracing import TracedRequests, current_request
 
-_GENERATING = frozenset({"/generate", "/v1/images/generations"})
+_GENERATING = frozenset({"/generate", "/v1/images/generations", "/v1/images/edits"})
 """Paths whose requests are counted."""
+PICTURE_PATHS = frozenset({"/generate", "/v1/images/edits", "/v1/images/variations"})
+"""Paths whose bodies may have pictures."""
 _KEY_REFUSALS = {
     "api_key_missing": "missing",
     "api_key_unknown": "unknown",
@@ -90,7 +93,9 @@ def set_up(app: FastAPI, admission: Admission, *, is_draining: Callable[[], bool
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, on_http_error)
     # From the innermost to the outermost.
-    app.add_middleware(JsonBodies, max_bytes=config.max_body_bytes, max_seconds=config.http.body_seconds)
+    app.add_middleware(
+        JsonBodies, max_bytes=functools.partial(max_body_bytes, config), max_seconds=config.http.body_seconds
+    )
     app.add_middleware(Authentication, config=config.access, key_file=_key_file(config))
     app.add_middleware(CheckedHeads, config=config.http)
     app.add_middleware(ErrorReplies, reply=_reply)
@@ -102,6 +107,12 @@ def set_up(app: FastAPI, admission: Admission, *, is_draining: Callable[[], bool
         app.add_middleware(TracedRequests, endpoint=config.otlp_endpoint)
     app.add_middleware(LingeringClose)
     app.add_middleware(Paths, root_path=config.http.root_path)
+
+
+def max_body_bytes(config: ServiceConfig, scope: Scope) -> int:
+    """Return the size limit of a request's body: pictures are base64 in JSON, which is a third larger."""
+    pictures = config.pictures.max_image_bytes * 4 // 3 if path_of(scope) in PICTURE_PATHS else 0
+    return config.max_body_bytes + pictures
 
 
 def _key_file(config: ServiceConfig) -> KeyFile | None:
@@ -139,8 +150,8 @@ def _of_framework(error: HTTPException, request: Request, config: ServiceConfig)
             return BodyTooLargeError(
                 "body_too_large",
                 "the body exceeds {max_bytes} bytes",
-                remedy="send a shorter prompt",
-                max_bytes=config.max_body_bytes,
+                remedy="send a shorter prompt, or a smaller picture",
+                max_bytes=max_body_bytes(config, request.scope),
             )
     raise error  # a defect: the middleware logs it
 

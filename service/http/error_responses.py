@@ -48,12 +48,6 @@ Responses = dict[int | str, dict[str, Any]]
 """The documented responses of an endpoint, by status."""
 
 
-class BodyTooLargeError(UserError):
-    """A body exceeds the size limit."""
-
-    code = "body_too_large"
-
-
 class NotFoundError(UserError):
     """No endpoint has that path."""
 

@@ -30,7 +30,7 @@ async def generate(
     progress = body.stream or body.as_job
     command = await admission.take(body, request, stream=body.stream, progress=progress, previews=previews)
     if body.as_job:
-        job = await jobs.start(command, body, root_path=request.scope["root_path"])
+        job = await jobs.start(command, body.without_pictures(), root_path=request.scope["root_path"])
         return reply_with_job(job, jobs.report(job), retry_after_seconds=admission.exchange.wait_seconds)
     if body.stream:
 

@@ -23,7 +23,12 @@ class StepMemory:
 
     def image_bytes(self, request: ResolvedRequest) -> int:
         """Return the bytes that an image of the request keeps until it is finished."""
-        return self.plan.image_bytes(width_px=request.width, height_px=request.height, steps=request.steps)
+        return self.plan.image_bytes(
+            width_px=request.width,
+            height_px=request.height,
+            steps=request.denoising_steps,
+            has_source=request.edit is not None,
+        )
 
     def rows(self, size: Size, images_bytes: int) -> int:
         """Return how many rows of a size fit one forward beside that many bytes of images."""

@@ -21,6 +21,7 @@ from longcat.model.precision import Offload, Precision
 from longcat.model.shape import (
     MODULATION_CACHE_BYTES,
     PROMPT_CACHE_BYTES,
+    SOURCE_CACHE_BYTES,
     STEP_WIDTHS,
     WHOLE_DECODE_PIXELS,
     image_tokens,
@@ -115,8 +116,8 @@ class ServingPlan:
 
     @property
     def cache_bytes(self) -> int:
-        """Cached embeddings of prompts, and modulations."""
-        return PROMPT_CACHE_BYTES + MODULATION_CACHE_BYTES
+        """Cached embeddings of prompts, latents of pictures, and modulations."""
+        return PROMPT_CACHE_BYTES + SOURCE_CACHE_BYTES + MODULATION_CACHE_BYTES
 
     def row_bytes(self, *, width_px: int, height_px: int) -> int:
         """Return the activations of one row of a forward, and its adapter's matrices of one layer, which are copied."""
@@ -125,14 +126,15 @@ class ServingPlan:
         adapter = load.rank * max(layer.width_in + layer.width_out for layer in self.transformer.targets())
         return (STEP_WIDTHS * tokens * self.transformer.width + (adapter if load.slots else 0)) * self._item
 
-    def image_bytes(self, *, width_px: int, height_px: int, steps: int) -> int:
+    def image_bytes(self, *, width_px: int, height_px: int, steps: int, has_source: bool = False) -> int:
         """Return the bytes that an image keeps from its admission to its end: latents, contexts, modulations.
 
-        Beside three tensors of latents and those of a reference, the three predictions that step reuse keeps.
+        Beside three tensors of latents and those of a reference, the three predictions that step reuse keeps; for an image
+        that starts from a picture also the picture's latents, the noise and the mask.
         """
         model, own_tokens = self.transformer, image_tokens(width_px=width_px, height_px=height_px)
         blocks = {"double_blocks": model.double_blocks, "single_blocks": model.single_blocks}
-        numbers = (5 * own_tokens + self._image_tokens(width_px, height_px)) * model.channels
+        numbers = ((8 if has_source else 5) * own_tokens + self._image_tokens(width_px, height_px)) * model.channels
         numbers += 2 * self._prompt_rows(width_px, height_px) * (model.width + model.joint_width)
         return (numbers + steps * modulation_numbers(**blocks, width=model.width)) * self._item
 
@@ -171,18 +173,19 @@ class ServingPlan:
 
     @property
     def decode_bytes(self) -> int:
-        """The working memory of decoding one image; larger ones are decoded in tiles."""
-        pixels = min(self.workload.largest_pixels, WHOLE_DECODE_PIXELS)
-        return int(self.autoencoder.decoding_bytes(pixels, self._item) * _DECODE_SHARE)
+        """The working memory of decoding one image, or of encoding one; larger ones are divided into tiles."""
+        pixels, vae = min(self.workload.largest_pixels, WHOLE_DECODE_PIXELS), self.autoencoder
+        most = max(vae.decoding_bytes(pixels, self._item), vae.encoding_bytes(pixels, self._item))
+        return int(most * _DECODE_SHARE)
 
     @property
     def encode_bytes(self) -> int:
-        """The working memory of encoding a prompt with its picture, of encoding the picture, or of rewriting a prompt."""
+        """The working memory of encoding a prompt, of a picture in the vision tower, or of rewriting a prompt."""
         load, side = self.workload, self.workload.default_px
         encoding = self.text_encoder.encoding_bytes(self._prompt_rows(side, side), self._item)
         if load.edits:
             seeing = self.vision_tower.encoding_bytes(vision_tokens(width_px=side, height_px=side), self._item)
-            encoding = max(encoding, seeing, self.autoencoder.encoding_bytes(side * side, self._item))
+            encoding = max(encoding, seeing)
         return encoding + (self.text_encoder.head_bytes(self._item) if load.rewrites else 0)
 
     @property
@@ -201,11 +204,11 @@ class ServingPlan:
             "VAE": self.vae_bytes,
             f"{load.slots} adapter slots of rank {load.rank}": self.slot_bytes,
             "slots of layers beside the blocks": self.other_slot_bytes,
-            "cached prompts and modulations": self.cache_bytes,
+            "cached prompts, pictures and modulations": self.cache_bytes,
             f"images of {load.rows} rows": self.images_bytes,
             f"a step of {load.rows} rows at {load.default_px} px": self.step_bytes,
-            f"encoding {'a picture and its' if load.edits else 'or rewriting a'} prompt": self.encode_bytes,
-            "decoding an image": self.decode_bytes,
+            f"encoding {'a prompt with its picture' if load.edits else 'or rewriting a prompt'}": self.encode_bytes,
+            "encoding or decoding an image": self.decode_bytes,
         }
         return {name: size for name, size in parts.items() if size}
 

@@ -4,6 +4,7 @@ from longcat.errors import DeadlineError, UserError
 from service.engine.timeline import Timeline
 from service.observability import metrics
 from service.observability.tracing import Tracing
+from service.wire.editing.fields import kind_of
 from service.wire.events import ErrorEvent, ResultEvent
 from service.wire.messages import GenerateCommand
 
@@ -23,7 +24,8 @@ class FinishedRequests:
             request = outcome.request
             metrics.count_pictures(
                 number=request.num_images,
-                steps=request.steps,
+                steps=request.denoising_steps,
+                kind=kind_of(request.edit),
                 size=f"{request.width}x{request.height}",
                 adapters=[adapter.name for adapter in outcome.adapters],
             )

@@ -22,6 +22,7 @@ from prometheus_client.utils import floatToGoString
 from longcat.logs import log_event
 from service.observability.values_file import ValuesFile, fold
 from service.run_folder import LOCK_FILE
+from service.wire.editing.fields import KINDS
 
 log = logging.getLogger("lithograph")
 
@@ -48,6 +49,11 @@ PICTURES = Counter(
     "lithograph_pictures",
     "Pictures generated, by size in px and adapters; pairs beyond the first two hundred are (other).",
     ["size", "adapter"],
+)
+PICTURES_BY_KIND = Counter(
+    "lithograph_pictures_by_kind",
+    "Pictures generated, by what they started from: text_to_image, img2img, inpaint or outpaint.",
+    ["kind"],
 )
 STEPS = Counter("lithograph_steps", "Denoising steps of generated pictures.")
 ENGINES = Gauge("lithograph_engines", "Engines of the server, one for each device.", multiprocess_mode="max")
@@ -149,6 +155,11 @@ DEVICE_MEMORY = Gauge(
 PROMPT_CACHE = Counter(
     "lithograph_prompt_cache", "Lookups of prompt embeddings: in memory, on disk, or a miss.", ["result"]
 )
+SOURCE_CACHE = Counter(
+    "lithograph_source_cache",
+    "Lookups of the latents of pictures that requests give: in memory, or a miss.",
+    ["result"],
+)
 MODEL_INFO = Gauge(
     "lithograph_model_info",
     "Always 1; its labels name the model and versions.",
@@ -167,6 +178,8 @@ for _counter, _values in {
     ADAPTER_REFUSALS: ("unfit", "incomplete", "unreadable"),
     ADAPTER_CACHE: ("memory", "disk", "storage"),
     PROMPT_CACHE: ("memory", "disk", "miss"),
+    SOURCE_CACHE: ("memory", "miss"),
+    PICTURES_BY_KIND: KINDS,
 }.items():
     for _value in _values:
         _counter.labels(_value)
@@ -200,8 +213,9 @@ _adapter_names = Bounded(100)
 _picture_kinds = Bounded(200)
 
 
-def count_pictures(*, number: int, steps: int, size: str, adapters: Collection[str]) -> None:
+def count_pictures(*, number: int, steps: int, size: str, kind: str, adapters: Collection[str]) -> None:
     """Count the pictures of one request; ``adapters``: their names."""
+    PICTURES_BY_KIND.labels(kind).inc(number)
     PICTURES.labels(*_picture_kinds(size, "+".join(sorted(adapters)) or "(none)")).inc(number)
     STEPS.inc(number * steps)
     for name in adapters:

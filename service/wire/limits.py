@@ -1,5 +1,6 @@
 """The limits of a request to this model on this server, and the defaults of the fields that it leaves out. No torch."""
 
+import dataclasses
 import math
 import secrets
 import sys
@@ -13,10 +14,17 @@ from longcat.model.flavour import Flavour
 from longcat.model.published.models import ModelSettings
 from longcat.model.shape import GRID_PX
 from longcat.problem import Problem
+from longcat.sampling.encoding.picture_file import MAX_PIXELS
+from longcat.sampling.encoding.source_picture import SourcePicture
 from longcat.sampling.prompt import Tokenize, tokenize_prompt
 from longcat.sampling.quality import Tolerances, tolerances_of
+from service.wire.editing.fields import Expansion
+from service.wire.editing.reading import PictureLimits, ReadPictures, read_pictures
 from service.wire.schema import LARGEST_SEED, GenerateRequest, ResolvedRequest
 from service.wire.webhook_host import WebhookHost, may_call
+
+_LARGEST_FILE_BYTES = 256 * 2**20
+"""Largest picture and mask, together, of local use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +43,8 @@ class Limits:
     webhook_hosts: tuple[str, ...] = ()
     """Hosts that a webhook may call, in the forms of ``WebhookHost``."""
     max_timeout_seconds: float = math.inf
+    pictures: PictureLimits = dataclasses.field(default_factory=PictureLimits)
+    """Of the pictures that a request gives."""
 
     @classmethod
     def of_model(cls, flavour: Flavour, *, has_adapters: bool = False) -> Self:
@@ -46,16 +56,32 @@ class Limits:
             max_steps=sys.maxsize,
             max_images=sys.maxsize,
             has_adapters=has_adapters,
+            pictures=PictureLimits(max_image_bytes=_LARGEST_FILE_BYTES, max_image_pixels=MAX_PIXELS),
         )
 
-    def resolve(self, request: GenerateRequest, tokenize: Tokenize) -> ResolvedRequest:
-        """Fill in the model's defaults and check the limits. Raises ``UserError`` with every problem."""
-        size = self.settings.default_size_px
+    def resolve_with_picture(
+        self, request: GenerateRequest, tokenize: Tokenize
+    ) -> tuple[ResolvedRequest, SourcePicture | None]:
+        """Read the request's pictures, then resolve it; return the picture that its images start from, if there is one."""
+        pictures = read_pictures(request, self.pictures)
+        resolved = self.resolve(request, tokenize, pictures)
+        if pictures is None or (edit := resolved.edit) is None:
+            return resolved, None
+        return resolved, pictures.at(width_px=resolved.width, height_px=resolved.height, edit=edit)
+
+    def resolve(
+        self, request: GenerateRequest, tokenize: Tokenize, pictures: ReadPictures | None = None
+    ) -> ResolvedRequest:
+        """Fill in the model's defaults and check the limits. Raises ``UserError`` with every problem.
+
+        ``pictures``: those of the request, which decide the size that it leaves out.
+        """
+        width, height = self._default_size(request, pictures)
         resolved = ResolvedRequest(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
-            width=size if request.width is None else request.width,
-            height=size if request.height is None else request.height,
+            width=width if request.width is None else request.width,
+            height=height if request.height is None else request.height,
             steps=min(self.settings.default_steps, self.max_steps) if request.steps is None else request.steps,
             guidance_scale=(
                 self.settings.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
@@ -68,16 +94,26 @@ class Limits:
             reuse_tolerance=self._tolerance(request),
             output_format=request.output_format,
             adapters=request.adapters,
+            edit=None if pictures is None else pictures.resolved(request),
         )
         problems = [
-            *self._reference_problems(), *self._size_problems(resolved), *self._count_problems(resolved),
-            *self._time_problems(request),
+            *self._reference_problems(), *self._size_problems(resolved), *_expand_problems(resolved),
+            *self._count_problems(resolved), *self._time_problems(request),
             *self._adapter_problems(resolved), *self._delivery_problems(request),
             *self._prompt_problems(resolved, tokenize),
         ]  # fmt: skip
         if problems:
             raise UserError.of(problems)
         return resolved
+
+    def _default_size(self, request: GenerateRequest, pictures: ReadPictures | None) -> tuple[int, int]:
+        """Return the width and height of a request that leaves them out: the picture's, and what it is expanded by."""
+        size = self.settings.default_size_px
+        if pictures is None:
+            return size, size
+        left, top, right, bottom = (request.expand or Expansion()).margins
+        width, height = pictures.size(default_px=size, max_pixels=self.max_pixels)
+        return width + left + right, height + top + bottom
 
     def _tolerance(self, request: GenerateRequest) -> float:
         if request.reuse_tolerance is not None:
@@ -207,6 +243,23 @@ class Limits:
                 remedy_template="give false, or serve flavour final",
                 field="rewrite_prompt",
                 value=True,
+            )
+
+
+def _expand_problems(request: ResolvedRequest) -> Iterator[Problem]:
+    """Yield the problem of margins that leave no square of the grid for the picture."""
+    if request.edit is None:
+        return
+    left, top, right, bottom = request.edit.margins
+    for side, most, margins in (("left", request.width, left + right), ("top", request.height, top + bottom)):
+        if most - margins < GRID_PX:
+            yield Problem(
+                code="expand_exceeds_image",
+                template="margins of {margins} px leave less than {least} of {most} px for the picture",
+                remedy_template="give smaller margins, or a larger image",
+                field=f"expand.{side}",
+                value=getattr(request.edit.expand, side),
+                details={"margins": margins, "least": GRID_PX, "most": most},
             )
 
 

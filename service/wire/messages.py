@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
 
 from longcat.adapter.manifest import Sampling
 from longcat.problem import Problem
+from longcat.sampling.encoding.source_picture import SourcePicture
 from service.access.priority import NORMAL, Priority
 from service.wire.events import Event
 from service.wire.schema import ResolvedRequest
@@ -25,6 +26,8 @@ class GenerateCommand:
     request_id: str
     """The id that replies and log lines have, which the client may have chosen."""
     request: ResolvedRequest
+    picture: SourcePicture | None = None
+    """The picture of a request that changes one, at the size of its images."""
     defaulted: tuple[str, ...] = ()
     """Fields, of ``steps`` and ``guidance_scale``, that the client has left out: adapters may have defaults for them."""
     max_steps: int = sys.maxsize

@@ -64,8 +64,11 @@ class Recipe(BaseModel):
     """Producer in the file's label; None for a file without one."""
 
     def as_json(self) -> str:
-        """Return the recipe as files carry it; without a producer, as before there were labels."""
-        return self.model_dump_json(exclude={"producer"} if self.producer is None else None)
+        """Return the recipe as files carry it, without a producer or an edit if there is none."""
+        absent: dict[str, bool | set[str]] = {} if self.producer is not None else {"producer": True}
+        if self.request.edit is None:
+            absent["request"] = {"edit"}
+        return self.model_dump_json(exclude=absent)
 
     @classmethod
     def of_image(

@@ -12,9 +12,11 @@ from pydantic_core import PydanticKnownError
 from longcat.errors import LithographError
 from longcat.model.shape import GRID_PX
 from longcat.problem import Problem, show
+from longcat.sampling.encoding.source_picture import steps_kept
 from longcat.sampling.quality import Quality, Tolerance
 from longcat.validation import ProblemValueError
 from service.access.priority import Priority
+from service.wire.editing.fields import EditFields, ResolvedEdit
 
 SMALLEST_PX = GRID_PX
 LARGEST_SEED = 2**63 - 1
@@ -131,7 +133,7 @@ class BaseRequest(BaseModel):
         return tuple(name for name in ("steps", "guidance_scale") if getattr(self, name) is None)
 
 
-class GenerateRequest(BaseRequest):
+class GenerateRequest(EditFields, BaseRequest):
     """The body of ``POST /generate``."""
 
     model_config = ConfigDict(
@@ -198,6 +200,13 @@ class ResolvedRequest(BaseModel):
     reuse_tolerance: float = 0.0
     output_format: OutputFormat
     adapters: tuple[AdapterChoice, ...] = ()
+    edit: ResolvedEdit | None = None
+    """The picture that it changes; None for one from noise alone."""
+
+    @property
+    def denoising_steps(self) -> int:
+        """Return the steps that are made of each image: fewer than ``steps`` if it starts from a picture."""
+        return self.steps if self.edit is None else steps_kept(self.steps, self.edit.strength)
 
 
 class TokensRequest(BaseModel):

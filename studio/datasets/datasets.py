@@ -23,10 +23,11 @@ from longcat.errors import ConfigError, DataError, UserError
 from longcat.model.flavour import describe
 from longcat.model.shape import GRID_PX
 from longcat.problem import Problem, reason_of
+from longcat.sampling.encoding.picture_file import MAX_PIXELS
 from trainer.config.dataset_options import DatasetConfig, parse_sizes
 from trainer.config.options import TrainConfig
 from trainer.data.inventory import Inventory
-from trainer.data.pictures import ENDINGS, MAX_PIXELS
+from trainer.data.pictures import ENDINGS
 from trainer.data.scan import prompt_limit, scan, scan_options
 from trainer.data.scanning.dataset_scan import ScanOptions
 

@@ -4,9 +4,9 @@ import hashlib
 import io
 from pathlib import Path
 
+from longcat.sampling.encoding.picture_file import MAX_PIXELS, decode
 from longcat.storage.atomic import write_atomically
 from studio.datasets.captions import unreadable
-from trainer.data.pictures import MAX_PIXELS, decode
 
 SIDE_PX = 320
 _QUALITY = 80

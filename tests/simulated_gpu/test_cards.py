@@ -87,7 +87,7 @@ def test_twelve_images_at_once_fit_what_is_chosen(
     for name in (
         "service.memory.plan.PROMPT_CACHE_BYTES",
         "service.memory.plan.MODULATION_CACHE_BYTES",
-        "service.engine.prompt_encoder.PROMPT_CACHE_BYTES",
+        "service.engine.encoding.prompt_encoder.PROMPT_CACHE_BYTES",
         "longcat.sampling.forward.MODULATION_CACHE_BYTES",
     ):
         monkeypatch.setattr(name, SCALED_CACHES)

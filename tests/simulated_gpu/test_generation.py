@@ -19,8 +19,8 @@ from longcat.model.precision import Offload, Precision
 from longcat.sampling import denoise
 from longcat.sampling.encoding.rewrite import rewrite_prompt
 from longcat.sampling.forward import Forward
-from service.engine.prompt_encoder import PromptEncoder
-from service.engine.prompt_files import PromptFiles
+from service.engine.encoding.prompt_encoder import PromptEncoder
+from service.engine.encoding.prompt_files import PromptFiles
 from tests.longcat.sampling.test_slots import random_lora
 from tests.service.engine.harness import EngineHarness, as_adapter
 from tests.simulated_gpu.device import Counting, used_bytes

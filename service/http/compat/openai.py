@@ -1,4 +1,4 @@
-"""OpenAI's endpoints for images, ``POST /v1/images/generations`` and ``GET /v1/models``, for OpenAI's clients.
+"""OpenAI's endpoints for images, ``POST /v1/images/generations`` and ``edits``, and ``GET /v1/models``, for its clients.
 
 An adapter is a model: ``model="ink"`` generates with it. Errors have OpenAI's shape, and its status for a request that is
 wrong, 400.
@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from longcat.adapter.reference import parse_reference
-from longcat.errors import AdapterError, LithographError, UnknownAdapterError
+from longcat.errors import AdapterError, LithographError, UnknownAdapterError, UserError
 from longcat.problem import show
 from service.access.caller import ForbiddenError
 from service.http.adapters import AdapterCommands, AdapterCommandsDependency
@@ -21,6 +21,7 @@ from service.http.admission import Admission, AdmissionDependency
 from service.http.compat.errors import ERRORS, OpenAIRoute, UnknownModelError, openai_error
 from service.http.compat.openai_schema import (
     CompletedEvent,
+    EditsRequest,
     ImageDatum,
     ImagesRequest,
     ImagesResponse,
@@ -45,6 +46,31 @@ router = APIRouter(tags=["openai"], route_class=OpenAIRoute, responses=ERRORS)
 )
 async def generate_images(body: ImagesRequest, request: Request, admission: AdmissionDependency) -> Response:
     """Reply with the pictures in base64, or with events (`stream`)."""
+    return await _reply(body, request, admission)
+
+
+@router.post(
+    "/v1/images/edits",
+    summary="Change a picture, as OpenAI has it",
+    response_model=ImagesResponse,
+    responses={200: {"content": {"text/event-stream": EVENTS}}},
+)
+async def edit_image(body: EditsRequest, request: Request, admission: AdmissionDependency) -> Response:
+    """Multipart or JSON. With a mask, only what is transparent in it changes; else all of the picture does (`strength`)."""
+    return await _reply(body, request, admission)
+
+
+@router.post("/v1/images/variations", summary="Not offered: edits with a prompt are")
+async def vary_image() -> Response:
+    """Refuse: the model makes no picture without a prompt."""
+    raise UserError(
+        "variations_not_offered",
+        "this model makes no variations without a prompt",
+        remedy="send the picture with a prompt to POST /v1/images/edits",
+    )
+
+
+async def _reply(body: ImagesRequest, request: Request, admission: Admission) -> Response:
     base = admission.flavour.name
     _check_model(body, admission)
     previews = body.partial_images or 0 if body.stream else 0
@@ -171,6 +197,7 @@ def _encoder(
 ) -> Callable[[SentEvent], Iterator[bytes]]:
     """Return a function that writes an event as OpenAI's events."""
     size, partials = _size(command), [0] * command.request.num_images
+    is_edit = isinstance(body, EditsRequest)
     quality = answered_quality(command.request.quality)
 
     def encode(event: SentEvent) -> Iterator[bytes]:
@@ -178,6 +205,7 @@ def _encoder(
         match event:
             case PreviewEvent():
                 partial = PartialImageEvent(
+                    type="image_edit.partial_image" if is_edit else "image_generation.partial_image",
                     b64_json=_base64(event.content), created_at=now, output_format="jpeg", quality=quality, size=size,
                     image_index=event.image, partial_image_index=partials[event.image],
                 )  # fmt: skip
@@ -186,6 +214,7 @@ def _encoder(
             case ResultEvent():
                 for i, image in enumerate(event.images):
                     completed = CompletedEvent(
+                        type="image_edit.completed" if is_edit else "image_generation.completed",
                         b64_json=_base64(image.content), created_at=now, output_format=command.request.output_format,
                         quality=quality, size=size, image_index=i, usage=_usage(command, 1, admission), seed=image.seed,
                     )  # fmt: skip

@@ -4,14 +4,18 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from typing_extensions import override
 
 from longcat.errors import UserError
 from longcat.model.shape import image_tokens
 from longcat.sampling.quality import Quality
 from longcat.validation import validated
+from service.wire.editing.fields import Expansion, PictureFile, Strength
 from service.wire.schema import AdapterChoice, BaseRequest, GenerateRequest, OutputFormat
 
+MOST_PICTURES = 1
+"""Pictures that a request can change at once."""
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
@@ -85,12 +89,52 @@ class ImagesRequest(BaseRequest):
             fields["adapters"] = (AdapterChoice(name=adapter), *self.adapters)
         if self.quality is not None:
             fields["quality"] = _QUALITIES[self.quality]
+        fields |= self._picture_fields()
         fields |= {"num_images": self.n or 1, "output_format": self.output_format or "png"}
         return validated(GenerateRequest, fields)
+
+    def _picture_fields(self) -> dict[str, Any]:
+        """Return the fields of the picture that the request changes; none here."""
+        return {}
 
     def adapter(self, base: str) -> str | None:
         """Return the adapter that the request names as its model. Some clients send an empty name for the default."""
         return None if self.model in (None, "", base) else self.model
+
+
+def _as_list(given: object) -> object:
+    return given if isinstance(given, list | tuple) else [given]
+
+
+class EditsRequest(ImagesRequest):
+    """The body of ``POST /v1/images/edits``: inpainting with a mask, else img2img."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "a green apple", "image": "iVBORw0KGgo="}]})
+
+    image: Annotated[
+        tuple[PictureFile, ...],
+        Field(strict=False, min_length=1, repr=False, description="The picture to change; image[] works, too."),
+        BeforeValidator(_as_list),
+    ]
+    mask: Annotated[
+        PictureFile | None, Field(repr=False, description="What is transparent in it is changed, the rest stays.")
+    ] = None
+    strength: Annotated[Strength | None, Field(description="Ours: as in POST /generate.")] = None
+    expand: Annotated[Expansion | None, Field(description="Ours: as in POST /generate.")] = None
+    input_fidelity: Annotated[str | None, Field(description="No effect: give a strength.")] = None
+
+    @override
+    def _picture_fields(self) -> dict[str, Any]:
+        if len(self.image) > MOST_PICTURES:
+            raise UserError(
+                "too_many_images",
+                "this model takes {most} picture",
+                remedy="send the one to change",
+                field="image",
+                value=f"{len(self.image)} pictures",
+                most=MOST_PICTURES,
+            )
+        return {"image": self.image[0], "mask": self.mask, "strength": self.strength, "expand": self.expand}
 
 
 class ImageDatum(BaseModel):
@@ -153,14 +197,14 @@ class _ImageEvent(BaseModel):
 class PartialImageEvent(_ImageEvent):
     """A small JPEG of an unfinished image."""
 
-    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    type: Literal["image_generation.partial_image", "image_edit.partial_image"] = "image_generation.partial_image"
     partial_image_index: int
 
 
 class CompletedEvent(_ImageEvent):
     """A picture."""
 
-    type: Literal["image_generation.completed"] = "image_generation.completed"
+    type: Literal["image_generation.completed", "image_edit.completed"] = "image_generation.completed"
     usage: Usage
     seed: Annotated[int, Field(description="Ours.")]
 

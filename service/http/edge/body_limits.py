@@ -1,6 +1,7 @@
 """Request bodies: their size, their deadline, and the draining of unread ones."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 
 from fastapi import HTTPException
@@ -15,10 +16,15 @@ _SLOWEST_BYTES_PER_SECOND = 16 * 1024
 """Slowest accepted rate of a body, once the time that every body has is over."""
 
 
+SENT_TYPE = "sent_content_type"
+"""Key of a request's scope: the content type that the client has sent."""
+
+
 class JsonBodies:
     """Treats every body as JSON, whatever its content type (``curl -d`` sends another); limits its size and its time."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, max_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: Callable[[Scope], int], max_seconds: float) -> None:
+        """``max_bytes``: the size limit of a request's body."""
         self._app = app
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
@@ -30,21 +36,23 @@ class JsonBodies:
             return
         declared = Headers(scope=scope).get("content-length", "0")
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-        _, _, parameters = Headers(scope=scope).get("content-type", "").partition(";")  # such as charset
+        scope[SENT_TYPE] = sent_type = Headers(scope=scope).get("content-type", "")
+        _, _, parameters = sent_type.partition(";")  # such as charset
         scope["headers"] = [*headers, (b"content-type", f"application/json;{parameters}".encode("latin-1"))]
         timely = TimelyBody(receive, seconds=self._max_seconds)
+        max_bytes = self._max_bytes(scope)
         size = 0
 
         async def receive_limited() -> Message:
             nonlocal size
-            if int(declared) > self._max_bytes:  # before the client is told to continue
+            if int(declared) > max_bytes:  # before the client is told to continue
                 raise HTTPException(413)  # the only exception that FastAPI passes on while it reads a body
             try:
                 message = await timely.receive()
             except TimeoutError:
                 raise HTTPException(408) from None
             size += len(message.get("body", b""))
-            if size > self._max_bytes:
+            if size > max_bytes:
                 raise HTTPException(413)
             return message
 

@@ -3,6 +3,7 @@
 ::
 
     UserError
+    ├── BodyTooLargeError             its body exceeds the size limit
     └── MessageError                  the connection ends with the reply
         ├── MalformedRequestError     it is not HTTP, or ambiguous
         ├── UnknownEncodingError      its body has an encoding that the server does not read
@@ -73,6 +74,12 @@ class SlowRequestError(MessageError):
             remedy="send the whole request at once",
             seconds=f"{seconds:g}",
         )
+
+
+class BodyTooLargeError(UserError):
+    """A body exceeds the size limit."""
+
+    code = "body_too_large"
 
 
 class ConnectionLimitError(UnavailableError):

@@ -46,7 +46,7 @@ class EngineLink:
         left = self.mailbox.steps_left
         total = 0.0
         for command in self._requests.values():
-            steps = command.request.steps * command.request.num_images
+            steps = command.request.denoising_steps * command.request.num_images
             total += pixel_steps_of(command.request) * left.get(command.id, steps) / steps
         return total
 
@@ -58,7 +58,7 @@ class EngineLink:
         """
         left = self.mailbox.steps_left
         return sum(
-            left.get(command.id, command.request.steps * command.request.num_images)
+            left.get(command.id, command.request.denoising_steps * command.request.num_images)
             for command in self._requests.values()
         )
 

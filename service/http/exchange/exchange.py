@@ -142,7 +142,7 @@ class Exchange:
 
     def record_speed(self, result: ResultEvent) -> None:
         """Record the step time of a request, for ``wait_seconds``."""
-        seconds = result.timings.denoise_seconds / result.request.steps
+        seconds = result.timings.denoise_seconds / result.request.denoising_steps
         self._step_seconds += (seconds - self._step_seconds) * (_SMOOTHING if self._step_seconds else 1)
 
     def _ready(self) -> list[EngineLink]:

@@ -7,7 +7,7 @@ under way.
 import asyncio
 import logging
 from contextlib import AsyncExitStack, ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from starlette.requests import ClientDisconnect
@@ -95,6 +95,7 @@ class ImageJob:
 
     def finish(self) -> None:
         """Set the final status from the outcome."""
+        self.command = replace(self.command, picture=None)
         self.finished_at = datetime.now(UTC)
         self.over.set()
         match self.outcome:
@@ -161,7 +162,7 @@ class ImageJobs:
             finished_at=job.finished_at,
             expires_at=job.finished_at and job.finished_at + timedelta(seconds=self._config.ttl_seconds),
             steps_made=job.steps_made,
-            steps=(job.steps or request.steps) * request.num_images,
+            steps=(job.steps or request.denoising_steps) * request.num_images,
             result_url=f"{job.url}/result" if is_done else None,
             result=outcome if isinstance(outcome, ResultEvent) and with_result and job.replies_with_json else None,
             error=error,

@@ -117,6 +117,8 @@ def _limits(admission: Admission) -> dict[str, Any]:
         "max_images": limits.max_images,
         "max_prompt_tokens": admission.flavour.settings.max_prompt_tokens,
         "max_body_bytes": config.max_body_bytes,
+        "max_image_bytes": limits.pictures.max_image_bytes,
+        "max_image_pixels": limits.pictures.max_image_pixels,
         "max_queue": config.max_queue,
         "timeout_seconds": config.timeout_seconds,
     }

@@ -1,4 +1,4 @@
-"""Request bodies: JSON in UTF-8, whatever their content type, and a reason for every other body."""
+"""Request bodies: forms with pictures, or JSON in UTF-8, whatever their content type; a reason for every other body."""
 
 import codecs
 import json
@@ -15,7 +15,11 @@ from pydantic import BaseModel, ValidationError
 from longcat.errors import UserError
 from longcat.problem import show
 from longcat.validation import problems_of
+from service.http.edge.body_limits import SENT_TYPE
+from service.http.edge.errors import BodyTooLargeError
+from service.http.requests.form_body import is_form, parse_form, takes_forms
 from service.http.requests.threads import run_in_thread
+from service.wire.editing.fields import PICTURE_FIELDS
 
 _LONGEST_INTEGER = 308
 """Digits: every integer of so many is also a float, which checks and messages may convert it to."""
@@ -66,8 +70,13 @@ class _JsonRequest(Request):
         for no body, and raises ``RequestValidationError`` once the rest is checked.
         """
         sent = self.headers.get("content-encoding", ""), self.headers.get("content-type", "")
+        sent_type: str = self.scope.get(SENT_TYPE, "")
+        most: int = self.app.state.admission.config.max_body_bytes
+        body = await self.body()
         try:
-            return await run_in_thread(read_body, self._model, await self.body(), *sent)
+            if takes_forms(self._model) and is_form(sent_type):
+                return await run_in_thread(read_form, self._model, body, sent_type, most)
+            return await run_in_thread(read_body, self._model, body, *sent, most)
         except UserError as error:
             self.state.body_error = error
             return None
@@ -79,10 +88,44 @@ def error_of_body(request: Request) -> UserError:
     return error
 
 
-def read_body(model: type[BaseModel], body: bytes, content_encoding: str, content_type: str) -> BaseModel:
-    """Return the model that a body describes. Raises ``UserError`` with the body's problems."""
+def read_body(
+    model: type[BaseModel], body: bytes, content_encoding: str, content_type: str, max_bytes: int
+) -> BaseModel:
+    """Return the model that a body describes. Raises ``UserError`` with the body's problems.
+
+    ``max_bytes``: of the body without the pictures in it.
+    """
     value = parse_json(body, content_encoding, content_type)
-    _check_encodable(value)
+    _check_rest(value, len(body), max_bytes)
+    if b"\\u" in body:  # only an escape can make a surrogate
+        _check_encodable(value)
+    return _validated(model, value)
+
+
+def read_form(model: type[BaseModel], body: bytes, content_type: str, max_bytes: int) -> BaseModel:
+    """Return the model that a form describes, as ``read_body`` does."""
+    value = parse_form(model, body, content_type)
+    _check_rest(value, len(body), max_bytes)
+    _check_encodable({name: part for name, part in value.items() if isinstance(part, str)})
+    return _validated(model, value)
+
+
+def _check_rest(value: object, size: int, max_bytes: int) -> None:
+    """Raise ``BodyTooLargeError`` if a body is too large even without its pictures."""
+    pictures = (value.get(name) for name in PICTURE_FIELDS) if isinstance(value, dict) else ()
+    for part in pictures:
+        contents = part if isinstance(part, list) else [part]
+        size -= sum(len(content) for content in contents if isinstance(content, str | bytes))
+    if size > max_bytes:
+        raise BodyTooLargeError(
+            "body_rest_too_large",
+            "the body exceeds {max_bytes} bytes beside its pictures",
+            remedy="send a shorter prompt",
+            max_bytes=max_bytes,
+        )
+
+
+def _validated(model: type[BaseModel], value: Any) -> BaseModel:
     try:
         return model.model_validate(value)
     except ValidationError as error:

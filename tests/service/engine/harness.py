@@ -12,6 +12,7 @@ from longcat.adapter.modules import lora_targets
 from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import LithographError, UnknownAdapterError
 from longcat.model.loading import Components
+from longcat.sampling.encoding.source_picture import SourcePicture
 from service.access.priority import NORMAL, Priority
 from service.engine.engine import Engine
 from service.engine.slot_table import Adapter
@@ -89,6 +90,7 @@ class EngineHarness:
         key: str | None = None,
         share: float = 1.0,
         priority: Priority = NORMAL,
+        picture: SourcePicture | None = None,
         **fields: Any,
     ) -> None:
         defaults: dict[str, Any] = {
@@ -100,6 +102,7 @@ class EngineHarness:
             id=name,
             request_id=name,
             request=ResolvedRequest(adapters=choices, **defaults | fields),
+            picture=picture,
             defaulted=defaulted,
             submitted_at=time.monotonic(),
             deadline=deadline,

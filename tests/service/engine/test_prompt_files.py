@@ -11,8 +11,8 @@ import torch
 
 from longcat.model.loading import Components
 from longcat.sampling.encoding.files import TensorFiles
-from service.engine.prompt_encoder import CacheCounts, PromptEncoder
-from service.engine.prompt_files import PromptFiles
+from service.engine.encoding.prompt_encoder import CacheCounts, PromptEncoder
+from service.engine.encoding.prompt_files import PromptFiles
 from tests.conftest import fill
 from tests.service.engine.harness import EngineHarness
 

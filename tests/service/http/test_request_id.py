@@ -25,7 +25,7 @@ ID = re.compile(r"[A-Za-z0-9-]{8,}")
         ("GET", "/nowhere", {}, 404),
         ("DELETE", "/generate", {}, 405),
         ("POST", "/generate", {"content": b"{"}, 400),
-        ("POST", "/generate", {"content": b" " * (2 << 20)}, 413),
+        ("POST", "/v1/tokens", {"content": b" " * (2 << 20)}, 413),
         ("POST", "/generate", {"json": {"prompt": "a cat", "steps": 0}}, 422),
         ("POST", "/generate", {"json": {"prompt": "a cat", "steps": 1}}, 200),
         ("POST", "/generate", {"json": {"prompt": "a cat", "steps": 1, "stream": True}}, 200),

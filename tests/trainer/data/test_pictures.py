@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from longcat.errors import DataError
-from trainer.data.pictures import decode, inspect, is_promised
+from longcat.sampling.encoding.picture_file import decode
+from trainer.data.pictures import inspect, is_promised
 
 MOST = 10_000_000
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)

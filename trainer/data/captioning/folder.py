@@ -10,10 +10,11 @@ from PIL import Image
 
 from longcat.errors import DataError
 from longcat.problem import Problem
+from longcat.sampling.encoding.picture_file import decode
 from longcat.storage.atomic import write_atomically
 from trainer.data.captioning.text import CaptionLanguage, checked_caption, instruction
 from trainer.data.captions.reader import CAPTION_ENDINGS
-from trainer.data.pictures import ENDINGS, decode
+from trainer.data.pictures import ENDINGS
 from trainer.data.sources import FolderSource
 
 _MOST_PIXELS = 100_000_000

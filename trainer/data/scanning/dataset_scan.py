@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 from longcat.errors import DataError
 from longcat.problem import Problem
+from longcat.sampling.encoding.picture_file import MAX_PIXELS
 from longcat.storage.interface import Entry
 from trainer.config.dataset_options import DatasetConfig
 from trainer.data.advice import some
@@ -20,7 +21,7 @@ from trainer.data.buckets import bucket_choices, choose, choose_any, fit, resolu
 from trainer.data.captions.compose import possible_captions
 from trainer.data.captions.reader import CAPTION_ENDINGS, NO_CAPTIONS, CaptionReader, PictureCaptions
 from trainer.data.inventory import DatasetContents, Dropped, Inventory
-from trainer.data.pictures import ENDINGS, FOREIGN_ENDINGS, MAX_PIXELS, PictureFacts, inspect, is_promised
+from trainer.data.pictures import ENDINGS, FOREIGN_ENDINGS, PictureFacts, inspect, is_promised
 from trainer.data.sample import Mask, Sample
 from trainer.data.scanning.index import Index
 from trainer.data.scanning.limits import excluded, nothing_usable, too_long

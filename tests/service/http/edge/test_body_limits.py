@@ -21,6 +21,8 @@ def test_a_client_that_writes_before_it_reads_sees_the_reply_to_a_large_body(
     server: RunningServer, path: str, size_mib: int
 ) -> None:
     status = {"/nowhere": 404, "/healthz": 405}.get(path, 413)
+    if (path, size_mib) == ("/generate", 1):  # a picture may be as large
+        status = 400
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(urllib.request.Request(server.url + path, data=bytes(size_mib * MIB), method="POST"))
     with refused.value as reply:
@@ -30,6 +32,8 @@ def test_a_client_that_writes_before_it_reads_sees_the_reply_to_a_large_body(
         connection.sendall(b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path.encode())
         for _ in range(size_mib):
             connection.sendall(b"100000\r\n%b\r\n" % bytes(MIB))
+        if status == 400:  # it is read to its end
+            connection.sendall(b"0\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 %d" % status)
 
 

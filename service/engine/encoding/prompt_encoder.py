@@ -14,7 +14,7 @@ from longcat.model.tokenizer import plain_ids
 from longcat.sampling.encoding.rewrite import rewrite_prompt
 from longcat.sampling.encoding.text_encoder import encode_prompt
 from longcat.sampling.prompt import PromptTokens, tokenize_prompt
-from service.engine.prompt_files import PromptFiles
+from service.engine.encoding.prompt_files import PromptFiles
 
 
 class CacheCounts(NamedTuple):

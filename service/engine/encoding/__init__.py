@@ -1,0 +1,1 @@
+"""Encoding of what a request gives: its prompts, and its picture."""

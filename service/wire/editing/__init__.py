@@ -1,0 +1,1 @@
+"""Pictures that requests change: their fields, and reading them. No torch."""
