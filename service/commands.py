@@ -14,6 +14,7 @@ from longcat.model.flavour import resolve
 from longcat.options import command_options, configure
 from longcat.storage.opening import open_storage
 from service.access.keys import ApiKeys
+from service.access.usage import create_ledger
 from service.config import AdapterConfig, ServiceConfig
 from service.memory.flavour_choice import settled
 from service.process.engine_start import begin_imports
@@ -66,6 +67,8 @@ def _run(config: ServiceConfig, adapter_folder: Path) -> int:
     # Reject what is wrong before anything is loaded.
     if config.access.api_keys_file is not None:
         ApiKeys.read(config.access.api_keys_file)
+    if config.access.state_dir is not None:
+        create_ledger(config.access.state_dir)
     if config.adapters is not None:
         open_storage(config.adapters.uri, endpoint_url=config.adapters.endpoint_url)
     begin_imports(engine.device for engine in config.engines)

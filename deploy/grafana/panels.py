@@ -154,6 +154,19 @@ ADAPTERS = [
           description="Versions published within the last hour but not served; GET /v1/adapters has the reasons."),
 ]  # fmt: skip
 
+KEYS = [
+    Panel(title="Pictures by key", kind="bars", unit="none", stacked=True,
+          queries={"{{key}}": "sum by (key) (increase(lithograph_key_pictures_total{$S}[$__rate_interval]))"},
+          description="(none): sent without a key. GET /v1/usage has the sums by day."),
+    Panel(title="Device by key", unit="none", stacked=True,
+          queries={"{{key}}": _rate("lithograph_key_device_seconds_total", "$S", "key")},
+          description="Devices that each key keeps busy. While keys wait, they get parts in proportion to their shares."),
+    Panel(title="Limits and priorities", kind="bars", unit="none",
+          queries={"refused: {{reason}}": "sum by (reason) (increase(lithograph_api_key_refusals_total{$S}[$__rate_interval]))",
+                   "parked": "sum(increase(lithograph_parkings_total{$S}[$__rate_interval]))"},
+          description="requests, pixel_steps: a key is at its limit. parked: pictures that made way for ones of high priority."),
+]  # fmt: skip
+
 TRAINING = [
     Panel(title="Steps made", kind="number", width=4, unit="percentunit",
           queries={"{{instance}} {{run}}": "lithograph_trainer_step{$T} / lithograph_trainer_target_steps"},
@@ -201,5 +214,6 @@ ROWS = {
     "Requests": REQUESTS,
     "Engine": ENGINE,
     "Adapters": ADAPTERS,
+    "Keys": KEYS,
     "Training": TRAINING,
 }

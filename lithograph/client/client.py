@@ -26,12 +26,15 @@ from lithograph.client.protocol import (
     ClientEvent,
     Options,
     TokenCount,
+    UsageQuery,
     body_of,
     check_end,
     event_of,
+    query_of,
     result_of,
 )  # fmt: skip
 from longcat.validation import ProblemValueError, check_http_url
+from service.access.usage import UsageReport
 from service.wire.events import ResultEvent
 from service.wire.job import JobReport
 
@@ -126,6 +129,10 @@ class Client:
         """Return the length of a prompt as the model counts it, and the limit."""
         return TokenCount.model_validate_json(self._request("POST", "/v1/tokens", json={"prompt": prompt}).content)
 
+    def usage(self, **days: Unpack[UsageQuery]) -> UsageReport:
+        """Return what the key, or each key for one with the role admin, has used."""
+        return UsageReport.model_validate_json(self._request("GET", "/v1/usage", params=query_of(days)).content)
+
     def info(self) -> dict[str, Any]:
         """Return the model, limits, defaults and versions."""
         return dict(self._request("GET", "/v1/info").json())
@@ -218,6 +225,11 @@ class AsyncClient:
         """Return the length of a prompt as the model counts it, and the limit."""
         reply = await self._request("POST", "/v1/tokens", json={"prompt": prompt})
         return TokenCount.model_validate_json(reply.content)
+
+    async def usage(self, **days: Unpack[UsageQuery]) -> UsageReport:
+        """Return what the key, or each key for one with the role admin, has used."""
+        reply = await self._request("GET", "/v1/usage", params=query_of(days))
+        return UsageReport.model_validate_json(reply.content)
 
     async def info(self) -> dict[str, Any]:
         """Return the model, limits, defaults and versions."""

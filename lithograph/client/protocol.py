@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -51,6 +52,22 @@ class Options(TypedDict, total=False):
     strength: float
     expand: Mapping[str, int]
     """Pixels to add: ``{"left": 64, "right": 64}``."""
+
+
+class UsageQuery(TypedDict, total=False):
+    """The parameters of ``GET /v1/usage``."""
+
+    since: date | None
+    """First day in UTC; by default this month's."""
+    until: date | None
+    """Last day in UTC; by default today."""
+    key: str | None
+    """One key alone; by default all that may be seen."""
+
+
+def query_of(query: UsageQuery) -> dict[str, str]:
+    """Return the parameters as text, without those that are None."""
+    return {name: str(value) for name, value in query.items() if value is not None}
 
 
 def flavour_reason(info: Mapping[str, Any]) -> Problem | None:

@@ -23,6 +23,10 @@ class AccessConfig(Configuration):
     """Bearer token for requests that change adapters; without it and without API keys, none are removed over HTTP. With API
     keys, it is one more key, which allows everything."""
 
+    state_dir: Annotated[Path | None, Flag(metavar="DIRECTORY")] = None
+    """Directory, on a local disk, that keeps what each key has used, for GET /v1/usage. Servers of one machine may share it.
+    Without it, none is kept."""
+
     @model_validator(mode="after")
     def _check_metrics_key(self) -> Self:
         if self.metrics_key == "required" and self.api_keys_file is None:

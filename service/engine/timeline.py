@@ -51,7 +51,16 @@ class Timeline:
         """True for a traced request: a trace shows every step."""
         self.intervals: list[Interval] = []
         self.steps: list[StepInterval] = []
+        self.pixel_steps = 0
+        """Pixels times rows of all steps made."""
+        self.step_seconds = 0.0
+        """Its part of the steps' time, by rows."""
         self._open: dict[tuple[Phase, int], float] = {}
+
+    def add_step(self, *, pixel_steps: int, seconds: float) -> None:
+        """Account for a step of one of its images. Called in the step loop."""
+        self.pixel_steps += pixel_steps
+        self.step_seconds += seconds
 
     def begin(self, phase: Phase, at: float, picture: int = 0) -> None:
         """Begin a phase."""

@@ -36,7 +36,7 @@ from service.http.error_responses import (
 )
 from service.http.jobs import routes as job_routes
 from service.http.jobs.jobs import ImageJobs
-from service.http.operations import health
+from service.http.operations import health, usage
 from service.http.operations.docs_page import serve_docs
 from service.http.operations.health import VERSION
 from service.http.requests.json_body import error_of_body
@@ -71,7 +71,7 @@ def set_up(app: FastAPI, admission: Admission, *, is_draining: Callable[[], bool
     app.openapi_tags = [{"name": tag} for tag in _TAGS]
     app.state.admission = admission
     app.state.jobs = ImageJobs(admission, config.jobs)
-    routers = [surface.router for surface in (generate, job_routes, openai, adapters, vllm, health)]
+    routers = [surface.router for surface in (generate, job_routes, openai, adapters, vllm, health, usage)]
     for router in routers:
         app.include_router(router)
     app.state.routes = [route for router in routers for route in router.routes]

@@ -20,6 +20,7 @@ from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
 from longcat.logs import log_event
+from service.access.usage import Usage
 from service.observability.values_file import ValuesFile, fold
 from service.run_folder import LOCK_FILE
 from service.wire.editing.fields import KINDS
@@ -91,6 +92,17 @@ PARKINGS = Counter("lithograph_parkings", "Times that a picture was parked for o
 ROWS = Counter("lithograph_rows", "Rows of steps: computed, or reused at qualities below exact.", ["device", "kind"])
 STEP_SECONDS = Histogram(
     "lithograph_step_seconds", "Time of one forward of pictures of one size.", ["device"], buckets=_SECONDS
+)
+KEY_PICTURES = Counter(
+    "lithograph_key_pictures", "Pictures by API key; keys beyond the first hundred are counted as (other).", ["key"]
+)
+KEY_PIXEL_STEPS = Counter(
+    "lithograph_key_pixel_steps", "Width x height x steps made by API key, twice with guidance.", ["key"]
+)
+KEY_DEVICE_SECONDS = Counter(
+    "lithograph_key_device_seconds",
+    "Time of the device by API key: of steps by rows, of prompts and of decoding.",
+    ["key"],
 )
 JOBS = Counter("lithograph_jobs", "Finished asynchronous jobs, by the HTTP status of their result.", ["status"])
 WEBHOOKS = Counter("lithograph_webhooks", "Webhooks, by whether the receiver accepted them in the end.", ["result"])
@@ -210,6 +222,7 @@ class Bounded:
 
 
 _adapter_names = Bounded(100)
+_keys = Bounded(100)
 _picture_kinds = Bounded(200)
 
 
@@ -220,6 +233,14 @@ def count_pictures(*, number: int, steps: int, size: str, kind: str, adapters: C
     STEPS.inc(number * steps)
     for name in adapters:
         ADAPTER_REQUESTS.labels(*_adapter_names(name)).inc()
+
+
+def count_usage(key: str | None, usage: Usage) -> None:
+    """Count what one request of a key has used."""
+    labels = _keys(key or "(none)")
+    KEY_PICTURES.labels(*labels).inc(usage.pictures)
+    KEY_PIXEL_STEPS.labels(*labels).inc(usage.pixel_steps)
+    KEY_DEVICE_SECONDS.labels(*labels).inc(usage.device_seconds)
 
 
 def process_ended(pid: int) -> None:

@@ -21,6 +21,7 @@ from longcat.errors import UserError
 from longcat.logs import log_event, set_up_logging, silence_import_noise
 from longcat.model.flavour import Flavour
 from longcat.model.tokenizer import plain_ids
+from service.access.usage import UsageLedger
 from service.config import ServiceConfig
 from service.observability import metrics
 from service.observability.finished_requests import FinishedRequests
@@ -67,7 +68,9 @@ class EngineProcess:
         metrics.LOAD_SECONDS.labels(renderer.device_name).set(time.monotonic() - begin)
         endpoint = self.config.otlp_endpoint
         tracing = None if endpoint is None else Tracing(endpoint)
-        renderer.observe = FinishedRequests(tracing)
+        folder = self.config.access.state_dir
+        ledger = None if folder is None else UsageLedger(folder)
+        renderer.observe = FinishedRequests(tracing, ledger, model=self.flavour.name)
 
         commands = EngineCommands(renderer, send, started=begin)
         threading.Thread(target=commands.run, args=(receive,), daemon=True, name="commands").start()
@@ -80,6 +83,8 @@ class EngineProcess:
         try:
             self._make_steps(renderer, functools.partial(send, engine_mailbox(self.number)))
         except SystemExit:
+            if ledger is not None:
+                ledger.close()
             if tracing is not None:
                 tracing.close()
             os._exit(0)  # Python would take seconds to free memory that the kernel frees at once

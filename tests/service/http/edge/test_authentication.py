@@ -35,7 +35,7 @@ ROUTES = (
     ("GET", "/v1/models/embedded"), ("GET", "/v1/jobs/x"), ("DELETE", "/v1/jobs/x"), ("GET", "/v1/jobs/x/result"),
     ("GET", "/v1/adapters"), ("POST", "/v1/adapters/team-a-ink/load"), ("DELETE", "/v1/adapters/team-a-ink"),
     ("POST", "/v1/load_lora_adapter"), ("POST", "/v1/unload_lora_adapter"), ("GET", "/v1/info"), ("GET", "/metrics"),
-    ("GET", "/nothing"), ("PUT", "/generate"), ("POST", "/generate/"),
+    ("GET", "/v1/usage"), ("GET", "/nothing"), ("PUT", "/generate"), ("POST", "/generate/"),
 )  # fmt: skip
 
 
