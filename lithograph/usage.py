@@ -9,7 +9,7 @@ from pydantic import Field
 from lithograph.client.client import Client
 from lithograph.terminal import echo_table
 from longcat.options import Configuration, Flag, command_options, configure
-from service.access.usage import Usage
+from service.wire.messages import DeviceUsage
 
 _COLUMNS = ("DAY", "KEY", "MODEL", "REQUESTS", "PICTURES", "PIXEL-STEPS", "DEVICE-SECONDS")
 
@@ -43,5 +43,5 @@ def usage(since: datetime | None, until: datetime | None, key: str | None, *, as
     echo_table([_COLUMNS, *rows, ("total", "", "", *_numbers(report.total))])
 
 
-def _numbers(used: Usage) -> tuple[str, ...]:
+def _numbers(used: DeviceUsage) -> tuple[str, ...]:
     return str(used.requests), str(used.pictures), str(used.pixel_steps), f"{used.device_seconds:.1f}"

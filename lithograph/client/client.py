@@ -34,9 +34,9 @@ from lithograph.client.protocol import (
     result_of,
 )  # fmt: skip
 from longcat.validation import ProblemValueError, check_http_url
-from service.access.usage import UsageReport
 from service.wire.events import ResultEvent
 from service.wire.job import JobReport
+from service.wire.messages import UsageReport
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _CONNECT_SECONDS = 10.0

@@ -13,13 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Self
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from longcat.errors import StorageError
 from longcat.logs import log_event
 from longcat.storage.disk import not_written
+from service.wire.messages import DeviceUsage, KeyUsage, UsageReport
 
 log = logging.getLogger("lithograph")
 
@@ -41,49 +39,6 @@ INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key, day, model) DO 
 _READ = "SELECT * FROM usage WHERE day >= ? AND day <= ? AND (? IS NULL OR key = ?) ORDER BY day, key, model"
 
 
-class Usage(BaseModel):
-    """The use of a server."""
-
-    model_config = ConfigDict(frozen=True)
-
-    requests: Annotated[int, Field(description="Requests that the engine has ended, however they ended.")] = 0
-    pictures: Annotated[int, Field(description="Pictures of requests that succeeded.")] = 0
-    pixel_steps: Annotated[
-        int,
-        Field(description="Width x height x steps made, twice with guidance; of failed and cancelled requests, too."),
-    ] = 0
-    device_seconds: Annotated[
-        float,
-        Field(description="Its share of the steps' time, by rows, and the time of encoding prompts and decoding."),
-    ] = 0.0
-
-    def __add__(self, other: "Usage") -> "Usage":
-        """Return the use of both."""
-        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in Usage.model_fields})
-
-
-class KeyUsage(Usage):
-    """The use by one key, on one day, of one model."""
-
-    key: Annotated[str | None, Field(description="Name of the API key; null on a server without keys.")]
-    day: Annotated[date, Field(description="In UTC, on which the requests ended.")]
-    model: str
-
-
-class UsageReport(BaseModel):
-    """The body of ``GET /v1/usage``."""
-
-    model_config = ConfigDict(frozen=True)
-
-    usage: tuple[KeyUsage, ...]
-    total: Usage
-
-    @classmethod
-    def of(cls, usage: tuple[KeyUsage, ...]) -> Self:
-        """Return rows with their sum."""
-        return cls(usage=usage, total=sum(usage, start=Usage()))
-
-
 class UsageLedger:
     """The writing side, of one engine process. Its thread alone writes, so that no step waits for a disk."""
 
@@ -91,7 +46,7 @@ class UsageLedger:
         """Open or create the file. Raises ``StorageError``."""
         self._path = folder / FILE
         self._thread = ThreadPoolExecutor(1, "usage")
-        self._unwritten: dict[tuple[str, str, str], Usage] = {}
+        self._unwritten: dict[tuple[str, str, str], DeviceUsage] = {}
         self._has_failed = False
         with _as_storage_error(self._path):
             folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +55,7 @@ class UsageLedger:
             self._connection.execute("PRAGMA synchronous = NORMAL")  # durable when a process ends, not when power does
             self._connection.execute(_CREATE)
 
-    def add(self, usage: Usage, *, key: str | None, day: date, model: str) -> Future[None]:
+    def add(self, usage: DeviceUsage, *, key: str | None, day: date, model: str) -> Future[None]:
         """Add to the use by a key. The result of the future is there once it is written, or has failed."""
         return self._thread.submit(self._write, (key or "", day.isoformat(), model), usage)
 
@@ -109,8 +64,8 @@ class UsageLedger:
         self._thread.shutdown()
         self._connection.close()
 
-    def _write(self, place: tuple[str, str, str], usage: Usage) -> None:
-        self._unwritten[place] = self._unwritten.get(place, Usage()) + usage
+    def _write(self, place: tuple[str, str, str], usage: DeviceUsage) -> None:
+        self._unwritten[place] = self._unwritten.get(place, DeviceUsage()) + usage
         try:
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -138,7 +93,7 @@ def read_usage(folder: Path, *, since: date, until: date, key: str | None = None
             found = connection.execute(_READ, (since.isoformat(), until.isoformat(), key, key)).fetchall()
         finally:
             connection.close()
-    names = ("key", "day", "model", *Usage.model_fields)
+    names = ("key", "day", "model", *DeviceUsage.model_fields)
     rows = [dict(zip(names, row, strict=True)) for row in found]
     return UsageReport.of(tuple(KeyUsage.model_validate(row | {"key": row["key"] or None}) for row in rows))
 

@@ -3,13 +3,13 @@
 from datetime import UTC, datetime
 
 from longcat.errors import DeadlineError, UserError
-from service.access.usage import Usage, UsageLedger
+from service.access.usage import UsageLedger
 from service.engine.timeline import Phase, Timeline
 from service.observability import metrics
 from service.observability.tracing import Tracing
 from service.wire.editing.fields import kind_of
 from service.wire.events import ErrorEvent, ResultEvent
-from service.wire.messages import GenerateCommand
+from service.wire.messages import DeviceUsage, GenerateCommand
 
 
 class FinishedRequests:
@@ -45,7 +45,7 @@ class FinishedRequests:
         self, command: GenerateCommand, timeline: Timeline, outcome: ResultEvent | ErrorEvent | None
     ) -> None:
         seconds = timeline.seconds()
-        usage = Usage(
+        usage = DeviceUsage(
             requests=1,
             pictures=len(outcome.images) if isinstance(outcome, ResultEvent) else 0,
             pixel_steps=timeline.pixel_steps,

@@ -20,10 +20,10 @@ from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
 from longcat.logs import log_event
-from service.access.usage import Usage
 from service.observability.values_file import ValuesFile, fold
 from service.run_folder import LOCK_FILE
 from service.wire.editing.fields import KINDS
+from service.wire.messages import DeviceUsage
 
 log = logging.getLogger("lithograph")
 
@@ -235,7 +235,7 @@ def count_pictures(*, number: int, steps: int, size: str, kind: str, adapters: C
         ADAPTER_REQUESTS.labels(*_adapter_names(name)).inc()
 
 
-def count_usage(key: str | None, usage: Usage) -> None:
+def count_usage(key: str | None, usage: DeviceUsage) -> None:
     """Count what one request of a key has used."""
     labels = _keys(key or "(none)")
     KEY_PICTURES.labels(*labels).inc(usage.pictures)

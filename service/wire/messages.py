@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from longcat.adapter.manifest import Sampling
 from longcat.problem import Problem
@@ -195,6 +195,49 @@ class AdapterReport(BaseModel):
     slots_used: tuple[SlotStatus, ...]
     """Ordered by device, then with the least recently used slot first."""
     adapters: tuple[AdapterStatus, ...]
+
+
+class DeviceUsage(BaseModel):
+    """The use of a server."""
+
+    model_config = ConfigDict(frozen=True)
+
+    requests: Annotated[int, Field(description="Requests that the engine has ended, however they ended.")] = 0
+    pictures: Annotated[int, Field(description="Pictures of requests that succeeded.")] = 0
+    pixel_steps: Annotated[
+        int,
+        Field(description="Width x height x steps made, twice with guidance; of failed and cancelled requests, too."),
+    ] = 0
+    device_seconds: Annotated[
+        float,
+        Field(description="Its share of the steps' time, by rows, and the time of encoding prompts and decoding."),
+    ] = 0.0
+
+    def __add__(self, other: "DeviceUsage") -> "DeviceUsage":
+        """Return the use of both."""
+        return DeviceUsage(**{name: getattr(self, name) + getattr(other, name) for name in DeviceUsage.model_fields})
+
+
+class KeyUsage(DeviceUsage):
+    """The use by one key, on one day, of one model."""
+
+    key: Annotated[str | None, Field(description="Name of the API key; null on a server without keys.")]
+    day: Annotated[date, Field(description="In UTC, on which the requests ended.")]
+    model: str
+
+
+class UsageReport(BaseModel):
+    """The body of ``GET /v1/usage``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    usage: tuple[KeyUsage, ...]
+    total: DeviceUsage
+
+    @classmethod
+    def of(cls, usage: tuple[KeyUsage, ...]) -> Self:
+        """Return rows with their sum."""
+        return cls(usage=usage, total=sum(usage, start=DeviceUsage()))
 
 
 Reply = Event | AdapterReport

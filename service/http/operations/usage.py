@@ -8,11 +8,12 @@ from fastapi import APIRouter, Query
 
 from longcat.errors import UserError
 from service.access.caller import Role
-from service.access.usage import UsageReport, read_usage
+from service.access.usage import read_usage
 from service.http.admission import AdmissionDependency
 from service.http.edge.authentication import CallerDependency
 from service.http.error_responses import NotFoundError
 from service.http.requests.threads import run_in_thread
+from service.wire.messages import UsageReport
 from service.wire.schema import ErrorBody
 
 router = APIRouter()

@@ -13,20 +13,22 @@ from pathlib import Path
 import pytest
 
 from longcat.errors import StorageError
-from service.access.usage import FILE, Usage, UsageLedger, create_ledger, read_usage
+from service.access.usage import FILE, UsageLedger, create_ledger, read_usage
+from service.wire.messages import DeviceUsage
 from tests import ROOT
 from tests.conftest import fill
 
 DAY = date(2026, 11, 28)
-ONE = Usage(requests=1, pictures=2, pixel_steps=300, device_seconds=0.5)
+ONE = DeviceUsage(requests=1, pictures=2, pixel_steps=300, device_seconds=0.5)
 EVER = {"since": date.min, "until": date.max}
 
 _ADDS = """
 import sys, datetime, pathlib
-from service.access.usage import Usage, UsageLedger
+from service.access.usage import UsageLedger
+from service.wire.messages import DeviceUsage
 ledger = UsageLedger(pathlib.Path(sys.argv[1]))
 while True:
-    ledger.add(Usage(requests=1, pictures=1), key="k", day=datetime.date(2026, 11, 28), model="m").result()
+    ledger.add(DeviceUsage(requests=1, pictures=1), key="k", day=datetime.date(2026, 11, 28), model="m").result()
     sys.stdout.write(".")
     sys.stdout.flush()
 """
@@ -42,7 +44,7 @@ def test_use_is_added_up_by_key_day_and_model(tmp_path: Path) -> None:
     assert [(row.key, row.day.day, row.model, row.pictures) for row in report.usage] == [
         (None, 28, "m", 2), ("a", 28, "m", 4), ("a", 28, "other", 2), ("b", 28, "m", 2), ("a", 1, "m", 2),
     ]  # fmt: skip
-    assert report.total == Usage(requests=6, pictures=12, pixel_steps=1800, device_seconds=3.0)
+    assert report.total == DeviceUsage(requests=6, pictures=12, pixel_steps=1800, device_seconds=3.0)
     assert read_usage(tmp_path / "state", since=DAY, until=DAY, key="a").total.requests == 3
     assert read_usage(tmp_path / "state", since=date(2026, 12, 1), until=date.max).total.requests == 1
     assert read_usage(tmp_path / "state", **EVER, key="nobody").usage == ()
