@@ -55,8 +55,8 @@ _COMMANDS: Mapping[str, _Subcommand] = {
     "configure": _Subcommand("trainer.commands.training:configure", "Ask a few questions and write a config.json."),
     "job": _Subcommand("lithograph.job:job", "Train on Kubernetes: render, submit, status, logs, cancel."),
     "server": _Subcommand("studio.commands:server", "Serve the studio, a web interface, on port 8001."),
-    "keys": _Subcommand("lithograph.keys:keys", "Make, list and remove the API keys of a service."),
-    "usage": _Subcommand("lithograph.usage:usage", "Show what each API key of a service has used."),
+    "keys": _Subcommand("lithograph.access.keys:keys", "Make, list and remove the API keys of a service."),
+    "usage": _Subcommand("lithograph.access.usage:usage", "Show what each API key of a service has used."),
     "adapters": _Subcommand("lithograph.adapters:adapters", "List, import, export, roll back and remove adapters."),
 }
 

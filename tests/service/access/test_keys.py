@@ -71,7 +71,7 @@ def test_a_key_has_a_share_and_limits(tmp_path: Path) -> None:
 
 def test_keys_that_are_made_at_once_are_all_kept(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
-    from lithograph.keys import _edit
+    from lithograph.access.keys import _edit
     from service.access.keys import make_key
 
     made = [make_key(f"key-{i}", roles=["generate"], adapters=None) for i in range(20)]
