@@ -9,14 +9,17 @@ from diffusers import LongCatImageEditPipeline
 from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from PIL import Image
 
+from longcat.adapter.modules import linear_modules
 from longcat.model.flavour import resolve
 from longcat.model.loading import Components, load
 from longcat.model.shape import canvas_size
 from longcat.sampling import denoise
 from longcat.sampling.encoding.reference import ReferenceEncoder, ReferencePicture
 from longcat.sampling.forward import Forward
+from longcat.sampling.slots import AdapterSlots, SlotUse
 from tests.edit_model import picture
 from tests.longcat.sampling.test_denoise import encode
+from tests.longcat.sampling.test_slots import filled_slots, random_lora
 
 # Ours runs the conditional and unconditional rows in one forward, the published pipeline in two; both in float32.
 LATENT_TOLERANCE = 2e-4
@@ -62,10 +65,10 @@ def draw(model: Components, *, seed: int = 7, size: tuple[int, int] = (128, 128)
     )
 
 
-def finish(model: Components, *pictures: denoise.Denoising) -> None:
+def finish(model: Components, *pictures: denoise.Denoising, slots: AdapterSlots | None = None) -> None:
     forward = Forward(model.transformer, model.device)
     while not all(picture.is_done for picture in pictures):
-        denoise.advance(forward, [picture for picture in pictures if not picture.is_done])
+        denoise.advance(forward, [picture for picture in pictures if not picture.is_done], slots)
 
 
 @pytest.mark.heavy
@@ -136,6 +139,31 @@ def test_an_edit_is_bitwise_the_same_whoever_shares_its_forward(edit_model: Comp
     for solo, shared in zip(alone, together, strict=True):
         assert torch.equal(solo.latents_1NC, shared.latents_1NC)
     assert np.array_equal(denoise.decode(model.vae, alone[0]), denoise.decode(model.vae, together[0]))
+
+
+@pytest.mark.heavy
+def test_edits_with_adapters_of_their_own_are_bitwise_the_same_alone(edit_model: Components) -> None:
+    """One changes attention alone, the other every layer, those of the times and of the prompt included."""
+    targets = linear_modules(edit_model.transformer)
+    adapters = [random_lora(targets, seed=1), random_lora(targets, seed=2, only=("",))]
+    slots = filled_slots(edit_model, adapters)
+    uses: list[tuple[SlotUse, ...]] = [((0, 1.0),), ((1, 0.7),), (), ((0, 0.5), (1, 0.3))]
+
+    def begun() -> list[denoise.Denoising]:
+        return [
+            edit(edit_model, picture(seed=i), seed=i, steps=3, adapters=adapters_of, slots=slots)
+            for i, adapters_of in enumerate(uses)
+        ]
+
+    alone, together = begun(), begun()
+    for image in alone:
+        finish(edit_model, image, slots=slots)
+    finish(edit_model, *together, slots=slots)
+    for solo, shared in zip(alone, together, strict=True):
+        assert torch.equal(solo.latents_1NC, shared.latents_1NC)
+    plain = edit(edit_model, picture(), seed=0, steps=3)
+    finish(edit_model, plain)
+    assert (plain.latents_1NC - alone[0].latents_1NC).abs().max() > 0.05
 
 
 def test_rows_of_one_shape_share_a_forward_and_others_have_their_own(edit_model: Components) -> None:
