@@ -8,9 +8,8 @@ transformer's width, J the text encoder's, M numbers of modulation.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,31 +18,13 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from longcat.model.device.threads import one_core
-from longcat.model.shape import image_tokens
 from longcat.sampling import flow, latents
 from longcat.sampling.blocks import Rope
 from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates
 from longcat.sampling.encoding.source import EncodedSource, Start
-from longcat.sampling.encoding.source_picture import steps_kept
-from longcat.sampling.forward import Forward
+from longcat.sampling.forward import Base, Forward, schedule
 from longcat.sampling.reuse import Reuse
 from longcat.sampling.slots import AdapterSlots, SlotUse
-
-
-class Base(Protocol):
-    """The part of a model that ``start`` needs; ``longcat.model.loading.Components`` has it."""
-
-    @property
-    def device(self) -> torch.device:
-        """Device that computes."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Compute dtype."""
-
-    @property
-    def scheduler_config(self) -> Mapping[str, Any]:
-        """Scheduler configuration, which gives the noise levels."""
 
 
 @dataclass(kw_only=True)
@@ -167,9 +148,9 @@ def begin(
     """Return an image that is still noise, of prompts that are projected already.
 
     ``updates``: of its adapters, with which the prompts were projected. Modulations are computed unless ``schedule`` was
-    called before. ``reuse_tolerance``: that of ``Reuse``; 0: every step computes every row.
-    ``reference_1NC``: packed latents of a picture of the image's size, which the transformer sees beside the image.
-    ``source``: the picture that it starts from, of the same size, which leaves out the first steps.
+    called before. ``reuse_tolerance``: that of ``Reuse``; 0: every step computes every row. ``reference_1NC``: packed
+    latents of a picture of the image's size, which the transformer sees beside the image. ``source``: the picture that it
+    starts from, of the same size, which leaves out the first steps.
     """
     noise = latents.seeded_noise(seed=seed, height_px=height_px, width_px=width_px)
     noise = noise.to(dtype=model.dtype).to(device=model.device, non_blocking=True)
@@ -188,12 +169,7 @@ def begin(
         cfg_renorm=cfg_renorm,
         sigmas=sigmas,
         modulations=modulations,
-        rope=forward.rope(
-            height_px=height_px,
-            width_px=width_px,
-            prompt_rows=context_1LD.shape[1],
-            has_reference=reference_1NC is not None,
-        ),
+        rope=forward.rope(**size, prompt_rows=context_1LD.shape[1], has_reference=reference_1NC is not None),
         latents_1NC=first,
         clean_1NC=first,
         reference_1NC=reference_1NC,
@@ -201,30 +177,6 @@ def begin(
         reuse=Reuse(reuse_tolerance, guidance_weight) if reuse_tolerance else None,
         start=start,
     )
-
-
-def schedule(
-    model: Base,
-    forward: Forward,
-    *,
-    height_px: int,
-    width_px: int,
-    steps: int,
-    strength: float = 1.0,
-    updates: ConditioningUpdates = UNCHANGED,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the noise levels (steps + 1,) in float32 on the CPU, and the modulations (M,) of each step.
-
-    ``strength``: below 1, those of the last ``steps_kept`` steps.
-
-    Modulations that ``forward`` has not cached are computed from most of the transformer's weights: done ahead of ``start``,
-    they do not delay the steps of other images.
-    """
-    tokens = image_tokens(height_px=height_px, width_px=width_px)
-    sigmas = flow.sigma_schedule(steps=steps, image_tokens=tokens, scheduler_config=model.scheduler_config)
-    sigmas = sigmas[-1 - steps_kept(steps, strength) :]
-    # The model is given t / 1000 in its own dtype, as the published pipeline gives it: bfloat16 rounds t first.
-    return sigmas, forward.modulations((sigmas[:-1] * 1000).to(model.dtype) / 1000, updates)
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ text encoder's width, M numbers of modulation a row.
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import LongCatImageTransformer2DModel
@@ -30,14 +30,32 @@ from longcat.model.shape import (
     MODULATION_CACHE_BYTES,
     OUTPUT_MODULATIONS,
     SINGLE_BLOCK_MODULATIONS,
+    image_tokens,
 )
-from longcat.sampling import latents
+from longcat.sampling import flow, latents
 from longcat.sampling.blocks import Rope, double_block, linear, single_block
 from longcat.sampling.conditioning import UNCHANGED, ConditioningUpdates, modulate, project_prompt
+from longcat.sampling.encoding.source_picture import steps_kept
 from longcat.sampling.updates.update import BESIDE_BLOCKS, BlockUpdates, Updates
 
 _NO_UPDATES: BlockUpdates = {}
 _MAX_ROPES = 16
+
+
+class Base(Protocol):
+    """The part of a model that ``start`` needs; ``longcat.model.loading.Components`` has it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device that computes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Compute dtype."""
+
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        """Scheduler configuration, which gives the noise levels."""
 
 
 class Forward:
@@ -185,6 +203,30 @@ class Forward:
             tokens_RTD = self._single(block, tokens_RTD, take(SINGLE_BLOCK_MODULATIONS), rope, changes, skip)
         scale, shift = take(OUTPUT_MODULATIONS).chunk(OUTPUT_MODULATIONS, dim=-1)
         return linear(model.proj_out, model.norm_out.norm(tokens_RTD) * (1 + scale) + shift, beside.get(OUTPUT))
+
+
+def schedule(
+    model: Base,
+    forward: Forward,
+    *,
+    height_px: int,
+    width_px: int,
+    steps: int,
+    strength: float = 1.0,
+    updates: ConditioningUpdates = UNCHANGED,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the noise levels (steps + 1,) in float32 on the CPU, and the modulations (M,) of each step.
+
+    ``strength``: below 1, those of the last ``steps_kept`` steps.
+
+    Modulations that ``forward`` has not cached are computed from most of the transformer's weights: done ahead of ``start``,
+    they do not delay the steps of other images.
+    """
+    tokens = image_tokens(height_px=height_px, width_px=width_px)
+    sigmas = flow.sigma_schedule(steps=steps, image_tokens=tokens, scheduler_config=model.scheduler_config)
+    sigmas = sigmas[-1 - steps_kept(steps, strength) :]
+    # The model is given t / 1000 in its own dtype, as the published pipeline gives it: bfloat16 rounds t first.
+    return sigmas, forward.modulations((sigmas[:-1] * 1000).to(model.dtype) / 1000, updates)
 
 
 def _rows_of(updates: Updates | None, first: int, end: int) -> Updates | None:

@@ -15,7 +15,7 @@ from longcat.errors import LithographError
 from longcat.model.loading import Components
 from longcat.sampling import denoise
 from longcat.sampling.denoise import Denoising
-from longcat.sampling.forward import Forward
+from longcat.sampling.forward import Forward, schedule
 from longcat.sampling.updates.conditioner import Conditioner
 from service.engine.encoding.prompt_encoder import PromptEncoder
 from service.engine.encoding.prompt_files import PromptFiles
@@ -143,7 +143,7 @@ class Workers:
         if request.edit is not None and state.command.picture is not None:
             state.source = self.sources.encode(state.command.picture, strength=request.edit.strength)
         # Fills the cache of modulations, so that the step loop does not compute them between two steps.
-        denoise.schedule(
+        schedule(
             self._model,
             self._forward,
             height_px=request.height,
