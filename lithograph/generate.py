@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from pydantic import Field
 
 from lithograph.output import output_error
-from lithograph.picture_inputs import EDIT_OPTIONS, edit_fields, fields_of_recipe
+from lithograph.picture_inputs import EDIT_OPTIONS, check_size, edit_fields, fields_of_recipe
 from longcat.errors import RecipeError, UserError
 from longcat.model.flavour import Flavour, resolve
 from longcat.model.published.models import HUB_IDS
@@ -139,6 +139,8 @@ def generate(
         raise click.UsageError("give a PROMPT, or --recipe PICTURE")
     provenance = configure(ProvenanceConfig, labels)
     resolved = _resolve(body, flavour, has_adapters=source is not None)
+    if recipe is not None:
+        check_size(resolved[0], made, recipe)
     _generate_here(config, flavour, resolved, output, source, provenance, defaulted)
 
 

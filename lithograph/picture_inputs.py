@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from longcat.errors import RecipeError, UserError
+from longcat.model.shape import GRID_PX
 from service.wire.editing.fields import Expansion, ResolvedEdit
 from service.wire.picture import Recipe
+from service.wire.schema import ResolvedRequest
 
 PICTURE_OPTIONS = ("image", "mask")
 EDIT_OPTIONS = (*PICTURE_OPTIONS, "strength", "expand")
@@ -76,6 +78,8 @@ def fields_of_recipe(recipe: Recipe, path: Path, given: dict[str, Any]) -> dict[
                 name=name,
                 path=str(path),
             )
+    if edit is not None and edit.is_reference and (request.width % GRID_PX or request.height % GRID_PX):
+        del fields["width"], fields["height"]  # of the canvas, which follows from the picture
     return fields if edit is None else fields | _settings(edit)
 
 
@@ -108,3 +112,21 @@ def _checked(name: str, checksum: str, given: Path | None, path: Path) -> bytes:
             expected=checksum[:_SHOWN_HASH],
         )
     return content
+
+
+def check_size(resolved: ResolvedRequest, recipe: Recipe, path: Path) -> None:
+    """Raise ``RecipeError`` if an image would have another size than the recipe's.
+
+    The canvas of an edit follows from the picture, and from the pixels that the server allowed.
+    """
+    made = recipe.request
+    if (resolved.width, resolved.height) != (made.width, made.height):
+        raise RecipeError(
+            "recipe_size_differs",
+            "made at {width} x {height} px, by a server with another --max-pixels",
+            remedy="generate it at that server",
+            field="--recipe",
+            value=str(path),
+            width=made.width,
+            height=made.height,
+        )

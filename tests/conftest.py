@@ -88,6 +88,21 @@ def model(flavour: Flavour) -> "Components":
     return load(flavour, device="cpu")
 
 
+@pytest.fixture(scope="session")
+def edit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that edits, in the layout of LongCat-Image-Edit."""
+    from tests.edit_model import write_edit_model  # with torch
+
+    return write_edit_model(tmp_path_factory.mktemp("editing") / "tiny-edit")
+
+
+@pytest.fixture(scope="session")
+def edit_model(edit_folder: Path) -> "Components":
+    from longcat.model.loading import load
+
+    return load(resolve(str(edit_folder)), device="cpu")
+
+
 def run_lithograph(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the ``lithograph`` command, with more environment variables."""
     return run_module("lithograph", *arguments, cwd=cwd, environment=variables)

@@ -12,6 +12,8 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from longcat.model.flavour import EMBEDDED_FOLDER
+from longcat.model.shape import canvas_size
+from longcat.sampling.encoding.source_picture import SourcePicture, fitted
 
 PROMPT_TOKENS = 32
 
@@ -36,6 +38,12 @@ def write_edit_model(folder: Path, **settings: Any) -> Path:
     seeing.save_pretrained(folder / "text_encoder")
     Qwen2VLImageProcessorPil().save_pretrained(folder / "text_processor")
     return folder
+
+
+def on_canvas(picture: Image.Image, *, area_px: int = 128 * 128) -> SourcePicture:
+    """Return a picture at the canvas at which it is edited."""
+    width, height = canvas_size(width_px=picture.width, height_px=picture.height, area_px=area_px)
+    return fitted(picture, None, width_px=width, height_px=height, whole=True)
 
 
 def picture(width: int = 200, height: int = 200, *, seed: int = 0) -> Image.Image:

@@ -34,11 +34,9 @@ OUTPUT_MODULATIONS = 2
 FLOAT16_MAX = 65504
 """Largest finite float16. Residuals of deep blocks exceed it, so that blocks clip their output to it."""
 
-MAX_REFERENCES = 1
-"""Pictures that a request may edit at once: the pipeline of LongCat-Image-Edit takes one."""
 VISION_TOKEN_PX = 28
 """Side of the square of pixels that one of the vision tower's tokens covers: 2 x 2 patches of 14 px, in Qwen2.5-VL."""
-MOST_RATIO = 8.0
+MOST_RATIO = 8
 """Longer side by shorter side of the most oblong picture that is edited: of a strip, the text encoder sees few tokens."""
 
 TEMPLATE_PREFIX_TOKENS = 36
@@ -64,7 +62,7 @@ def image_tokens(*, width_px: int, height_px: int) -> int:
     return (width_px // TOKEN_PX) * (height_px // TOKEN_PX)
 
 
-def canvas_size(*, width_px: int, height_px: int, area_px: int) -> tuple[int, int]:
+def canvas_size(*, width_px: int, height_px: int, area_px: float) -> tuple[int, int]:
     """Return width and height at which a picture is edited: about ``area_px`` at its ratio, in whole tokens.
 
     Source: diffusers ``LongCatImageEditPipeline`` (``calculate_dimensions``).

@@ -217,6 +217,7 @@ class Engine:
             adapters=state.uses_of(slots),
             updates=self.slot_table.slots.conditioner.updates(state.conditioning_uses),
             source=state.source,
+            reference_1NC=state.reference_1NC,
         )
         self._scheduler.add(ScheduledImage(state, index, denoising))
 

@@ -43,7 +43,9 @@ class RequestState:
     negative_context_1LD: Tensor | None = None
     """None without guidance."""
     source: EncodedSource | None = None
-    """The encoded picture that its images start from, once it is prepared; None without one."""
+    """The encoded picture that its images start from, once it is prepared; None for those that start from noise alone."""
+    reference_1NC: Tensor | None = None
+    """Latents of the picture that the model sees beside its images; None for a model that does not edit."""
     adapters: tuple[Adapter, ...] = ()
     """Adapters in the order of ``request.adapters``."""
     pending: deque[int] = field(default_factory=deque)

@@ -137,11 +137,16 @@ class Workers:
         timeline.begin(Phase.TEXT, begin)
         state.prompt = self.prompts.rewrite(request.prompt) if request.rewrite_prompt else request.prompt
         updates = self._conditioner.updates(state.conditioning_uses)
-        state.context_1LD = self._forward.context(self.prompts.encode(state.prompt), updates)
+        picture, edit = state.command.picture, request.edit
+        seen = picture if edit is not None and edit.is_reference else None
+        state.context_1LD = self._forward.context(self.prompts.encode(state.prompt, seen), updates)
         if request.guidance_scale > 1:
-            state.negative_context_1LD = self._forward.context(self.prompts.encode(request.negative_prompt), updates)
-        if request.edit is not None and state.command.picture is not None:
-            state.source = self.sources.encode(state.command.picture, strength=request.edit.strength)
+            negative = self.prompts.encode(request.negative_prompt, seen)
+            state.negative_context_1LD = self._forward.context(negative, updates)
+        if picture is not None and edit is not None:
+            source = self.sources.encode(picture, strength=edit.strength)
+            state.source = source if edit.is_start else None
+            state.reference_1NC = source.clean_1NC if edit.is_reference else None
         # Fills the cache of modulations, so that the step loop does not compute them between two steps.
         schedule(
             self._model,
@@ -149,7 +154,7 @@ class Workers:
             height_px=request.height,
             width_px=request.width,
             steps=request.steps,
-            strength=1.0 if request.edit is None else request.edit.strength,
+            strength=1.0 if edit is None else edit.strength,
             updates=updates,
         )
         end = device_time(self._model.device)

@@ -94,10 +94,10 @@ class Limits:
             reuse_tolerance=self._tolerance(request),
             output_format=request.output_format,
             adapters=request.adapters,
-            edit=None if pictures is None else pictures.resolved(request),
+            edit=None if pictures is None else pictures.resolved(request, is_reference=self.settings.edits),
         )
         problems = [
-            *self._reference_problems(), *self._size_problems(resolved), *_expand_problems(resolved),
+            *self._reference_problems(request), *self._size_problems(resolved), *_expand_problems(resolved),
             *self._count_problems(resolved), *self._time_problems(request),
             *self._adapter_problems(resolved), *self._delivery_problems(request),
             *self._prompt_problems(resolved, tokenize),
@@ -112,7 +112,10 @@ class Limits:
         if pictures is None:
             return size, size
         left, top, right, bottom = (request.expand or Expansion()).margins
-        width, height = pictures.size(default_px=size, max_pixels=self.max_pixels)
+        if self.settings.edits and (request.width is None or request.height is None):
+            width, height = pictures.canvas(area_px=size**2, max_pixels=self.max_pixels)
+        else:
+            width, height = pictures.size(default_px=size, max_pixels=self.max_pixels)
         return width + left + right, height + top + bottom
 
     def _tolerance(self, request: GenerateRequest) -> float:
@@ -120,13 +123,13 @@ class Limits:
             return request.reuse_tolerance
         return self.tolerances.of(request.quality or "exact")
 
-    def _reference_problems(self) -> Iterator[Problem]:
-        if self.settings.edits:
+    def _reference_problems(self, request: GenerateRequest) -> Iterator[Problem]:
+        if self.settings.edits and request.image is None:
             yield Problem(
                 code="reference_missing",
                 template="this model edits a picture, and there is none",
-                remedy_template="serve flavour final, whose pictures need no other",
-                field="prompt",
+                remedy_template="give the picture as image, or serve flavour final, which needs none",
+                field="image",
             )
 
     def _size_problems(self, request: ResolvedRequest) -> Iterator[Problem]:

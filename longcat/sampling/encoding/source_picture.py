@@ -4,7 +4,9 @@ Shapes: H and W the image's size in px.
 """
 
 import base64
+import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -48,6 +50,11 @@ class SourcePicture:
         mask = None if mask_HW is None else mask_HW.tobytes()
         return cls(width_px=width, height_px=height, pixels=pixels_HW3.tobytes(), mask=mask)
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the picture's size and pixels, whatever its mask."""
+        return hashlib.sha256(f"{self.width_px}x{self.height_px}\0".encode() + self.pixels).hexdigest()
+
     @property
     def pixel_array(self) -> np.ndarray:
         """The picture in uint8, read-only."""
@@ -68,18 +75,24 @@ def steps_kept(steps: int, strength: float) -> int:
 
 
 def fitted(
-    image: Image.Image, mask: Image.Image | None, *, width_px: int, height_px: int, margins: Margins = NO_MARGINS
+    image: Image.Image,
+    mask: Image.Image | None,
+    *,
+    width_px: int,
+    height_px: int,
+    margins: Margins = NO_MARGINS,
+    whole: bool = False,
 ) -> SourcePicture:
     """Return a picture, in mode RGB, at a size: scaled to cover it, and cut evenly where its shape is another.
 
-    ``mask``: in mode L, cut as the picture is. ``margins``: parts of the size, around the picture, that are to be made. They
-    repeat the picture's edge, so that its latents are not those of a picture with a frame.
+    ``whole``: stretched instead. ``mask``: in mode L, changed as the picture is. ``margins``: parts of the size, around the
+    picture, that are to be made. They repeat the picture's edge: its latents are not to be those of a picture with a frame.
     """
     left, top, right, bottom = margins
     inner = (width_px - left - right, height_px - top - bottom)
     around = ((top, bottom), (left, right))
-    pixels = np.asarray(_covering(image, inner, Image.Resampling.LANCZOS))
-    changes = None if mask is None else np.asarray(_covering(mask, inner, Image.Resampling.BOX))
+    pixels = np.asarray(_covering(image, inner, Image.Resampling.LANCZOS, whole=whole))
+    changes = None if mask is None else np.asarray(_covering(mask, inner, Image.Resampling.BOX, whole=whole))
     if any(margins):
         pixels = np.pad(pixels, (*around, (0, 0)), mode="edge")
         kept = np.zeros(inner[::-1], np.uint8) if changes is None else changes
@@ -99,11 +112,13 @@ def changes_of(mask: Image.Image) -> Image.Image:
     return opaque(mask, "#ffffff").convert("L")
 
 
-def _covering(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> Image.Image:
-    """Return the middle part of an image that has the shape of a size, at that size."""
+def _covering(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling, *, whole: bool) -> Image.Image:
+    """Return the middle part of an image that has the shape of a size, or all of it, at that size."""
     width, height = size
+    if whole or image.size == size:
+        return image if image.size == size else image.resize(size, resampling)
     scale = max(width / image.width, height / image.height)
     across, down = width / scale, height / scale
     left, top = (image.width - across) / 2, (image.height - down) / 2
     box = (max(0.0, left), max(0.0, top), min(left + across, image.width), min(top + down, image.height))
-    return image if image.size == size else image.resize(size, resampling, box=box)
+    return image.resize(size, resampling, box=box)

@@ -11,7 +11,9 @@ from longcat.model.device.errors import first_that_fits
 from longcat.model.loading import Components
 from longcat.model.shape import PROMPT_CACHE_BYTES
 from longcat.model.tokenizer import plain_ids
+from longcat.sampling.encoding.reference import ReferenceEncoder
 from longcat.sampling.encoding.rewrite import rewrite_prompt
+from longcat.sampling.encoding.source_picture import SourcePicture
 from longcat.sampling.encoding.text_encoder import encode_prompt
 from longcat.sampling.prompt import PromptTokens, tokenize_prompt
 from service.engine.encoding.prompt_files import PromptFiles
@@ -39,12 +41,15 @@ class PromptEncoder:
         self._max_tokens = model.flavour.settings.max_prompt_tokens
         embedding_bytes = self._max_tokens * model.transformer.config.joint_attention_dim * model.dtype.itemsize
         self._cached_encode = lru_cache(max(1, PROMPT_CACHE_BYTES // embedding_bytes))(self._find)
+        self._references = ReferenceEncoder(model)
+        """Of prompts with a picture, which a model that edits has, and no others."""
 
     @property
     def cache_counts(self) -> CacheCounts:
         """Return the cache hits and misses since the start."""
         info = self._cached_encode.cache_info()
-        return CacheCounts(info.hits, self._disk_hits, info.misses - self._disk_hits)
+        pictured = self._references.prompts
+        return CacheCounts(info.hits + pictured.hits, self._disk_hits, info.misses - self._disk_hits + pictured.misses)
 
     @torch.no_grad()
     def rewrite(self, prompt: str) -> str:
@@ -56,8 +61,13 @@ class PromptEncoder:
             )
 
     @torch.no_grad()
-    def encode(self, prompt: str) -> Tensor:
-        """Return the cached embedding, (1, L, J). Treat it as read-only. Raises ``PromptTooLongError``."""
+    def encode(self, prompt: str, reference: SourcePicture | None = None) -> Tensor:
+        """Return the cached embedding, (1, L, J). Treat it as read-only. Raises ``PromptTooLongError``.
+
+        ``reference``: the picture that is seen with the prompt, by a model that edits; those embeddings are not on disk.
+        """
+        if reference is not None:
+            return self._references.embed(prompt, reference)
         embeds_1LJ: Tensor = self._cached_encode(prompt)
         return embeds_1LJ
 

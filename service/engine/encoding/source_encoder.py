@@ -1,6 +1,5 @@
 """Pictures of requests to latents: the VAE's encoder, and a cache of latents by content."""
 
-import hashlib
 from contextlib import AbstractContextManager
 
 import torch
@@ -24,8 +23,7 @@ class SourceEncoder:
     def encode(self, picture: SourcePicture, *, strength: float) -> EncodedSource:
         """Return the picture as the source of images. Its latents may be cached: treat them as read-only."""
         model = self._model
-        content = picture.width_px, picture.height_px, hashlib.sha256(picture.pixels).digest()
-        clean_1NC = self.cache.get(content, lambda: self._latents(picture))
+        clean_1NC = self.cache.get(picture.digest, lambda: self._latents(picture))
         area = area_of(picture, device=model.device, dtype=model.dtype)
         return EncodedSource(clean_1NC=clean_1NC, strength=strength, area=area)
 

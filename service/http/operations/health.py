@@ -100,6 +100,7 @@ async def info(admission: AdmissionDependency, caller: CallerDependency) -> dict
             "guidance_scale": settings.default_guidance_scale,
             "cfg_renorm": settings.default_cfg_renorm,
         },
+        "edits": settings.edits,
         "reuse_tolerances": admission.limits.tolerances.model_dump(exclude={"measured"}),
         "versions": {
             "lithograph": VERSION,

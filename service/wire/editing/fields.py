@@ -16,6 +16,8 @@ IMG2IMG_STRENGTH = 0.6
 """Strength of a request without a mask: composition and colours stay recognizable. diffusers has the same default."""
 INPAINT_STRENGTH = 1.0
 """Strength of a request with a mask: nothing of what is under it stays."""
+EDIT_STRENGTH = 1.0
+"""Strength of a request to a model that edits: it sees the picture, and starts from noise alone."""
 PICTURE_FIELDS = ("image", "mask")
 """Fields whose values are picture files."""
 _DATA_URL = "data:"
@@ -93,7 +95,8 @@ class EditFields(BaseModel):
         Strength | None,
         Field(
             description="Part of the steps that are made from the image: 1 keeps nothing of it. By default "
-            f"{IMG2IMG_STRENGTH:g}, and {INPAINT_STRENGTH:g} with a mask or expand."
+            f"{IMG2IMG_STRENGTH:g}, and {INPAINT_STRENGTH:g} with a mask or expand. A model that edits has "
+            f"{EDIT_STRENGTH:g}, as it sees the image in any case."
         ),
     ] = None
     expand: Annotated[
@@ -114,6 +117,12 @@ class ResolvedEdit(BaseModel):
     mask_sha256: str | None = None
     strength: float
     expand: Expansion | None = None
+    is_reference: Annotated[bool, Field(description="The model edits: it sees the picture beside the image.")] = False
+
+    @property
+    def is_start(self) -> bool:
+        """True if its images start from the picture, or keep a part of it."""
+        return not self.is_reference or self.strength < 1 or self.has_area
 
     @property
     def has_area(self) -> bool:
@@ -135,7 +144,9 @@ def kind_of(edit: ResolvedEdit | None) -> str:
             return "outpaint"
         case ResolvedEdit(mask_sha256=str()):
             return "inpaint"
+        case ResolvedEdit(is_reference=True):
+            return "edit"
     return "img2img"
 
 
-KINDS: Sequence[str] = ("text_to_image", "img2img", "inpaint", "outpaint")
+KINDS: Sequence[str] = ("text_to_image", "img2img", "inpaint", "outpaint", "edit")

@@ -10,13 +10,15 @@ from PIL import Image
 from pydantic import Field
 
 from longcat.errors import DataError, UserError
-from longcat.model.shape import GRID_PX
+from longcat.model.shape import GRID_PX, MOST_RATIO, TOKEN_PX, canvas_size
 from longcat.options import Configuration
 from longcat.problem import Problem
 from longcat.sampling.encoding.picture_file import opaque, upright
 from longcat.sampling.encoding.source_picture import SourcePicture, changes_of, fitted
-from service.wire.editing.fields import IMG2IMG_STRENGTH, INPAINT_STRENGTH, EditFields, ResolvedEdit
+from service.wire.editing.fields import EDIT_STRENGTH, IMG2IMG_STRENGTH, INPAINT_STRENGTH, EditFields, ResolvedEdit
 
+_SMALLER = 0.95
+"""Factor by which a canvas shrinks until the server serves it."""
 _WHITE = "#ffffff"
 """The background of transparent pictures, as in training."""
 
@@ -57,20 +59,59 @@ class ReadPictures:
             across, down = (across - GRID_PX, down) if across >= down else (across, down - GRID_PX)
         return across, down
 
-    def resolved(self, request: EditFields) -> ResolvedEdit:
-        """Return the resolved fields of the request."""
+    def canvas(self, *, area_px: int, max_pixels: int) -> tuple[int, int]:
+        """Return the width and height at which a model edits the picture, unless the request has others.
+
+        Raises ``UserError`` for a picture that is too oblong.
+        """
+        width, height = self.image.size
+        if max(width, height) > MOST_RATIO * min(width, height):
+            raise UserError(
+                "picture_too_oblong",
+                "has {width} x {height} px, and one side of an edited picture is at most {ratio} times the other",
+                remedy="cut it, or give width and height",
+                field="image",
+                width=width,
+                height=height,
+                ratio=MOST_RATIO,
+            )
+        area = float(area_px)
+        while math.prod(size := canvas_size(width_px=width, height_px=height, area_px=area)) > max_pixels:
+            area *= _SMALLER
+        return size
+
+    def resolved(self, request: EditFields, *, is_reference: bool = False) -> ResolvedEdit:
+        """Return the resolved fields of the request. ``is_reference``: the model edits."""
         has_area = self.mask is not None or request.expand is not None
-        default = INPAINT_STRENGTH if has_area else IMG2IMG_STRENGTH
+        default = EDIT_STRENGTH if is_reference else INPAINT_STRENGTH if has_area else IMG2IMG_STRENGTH
         return ResolvedEdit(
             image_sha256=self.image_sha256,
             mask_sha256=self.mask_sha256,
             strength=default if request.strength is None else request.strength,
             expand=request.expand,
+            is_reference=is_reference,
+        )
+
+    def _nearly_has_shape(self, width_px: int, height_px: int) -> bool:
+        """Return True if a size has the picture's shape, but for one token from rounding."""
+        width, height = self.image.size
+        return (
+            abs(height_px * width / height - width_px) <= TOKEN_PX
+            or abs(width_px * height / width - height_px) <= TOKEN_PX
         )
 
     def at(self, *, width_px: int, height_px: int, edit: ResolvedEdit) -> SourcePicture:
         """Return the pictures at the size of a request's images. Raises ``UserError`` if its mask changes nothing."""
-        source = fitted(self.image, self.mask, width_px=width_px, height_px=height_px, margins=edit.margins)
+        left, top, right, bottom = edit.margins
+        source = fitted(
+            self.image,
+            self.mask,
+            width_px=width_px,
+            height_px=height_px,
+            margins=edit.margins,
+            # A canvas has the picture's shape but for a token: the published pipeline stretches it by that.
+            whole=edit.is_reference and self._nearly_has_shape(width_px - left - right, height_px - top - bottom),
+        )
         if source.mask is not None and not source.mask.strip(b"\0"):
             raise UserError(
                 "mask_changes_nothing",

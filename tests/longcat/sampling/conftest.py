@@ -1,24 +1,11 @@
-from pathlib import Path
-
 import diffusers
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LongCatImageEditPipeline
 
-from longcat.model.flavour import resolve
-from longcat.model.loading import Components, load
+from longcat.model.loading import Components
 from longcat.sampling.encoding.reference import ReferenceEncoder
-from tests.edit_model import PROMPT_TOKENS, write_edit_model
-
-
-@pytest.fixture(scope="session")
-def edit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_edit_model(tmp_path_factory.mktemp("editing") / "tiny-edit")
-
-
-@pytest.fixture(scope="session")
-def edit_model(edit_folder: Path) -> Components:
-    return load(resolve(str(edit_folder)), device="cpu")
+from tests.edit_model import PROMPT_TOKENS
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from PIL import Image
 from longcat.adapter.modules import linear_modules
 from longcat.model.flavour import resolve
 from longcat.model.loading import Components, load
-from longcat.model.shape import canvas_size
 from longcat.sampling import denoise
-from longcat.sampling.encoding.reference import ReferenceEncoder, ReferencePicture
+from longcat.sampling.encoding.reference import ReferenceEncoder
+from longcat.sampling.encoding.source import encode_picture_latents
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots, SlotUse
-from tests.edit_model import picture
+from tests.edit_model import on_canvas, picture
 from tests.longcat.sampling.test_denoise import encode
 from tests.longcat.sampling.test_slots import filled_slots, random_lora
 
@@ -35,17 +35,16 @@ def edit(
     negative_prompt: str = "",
     **changes: Any,
 ) -> denoise.Denoising:
-    width, height = canvas_size(width_px=shown.width, height_px=shown.height, area_px=AREA_PX)
-    reference, encoder = ReferencePicture.of(shown, width_px=width, height_px=height), ReferenceEncoder(model)
+    reference, encoder = on_canvas(shown, area_px=AREA_PX), ReferenceEncoder(model)
     settings = {"steps": 4, "guidance_scale": 3.0, "cfg_renorm": False, "seed": 7} | changes
     return denoise.start(
         model,
         Forward(model.transformer, model.device),
         embeds_1LJ=encoder.embed(prompt, reference),
         negative_embeds_1LJ=encoder.embed(negative_prompt, reference),
-        height_px=height,
-        width_px=width,
-        reference_1NC=encoder.latents(reference),
+        height_px=reference.height_px,
+        width_px=reference.width_px,
+        reference_1NC=encode_picture_latents(model.vae, reference.pixel_array, device=model.device, dtype=model.dtype),
         **settings,
     )
 
@@ -84,7 +83,7 @@ def test_edits_equal_the_published_pipeline(
     """The pipeline is given the picture as it came, and the embeddings from us; all else is its own."""
     shown = picture(*size)
     ours = edit(edit_model, shown, guidance_scale=guidance, negative_prompt="ugly", seed=11)
-    canvas = ReferencePicture.of(shown, width_px=ours.width_px, height_px=ours.height_px)
+    canvas = on_canvas(shown, area_px=AREA_PX)
     encoder = ReferenceEncoder(edit_model)
     monkeypatch.setattr(edit_pipeline, "_encode_prompt", lambda prompts, _: encoder.embed(prompts[0], canvas))
     dimensions = pipeline_longcat_image_edit.calculate_dimensions

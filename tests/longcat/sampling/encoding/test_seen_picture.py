@@ -3,12 +3,12 @@ import torch
 from diffusers import LongCatImageEditPipeline
 
 from longcat.model.loading import Components
-from longcat.model.shape import canvas_size
 from longcat.model.tokenizer import plain_ids
-from longcat.sampling.encoding.reference import ReferenceEncoder, ReferencePicture
+from longcat.sampling.encoding.reference import ReferenceEncoder, half
 from longcat.sampling.encoding.seen_picture import picture_positions, see
+from longcat.sampling.encoding.source_picture import SourcePicture
 from longcat.sampling.prompt import EDIT_TEMPLATE_PREFIX, TEMPLATE_SUFFIX, tokenize_body
-from tests.edit_model import PROMPT_TOKENS, picture
+from tests.edit_model import PROMPT_TOKENS, on_canvas, picture
 
 PROMPTS = ["", "make the apple blue", "把苹果换成梨", "write 'open' on it", "猫" * 32]
 SIZES = [(160, 160), (96, 300), (300, 96), (256, 100)]
@@ -16,15 +16,14 @@ SIZES = [(160, 160), (96, 300), (300, 96), (256, 100)]
 TOLERANCE = 2e-5
 
 
-def reference(size: tuple[int, int], seed: int = 0, area_px: int = 192 * 192) -> ReferencePicture:
-    width, height = canvas_size(width_px=size[0], height_px=size[1], area_px=area_px)
-    return ReferencePicture.of(picture(*size, seed=seed), width_px=width, height_px=height)
+def reference(size: tuple[int, int], seed: int = 0) -> SourcePicture:
+    return on_canvas(picture(*size, seed=seed), area_px=192 * 192)
 
 
-def whole_positions(model: Components, prompt: str, seen: ReferencePicture) -> torch.Tensor:
+def whole_positions(model: Components, prompt: str, seen: SourcePicture) -> torch.Tensor:
     """Return the positions of transformers 4.57 over the whole padded template, as its ``get_rope_index`` makes them."""
     assert model.image_processor is not None
-    grid = model.image_processor(images=[seen.half], return_tensors="pt")["image_grid_thw"]
+    grid = model.image_processor(images=[half(seen)], return_tensors="pt")["image_grid_thw"]
     tokenize = plain_ids(model.tokenizer)
     mark, tokens = model.text_encoder.config.image_token_id, int(grid.prod()) // 4
     prefix, body = tokenize(EDIT_TEMPLATE_PREFIX), tokenize_body(prompt, tokenize)
@@ -56,7 +55,7 @@ def test_conditioning_equals_the_published_pipeline_at_transformers_4_positions(
     positions = whole_positions(edit_model, prompt, shown)
     forward = edit_model.text_encoder.forward
     monkeypatch.setattr(edit_model.text_encoder, "forward", lambda **inputs: forward(**inputs, position_ids=positions))
-    expected, _ = edit_pipeline.encode_prompt([prompt], shown.half)
+    expected, _ = edit_pipeline.encode_prompt([prompt], half(shown))
     monkeypatch.undo()
     actual = references.embed(prompt, shown)
     assert actual.shape == expected.shape
@@ -69,7 +68,7 @@ def test_under_transformers_5_the_pipeline_numbers_the_picture_as_text(
 ) -> None:
     """The reason to pass positions: unlike rows before the picture's second token, later ones differ."""
     shown = reference((160, 160))
-    theirs, _ = edit_pipeline.encode_prompt(["make the apple blue"], shown.half)
+    theirs, _ = edit_pipeline.encode_prompt(["make the apple blue"], half(shown))
     ours = references.embed("make the apple blue", shown)
     torch.testing.assert_close(ours[:, :2], theirs[:, :2], rtol=0, atol=TOLERANCE)
     assert (ours[:, 2:] - theirs[:, 2:]).abs().amax(-1).min() > 100 * TOLERANCE
