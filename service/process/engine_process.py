@@ -27,6 +27,7 @@ from service.observability import metrics
 from service.observability.finished_requests import FinishedRequests
 from service.observability.tracing import Tracing
 from service.process.engine_commands import EngineCommands, Receive, Send
+from service.wire.editing.reading import blank_file
 from service.wire.limits import Limits
 from service.wire.messages import Heartbeat, engine_mailbox
 from service.wire.picture import ModelIdentity
@@ -153,8 +154,12 @@ class EngineProcess:
             )
             self._engine.begin(ServicePhase.WARMING_UP)
             renderer.engine.warm_up()
-            tokenize = plain_ids(renderer.model.tokenizer)
-            renderer.render(self.limits.resolve(GenerateRequest(prompt="warm-up", steps=1), tokenize))
+            model = self.flavour.settings
+            request = GenerateRequest(
+                prompt="warm-up", steps=1, image=blank_file(model.default_size_px) if model.edits else None
+            )
+            resolved, picture = self.limits.resolve_with_picture(request, plain_ids(renderer.model.tokenizer))
+            renderer.render(resolved, picture=picture)
         except UserError as error:
             log.error("cannot serve: %s", error)
         except Exception:  # any: the other processes read the failure from the state

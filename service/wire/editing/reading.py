@@ -1,6 +1,7 @@
 """Reading the pictures of a request: once, outside the event loop, before the request is queued. No torch."""
 
 import hashlib
+import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -157,6 +158,13 @@ def read_pictures(request: EditFields, limits: PictureLimits) -> ReadPictures | 
         image_sha256=hashlib.sha256(request.image).hexdigest(),
         mask_sha256=None if request.mask is None else hashlib.sha256(request.mask).hexdigest(),
     )
+
+
+def blank_file(side_px: int) -> bytes:
+    """Return a grey picture of so many px a side, as a file: for requests that need a picture, whatever is on it."""
+    file = io.BytesIO()
+    Image.new("RGB", (side_px, side_px), "grey").save(file, "PNG")
+    return file.getvalue()
 
 
 def _decoded(

@@ -68,7 +68,7 @@ def test_two_pictures_and_oblong_ones_are_refused(editor: httpx.Client) -> None:
     assert two.status_code == 400, two.text
     assert "this model takes 1 picture" in two.text
     oblong = editor.post("/generate", json=EDIT | {"image": b64(file_of(Image.new("RGB", (900, 100))))})
-    assert (oblong.status_code, problem(oblong)["code"]) == (422, "picture_too_oblong")
+    assert problem(oblong, "image")["code"] == "picture_too_oblong"
 
 
 @pytest.mark.heavy
