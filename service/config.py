@@ -47,8 +47,8 @@ class ModelConfig(Configuration):
     """The model, and how it is loaded."""
 
     flavour: str = "embedded"
-    """Model: final, dev, embedded, a directory, a hub id, or auto: final where a CUDA GPU has the memory and the weights are
-    here or can be downloaded, else embedded; the reason is logged."""
+    """Model: final, dev, edit, edit-turbo, embedded, a directory, a hub id, or auto: final where a CUDA GPU has the memory
+    and the weights are here or can be downloaded, else embedded; the reason is logged."""
     flavour_reason: Annotated[WireProblem | None, Flag(is_option=False)] = None
     """Reason of auto's choice; None where the flavour was given."""
     revision: str | None = None

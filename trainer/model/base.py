@@ -43,6 +43,14 @@ def check_machine(config: TrainConfig, device: torch.device) -> None:
 def prepare_model(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Encoders]:
     """Find the model and decide every ``auto``. Return the decided configuration and the encoders, which load lazily."""
     flavour = resolve(config.flavour, revision=config.revision)
+    if flavour.settings.edits:
+        raise ConfigError(
+            "edit_flavour_unsupported",
+            "an image editing model, which cannot be trained here",
+            remedy="give final or dev",
+            field="model_flavour",
+            value=config.flavour,
+        )
     _check_alignment(config.aspect_bucket_alignment, flavour)
     config = decide(config, flavour, device)
     encoders = Encoders(

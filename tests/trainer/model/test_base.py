@@ -1,0 +1,16 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from longcat.errors import ConfigError
+from trainer.config.options import TrainConfig
+from trainer.model.base import prepare_model
+
+
+def test_a_directory_of_a_model_that_edits_is_refused(edit_folder: Path, tmp_path: Path) -> None:
+    """The flavours are refused by name, with the options; what a directory holds is known once it is read."""
+    given = {"model_flavour": str(edit_folder), "instance_data_dir": str(tmp_path), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(ConfigError) as refused:
+        prepare_model(TrainConfig.model_validate(given), torch.device("cpu"))
+    assert refused.value.code == "edit_flavour_unsupported"
