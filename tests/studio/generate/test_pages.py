@@ -8,17 +8,21 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
 from lithograph.client.errors import RequestError
+from service.wire.editing.fields import ResolvedEdit
+from service.wire.picture import encode_picture
 from studio.app import create_app
 from studio.config import StudioConfig
 from studio.generate.gallery import Gallery, GalleryPicture, new_id
 from studio.generate.limits import GenerationLimits
 from studio.generate.recipe import PictureRecipe, ScaledAdapter
 from tests.conftest import RunningServer
+from tests.lithograph.test_cli import a_recipe
 from tests.studio.context import studio_of
 
 HERE = "http://127.0.0.1:8001"
@@ -222,6 +226,15 @@ def test_the_usual_sizes_are_ones_that_can_be_drawn() -> None:
     assert real.sizes()[:3] == [(1024, 1024), (896, 1152), (1152, 896)]
     small = GenerationLimits(width=128, height=128, max_pixels=128 * 128)
     assert small.sizes() == [(128, 128)]
+
+
+def test_the_recipe_of_an_edit_fills_the_form_with_a_note_of_what_it_lacks(visitor: TestClient) -> None:
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    for edit, notes in ((ResolvedEdit(image_sha256="0" * 64, strength=0.6), 1), (None, 0)):
+        files = {"picture": ("a.png", encode_picture(pixels, a_recipe(edit=edit)), "image/png")}
+        reply = visitor.post("/generate/recipe", files=files, headers=HTMX)
+        assert reply.status_code == 200
+        assert reply.text.count("made from another picture") == notes
 
 
 def test_a_recipe_has_its_adapters_in_the_clients_form() -> None:
