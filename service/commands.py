@@ -71,6 +71,8 @@ def _run(config: ServiceConfig, adapter_folder: Path) -> int:
         create_ledger(config.access.state_dir)
     if config.adapters is not None:
         open_storage(config.adapters.uri, endpoint_url=config.adapters.endpoint_url)
+    if config.jobs.storage is not None:
+        open_storage(config.jobs.storage, endpoint_url=config.jobs.endpoint_url)
     begin_imports(engine.device for engine in config.engines)
     from service.process.server import GenerateAPI, Server  # after ``run_folder`` has set PROMETHEUS_MULTIPROC_DIR
 

@@ -32,6 +32,8 @@ from service.wire.webhook_host import WebhookHost
 
 _LEAST_SECRET_BYTES = 24
 """Minimum length of a secret in the specification of Standard Webhooks."""
+_KEPT_IN_MEMORY_SECONDS, _KEPT_IN_STORAGE_SECONDS = 3600.0, 86400.0
+"""Times from a job's end to its removal."""
 AUTO = "auto"
 DEFAULT_SLOTS, DEFAULT_RANK, DEFAULT_ROWS = 8, 64, 12
 """Adapter slots, their rank, and rows of a forward, on devices with enough memory."""
@@ -135,13 +137,25 @@ class AdapterConfig(Configuration):
 
 
 class JobConfig(Configuration):
-    """Storage of requests with ``"async": true`` in the HTTP process, and the webhooks that report them."""
+    """Storage of requests with ``"async": true``, and the webhooks that report them."""
 
+    storage: Annotated[str | None, Flag(name="jobs-storage", metavar="URI")] = None
+    """Storage of jobs: file:///directory or s3://bucket/prefix, shared by all replicas. Jobs outlive their server, and any
+    replica answers for them. Without it, they are in the memory of the server that took them."""
+    endpoint_url: Annotated[str | None, Flag(name="jobs-storage-endpoint-url", metavar="URL")] = None
+    """Endpoint of an S3 store other than AWS."""
+    lease_seconds: Annotated[float, Field(ge=2, le=3600), Flag(name="jobs-lease-seconds")] = 30.0
+    """With jobs-storage: time without a sign of life of a replica, after which another takes its jobs. Give all replicas the
+    same."""
     most: Annotated[_Count, Flag(name="max-jobs")] = 1000
-    """Asynchronous jobs kept; beyond it, those that ended first are removed. Jobs under way count in max_queue."""
+    """Asynchronous jobs kept in memory; beyond it, those that ended first are removed. Jobs under way count in max_queue."""
     mib: Annotated[_Count, Flag(name="jobs-mib")] = 256
     """Memory for images of jobs; beyond it, jobs that ended first are removed, the newest never."""
-    ttl_seconds: Annotated[float, Field(ge=1, le=LONGEST_SECONDS), Flag(name="job-ttl-seconds")] = 3600.0
+    ttl_seconds: Annotated[
+        float | None,
+        Field(ge=1, le=LONGEST_SECONDS),
+        Flag(name="job-ttl-seconds", default="3600; with jobs-storage, 86400"),
+    ] = None
     """Time from a job's end to its removal."""
     webhook_secret: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
     """Secret that signs webhooks: 24 bytes or more in base64, with or without whsec_ before it. Make one with `openssl rand
@@ -154,6 +168,21 @@ class JobConfig(Configuration):
     @classmethod
     def _check_hosts(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(WebhookHost.parse(host)) for host in given)
+
+    @field_validator("storage")
+    @classmethod
+    def _check_storage(cls, given: str | None) -> str | None:
+        with _as_value_error():
+            if given is not None:
+                parse_address(given)
+        return given
+
+    @property
+    def kept_seconds(self) -> float:
+        """Return the time from a job's end to its removal."""
+        if self.ttl_seconds is not None:
+            return self.ttl_seconds
+        return _KEPT_IN_MEMORY_SECONDS if self.storage is None else _KEPT_IN_STORAGE_SECONDS
 
     @model_validator(mode="after")
     def _check_webhooks(self) -> Self:

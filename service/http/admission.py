@@ -31,6 +31,7 @@ from service.wire.errors import BusyError, DrainingError, NotReadyError
 from service.wire.events import ErrorEvent, Event, ResultEvent
 from service.wire.limits import Limits
 from service.wire.messages import AdapterReport, GenerateCommand
+from service.wire.picture import ModelIdentity
 from service.wire.schema import GenerateRequest, ResolvedRequest
 from service.wire.state import ServicePhase, ServiceState
 
@@ -63,6 +64,18 @@ class Admission:
         self.exchange = exchange
         self.started_at = int(time.time())
         self.state = state
+
+    @property
+    def model_identity(self) -> dict[str, object]:
+        """Return what decides the files of a picture beside its request: the loaded model, the device, the metadata.
+
+        Empty until the model is loaded.
+        """
+        if not (model := self.state.model):
+            return {}
+        properties = {name: model[name] for name in ModelIdentity.model_fields}
+        device = str(model["device"]).partition(":")[0]
+        return properties | {"device": device, "provenance": self.config.provenance.model_dump()}
 
     async def take(
         self,

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from longcat.errors import LithographError
+from longcat.storage.opening import open_storage
 from service.access.caller import Caller
 from service.access.key_file import KeyFile
 from service.config import ServiceConfig
@@ -36,6 +37,10 @@ from service.http.error_responses import (
 )
 from service.http.jobs import routes as job_routes
 from service.http.jobs.jobs import ImageJobs
+from service.http.jobs.lasting.calls import StorageCalls
+from service.http.jobs.lasting.files import JobFiles
+from service.http.jobs.lasting.store import LastingJobs
+from service.http.jobs.store import JobsInMemory, JobStore
 from service.http.operations import health, usage
 from service.http.operations.docs_page import serve_docs
 from service.http.operations.health import VERSION
@@ -70,7 +75,7 @@ def set_up(app: FastAPI, admission: Admission, *, is_draining: Callable[[], bool
     app.description = "Pictures from Chinese and English prompts with LongCat-Image."
     app.openapi_tags = [{"name": tag} for tag in _TAGS]
     app.state.admission = admission
-    app.state.jobs = ImageJobs(admission, config.jobs)
+    app.state.jobs = ImageJobs(admission, config.jobs, _job_store(admission))
     routers = [surface.router for surface in (generate, job_routes, openai, adapters, vllm, health, usage)]
     for router in routers:
         app.include_router(router)
@@ -113,6 +118,14 @@ def max_body_bytes(config: ServiceConfig, scope: Scope) -> int:
     """Return the size limit of a request's body: pictures are base64 in JSON, which is a third larger."""
     pictures = config.pictures.max_image_bytes * 4 // 3 if path_of(scope) in PICTURE_PATHS else 0
     return config.max_body_bytes + pictures
+
+
+def _job_store(admission: Admission) -> JobStore:
+    config = admission.config.jobs
+    if (uri := config.storage) is None:
+        return JobsInMemory(config)
+    files = JobFiles(StorageCalls(lambda: open_storage(uri, endpoint_url=config.endpoint_url)))
+    return LastingJobs(files, config, lambda: admission.model_identity)
 
 
 def _key_file(config: ServiceConfig) -> KeyFile | None:

@@ -11,7 +11,7 @@ from longcat.errors import LithographError, UserError
 from service.http.edge.errors import MessageError
 from service.http.edge.paths import route_of
 from service.http.requests.json_body import JsonRoute
-from service.wire.errors import UnavailableError
+from service.wire.errors import RecordedError, UnavailableError
 from service.wire.schema import ErrorBody, ErrorDetail
 
 STATUSES: Mapping[str, int] = {
@@ -62,6 +62,8 @@ class MethodNotAllowedError(UserError):
 
 def status_of(error: LithographError) -> int:
     """Return the HTTP status of an error."""
+    if isinstance(error, RecordedError):
+        return error.http_status
     codes = (error.code, *(kind.code for kind in type(error).__mro__ if issubclass(kind, LithographError)))
     return next(STATUSES[code] for code in codes if code in STATUSES)
 

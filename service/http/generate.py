@@ -6,8 +6,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from longcat.sampling.prompt import least_tokens, tokenize_body
+from service.http.adapters import AdapterCommandsDependency
 from service.http.admission import AdmissionDependency
 from service.http.error_responses import GENERATE_ERRORS
+from service.http.jobs.lasting.pinning import pinned
 from service.http.jobs.routes import JobsDependency, reply_with_job
 from service.http.pictures import PICTURES, reply_with_events, reply_with_pictures, server_sent
 from service.http.requests.json_body import JsonRoute
@@ -24,13 +26,15 @@ async def generate(
     request: Request,
     admission: AdmissionDependency,
     jobs: JobsDependency,
+    adapters: AdapterCommandsDependency,
 ) -> Response:
     """Reply with the picture, a zip of several, JSON, events (`stream`) or a job (`async`)."""
     previews = None if body.stream and body.previews else 0
     progress = body.stream or body.as_job
     command = await admission.take(body, request, stream=body.stream, progress=progress, previews=previews)
     if body.as_job:
-        job = await jobs.start(command, body.without_pictures(), root_path=request.scope["root_path"])
+        command = await pinned(command, adapters) if jobs.are_lasting else command
+        job = await jobs.start(command, body, root_path=request.scope["root_path"])
         return reply_with_job(job, jobs.report(job), retry_after_seconds=admission.exchange.wait_seconds)
     if body.stream:
 

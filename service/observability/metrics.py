@@ -105,7 +105,13 @@ KEY_DEVICE_SECONDS = Counter(
     ["key"],
 )
 JOBS = Counter("lithograph_jobs", "Finished asynchronous jobs, by the HTTP status of their result.", ["status"])
-WEBHOOKS = Counter("lithograph_webhooks", "Webhooks, by whether the receiver accepted them in the end.", ["result"])
+WEBHOOKS = Counter(
+    "lithograph_webhooks", "Webhooks: delivered, given up, or postponed to another round of attempts.", ["result"]
+)
+JOBS_TAKEN = Counter(
+    "lithograph_jobs_taken", "Jobs of other replicas, or of an earlier start, that this server has taken up."
+)
+JOB_STORAGE_ERRORS = Counter("lithograph_job_storage_errors", "Failed calls to the storage of jobs.")
 REJECTED = Counter(
     "lithograph_rejected_requests", "Requests rejected before the engine, by the error's code.", ["reason"]
 )
@@ -186,7 +192,7 @@ for _counter, _values in {
     REJECTED: ("busy", "not_ready", "draining", "invalid_request", "not_json", "body_too_large"),
     KEY_REFUSALS: ("missing", "unknown", "role", "adapter", "priority", "requests", "pixel_steps"),
     JOBS: ("200", "404", "499", "500", "503", "504"),
-    WEBHOOKS: ("delivered", "given_up"),
+    WEBHOOKS: ("delivered", "given_up", "postponed"),
     ADAPTER_REFUSALS: ("unfit", "incomplete", "unreadable"),
     ADAPTER_CACHE: ("memory", "disk", "storage"),
     PROMPT_CACHE: ("memory", "disk", "miss"),

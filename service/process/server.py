@@ -167,7 +167,7 @@ class Server(litserve.LitServer):
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Run in the HTTP process while it serves."""
         end_with_parent()
-        async with super().lifespan(app):
+        async with super().lifespan(app), self.app.state.jobs.running():
             self._supervisor.pass_signals_on()
             self._supervisor.http_has_started.set()
             yield

@@ -93,6 +93,12 @@ class BusyError(UnavailableError):
         )
 
 
+class RecordedError(LithographError):
+    """An error that another process recorded: its code, its HTTP status and its problems."""
+
+    http_status: int = 500
+
+
 def wrapped(error: Exception) -> LithographError:
     """Return an error of ours as it is, a full disk as ``DiskFullError``, and any other exception as an ``EngineError``."""
     if isinstance(error, LithographError):

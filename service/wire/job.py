@@ -41,6 +41,7 @@ class JobReport(BaseModel):
 class JobEvent(BaseModel):
     """The body of a webhook."""
 
+    id: Annotated[str, Field(description="The header webhook-id: the same in every delivery of one end of a job.")]
     type: Annotated[str, Field(description="job.succeeded, job.failed or job.cancelled.")]
-    timestamp: datetime
+    timestamp: Annotated[datetime, Field(description="Time of the job's end.")]
     data: JobReport

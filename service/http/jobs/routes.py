@@ -8,10 +8,11 @@ from fastapi.responses import JSONResponse, Response
 from longcat.errors import UserError
 from service.http.edge.authentication import CallerDependency
 from service.http.error_responses import Responses
-from service.http.jobs.jobs import UNFINISHED, ImageJob, ImageJobs
+from service.http.jobs.job import UNFINISHED, ImageJob
+from service.http.jobs.jobs import ImageJobs
 from service.http.pictures import PICTURES, reply_with_pictures
 from service.wire.errors import UnavailableError
-from service.wire.events import ErrorEvent, ResultEvent
+from service.wire.events import ErrorEvent
 from service.wire.job import JobReport, JobStatus
 from service.wire.schema import ErrorBody
 
@@ -38,17 +39,15 @@ async def jobs_of(request: Request) -> ImageJobs:
 
 
 async def job_of(job_id: str, jobs: Annotated[ImageJobs, Depends(jobs_of)], caller: CallerDependency) -> ImageJob:
-    """Return the job in the path. Raises ``UnknownJobError``.
-
-    FastAPI calls a function that is not async in a thread, and another request could remove the job meanwhile.
-    """
-    return jobs.get(job_id, caller)
+    """Return the job in the path. Raises ``UnknownJobError``, or ``StorageError`` if jobs are in storage."""
+    return await jobs.get(job_id, caller)
 
 
 JobsDependency = Annotated[ImageJobs, Depends(jobs_of)]
 JobDependency = Annotated[ImageJob, Depends(job_of)]
 _ERRORS: Responses = {
     404: {"description": "No such job: it never existed, has expired, or was evicted.", "model": ErrorBody},
+    503: {"description": "The storage of jobs cannot be reached.", "model": ErrorBody},
     "default": {"description": "Any other error.", "model": ErrorBody},
 }
 _NO_RESULT: Responses = {
@@ -68,18 +67,16 @@ def reply_with_job(job: ImageJob, report: JobReport, *, retry_after_seconds: int
 @router.get("/v1/jobs/{job_id}", summary="State of a job")
 async def show_job(job: JobDependency, jobs: JobsDependency, response: Response) -> JobReport:
     """The state of a job; with the pictures in base64 if its request had `response_format` `json`."""
-    if isinstance(job.outcome, ResultEvent) and job.replies_with_json:
-        job.fetched.set()
     if job.status in UNFINISHED:
         response.headers["Retry-After"] = str(_POLL_SECONDS)
-    return jobs.report(job, with_result=True)
+    has_result = job.status is JobStatus.SUCCEEDED and job.request.replies_with_json
+    return jobs.report(job, result=await jobs.result(job) if has_result else None)
 
 
 @router.delete("/v1/jobs/{job_id}", summary="Cancel a job, or remove a finished one")
 async def cancel_job(job: JobDependency, jobs: JobsDependency) -> JobReport:
     """An unfinished job costs no more steps; a finished one is removed with its pictures."""
-    await jobs.cancel(job)
-    return jobs.report(job)
+    return jobs.report(await jobs.cancel(job))
 
 
 @router.get(
@@ -88,7 +85,7 @@ async def cancel_job(job: JobDependency, jobs: JobsDependency) -> JobReport:
     response_class=Response,
     responses={200: PICTURES[200], **_NO_RESULT},
 )
-async def job_result(job: JobDependency) -> Response:
+async def job_result(job: JobDependency, jobs: JobsDependency) -> Response:
     """Reply as `POST /generate` would have: with the pictures, or with the error."""
     if isinstance(job.outcome, ErrorEvent):
         raise job.outcome.error
@@ -98,16 +95,15 @@ async def job_result(job: JobDependency) -> Response:
             "the job was cancelled and has no pictures",
             remedy="send the request again",
             field="job_id",
-            value=job.command.id,
+            value=job.id,
         )
-    if job.outcome is None:
+    if job.status in UNFINISHED:
         raise UnfinishedJobError(
             "job_not_finished",
             "the job is {status}",
             remedy="send the request again later",
             field="job_id",
-            value=job.command.id,
+            value=job.id,
             status=str(job.status),
         )
-    job.fetched.set()
-    return reply_with_pictures(job.outcome, as_json=job.replies_with_json)
+    return reply_with_pictures(await jobs.result(job), as_json=job.request.replies_with_json)

@@ -39,9 +39,13 @@ class Webhooks:
     def __init__(self, secret: str) -> None:
         self._webhook = Webhook(secret)
 
-    async def send(self, url: str, report: JobReport, *, request_id: str) -> None:
-        """Send the end of a job. A failure is logged and counted, not raised: no caller could act on it."""
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._send(url, report, request_id), self._loop))
+    async def send(self, url: str, report: JobReport, *, request_id: str, next_seconds: float | None = None) -> bool:
+        """Send the end of a job; return False if the receiver has not taken it, which is logged and counted.
+
+        ``next_seconds``: the time until the caller sends it again, for the log; None if it does not.
+        """
+        sending = self._send(url, report, request_id, next_seconds)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(sending, self._loop))
 
     @cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
@@ -53,25 +57,31 @@ class Webhooks:
     def _certificates(self) -> ssl.SSLContext:
         return httpx.create_ssl_context()  # reads a file of all authorities: once, not for each webhook
 
-    async def _send(self, url: str, report: JobReport, request_id: str) -> None:
-        body = JobEvent(type=f"job.{report.status}", timestamp=datetime.now(UTC), data=report).model_dump_json()
+    async def _send(self, url: str, report: JobReport, request_id: str, next_seconds: float | None) -> bool:
+        message_id = f"msg_{report.id}"
+        ended_at = report.finished_at or datetime.now(UTC)
+        event = JobEvent(id=message_id, type=f"job.{report.status}", timestamp=ended_at, data=report)
         try:
             certificates = self._certificates
             async with asyncio.timeout(_TOTAL_SECONDS):
-                await self._deliver(url, report.id, body, certificates)
+                await self._deliver(url, message_id, event.model_dump_json(), certificates)
         except RetryError as error:
-            self._give_up(request_id, error.last_attempt.exception() or error)
+            self._note_failure(request_id, error.last_attempt.exception() or error, next_seconds)
         except Exception as error:  # any: a proxy or a certificate file named in the environment raises its own
-            self._give_up(request_id, error)
+            self._note_failure(request_id, error, next_seconds)
         else:
             metrics.WEBHOOKS.labels("delivered").inc()
+            return True
+        return False
 
-    def _give_up(self, request_id: str, error: BaseException) -> None:
-        metrics.WEBHOOKS.labels("given_up").inc()
+    def _note_failure(self, request_id: str, error: BaseException, next_seconds: float | None) -> None:
+        result = "given_up" if next_seconds is None else "postponed"
+        metrics.WEBHOOKS.labels(result).inc()
         reason = show(reason_of(error))  # it may repeat what the receiver sent, of any length
-        log_event(log, "webhook_given_up", logging.WARNING, request_id=request_id, reason=reason)
+        level = logging.WARNING
+        log_event(log, f"webhook_{result}", level, request_id=request_id, reason=reason, next_seconds=next_seconds)
 
-    async def _deliver(self, url: str, job_id: str, body: str, certificates: ssl.SSLContext) -> None:
+    async def _deliver(self, url: str, message_id: str, body: str, certificates: ssl.SSLContext) -> None:
         attempts = AsyncRetrying(
             stop=stop_after_attempt(_MOST_ATTEMPTS),
             wait=wait_exponential(multiplier=_FIRST_PAUSE_SECONDS, max=_LONGEST_PAUSE_SECONDS),
@@ -80,13 +90,13 @@ class Webhooks:
         async with httpx.AsyncClient(verify=certificates, timeout=_ATTEMPT_SECONDS, follow_redirects=False) as client:
             async for attempt in attempts:
                 with attempt:
-                    status = await self._attempt(client, url, job_id, body)
+                    status = await self._attempt(client, url, message_id, body)
                     if not httpx.codes.is_success(status) and status != _GONE:
                         raise httpx.HTTPError(f"the receiver replied with status {status}")
 
-    async def _attempt(self, client: httpx.AsyncClient, url: str, job_id: str, body: str) -> int:
+    async def _attempt(self, client: httpx.AsyncClient, url: str, message_id: str, body: str) -> int:
         """Send once and return the reply's status. Its body, which may be endless or a decompression bomb, is not read."""
-        headers = self._headers(f"msg_{job_id}", body)
+        headers = self._headers(message_id, body)
         async with (
             asyncio.timeout(_ATTEMPT_SECONDS),
             client.stream("POST", url, content=body, headers=headers) as reply,

@@ -82,7 +82,8 @@ async def info(admission: AdmissionDependency, caller: CallerDependency) -> dict
         "limits": _limits(admission),
         "jobs": {
             "most": config.jobs.most,
-            "ttl_seconds": config.jobs.ttl_seconds,
+            "are_lasting": config.jobs.storage is not None,
+            "ttl_seconds": config.jobs.kept_seconds,
             "webhook_hosts": config.jobs.webhook_hosts,
         },
         "adapters": None

@@ -1,0 +1,1 @@
+"""Jobs in shared storage: they outlive their server, and any replica answers for them."""

@@ -1,0 +1,109 @@
+"""Calls to a storage from the event loop: each in a thread of its own, with a deadline, a bounded number at a time."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import cached_property
+from typing import TypeVar
+
+from longcat.errors import StorageConflictError, StorageError, StorageMissingError, StorageTimeoutError
+from longcat.storage.interface import Blob, Entry, Storage
+from service.observability import metrics
+
+_AT_ONCE = 16
+"""Calls at a time. A thread that has passed its deadline counts until it ends, so that threads do not add up."""
+_SECONDS = 15.0
+
+Result = TypeVar("Result")
+
+
+class StorageCalls:
+    """One storage. Methods raise its errors, and ``StorageTimeoutError`` at the deadline.
+
+    Nothing interrupts a thread that waits for a dead disk or network: it is left behind as a daemon, and a write of
+    which it was in the middle may still take effect. Callers must be prepared for a write that failed and exists.
+    """
+
+    def __init__(self, open_storage: Callable[[], Storage]) -> None:
+        """``open_storage``: called in the process that uses it, because S3's client does not survive a fork."""
+        self._open = open_storage
+        self._free = asyncio.Semaphore(_AT_ONCE)
+
+    @cached_property
+    def _storage(self) -> Storage:
+        return self._open()
+
+    async def read(
+        self, key: str, *, max_bytes: int, decode: Callable[[bytes], Result], seconds: float = _SECONDS
+    ) -> tuple[Result, str] | None:
+        """Return what an object decodes to, and its ETag; None if there is none."""
+
+        def read() -> tuple[Result, str] | None:
+            try:
+                blob: Blob = self._storage.read(key, max_bytes=max_bytes)
+            except StorageMissingError:
+                return None
+            return decode(blob.content), blob.etag
+
+        return await self._run(read, seconds)
+
+    async def create(self, key: str, encode: Callable[[], bytes], *, seconds: float = _SECONDS) -> str:
+        """Store a new object; return its ETag. Raises ``StorageConflictError`` if there is one."""
+        return await self._run(lambda: self._storage.create(key, encode()), seconds)
+
+    async def replace(self, key: str, content: bytes, *, etag: str) -> str:
+        """Replace an object with this ETag; return the new one. Raises ``StorageConflictError``."""
+        return await self._run(lambda: self._storage.replace(key, content, etag=etag), _SECONDS)
+
+    async def delete(self, *keys: str) -> None:
+        """Remove objects, in this order, where they exist."""
+
+        def delete() -> None:
+            for key in keys:
+                self._storage.delete(key)
+
+        await self._run(delete, _SECONDS)
+
+    async def list(self, prefix: str) -> list[Entry]:
+        """List objects."""
+        return await self._run(lambda: list(self._storage.list(prefix)), 4 * _SECONDS)
+
+    async def _run(self, call: Callable[[], Result], seconds: float) -> Result:
+        loop = asyncio.get_running_loop()
+        future: Future[Result] = Future()
+        future.set_running_or_notify_cancel()  # from now on, nothing cancels it: the thread sets its result
+
+        def release(_: object) -> None:
+            with suppress(RuntimeError):  # the event loop has ended
+                loop.call_soon_threadsafe(self._free.release)
+
+        try:
+            async with asyncio.timeout(seconds):
+                await self._free.acquire()
+                future.add_done_callback(release)
+                threading.Thread(target=_call, args=(call, future), daemon=True, name="job storage").start()
+                return await asyncio.wrap_future(future)
+        except TimeoutError as error:
+            metrics.JOB_STORAGE_ERRORS.inc()
+            raise StorageTimeoutError(
+                "job_storage_timeout",
+                "the storage of jobs has not answered within {seconds} s",
+                remedy="check the storage, its network and its mounts",
+                seconds=round(seconds),
+            ) from error
+        except (StorageConflictError, StorageMissingError):
+            raise
+        except StorageError:
+            metrics.JOB_STORAGE_ERRORS.inc()
+            raise
+
+
+def _call(call: Callable[[], Result], future: Future[Result]) -> None:
+    try:
+        result = call()
+    except BaseException as error:  # any: it is the caller's
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -1,0 +1,125 @@
+"""The objects of a job in shared storage, and the order in which they come and go.
+
+::
+
+    requests/ID   the request            created first, removed last; never changes
+    open/ID       the lease              while there is work: exists until the job has ended and its webhook is delivered
+    results/ID    the pictures           created before the end; never changes
+    ended/ID      the end                created once: the first of several replicas decides how the job ended
+
+A reader that sees a request with neither a lease nor an end sees no job: it has not been accepted yet, or has been removed.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from longcat.errors import StorageConflictError
+from service.http.jobs.job import JobEnd, JobRequest
+from service.http.jobs.lasting.calls import StorageCalls
+from service.wire.events import ResultEvent
+from service.wire.job import JobStatus
+
+LARGEST_REQUEST_BYTES = 64 * 2**20
+_LARGEST_RECORD_BYTES = 2**20
+_LARGEST_RESULT_BYTES = 2**30
+_RESULT_SECONDS = 120.0
+"""Time limit of storing or reading pictures."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class JobLease(BaseModel):
+    """The replica that works on a job, and its progress. Each renewal changes it, and with it the object's ETag."""
+
+    model_config = ConfigDict(frozen=True)
+
+    owner: str
+    """A start of a server, which has a random name."""
+    renewals: int = 0
+    starts: int = 1
+    """The number of times that an engine got the job."""
+    status: JobStatus = JobStatus.QUEUED
+    started_at: datetime | None = None
+    steps: int | None = None
+    steps_made: int = 0
+    is_cancelled: bool = False
+    """Another replica has ended the job."""
+
+
+class JobFiles:
+    """The objects of jobs."""
+
+    def __init__(self, calls: StorageCalls) -> None:
+        self.calls = calls
+
+    async def create_request(self, request: JobRequest) -> None:
+        """Store the request of a new job."""
+        await self.calls.create(f"requests/{request.command.id}", lambda: request.model_dump_json().encode())
+
+    async def request(self, job_id: str) -> JobRequest | None:
+        """Return the request of a job."""
+        found = await self._read(f"requests/{job_id}", JobRequest, LARGEST_REQUEST_BYTES)
+        return None if found is None else found[0]
+
+    async def create_lease(self, job_id: str, lease: JobLease) -> str:
+        """Store the first lease of a job; return its ETag."""
+        return await self.calls.create(f"open/{job_id}", lambda: lease.model_dump_json().encode())
+
+    async def lease(self, job_id: str) -> tuple[JobLease, str] | None:
+        """Return the lease of a job, and its ETag."""
+        return await self._read(f"open/{job_id}", JobLease, _LARGEST_RECORD_BYTES)
+
+    async def replace_lease(self, job_id: str, lease: JobLease, etag: str) -> str:
+        """Replace a lease that has not changed; return its ETag. Raises ``StorageConflictError``."""
+        return await self.calls.replace(f"open/{job_id}", lease.model_dump_json().encode(), etag=etag)
+
+    async def leases(self) -> dict[str, str]:
+        """Return the ETags of all leases, by job."""
+        return {entry.key.partition("/")[2]: entry.etag for entry in await self.calls.list("open/")}
+
+    async def create_result(self, job_id: str, result: ResultEvent) -> None:
+        """Store pictures. Those of an earlier start stay: they are the same."""
+        with suppress(StorageConflictError):
+            await self.calls.create(
+                f"results/{job_id}", lambda: result.model_dump_json().encode(), seconds=_RESULT_SECONDS
+            )
+
+    async def result(self, job_id: str) -> ResultEvent | None:
+        """Return the pictures of a job."""
+        found = await self._read(f"results/{job_id}", ResultEvent, _LARGEST_RESULT_BYTES, seconds=_RESULT_SECONDS)
+        return None if found is None else found[0]
+
+    async def create_end(self, job_id: str, end: JobEnd) -> JobEnd:
+        """Store the end of a job; return the one that stands, which may be an earlier one."""
+        try:
+            await self.calls.create(f"ended/{job_id}", lambda: end.model_dump_json().encode())
+        except StorageConflictError:
+            return await self.end(job_id) or end  # removed since
+        return end
+
+    async def end(self, job_id: str) -> JobEnd | None:
+        """Return the end of a job."""
+        found = await self._read(f"ended/{job_id}", JobEnd, _LARGEST_RECORD_BYTES)
+        return None if found is None else found[0]
+
+    async def remove_lease(self, job_id: str) -> None:
+        """Remove the lease of an ended job, on which no work is left."""
+        await self.calls.delete(f"open/{job_id}")
+
+    async def remove(self, job_id: str) -> None:
+        """Remove all of a job."""
+        await self.calls.delete(*(f"{folder}/{job_id}" for folder in ("open", "results", "ended", "requests")))
+
+    async def ids(self) -> list[str]:
+        """Return the ids of all jobs."""
+        return [entry.key.partition("/")[2] for entry in await self.calls.list("requests/")]
+
+    async def _read(
+        self, key: str, model: type[Model], max_bytes: int, *, seconds: float = 15.0
+    ) -> tuple[Model, str] | None:
+        decode: Callable[[bytes], Model] = model.model_validate_json
+        return await self.calls.read(key, max_bytes=max_bytes, decode=decode, seconds=seconds)
