@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from loadtest.chaos import clock, endurance, processes, resources, storage
+from loadtest.chaos import clock, endurance, processes, replicas, resources, storage
 from loadtest.chaos.load import Load
 from loadtest.chaos.outcome import ScenarioOutcome, table
 from loadtest.chaos.server import ROLES, ChaosServer, running
@@ -37,6 +37,7 @@ SCENARIOS: dict[str, Scenario] = {
     "half-open": resources.half_open,
     "rolling": processes.rolling_update,
     "clock": clock.clock_jumps,
+    "jobs": replicas.lasting_jobs,
     "hostile": endurance.hostile_requests,
     "soak": endurance.soak,
 }
@@ -54,6 +55,7 @@ def main() -> None:
         "--connections", type=int, default=10_000, help="half-open connections, if the limits allow so many"
     )
     parser.add_argument("--soak", type=float, default=60.0, help="seconds of load at 90%%")
+    parser.add_argument("--jobs", type=int, default=200, help="lasting jobs, on three servers that are killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=SCENARIOS, action="append", help="a scenario; repeatable")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "chaos.json")
@@ -81,6 +83,7 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> list[ScenarioOutc
     stage = Stage(
         folder=folder, load=load, kills=arguments.kills, roles=arguments.role or ROLES, hold_seconds=arguments.hold,
         deadline_seconds=arguments.deadline, connections=arguments.connections, soak_seconds=arguments.soak,
+        jobs=arguments.jobs,
     )  # fmt: skip
     stage.prepare()
     outcomes: list[ScenarioOutcome] = []

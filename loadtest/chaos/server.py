@@ -110,6 +110,13 @@ class ChaosServer:
             await asyncio.sleep(_LOOK_SECONDS)
         return float("inf")
 
+    async def replace(self) -> None:
+        """Wait for the end of a server that was killed, start it again, and wait until it is ready."""
+        await asyncio.to_thread(self._main.wait)
+        await self._after_end()
+        self.start()
+        await self.wait_until_ready()
+
     async def stop(self) -> float:
         """Send SIGTERM and wait for the end; return the seconds that it took."""
         begin = time.monotonic()

@@ -37,6 +37,8 @@ class Stage:
     connections: int
     """Half-open connections to try."""
     soak_seconds: float
+    jobs: int
+    """Jobs that are submitted to several servers."""
     published: list[str] = field(default_factory=list)
     """References of all versions whose publication succeeded; all have the same weights."""
 

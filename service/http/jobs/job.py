@@ -80,6 +80,8 @@ class JobEnd(BaseModel):
     steps: int | None
     steps_made: int
     failure: JobFailure | None = None
+    result: str | None = None
+    """Name of the pictures of a job in storage. Each start, and each attempt to store them, has its own."""
 
 
 @dataclass(kw_only=True)
@@ -97,7 +99,8 @@ class ImageJob:
     starts: int = 1
     """The number of times that an engine got it."""
     outcome: ResultEvent | ErrorEvent | None = None
-    """A job that is read from storage has its pictures there still."""
+    """Without the pictures where ``result_name`` names them in storage."""
+    result_name: str | None = None
     is_lost: bool = False
     """True once another replica has the job, or it was removed: nothing more is to be done here."""
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -136,7 +139,7 @@ class ImageJob:
         failure = JobFailure.of(self.outcome.error) if isinstance(self.outcome, ErrorEvent) else None
         return JobEnd(
             status=self.status, started_at=self.started_at, finished_at=self.finished_at, steps=self.steps,
-            steps_made=self.steps_made, failure=failure,
+            steps_made=self.steps_made, failure=failure, result=self.result_name,
         )  # fmt: skip
 
     def record(self, event: Event) -> None:
@@ -170,7 +173,7 @@ class ImageJob:
     def adopt(self, end: JobEnd) -> None:
         """Take an end that another replica has recorded."""
         self.status, self.started_at, self.finished_at = end.status, end.started_at, end.finished_at
-        self.steps, self.steps_made = end.steps, end.steps_made
+        self.steps, self.steps_made, self.result_name = end.steps, end.steps_made, end.result
         if end.failure is not None:
             self.outcome = ErrorEvent(end.failure.as_error())
         elif end.status is JobStatus.CANCELLED:

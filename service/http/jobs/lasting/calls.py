@@ -9,12 +9,15 @@ from functools import cached_property
 from typing import TypeVar
 
 from longcat.errors import StorageConflictError, StorageError, StorageMissingError, StorageTimeoutError
+from longcat.storage.files import FileStorage
 from longcat.storage.interface import Blob, Entry, Storage
 from service.observability import metrics
 
 _AT_ONCE = 16
 """Calls at a time. A thread that has passed its deadline counts until it ends, so that threads do not add up."""
 _SECONDS = 15.0
+_MARK = "jobs-storage"
+"""An object that shows that a directory is the storage, and not the empty place where it was mounted."""
 
 Result = TypeVar("Result")
 
@@ -33,7 +36,27 @@ class StorageCalls:
 
     @cached_property
     def _storage(self) -> Storage:
-        return self._open()
+        storage = self._open()
+        with suppress(StorageConflictError):
+            storage.create(_MARK, b"Jobs of lithograph serve --jobs-storage.\n")
+        return storage
+
+    def _checked(self) -> Storage:
+        """Return the storage.
+
+        Raises ``StorageError`` for a directory that is gone: it reads as empty, and writing would create it anew.
+        """
+        if isinstance(self._storage, FileStorage):
+            try:
+                self._storage.read(_MARK)
+            except StorageMissingError as error:
+                raise StorageError(
+                    "job_storage_gone",
+                    "the directory {uri} has been emptied, moved or unmounted",
+                    remedy="bring it back; for a new one, start the server again",
+                    uri=self._storage.uri,
+                ) from error
+        return self._storage
 
     async def read(
         self, key: str, *, max_bytes: int, decode: Callable[[bytes], Result], seconds: float = _SECONDS
@@ -44,6 +67,7 @@ class StorageCalls:
             try:
                 blob: Blob = self._storage.read(key, max_bytes=max_bytes)
             except StorageMissingError:
+                self._checked()
                 return None
             return decode(blob.content), blob.etag
 
@@ -51,11 +75,11 @@ class StorageCalls:
 
     async def create(self, key: str, encode: Callable[[], bytes], *, seconds: float = _SECONDS) -> str:
         """Store a new object; return its ETag. Raises ``StorageConflictError`` if there is one."""
-        return await self._run(lambda: self._storage.create(key, encode()), seconds)
+        return await self._run(lambda: self._checked().create(key, encode()), seconds)
 
     async def replace(self, key: str, content: bytes, *, etag: str) -> str:
         """Replace an object with this ETag; return the new one. Raises ``StorageConflictError``."""
-        return await self._run(lambda: self._storage.replace(key, content, etag=etag), _SECONDS)
+        return await self._run(lambda: self._checked().replace(key, content, etag=etag), _SECONDS)
 
     async def delete(self, *keys: str) -> None:
         """Remove objects, in this order, where they exist."""

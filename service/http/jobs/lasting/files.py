@@ -4,25 +4,33 @@
 
     requests/ID   the request            created first, removed last; never changes
     open/ID       the lease              while there is work: exists until the job has ended and its webhook is delivered
-    results/ID    the pictures           created before the end; never changes
+    results/ID/…  the pictures           created before the end, which names them; never change
     ended/ID      the end                created once: the first of several replicas decides how the job ended
 
 A reader that sees a request with neither a lease nor an end sees no job: it has not been accepted yet, or has been removed.
+S3 stores promise that an object appears whole. Not all keep it where the writer is killed in the middle (SeaweedFS left an
+empty object, in ``make chaos``), so that an object that cannot be decoded counts as absent here, and is written over.
 """
 
-from collections.abc import Callable
+import logging
+import uuid
 from contextlib import suppress
 from datetime import datetime
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from longcat.errors import StorageConflictError
+from longcat.logs import log_event
 from service.http.jobs.job import JobEnd, JobRequest
 from service.http.jobs.lasting.calls import StorageCalls
 from service.wire.events import ResultEvent
 from service.wire.job import JobStatus
 
+log = logging.getLogger("lithograph")
+
+NOBODY = ""
+"""Owner of a lease that cannot be decoded."""
 LARGEST_REQUEST_BYTES = 64 * 2**20
 _LARGEST_RECORD_BYTES = 2**20
 _LARGEST_RESULT_BYTES = 2**30
@@ -70,8 +78,9 @@ class JobFiles:
         return await self.calls.create(f"open/{job_id}", lambda: lease.model_dump_json().encode())
 
     async def lease(self, job_id: str) -> tuple[JobLease, str] | None:
-        """Return the lease of a job, and its ETag."""
-        return await self._read(f"open/{job_id}", JobLease, _LARGEST_RECORD_BYTES)
+        """Return the lease of a job, and its ETag; one that cannot be decoded is nobody's."""
+        found = await self._read(f"open/{job_id}", JobLease, _LARGEST_RECORD_BYTES)
+        return None if found is None else (found[0] or JobLease(owner=NOBODY), found[1])
 
     async def replace_lease(self, job_id: str, lease: JobLease, etag: str) -> str:
         """Replace a lease that has not changed; return its ETag. Raises ``StorageConflictError``."""
@@ -81,24 +90,30 @@ class JobFiles:
         """Return the ETags of all leases, by job."""
         return {entry.key.partition("/")[2]: entry.etag for entry in await self.calls.list("open/")}
 
-    async def create_result(self, job_id: str, result: ResultEvent) -> None:
-        """Store pictures. Those of an earlier start stay: they are the same."""
-        with suppress(StorageConflictError):
-            await self.calls.create(
-                f"results/{job_id}", lambda: result.model_dump_json().encode(), seconds=_RESULT_SECONDS
-            )
+    async def create_result(self, job_id: str, result: ResultEvent) -> str:
+        """Store pictures under a new name; return the name."""
+        name = uuid.uuid4().hex
+        key = f"results/{job_id}/{name}"
+        await self.calls.create(key, lambda: result.model_dump_json().encode(), seconds=_RESULT_SECONDS)
+        return name
 
-    async def result(self, job_id: str) -> ResultEvent | None:
+    async def result(self, job_id: str, name: str) -> ResultEvent | None:
         """Return the pictures of a job."""
-        found = await self._read(f"results/{job_id}", ResultEvent, _LARGEST_RESULT_BYTES, seconds=_RESULT_SECONDS)
+        key = f"results/{job_id}/{name}"
+        found = await self._read(key, ResultEvent, _LARGEST_RESULT_BYTES, seconds=_RESULT_SECONDS)
         return None if found is None else found[0]
 
     async def create_end(self, job_id: str, end: JobEnd) -> JobEnd:
         """Store the end of a job; return the one that stands, which may be an earlier one."""
+        key, content = f"ended/{job_id}", end.model_dump_json().encode()
         try:
-            await self.calls.create(f"ended/{job_id}", lambda: end.model_dump_json().encode())
+            await self.calls.create(key, lambda: content)
         except StorageConflictError:
-            return await self.end(job_id) or end  # removed since
+            found = await self._read(key, JobEnd, _LARGEST_RECORD_BYTES)
+            if found is not None and found[0] is not None:
+                return found[0]
+            if found is not None:
+                await self.calls.replace(key, content, etag=found[1])
         return end
 
     async def end(self, job_id: str) -> JobEnd | None:
@@ -112,7 +127,8 @@ class JobFiles:
 
     async def remove(self, job_id: str) -> None:
         """Remove all of a job."""
-        await self.calls.delete(*(f"{folder}/{job_id}" for folder in ("open", "results", "ended", "requests")))
+        results = [entry.key for entry in await self.calls.list(f"results/{job_id}/")]
+        await self.calls.delete(f"open/{job_id}", *results, f"ended/{job_id}", f"requests/{job_id}")
 
     async def ids(self) -> list[str]:
         """Return the ids of all jobs."""
@@ -120,6 +136,13 @@ class JobFiles:
 
     async def _read(
         self, key: str, model: type[Model], max_bytes: int, *, seconds: float = 15.0
-    ) -> tuple[Model, str] | None:
-        decode: Callable[[bytes], Model] = model.model_validate_json
+    ) -> tuple[Model | None, str] | None:
+        """Return an object and its ETag; None if it is missing, and None for its content if that cannot be decoded."""
+
+        def decode(content: bytes) -> Model | None:
+            with suppress(ValidationError):
+                return model.model_validate_json(content)
+            log_event(log, "job_object_damaged", logging.WARNING, key=key, bytes=len(content))
+            return None
+
         return await self.calls.read(key, max_bytes=max_bytes, decode=decode, seconds=seconds)

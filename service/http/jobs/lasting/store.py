@@ -21,7 +21,7 @@ from longcat.errors import StorageConflictError, StorageError, StorageMissingErr
 from longcat.logs import log_event
 from service.config import JobConfig
 from service.http.jobs.job import UNFINISHED, ImageJob, JobEnd
-from service.http.jobs.lasting.files import JobFiles, JobLease
+from service.http.jobs.lasting.files import NOBODY, JobFiles, JobLease
 from service.http.jobs.lasting.observation import Observation
 from service.http.jobs.lasting.retention import Retention
 from service.http.jobs.store import JobStore
@@ -84,7 +84,7 @@ class LastingJobs(JobStore):
                 return None
             end = await self._files.end(job_id)
             if end is None and held is not None:
-                return held.job
+                return self._shown(held.job)
             job = ImageJob(request=request, command=request.begin())
             if end is None:
                 lease = await self._files.lease(job_id)
@@ -96,14 +96,14 @@ class LastingJobs(JobStore):
         except StorageError:
             if held is None:
                 raise
-            return held.job  # a storage that is down keeps no client from a job that runs here
+            return self._shown(held.job)  # a storage that is down keeps no client from a job that runs here
         if end is not None:
             job.adopt(end)
         return job
 
     async def result(self, job: ImageJob) -> ResultEvent | None:
         """Return its pictures, from storage."""
-        return await self._files.result(job.id)
+        return None if job.result_name is None else await self._files.result(job.id, job.result_name)
 
     def repeats(self, job: ImageJob) -> bool:
         """Return True if the engine ended during the job."""
@@ -116,15 +116,14 @@ class LastingJobs(JobStore):
         while not job.is_lost:
             try:
                 if isinstance(job.outcome, ResultEvent):
-                    await self._files.create_result(job.id, job.outcome)
+                    job.result_name = await self._files.create_result(job.id, job.outcome)
                 job.adopt(await self._files.create_end(job.id, job.end))
                 await self._renew(job.id)
             except StorageError as error:
                 self._note_outage(error)
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
-                if isinstance(job.outcome, ResultEvent):
-                    job.outcome = None  # it is in storage
+                job.outcome = None if isinstance(job.outcome, ResultEvent) else job.outcome  # it is in storage
                 return
 
     async def close(self, job: ImageJob) -> None:
@@ -203,7 +202,7 @@ class LastingJobs(JobStore):
             held.etag = await self._files.replace_lease(job_id, self._lease(held.job, held.renewals), held.etag)
         except (StorageConflictError, StorageMissingError):
             found = await self._files.lease(job_id)
-            if found is None or found[0].owner != self._owner:
+            if found is None or found[0].owner not in (self._owner, NOBODY):
                 self._lose(held)
                 return
             held.etag = found[1]  # a write of our own that seemed to have failed, or another replica's flag
@@ -255,6 +254,14 @@ class LastingJobs(JobStore):
             owner=self._owner, renewals=renewals, starts=job.starts, status=status, started_at=job.started_at,
             steps=job.steps, steps_made=job.steps_made,
         )  # fmt: skip
+
+    def _shown(self, job: ImageJob) -> ImageJob:
+        """Return a job that is worked on here as clients see it: unfinished until its end is stored."""
+        if job.over.is_set():
+            return job
+        shown = ImageJob(request=job.request, command=job.command)
+        _show_progress(shown, self._lease(job, 0))
+        return shown
 
     def _note_outage(self, error: StorageError) -> None:
         if not self._is_down:

@@ -5,10 +5,12 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from longcat.errors import StorageConflictError, StorageTimeoutError, UserError
+from longcat.errors import StorageConflictError, StorageError, StorageTimeoutError, UserError
+from longcat.storage.files import FileStorage
 from longcat.storage.interface import Storage
 from service.config import JobConfig
 from service.http.error_responses import status_of
@@ -111,7 +113,7 @@ def test_every_replica_answers_for_a_job_from_its_submission_to_its_removal(open
             assert result.images[0].content == b"picture"
             await two.store.remove(seen)
             assert await one.store.get(job.id) is None
-            assert list(opener().list()) == []
+            assert [entry.key for entry in opener().list()] == ["jobs-storage"]
 
     asyncio.run(check())
 
@@ -138,7 +140,7 @@ def test_a_job_of_a_replica_that_died_is_taken_once_and_not_before_its_lease_end
             succeed(job, b"picture of the first")
             await one.store.end(job)
             assert job.is_lost
-            stored = await one.store.result(job)
+            stored = await one.store.result(await found(one, job))
             assert stored is not None
             assert stored.images[0].content == b"picture"
 
@@ -259,7 +261,44 @@ class Silent(Storage):
         self.calls += 1
         time.sleep(1.5)
 
-    probe = find = list = read = download = create = replace = delete = _wait  # type: ignore[assignment]
+    probe = find = list = read = download = replace = delete = _wait  # type: ignore[assignment]
+
+    def create(self, key: str, content: bytes | Path) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"owner": "'])
+def test_objects_that_a_killed_writer_left_half_written_lose_no_job(opener: Opener, damage: bytes) -> None:
+    def break_(key: str) -> None:
+        storage = opener()
+        storage.replace(key, damage, etag=storage.read(key).etag)
+
+    async def check() -> None:
+        one = Replica(opener)
+        async with Replica(opener) as two:
+            await one.__aenter__()
+            kept, taken = await one.submit(), await one.submit()
+            break_(f"open/{kept.id}")
+            await one.store._renew(kept.id)
+            assert not kept.is_lost
+            await one.die()
+            break_(f"open/{taken.id}")
+            opener().create(f"ended/{taken.id}", damage)
+            assert (await found(two, taken)).status is JobStatus.QUEUED
+            await until(lambda: len(two.taken) == 2)
+            (again,) = (job for job in two.taken if job.id == taken.id)
+            succeed(again)
+            await two.store.end(again)
+            ended = await found(two, taken)
+            result = await two.store.result(ended)
+            assert ended.status is JobStatus.SUCCEEDED
+            assert result is not None
+            assert result.images[0].content == b"picture"
+
+            break_(f"requests/{kept.id}")  # one that was never accepted
+            assert await two.store.get(kept.id) is None
+
+    asyncio.run(check())
 
 
 def test_calls_have_deadlines_and_threads_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,10 +339,40 @@ def test_an_outage_ends_no_job(opener: Opener, monkeypatch: pytest.MonkeyPatch) 
             ending = asyncio.create_task(one.store.end(job))
             await asyncio.sleep(0.5)
             assert not ending.done()
-            assert await one.store.get(job.id) is not None
+            assert (await found(one, job)).status is JobStatus.RUNNING, (
+                "its end is not stored, and its pictures are not"
+            )
             is_down = False
             await ending
             assert (await found(one, job)).status is JobStatus.SUCCEEDED
+
+    asyncio.run(check())
+
+
+def test_a_directory_that_is_gone_is_an_outage_and_no_job_is_lost(tmp_path: Path) -> None:
+    folder, away = tmp_path / "jobs", tmp_path / "away"
+
+    async def check() -> None:
+        async with Replica(lambda: FileStorage(folder)) as one, Replica(lambda: FileStorage(folder)) as two:
+            job = await one.submit()
+            assert await two.store.get(job.id) is not None
+            for is_mount_point in (False, True):
+                folder.rename(away)
+                if is_mount_point:
+                    folder.mkdir()
+                with pytest.raises(StorageError, match="emptied, moved or unmounted"):
+                    await two.store.get(job.id)
+                with pytest.raises(StorageError, match="emptied, moved or unmounted"):
+                    await two.submit()
+                await asyncio.sleep(LEASE_SECONDS)  # renewals fail
+                assert not folder.exists() or not list(folder.iterdir())
+                if is_mount_point:
+                    folder.rmdir()
+                away.rename(folder)
+            assert not job.is_lost
+            succeed(job)
+            await one.store.end(job)
+            assert (await found(two, job)).status is JobStatus.SUCCEEDED
 
     asyncio.run(check())
 
