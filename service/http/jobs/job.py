@@ -44,6 +44,10 @@ class JobRequest(BaseModel):
         relative = replace(command, submitted_at=0.0, deadline=command.deadline - command.submitted_at, trace=None)
         return cls(command=relative, created_at=datetime.now(UTC), **fields)
 
+    def without_picture(self) -> Self:
+        """Return the request without the picture that it changes, which no report needs."""
+        return self.model_copy(update={"command": replace(self.command, picture=None)})
+
     def begin(self) -> GenerateCommand:
         """Return the command with times from now."""
         now = time.monotonic()
@@ -154,7 +158,8 @@ class ImageJob:
                 self.outcome = event
 
     def finish(self) -> None:
-        """Set the final status from the outcome."""
+        """Set the final status from the outcome; forget the picture that the request changes."""
+        self.request, self.command = self.request.without_picture(), replace(self.command, picture=None)
         self.finished_at = datetime.now(UTC)
         match self.outcome:
             case ResultEvent():

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from longcat.errors import StorageConflictError, StorageError, StorageMissingError
 from longcat.logs import log_event
 from service.config import JobConfig
-from service.http.jobs.job import UNFINISHED, ImageJob, JobEnd
+from service.http.jobs.job import UNFINISHED, ImageJob, JobEnd, JobRequest
 from service.http.jobs.lasting.files import NOBODY, JobFiles, JobLease
 from service.http.jobs.lasting.observation import Observation
 from service.http.jobs.lasting.retention import Retention
@@ -41,6 +41,8 @@ _LOOKS = 10
 _RETRY_SECONDS = 2.0
 """Pause before an end is stored again, while the storage cannot be reached."""
 _CANCEL_ATTEMPTS = 5
+_MOST_REQUESTS = 1000
+"""Requests kept in memory: a client asks for its job every second."""
 
 
 @dataclass
@@ -64,6 +66,7 @@ class LastingJobs(JobStore):
         self._model = model
         self._owner = uuid.uuid4().hex
         self._held: dict[str, _Held] = {}
+        self._requests: dict[str, JobRequest] = {}
         self._observation = Observation(config.lease_seconds)
         self._retention = Retention(files, config.kept_seconds)
         self._is_down = False
@@ -80,7 +83,7 @@ class LastingJobs(JobStore):
             return None
         held = self._held.get(job_id)
         try:
-            if (request := await self._files.request(job_id)) is None:
+            if (request := await self._request(job_id)) is None:
                 return None
             end = await self._files.end(job_id)
             if end is None and held is not None:
@@ -100,6 +103,14 @@ class LastingJobs(JobStore):
         if end is not None:
             job.adopt(end)
         return job
+
+    async def _request(self, job_id: str) -> JobRequest | None:
+        """Return a job's request without the picture that it changes, from memory if it was asked for lately."""
+        if (known := self._requests.get(job_id)) is None and (read := await self._files.request(job_id)) is not None:
+            known = self._requests[job_id] = read.without_picture()
+            if len(self._requests) > _MOST_REQUESTS:
+                del self._requests[next(iter(self._requests))]
+        return known
 
     async def result(self, job: ImageJob) -> ResultEvent | None:
         """Return its pictures, from storage."""
@@ -162,6 +173,7 @@ class LastingJobs(JobStore):
         """Remove all that is stored of it; a webhook that has not been delivered is not sent any more."""
         if (held := self._held.pop(job.id, None)) is not None:
             held.job.is_lost = True
+        self._requests.pop(job.id, None)
         await self._files.remove(job.id)
         return True
 
