@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from longcat.errors import LithographError
 from service.http.error_responses import status_of
-from service.wire.errors import RecordedError
+from service.wire.errors import RecordedError, UnavailableError
 from service.wire.events import ErrorEvent, Event, ResultEvent, StepEvent
 from service.wire.job import JobStatus
 from service.wire.messages import GenerateCommand, WireProblem
@@ -183,3 +183,16 @@ class ImageJob:
             self.outcome = ErrorEvent(end.failure.as_error())
         elif end.status is JobStatus.CANCELLED:
             self.outcome = None
+
+
+def started_too_often(job: ImageJob) -> JobEnd:
+    """Return the end of a job that no engine has survived."""
+    error = UnavailableError(
+        "job_started_too_often",
+        "{starts} servers or engines have ended while they worked on the job",
+        remedy="look for the end of an engine process in the servers' logs, then send the request again",
+        starts=job.starts - 1,
+    )
+    job.record(ErrorEvent(error))
+    job.finish()
+    return job.end

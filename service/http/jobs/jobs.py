@@ -14,10 +14,10 @@ from starlette.requests import ClientDisconnect
 from longcat.errors import LithographError, UnknownJobError
 from longcat.logs import log_event
 from service.access.caller import Caller, Role
-from service.config import JobConfig
 from service.http.admission import Admission
 from service.http.exchange.mailboxes import Mailbox
 from service.http.jobs.job import UNFINISHED, ImageJob, JobRequest
+from service.http.jobs.settings import JobConfig
 from service.http.jobs.store import JobsInMemory, JobStore
 from service.http.jobs.webhooks import Webhooks
 from service.observability import metrics

@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
-from service.config import JobConfig
 from service.http.jobs.job import UNFINISHED, ImageJob
+from service.http.jobs.settings import JobConfig
 from service.wire.events import ResultEvent
 
 

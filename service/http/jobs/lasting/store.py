@@ -19,11 +19,11 @@ from typing import Any, ClassVar
 
 from longcat.errors import StorageConflictError, StorageError, StorageMissingError
 from longcat.logs import log_event
-from service.config import JobConfig
-from service.http.jobs.job import UNFINISHED, ImageJob, JobEnd, JobRequest
+from service.http.jobs.job import UNFINISHED, ImageJob, JobRequest, started_too_often
 from service.http.jobs.lasting.files import NOBODY, JobFiles, JobLease
 from service.http.jobs.lasting.observation import Observation
 from service.http.jobs.lasting.retention import Retention
+from service.http.jobs.settings import JobConfig
 from service.http.jobs.store import JobStore
 from service.wire.errors import UnavailableError
 from service.wire.events import ErrorEvent, ResultEvent
@@ -254,7 +254,7 @@ class LastingJobs(JobStore):
         except (StorageConflictError, StorageMissingError):
             return None
         if end is None and job.starts > _MOST_STARTS:
-            end = await self._files.create_end(job_id, _started_too_often(job))
+            end = await self._files.create_end(job_id, started_too_often(job))
         if end is not None:
             job.adopt(end)
         self._held[job_id] = _Held(job, etag)
@@ -293,16 +293,3 @@ def _show_progress(job: ImageJob, lease: JobLease) -> None:
         lease.steps,
         lease.steps_made,
     )
-
-
-def _started_too_often(job: ImageJob) -> JobEnd:
-    """Return the end of a job that no engine has survived."""
-    error = UnavailableError(
-        "job_started_too_often",
-        "{starts} servers or engines have ended while they worked on the job",
-        remedy="look for the end of an engine process in the servers' logs, then send the request again",
-        starts=_MOST_STARTS,
-    )
-    job.record(ErrorEvent(error))
-    job.finish()
-    return job.end

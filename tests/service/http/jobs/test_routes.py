@@ -14,7 +14,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from longcat.errors import UserError
-from service.config import JobConfig
+from service.http.jobs.settings import JobConfig
 from tests.conftest import RunningServer, serve, wait_until_ready
 from tests.service.family import Family
 from tests.service.http.jobs.conftest import SECRET, Receiver

@@ -13,13 +13,13 @@ from longcat.errors import StorageConflictError, StorageError, StorageTimeoutErr
 from longcat.sampling.encoding.source_picture import SourcePicture
 from longcat.storage.files import FileStorage
 from longcat.storage.interface import Storage
-from service.config import JobConfig
 from service.http.error_responses import status_of
 from service.http.jobs.job import ImageJob, JobRequest
 from service.http.jobs.lasting import store as store_module
 from service.http.jobs.lasting.calls import StorageCalls
 from service.http.jobs.lasting.files import JobFiles
 from service.http.jobs.lasting.store import LastingJobs
+from service.http.jobs.settings import JobConfig
 from service.wire.errors import EngineEndedError
 from service.wire.events import ErrorEvent, Picture, ResultEvent, StepEvent
 from service.wire.job import JobStatus
