@@ -45,6 +45,7 @@ class ImageRequest:
     adapter: str | None = None
     """A name, or name@version."""
     quality: str | None = None
+    priority: str | None = None
 
     def body(self) -> dict[str, Any]:
         """Return the body for ``POST /generate``."""
@@ -55,6 +56,7 @@ class ImageRequest:
             "height": self.size_px,
         }
         sampling = {"steps": self.steps, "guidance_scale": self.guidance_scale, "quality": self.quality}
+        sampling["priority"] = self.priority
         body |= {name: value for name, value in sampling.items() if value is not None}
         return body if self.adapter is None else body | {"adapters": [{"name": self.adapter, "scale": 1.0}]}
 
@@ -100,12 +102,14 @@ class StreamError(Exception):
 class LoadClient:
     """Connections to one server."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, key: str | None = None) -> None:
+        """``key``: the API key of its requests."""
+        authorization = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._http = httpx.AsyncClient(
             base_url=url,
             timeout=_TIMEOUT_SECONDS,
             limits=httpx.Limits(max_connections=None),
-            headers={"Accept-Encoding": "identity"},
+            headers={"Accept-Encoding": "identity"} | authorization,
             trust_env=False,
         )
 
