@@ -53,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="loadtest-") as scratch:
         keys, recipes = _set_up(arguments, Path(scratch))
         with running(recipes, Path(scratch)) as servers:
-            load = Load(keys, arguments)
+            load = KeyedLoad(keys, arguments)
             measured = {
                 part: measure(servers, load, arguments) for part, measure in PARTS.items() if part in arguments.parts
             }
@@ -67,7 +67,7 @@ def main() -> None:
     sys.exit(bool(failed))
 
 
-class Load:
+class KeyedLoad:
     """Clients of keys in closed loops."""
 
     def __init__(self, keys: Mapping[str, str], arguments: argparse.Namespace) -> None:
@@ -129,7 +129,7 @@ def _set_up(arguments: argparse.Namespace, folder: Path) -> tuple[dict[str, str]
 
 
 def _flood(
-    servers: Mapping[str, ServerProcess], load: Load, arguments: argparse.Namespace
+    servers: Mapping[str, ServerProcess], load: KeyedLoad, arguments: argparse.Namespace
 ) -> tuple[list[Figures], list[str]]:
     server = servers[_KEYED]
     calm = dict.fromkeys((FLOOD, *OTHERS), arguments.clients)
@@ -157,7 +157,7 @@ def _flood(
 
 
 def _high(
-    servers: Mapping[str, ServerProcess], load: Load, arguments: argparse.Namespace
+    servers: Mapping[str, ServerProcess], load: KeyedLoad, arguments: argparse.Namespace
 ) -> tuple[list[Figures], list[str]]:
     server = servers[_KEYED]
     clients = {FLOOD: 10 * arguments.clients, **dict.fromkeys(OTHERS, arguments.clients)}
@@ -199,7 +199,7 @@ def _high(
 
 
 def _cost(
-    servers: Mapping[str, ServerProcess], load: Load, arguments: argparse.Namespace
+    servers: Mapping[str, ServerProcess], load: KeyedLoad, arguments: argparse.Namespace
 ) -> tuple[list[Figures], list[str]]:
     found: dict[str, list[Figures]] = {name: [] for name in servers}
     failed: list[str] = []
