@@ -144,6 +144,8 @@ def _flood(
             )
             failed += [reply.problem for replies in (before, during) for reply in _failed(replies)]
             rates = [len(during[key]) for key in OTHERS]
+            if not all(rates):
+                sys.exit("a key got no picture in a round: give more --seconds")
             p95 = [percentile([r.seconds for key in OTHERS for r in each[key]], 95) for each in (before, during)]
             found.append(
                 {
