@@ -87,7 +87,7 @@ class KeyedLoad:
     async def run(
         self, server: ServerProcess, clients: Mapping[str | None, int], *, seconds: float
     ) -> dict[str | None, list[Reply]]:
-        """Run clients of each key for so long, and return the replies to requests after the first third of that time.
+        """Run clients of each key for so long, and return the replies that came after the first third of that time.
 
         Before, the clients that all begin at once have their prompts encoded.
         """
@@ -112,7 +112,10 @@ class KeyedLoad:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        return {key: [reply for reply in each if reply.begin_seconds > counted] for key, each in replies.items()}
+        return {
+            key: [reply for reply in each if reply.begin_seconds + reply.seconds > counted]
+            for key, each in replies.items()
+        }
 
 
 def _set_up(arguments: argparse.Namespace, folder: Path) -> tuple[dict[str, str], list[ServerSetup]]:
