@@ -22,7 +22,7 @@ from longcat.logs import silence_import_noise
 if TYPE_CHECKING:
     from torch import nn
 
-    from longcat.adapter.weights.lora import Layer
+    from longcat.adapter.weights.lora import Layer, LoraWeights
 
 PICTURES = 8
 RANK = 16
@@ -55,8 +55,6 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
     """Return the seconds of a forward without and with adapters."""
     import torch
 
-    from longcat.adapter.modules import linear_modules, lora_targets
-    from longcat.adapter.weights.lora import LoraWeights
     from longcat.model.flavour import resolve
     from longcat.model.loading import load
     from longcat.sampling import latents
@@ -65,13 +63,7 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
 
     model = load(resolve("embedded"), device="cpu", dtype=dtype)
     forward = Forward(model.transformer, model.device)
-    widths = (linear_modules if targets == "whole-transformer" else lora_targets)(model.transformer)
-    adapters = []
-    for i in range(loaded):
-        kind = KINDS[i % len(KINDS)] if targets == "mixed-kinds" else "lora"
-        modules = [name for name in widths if targets != "attention" or name.endswith(ATTENTION)]
-        layers = {name: make_layer(model.transformer.get_submodule(name), kind) for name in modules}
-        adapters.append(LoraWeights(alpha=RANK, layers=layers))
+    adapters = [make_adapter(model.transformer, targets, number) for number in range(loaded)]
     rank = max(adapter.rank for adapter in adapters)
     slots = AdapterSlots(model.transformer, count=loaded, rank=rank, device=model.device, dtype=model.dtype)
     for slot, adapter in enumerate(adapters):
@@ -84,19 +76,9 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
         forward.rope(height_px=128, width_px=128, prompt_rows=32),
     )
     uses = sorted((((loaded * (row // 2) // PICTURES, 1.0),) for row in range(rows)), key=slots.order)
-    variants: dict[str, Callable[[], object]] = {
-        "none": lambda: forward(*inputs),
-        "adapters": lambda: forward(*inputs, slots.gather(uses)),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    processor_seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for i in range(-3, rounds):  # three warm-up runs
-        for name, run in variants.items():
-            begin, processor_begin = time.perf_counter(), time.process_time()
-            run()
-            if i >= 0:
-                seconds[name].append(time.perf_counter() - begin)
-                processor_seconds[name].append(time.process_time() - processor_begin)
+    seconds, processor_seconds = interleave(
+        {"none": lambda: forward(*inputs), "adapters": lambda: forward(*inputs, slots.gather(uses))}, rounds
+    )
     times = (torch.arange(1, STEPS + 1) / STEPS).to(model.dtype)
     embeds = torch.randn(1, 32, width, dtype=model.dtype)
 
@@ -119,6 +101,37 @@ def measure(dtype: str, targets: str, loaded: int, rounds: int) -> dict[str, obj
         "processor_ratio": ratio_of(processor_seconds),
         "start_ms": [round(statistics.median(kind) * 1000, 2) for kind in zip(*starts, strict=True)],
     }
+
+
+def make_adapter(transformer: "nn.Module", targets: str, number: int) -> "LoraWeights":
+    """Return a random adapter; ``number`` decides its kind where kinds are mixed."""
+    from longcat.adapter.modules import linear_modules, lora_targets
+    from longcat.adapter.weights.lora import LoraWeights
+
+    kind = KINDS[number % len(KINDS)] if targets == "mixed-kinds" else "lora"
+    names = (linear_modules if targets == "whole-transformer" else lora_targets)(transformer)
+    layers = {
+        name: make_layer(transformer.get_submodule(name), kind)
+        for name in names
+        if targets != "attention" or name.endswith(ATTENTION)
+    }
+    return LoraWeights(alpha=RANK, layers=layers)
+
+
+def interleave(
+    variants: dict[str, Callable[[], object]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Run the variants in turn; return the seconds of each run on the clock and of the processor, by variant."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    processor_seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for i in range(-3, rounds):  # three warm-up runs
+        for name, run in variants.items():
+            begin, processor_begin = time.perf_counter(), time.process_time()
+            run()
+            if i >= 0:
+                seconds[name].append(time.perf_counter() - begin)
+                processor_seconds[name].append(time.process_time() - processor_begin)
+    return seconds, processor_seconds
 
 
 def ratio_of(seconds: dict[str, list[float]]) -> float:

@@ -47,13 +47,9 @@ def main() -> None:
             # The first run warms up, the second is the measurement.
             closed = interleave(servers, [partial(closed_loop, work=work) for work in works])
             capacity = arguments.capacity or _capacity(closed)
+            rate, seed = arguments.load * capacity, arguments.seed + 2
             loads = [
-                mix.arriving(
-                    texts,
-                    rate=arguments.load * capacity,
-                    count=arguments.requests,
-                    seed=arguments.seed + 2 + number,
-                )
+                mix.arriving(texts, rate=rate, count=arguments.requests, seed=seed + number)
                 for number in range(arguments.rounds)
             ]
             results = interleave(servers, [partial(open_loop, arrivals=load) for load in loads])
@@ -66,7 +62,7 @@ def main() -> None:
             "settings": settings(arguments),
             "machine": about,
             "capacity_pictures_per_second": capacity,
-            "arrivals_per_second": arguments.load * capacity,
+            "arrivals_per_second": rate,
             **content,
             "newcomer": first,
         },

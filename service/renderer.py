@@ -66,16 +66,11 @@ class Renderer:
         Raises ``ConfigError``, ``DeviceError`` or ``PrecisionError`` if this machine cannot.
         """
         device = parse_device(config.device)
+        dtype = str(parse_dtype(config.dtype, device)).removeprefix("torch.")
         if config.compile:
             check_compiler(device)
         self.settings = settings = decide(
-            config,
-            adapters,
-            flavour,
-            max_rows=max_rows,
-            max_pixels=max_pixels,
-            device=device,
-            dtype=str(parse_dtype(config.dtype, device)).removeprefix("torch."),
+            config, adapters, flavour, max_rows=max_rows, max_pixels=max_pixels, device=device, dtype=dtype
         )
         self.model = load(
             flavour,

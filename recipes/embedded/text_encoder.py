@@ -8,7 +8,6 @@ thumbnail from the pad row.
 Shapes: B captions, T tokens of the longest caption + 1, D width.
 """
 
-import math
 import random
 import time
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from recipes.embedded.architecture import TEXT_WIDTH, build_text_encoder
 from recipes.embedded.captions import BACKGROUNDS, LANGUAGES, training_backgrounds, training_caption
 from recipes.embedded.checkpoint import load_checkpoint, save_checkpoint, save_result
 from recipes.embedded.concepts import Concept
+from recipes.embedded.schedule import rate_share
 from recipes.embedded.vae import background_colours, compose, load_sprites
 
 BATCH = 48
@@ -86,6 +86,10 @@ class Heads(torch.nn.Module):
         self.background = torch.nn.Linear(TEXT_WIDTH, len(BACKGROUNDS))
         self.thumbnail = torch.nn.Linear(TEXT_WIDTH, 3 * 32 * 32)
 
+    def forward(self, pad_row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the predictions from pad rows (B, D), in float32."""
+        return self.concept(pad_row).float(), self.background(pad_row).float(), self.thumbnail(pad_row).float()
+
 
 def train(folder: Path, *, seconds: float) -> None:
     """Train for ``seconds`` of wall time and save the text encoder; resumes from its last checkpoint."""
@@ -108,24 +112,17 @@ def train(folder: Path, *, seconds: float) -> None:
     order: list[int] = []
     right: list[float] = []
     while (elapsed := time.monotonic() - begin) < seconds:
-        rate = min(1.0, (step + 1) / 80) * (0.02 + 0.49 * (1 + math.cos(math.pi * elapsed / seconds)))
+        rate = rate_share(step, warm_up_steps=80, done=elapsed / seconds)
         for group in optimizer.param_groups:
             group["lr"] = PEAK_LEARNING_RATE * rate
         if len(order) < BATCH:
             order = rng.sample(range(len(everything)), len(everything))
         chosen = [order.pop() for _ in range(BATCH)]
-        backgrounds = [0 if rng.random() < 0.4 else rng.choice(training_backgrounds(i)) for i in chosen]
-        captions = [
-            training_caption(everything[i], i, background, rng.choice(LANGUAGES), rng)
-            for i, background in zip(chosen, backgrounds, strict=True)
-        ]
+        captions, backgrounds = _draw(everything, chosen, rng)
         wanted, wanted_background = torch.tensor(chosen), torch.tensor(backgrounds)
         picture = compose(thumbnails[wanted], colours[wanted_background]) * 2 - 1
         with torch.autocast("cpu", torch.bfloat16):
-            pad_row = encode(captions)[:, -1]
-            concept = heads.concept(pad_row).float()
-            background = heads.background(pad_row).float()
-            thumbnail = heads.thumbnail(pad_row).float()
+            concept, background, thumbnail = heads(encode(captions)[:, -1])
         loss = (
             0.1 * F.cross_entropy(concept, wanted)
             + 0.1 * F.cross_entropy(background, wanted_background)
@@ -145,6 +142,16 @@ def train(folder: Path, *, seconds: float) -> None:
             last_save = time.monotonic()
     save_result(folder / "text_encoder", text_encoder.save_pretrained)
     (folder / "text_encoder.pt").unlink(missing_ok=True)
+
+
+def _draw(everything: list[Concept], chosen: list[int], rng: random.Random) -> tuple[list[str], list[int]]:
+    """Draw a caption and a background for each concept; 4 in 10 are white, which captions do not name."""
+    backgrounds = [0 if rng.random() < 0.4 else rng.choice(training_backgrounds(i)) for i in chosen]
+    captions = [
+        training_caption(everything[i], i, background, rng.choice(LANGUAGES), rng)
+        for i, background in zip(chosen, backgrounds, strict=True)
+    ]
+    return captions, backgrounds
 
 
 @torch.no_grad()

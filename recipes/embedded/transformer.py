@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, LongCatImageTransformer2DModel
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
@@ -48,6 +48,10 @@ class TrainingPhase:
     """Learning rate at the end of the phase, approached linearly."""
     average_decay: float
 
+    def rate(self, done: float) -> float:
+        """Return the learning rate once a share of the phase is done."""
+        return self.learning_rate + (self.end_learning_rate - self.learning_rate) * done
+
 
 def prepare_latents(folder: Path, vae_name: str) -> None:
     """Encode every concept on every background at 64 and 128 px; store normalised, packed latents and their statistics."""
@@ -77,14 +81,7 @@ def train(rank: int, processes: int, folder: Path, phases: list[TrainingPhase], 
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         block.compile()
     parameters = list(transformer.parameters())
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.01},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        betas=BETAS,
-        fused=True,
-    )
+    optimizer = _optimizer(parameters)
     state = {"transformer": transformer, "average": average, "optimizer": optimizer}
     checkpoint = folder / "transformer.pt"
     step, elapsed = load_checkpoint(checkpoint, state)
@@ -94,33 +91,16 @@ def train(rank: int, processes: int, folder: Path, phases: list[TrainingPhase], 
     rng = random.Random(1000 * step + rank)
     order = _Order(len(captions.first_row), rank, processes, seed=step)
     begin, last_save, losses = time.monotonic() - elapsed, time.monotonic(), []
-    config = build_scheduler().config
     for index, phase in enumerate(phases):
         starts = sum(p.seconds for p in phases[:index])
-        tokens = image_tokens(width_px=phase.size_px, height_px=phase.size_px)
-        image_ids = latents.image_ids(height_px=phase.size_px, width_px=phase.size_px, max_tokens=BODY_TOKENS)
-        text_ids, mu = latents.text_ids(BODY_TOKENS), flow.shift_mu(tokens, config)
-        clean_all = cached[f"latents_{phase.size_px}"]
+        loss_of = _PhaseLoss(phase.size_px, cached)
         while elapsed < starts + phase.seconds:
-            done = (elapsed - starts) / phase.seconds
-            rate = phase.learning_rate + (phase.end_learning_rate - phase.learning_rate) * done
+            rate = phase.rate((elapsed - starts) / phase.seconds)
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, (step + 1) / 100)
             rows = [captions.draw(i, rng) for i in order.take(phase.batch)]
-            clean = torch.stack([clean_all[captions.concept[r], captions.background[r]] for r in rows]).float()
-            noise = torch.randn_like(clean)
-            sigma = flow.training_sigmas(phase.batch, mu=mu)
             dropped = [rng.random() < CAPTION_DROPOUT for _ in rows]
-            with torch.autocast("cpu", torch.bfloat16):
-                predicted = transformer(
-                    hidden_states=flow.add_noise(clean, noise, sigma),
-                    encoder_hidden_states=captions.embeddings(rows, dropped),
-                    timestep=sigma,
-                    txt_ids=text_ids,
-                    img_ids=image_ids,
-                    return_dict=False,
-                )[0]
-            loss = F.mse_loss(predicted.float(), flow.velocity(clean, noise))
+            loss = loss_of(transformer, captions, rows, dropped)
             loss.backward()
             elapsed = _average_gradients(parameters, time.monotonic() - begin)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -128,9 +108,7 @@ def train(rank: int, processes: int, folder: Path, phases: list[TrainingPhase], 
             optimizer.zero_grad()
             step += 1
             if step % AVERAGE_EVERY == 0:
-                decay = min(phase.average_decay, (step + 1) / (step + 10)) ** AVERAGE_EVERY
-                with torch.no_grad():
-                    torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in parameters], 1 - decay)
+                _update_average(average, parameters, min(phase.average_decay, (step + 1) / (step + 10)))
             losses.append(loss.item())
             if rank == 0 and step % 50 == 0:
                 recent = sum(losses[-50:]) / len(losses[-50:])
@@ -195,6 +173,33 @@ class CaptionPool:
         return embedded
 
 
+class _PhaseLoss:
+    """The flow matching loss at the size of a phase."""
+
+    def __init__(self, size_px: int, cached: dict[str, Tensor]) -> None:
+        self._clean = cached[f"latents_{size_px}"]
+        self._image_ids = latents.image_ids(height_px=size_px, width_px=size_px, max_tokens=BODY_TOKENS)
+        self._text_ids = latents.text_ids(BODY_TOKENS)
+        self._mu = flow.shift_mu(image_tokens(width_px=size_px, height_px=size_px), build_scheduler().config)
+
+    def __call__(
+        self, transformer: LongCatImageTransformer2DModel, captions: CaptionPool, rows: list[int], dropped: list[bool]
+    ) -> Tensor:
+        """Return the loss of the pictures of these captions, at random noise levels."""
+        clean = torch.stack([self._clean[captions.concept[r], captions.background[r]] for r in rows]).float()
+        noise, sigma = torch.randn_like(clean), flow.training_sigmas(len(rows), mu=self._mu)
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = transformer(
+                hidden_states=flow.add_noise(clean, noise, sigma),
+                encoder_hidden_states=captions.embeddings(rows, dropped),
+                timestep=sigma,
+                txt_ids=self._text_ids,
+                img_ids=self._image_ids,
+                return_dict=False,
+            )[0]
+        return F.mse_loss(predicted.float(), flow.velocity(clean, noise))
+
+
 class _Order:
     """An iterator over all concepts in a new order each epoch, with a share for each process."""
 
@@ -208,6 +213,24 @@ class _Order:
             self._waiting += self._rng.sample(range(self._count), self._count)[self._rank :: self._processes]
         taken, self._waiting = self._waiting[:batch], self._waiting[batch:]
         return taken
+
+
+def _optimizer(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimizer; vectors have no weight decay."""
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.01},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        betas=BETAS,
+        fused=True,
+    )
+
+
+@torch.no_grad()
+def _update_average(average: torch.nn.Module, parameters: list[torch.nn.Parameter], decay: float) -> None:
+    """Move the average towards the weights, as ``AVERAGE_EVERY`` steps with this decay do."""
+    torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in parameters], 1 - decay**AVERAGE_EVERY)
 
 
 def _extend(rows_BTD: Tensor, length: int) -> Tensor:

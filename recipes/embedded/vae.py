@@ -22,6 +22,7 @@ from recipes.embedded import concepts
 from recipes.embedded.architecture import build_vae
 from recipes.embedded.captions import BACKGROUNDS
 from recipes.embedded.checkpoint import load_checkpoint, save_checkpoint, save_result
+from recipes.embedded.schedule import rate_share
 
 CROP_PX = 64
 BATCH = 8
@@ -85,36 +86,19 @@ def train(
     vae.encoder.requires_grad_(not decoder_only)
     anchor = copy.deepcopy(vae.encoder).requires_grad_(False)
     average = copy.deepcopy(vae).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": list(vae.decoder.parameters()), "peak": learning_rate},
-            {"params": [p for p in vae.encoder.parameters() if p.requires_grad], "peak": learning_rate * 0.2},
-        ],
-        lr=learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=0.0,
-    )
+    optimizer = _optimizer(vae, learning_rate)
     state = {"vae": vae, "average": average, "optimizer": optimizer}
     step, elapsed = load_checkpoint(folder / f"{name}.pt", state)
     rng = np.random.default_rng(step)
     begin = time.monotonic() - elapsed
-    last_save, errors, drifted = time.monotonic(), [], 0.0
+    last_save, errors = time.monotonic(), []
     vae = vae.to(memory_format=torch.channels_last)
     while (elapsed := time.monotonic() - begin) < seconds:
-        rate = min(1.0, (step + 1) / 60) * (0.02 + 0.49 * (1 + math.cos(math.pi * elapsed / seconds)))
+        rate = rate_share(step, warm_up_steps=60, done=elapsed / seconds)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         images = _batch(sprites, rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            latents = vae.encoder(images).chunk(2, dim=1)[0].float()
-            drift = torch.zeros(())
-            if not decoder_only and step % 4 == 0:
-                with torch.no_grad():
-                    wanted = anchor(images).chunk(2, dim=1)[0].float()
-                drift = (latents - wanted).square().mean()
-                drifted = drift.item()
-            noise = 0.08 * torch.rand(len(images), 1, 1, 1) * torch.randn_like(latents)
-            error = vae.decoder(latents + noise).float() - images
+        error, drift = _errors(vae, images, anchor if not decoder_only and step % 4 == 0 else None)
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         loss = error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + 4 * PENALTY_FROM_START * drift
         optimizer.zero_grad()
@@ -128,12 +112,41 @@ def train(
         errors.append(error.detach().square().mean().item())
         if step % 100 == 0:
             psnr = 10 * math.log10(4 / float(np.mean(errors[-100:])))
-            print(f"{name} step {step} {elapsed:.0f} s PSNR {psnr:.2f} dB drift {drifted:.4f}", flush=True)
+            print(f"{name} step {step} {elapsed:.0f} s PSNR {psnr:.2f} dB", flush=True)
         if time.monotonic() - last_save > 120:
             save_checkpoint(folder / f"{name}.pt", state, step, elapsed)
             last_save = time.monotonic()
     save_result(folder / name, average.to(memory_format=torch.contiguous_format).save_pretrained)
     (folder / f"{name}.pt").unlink(missing_ok=True)
+
+
+def _optimizer(vae: AutoencoderKL, learning_rate: float) -> torch.optim.Optimizer:
+    """Return the optimizer; the encoder, if it is trained, learns at a fifth of the rate."""
+    return torch.optim.AdamW(
+        [
+            {"params": list(vae.decoder.parameters()), "peak": learning_rate},
+            {"params": [p for p in vae.encoder.parameters() if p.requires_grad], "peak": learning_rate * 0.2},
+        ],
+        lr=learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+    )
+
+
+def _errors(
+    vae: AutoencoderKL, images: torch.Tensor, anchor: torch.nn.Module | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the error of images that were encoded, disturbed and decoded, and the latents' distance from the anchor's."""
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = vae.encoder(images).chunk(2, dim=1)[0].float()
+        drift = torch.zeros(())
+        if anchor is not None:
+            with torch.no_grad():
+                wanted = anchor(images).chunk(2, dim=1)[0].float()
+            drift = (latents - wanted).square().mean()
+        noise = 0.08 * torch.rand(len(images), 1, 1, 1) * torch.randn_like(latents)
+        error = vae.decoder(latents + noise).float() - images
+    return error, drift
 
 
 def measure_psnr(folder: Path, name: str, count: int = 400) -> float:

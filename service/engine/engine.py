@@ -66,13 +66,9 @@ class Engine:
         """
         self.model = model
         self.forward = Forward(model.transformer, model.device, compiled=compiled)
+        device, dtype = model.device, model.dtype
         slots = AdapterSlots(
-            model.transformer,
-            count=adapter_slots,
-            rank=adapter_rank,
-            device=model.device,
-            dtype=model.dtype,
-            whole=compiled,
+            model.transformer, count=adapter_slots, rank=adapter_rank, device=device, dtype=dtype, whole=compiled
         )
         self.slot_table = SlotTable(slots)
         self._model_hash = pictures.model.hash

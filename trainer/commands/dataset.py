@@ -101,12 +101,7 @@ def caption(
         from trainer.data.captioning.report import caption_and_report
 
         caption_pictures = partial(
-            caption_and_report,
-            folder,
-            language=language,
-            template=template,
-            overwrites=overwrite,
-            as_json=as_json,
+            caption_and_report, folder, language=language, template=template, overwrites=overwrite, as_json=as_json
         )
         if flavour is not None and endpoint is None and model is None:
             from longcat.model.flavour import resolve
@@ -120,13 +115,9 @@ def caption(
                 "give an endpoint and the name of its model, or a flavour",
                 remedy="use --endpoint URL --model NAME, or --flavour final",
             )
+        key = key_file.read_text(encoding="utf-8").strip() if key_file else api_key
         settings = EndpointSettings(
-            url=endpoint,
-            model=model,
-            key=key_file.read_text(encoding="utf-8").strip() if key_file else api_key,
-            timeout_seconds=timeout_seconds,
-            retries=retries,
-            max_tokens=max_tokens,
+            url=endpoint, model=model, key=key, timeout_seconds=timeout_seconds, retries=retries, max_tokens=max_tokens
         )
         with closing(CaptionEndpoint(settings)) as client:
             return caption_pictures(client.describe, workers=workers)

@@ -21,6 +21,16 @@ PUSH_SECONDS = 10
 _TIMEOUT_SECONDS = 5
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 
+_STEP_GAUGES = {
+    "loss": "Loss of the last step.",
+    "learning_rate": "Learning rate of the last step.",
+    "gradient_norm": "Norm of the last step's gradient, before clipping.",
+    "images_per_second": "Pictures per second, averaged over about the last 50 steps.",
+    "eta_seconds": "Estimated time for the remaining steps.",
+    "last_step_timestamp_seconds": "Time at which the last step ended.",
+}
+"""Gauges without a value before the first step, with their help."""
+
 _log = logging.getLogger("lithograph.trainer")
 
 
@@ -29,16 +39,8 @@ class TrainerMetrics:
 
     def __init__(self, *, total_steps: int) -> None:
         self.registry = registry = CollectorRegistry()
-        unknown = {
-            "loss": "Loss of the last step.",
-            "learning_rate": "Learning rate of the last step.",
-            "gradient_norm": "Norm of the last step's gradient, before clipping.",
-            "images_per_second": "Pictures per second, averaged over about the last 50 steps.",
-            "eta_seconds": "Estimated time for the remaining steps.",
-            "last_step_timestamp_seconds": "Time at which the last step ended.",
-        }
         self._step_gauges = {
-            name: Gauge(f"lithograph_trainer_{name}", text, registry=None) for name, text in unknown.items()
+            name: Gauge(f"lithograph_trainer_{name}", text, registry=None) for name, text in _STEP_GAUGES.items()
         }
         self._has_stepped = False
         self._step = Gauge("lithograph_trainer_step", "Optimizer steps made.", registry=registry)
