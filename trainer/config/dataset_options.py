@@ -17,8 +17,22 @@ from longcat.validation import ProblemValueError
 
 
 def _expanded(given: object) -> object:
-    """Return a path with ``~`` replaced by the home directory."""
-    return os.path.expanduser(given) if isinstance(given, str) else given
+    """Return a path with ``~`` replaced by the home directory.
+
+    Raises ``ProblemValueError`` for what only a shell replaces, which would name a directory ``$HOME`` or ``~nobody``. The
+    environment is not read: an error or a log line would show a secret of it.
+    """
+    if not isinstance(given, str):
+        return given
+    path = os.path.expanduser(given)
+    if _UNEXPANDED.match(path):
+        raise ProblemValueError(
+            Problem(
+                code="path_not_expanded", template="variables and other users' homes are not replaced here",
+                remedy_template="write the path out, or start it with ~/; ./ before it takes it as it stands",
+            )
+        )  # fmt: skip
+    return path
 
 
 PathText = Annotated[str, BeforeValidator(_expanded)]
@@ -28,6 +42,8 @@ FilePath = Annotated[Path, BeforeValidator(_expanded)]
 LANGUAGES = ("zh", "en", "other")
 """Languages by which captions are distinguished."""
 _SIZE = re.compile(r"\s*([0-9]+)\s*[xX×]\s*([0-9]+)\s*")
+_UNEXPANDED = re.compile(r"~|\$\{?[A-Za-z_]|%[A-Za-z_]\w*%")
+"""The start of a path with a variable or with the home of a user who does not exist."""
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 

@@ -194,6 +194,14 @@ def test_the_home_directory_is_expanded_in_every_path(monkeypatch: pytest.Monkey
     assert (dataset.instance_data_dir, dataset.caption_file) == (f"{tmp_path}/a", f"{tmp_path}/a/rows.csv")
 
 
+@pytest.mark.parametrize("path", ["$HOME/out", "${HOME}/out", "%USERPROFILE%/out", "~nobody-here/out"])
+def test_what_only_a_shell_replaces_names_no_directory(path: str) -> None:
+    found = problems(output_dir=path, cache_dir=path, instance_data_dir=path, init_lora=path)
+    assert {problem.code for problem in found} == {"path_not_expanded"}
+    assert {problem.field for problem in found} == {"output_dir", "cache_dir", "instance_data_dir", "init_lora"}
+    assert str(loaded({"output_dir": f"./{path}"}).output_dir) == path
+
+
 @pytest.mark.parametrize("given", [{"output_dir": "."}, {"cache_dir": "."}, {"output_dir": "x", "cache_dir": "x/../."}])
 def test_output_and_cache_are_not_the_data_itself(given: dict[str, object]) -> None:
     (problem,) = problems(instance_data_dir=str(Path.cwd()), **given)

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -174,15 +174,15 @@ class TableParser:
 
     def _row_of_json(self, row: Any, where: str) -> Iterator[tuple[str, list[Caption]]]:
         try:
-            names = [row[name] for name in self._columns.pictures if name in row] if isinstance(row, dict) else []
-            if not names or not isinstance(names[0], str):
+            names = _present(self._columns.pictures, row) if isinstance(row, dict) else []
+            if not names or not isinstance(row[names[0]], str):
                 raise DataError(
                     "caption_key_of_picture_missing",
                     "no {key!r} that names a picture",
                     remedy="set filename_column",
                     key=self._columns.pictures[0],
                 )
-            yield names[0], captions_in(row, self._columns)
+            yield row[names[0]], captions_in(row, self._columns)
         except DataError as error:
             self._drop(where, error)
 
@@ -236,7 +236,7 @@ def captions_in(parsed: Any, columns: Columns) -> list[Caption]:
     """Return the captions of a text, a list of texts, or an object with either under the caption's names."""
     if not isinstance(parsed, dict):
         return [Caption(text) for text in _texts(parsed)]
-    names = [name for name in columns.captions if name in parsed]
+    names = _present(columns.captions, parsed)
     if not names:
         raise DataError(
             "caption_key_missing",
@@ -263,9 +263,16 @@ def _texts(parsed: Any) -> list[str]:
     return texts
 
 
+def _present(names: Sequence[str], keys: Collection[str]) -> list[str]:
+    """Return the keys that have one of these names, in the order of the names: as they stand, else in another case."""
+    in_other_case = {key.strip().casefold().replace(" ", "_"): key for key in keys}
+    found = [name if name in keys else in_other_case.get(name.casefold()) for name in names]
+    return [key for key in found if key is not None]
+
+
 def _column(names: Sequence[str], columns: Sequence[str]) -> str:
-    found = next((name for name in names if name in columns), None)
-    if found is None:
+    found = _present(names, columns)
+    if not found:
         raise DataError(
             "caption_column_missing",
             "no column {column!r} among its columns {columns}",
@@ -273,4 +280,4 @@ def _column(names: Sequence[str], columns: Sequence[str]) -> str:
             column=names[0],
             columns=", ".join(columns),
         )
-    return found
+    return found[0]

@@ -49,6 +49,23 @@ def test_a_table_of_other_columns_delimiters_and_encoding(tmp_path: Path, delimi
     assert problem.code == "caption_column_missing"
 
 
+@pytest.mark.parametrize(
+    ("picture", "caption"), [("File_Name", "Text"), ("FILENAME", "Caption"), ("File Name", " PROMPT ")]
+)
+def test_names_of_columns_in_another_case(tmp_path: Path, picture: str, caption: str) -> None:
+    (tmp_path / "a.csv").write_text(f"{picture},{caption}\ncat.png,a cat\n")
+    assert reader(tmp_path, caption_strategy="csv").read("cat.png").texts == ("a cat",)
+    (tmp_path / "a.jsonl").write_text(json.dumps({picture: "cat.png", caption: "a cat"}))
+    assert reader(tmp_path, caption_strategy="jsonl").read("cat.png").texts == ("a cat",)
+
+
+def test_a_column_in_its_own_case_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("FILENAME,filename,Caption,caption\ndog.png,cat.png,a dog,a cat\n")
+    captions = reader(tmp_path, caption_strategy="csv")
+    assert captions.read("cat.png").texts == ("a cat",)
+    assert problem_of(lambda: captions.read("dog.png")).code == "caption_row_missing"
+
+
 def test_which_table(tmp_path: Path) -> None:
     assert problem_of(lambda: reader(tmp_path, caption_strategy="csv")).code == "caption_table_missing"
     for name in ("a.csv", "b.csv"):
