@@ -9,7 +9,7 @@ from longcat.problem import Problem
 from studio.jobs.log_record import events_of
 
 _NUMBERS: Mapping[str, tuple[str, ...]] = {
-    "started": ("total_steps",),
+    "started": (),
     "resumed": ("step",),
     "dataset": ("pictures", "dropped"),
     "cached": ("done", "total"),

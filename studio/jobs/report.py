@@ -27,7 +27,7 @@ class Line:
     losses: tuple[float, ...]
     """Loss over all probes, of each language, of each band of noise levels."""
     is_best: bool
-    is_published: bool
+    is_kept: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +86,13 @@ def _lines(card: ReportCard) -> tuple[Line, ...]:
         if index % every == 0 or made in (card.best, last) or made.step == card.published_step
     ]
     return (
-        Line(step=None, losses=tuple(card.figures(card.base).values()), is_best=False, is_published=False),
+        Line(step=None, losses=tuple(card.figures(card.base).values()), is_best=False, is_kept=False),
         *(
             Line(
                 step=made.step,
                 losses=tuple(card.figures(made.losses).values()),
                 is_best=made == card.best,
-                is_published=made.step == card.published_step,
+                is_kept=made.step == card.published_step,
             )
             for made in shown
         ),

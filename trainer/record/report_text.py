@@ -79,20 +79,21 @@ def _lines(record: RunRecord) -> Iterator[str]:
     yield from (f"  {problem}" for problem in record.problems)
     yield from (f"- {found}" for found in findings_of(record))
     if record.report is not None and record.report.evaluations:
-        yield from _evaluations(record.report)
+        yield from _evaluations(record.report, kept="kept" if record.published is None else "published")
     validation = shown_validation(record)
     if validation is not None:
         yield from _validation(validation)
 
 
-def _evaluations(card: ReportCard) -> Iterator[str]:
+def _evaluations(card: ReportCard, *, kept: str) -> Iterator[str]:
+    """``kept``: what became of the adapter of the chosen step."""
     yield ""
     yield f"loss on {len({probe.picture for probe in card.probes})} held-out pictures, at the same noise every time"
     columns = [_LANGUAGES[language] for language in card.languages] + [_sigmas(card, band) for band in range(BANDS)]
     yield _row("step", ["all", *columns])
     yield _row("base", _cells(card, card.base))
     for made in card.evaluations:
-        yield _row(str(made.step), _cells(card, made.losses)) + _marks(card, made)
+        yield _row(str(made.step), _cells(card, made.losses)) + _marks(card, made, kept)
     if card.improvement is not None and card.overfit is not None:
         yield (
             f"the adapter{_of_step(card)} lowers the base's loss by {percent(card.improvement)}; its loss is "
@@ -121,9 +122,9 @@ def _nearest(nearest: Sequence[NearestRecord]) -> Iterator[str]:
         yield "  (in brackets: divided by the usual distance between neighbouring training pictures)"
 
 
-def _marks(card: ReportCard, made: EvaluationRecord) -> str:
+def _marks(card: ReportCard, made: EvaluationRecord, kept: str) -> str:
     best = "  best" if card.best == made else ""
-    return best + ("  published" if card.published_step == made.step else "")
+    return best + (f"  {kept}" if card.published_step == made.step else "")
 
 
 def _of_step(card: ReportCard) -> str:

@@ -21,6 +21,7 @@ from trainer.record.report_card import (
     ReportCard,
     StrengthRecord,
 )
+from trainer.record.report_text import report_text
 from trainer.record.run_file import RunRecord, ValidationRecord, write_run
 
 JOB = "20260101-000000-ink-abcd"
@@ -104,6 +105,17 @@ def test_the_page_of_a_job_shows_its_report_card(visitor: TestClient, language: 
     for text in [*texts, "0.7000", "0.8125", "0.125", "0.062", "ink/&lt;tiger&gt;.png", "<polyline"]:
         assert text in page, text
     assert page.count('<tr class="best">') == 1
+
+
+def test_an_adapter_that_was_not_published_is_called_kept(visitor: TestClient, tmp_path: Path) -> None:
+    page = visitor.get(f"/jobs/{JOB}", headers={"Accept-Language": "en"}).text
+    assert '<span class="tag">kept</span>' in page and '<span class="tag">published</span>' not in page
+    assert "best  kept" in report_text(run(0.9, 0.7, 0.8))
+    published = run(0.9, 0.7, 0.8).model_copy(update={"published": "ink@1"})
+    write_run(tmp_path / "home" / "jobs" / JOB / OUTPUT, published, durable=False)
+    page = visitor.get(f"/jobs/{JOB}", headers={"Accept-Language": "zh"}).text
+    assert '<span class="tag">已发布</span>' in page
+    assert "best  published" in report_text(published)
 
 
 def test_a_report_card_is_sent_again_when_it_has_changed(visitor: TestClient) -> None:
