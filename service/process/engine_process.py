@@ -27,6 +27,7 @@ from service.observability import metrics
 from service.observability.finished_requests import FinishedRequests
 from service.observability.tracing import Tracing
 from service.process.engine_commands import EngineCommands, Receive, Send
+from service.process.engine_start import see_only
 from service.wire.editing.reading import blank_file
 from service.wire.limits import Limits
 from service.wire.messages import Heartbeat, engine_mailbox
@@ -129,17 +130,18 @@ class EngineProcess:
         try:
             set_up_logging(self.config.log_format)
             silence_import_noise()
+            config = self.config
+            model_config, name = config.engines[self.number], config.device_names[self.number]
+            device = see_only(model_config.device)
             from longcat.model.device.threads import take_share  # here, so that the HTTP processes never import torch
             from service.renderer import Renderer
 
-            config = self.config
-            engines = config.engines
-            if config.devices and engines[self.number].device == "cpu":
-                take_share(len(engines))
+            if config.devices and device == "cpu":
+                take_share(len(config.devices))
             renderer = Renderer(
-                engines[self.number],
+                model_config.model_copy(update={"device": device}),
                 self.flavour,
-                device_name=config.device_names[self.number] if config.devices else None,
+                device_name=name if config.devices or device != model_config.device else None,
                 max_rows=config.max_rows,
                 max_pixels=self.limits.max_pixels,
                 adapters=config.adapters,
@@ -161,7 +163,7 @@ class EngineProcess:
             resolved, picture = self.limits.resolve_with_picture(request, plain_ids(renderer.model.tokenizer))
             renderer.render(resolved, picture=picture)
         except UserError as error:
-            log.error("cannot serve: %s", error)
+            log.error("cannot serve on device %s: %s", name, error)
         except Exception:  # any: the other processes read the failure from the state
             log.exception("cannot serve: loading failed")
         else:

@@ -1,6 +1,7 @@
 """The start of engine processes: spawned, or forked from a process that has imported torch already."""
 
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,23 @@ def engine_context(device: str) -> ForkServerContext | SpawnContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["service.process.preload"])
     return context
+
+
+def see_only(device: str) -> str:
+    """Let this process see one GPU alone, and return its name here: ``cuda:N`` is ``cuda:0`` then. Other devices stay.
+
+    Kernels that libraries start by themselves use a process's first GPU, wherever their tensors are; each GPU that a process
+    sees can cost it memory; and of several MIG instances a process sees only the first. Called before torch is imported:
+    CUDA reads ``CUDA_VISIBLE_DEVICES`` once.
+    """
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not number:
+        return device
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    if visible and int(number) >= len(visible):
+        return device  # there is none: torch says so
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(number)].strip() if visible else number
+    return "cuda:0"
 
 
 def begin_imports(devices: Iterable[str]) -> None:

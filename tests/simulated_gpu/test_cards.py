@@ -5,6 +5,7 @@ on the card is the best that the embedded model gets, too.
 """
 
 import gc
+import json
 import logging
 import math
 import os
@@ -132,11 +133,37 @@ def draw(renderer: Renderer) -> list[Event]:
     return over
 
 
+def attach_in_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes that this one starts have the simulated device."""
+    startup = Path(__file__).parent / "startup"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(startup), os.environ.get("PYTHONPATH", "")]))
+
+
+def test_two_gpus_draw_the_same_under_their_own_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attach_in_servers(monkeypatch)
+    with (
+        serve(tmp_path, "--devices", "0,1", cold=True) as server,
+        httpx.Client(base_url=server.url, timeout=SECONDS) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        deadline = time.monotonic() + SECONDS
+        while any(one["status"] != "ready" for one in client.get("/v1/info").json()["devices"]):
+            assert time.monotonic() < deadline, server.log_text()
+            time.sleep(0.2)
+        devices = client.get("/v1/info").json()["devices"]
+        request = {"prompt": "一只猫", "seed": 3, "steps": 2}
+        replies = list(pool.map(lambda _: client.post("/generate", json=request), range(8)))
+        assert [reply.status_code for reply in replies] == [200] * 8, server.log_text()
+        assert [one["device"] for one in devices] == ["cuda:0", "cuda:1"]
+        steps = [metric(client, "lithograph_step_seconds_count", device=f"cuda:{number}") for number in (0, 1)]
+    assert len({json.dumps(reply.json()["images"]) for reply in replies}) == 1
+    assert min(steps) > 2  # more than the warm-up's: both took part
+
+
 def test_a_server_without_options_chooses_and_answers_all(
     flavour: Flavour, storage_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    startup = Path(__file__).parent / "startup"
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(startup), os.environ.get("PYTHONPATH", "")]))
+    attach_in_servers(monkeypatch)
     monkeypatch.setenv(BYTES_VARIABLE, str(scaled(24, flavour)))
     with (
         serve(tmp_path, "--device", "cuda", "--adapters", storage_uri, cold=True) as server,

@@ -1,5 +1,6 @@
 """The start of an engine process: by device, during Ctrl-C, and during a stop."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from service.config import ModelConfig, ServiceConfig
 from service.http.exchange.exchange import Exchange
 from service.process import engine_start
 from service.process import server as server_module
-from service.process.engine_start import engine_context
+from service.process.engine_start import engine_context, see_only
 from service.process.server import GenerateAPI, Server
 from service.process.supervisor import Supervisor
 from tests import ROOT
@@ -43,6 +44,32 @@ def test_an_engine_is_forked_only_where_no_gpu_can_compute(
     monkeypatch.setattr(engine_start, "_GPU_FILES", gpu_files)
     expected = method if sys.platform == "linux" else "spawn"
     assert engine_context(device).get_start_method() == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "own", "seen"),
+    [
+        ("cpu", None, "cpu", None),
+        ("auto", "0,1", "auto", "0,1"),
+        ("cuda", "0,1", "cuda", "0,1"),
+        ("cuda:0", None, "cuda:0", "0"),
+        ("cuda:3", None, "cuda:0", "3"),
+        ("cuda:1", "4,6", "cuda:0", "6"),
+        ("cuda:1", "MIG-a, MIG-b", "cuda:0", "MIG-b"),
+        ("cuda:2", "4,6", "cuda:2", "4,6"),
+        ("cuda:1", "", "cuda:0", "1"),
+    ],
+)
+def test_an_engine_process_sees_its_gpu_alone(
+    monkeypatch: pytest.MonkeyPatch, device: str, visible: str | None, own: str, seen: str | None
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "unset")  # so that it is restored
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert see_only(device) == own
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == seen
 
 
 def test_ctrl_c_does_not_reach_a_fork_server_that_imports(tmp_path: Path) -> None:
