@@ -143,14 +143,15 @@ def test_packages_fit_on_a_screen() -> None:
         assert len(children) <= 12, folder
 
 
-def test_only_commands_touch_the_environment() -> None:
+def test_only_commands_and_starts_of_processes_touch_the_environment() -> None:
     users = {
         module
         for package in (*PRODUCT, "recipes", "loadtest")
         for module in inside(package)
         if any(text in modules()[module].read_text(encoding="utf-8") for text in ("os.environ", "getenv("))
     }
-    assert users == {"lithograph.__main__", "service.commands", "trainer.commands.configuration", "trainer.loop.launch"}
+    commands = {"lithograph.__main__", "service.commands", "trainer.commands.configuration"}
+    assert users == commands | {"service.process.engine_start", "trainer.loop.launch"}
 
 
 @pytest.mark.parametrize("folder", WITHOUT_TORCH)
