@@ -36,8 +36,12 @@ class _Subcommand:
 
 _COMMANDS: Mapping[str, _Subcommand] = {
     "serve": _Subcommand("service.commands:serve", "Serve POST /generate over HTTP."),
-    "generate": _Subcommand("lithograph.generate:generate", "Generate an image file from a prompt, without a server."),
-    "edit": _Subcommand("lithograph.edit:edit", "Change a picture file by a prompt, all of it or what a mask shows."),
+    "generate": _Subcommand(
+        "lithograph.generation.generate:generate", "Generate an image file from a prompt, without a server."
+    ),
+    "edit": _Subcommand(
+        "lithograph.generation.edit:edit", "Change a picture file by a prompt, all of it or what a mask shows."
+    ),
     "verify": _Subcommand("lithograph.verify:verify", "Show what a picture file says about how it was made."),
     "fetch": _Subcommand("lithograph.fetch:fetch", "Download a model's weights ahead of serving or training."),
     "train": _Subcommand("trainer.commands.training:train", "Train an adapter on captioned pictures."),

@@ -161,7 +161,7 @@ def test_folders_without_torch_bring_none(folder: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["service.commands", "trainer.commands.training", "lithograph.generate"])
+@pytest.mark.parametrize("module", ["service.commands", "trainer.commands.training", "lithograph.generation.generate"])
 def test_a_command_imports_no_model_library_before_it_runs(module: str) -> None:
     """``generate --server`` and ``--help`` need none, and ``serve`` starts its engines' imports first."""
     libraries = {"diffusers", "huggingface_hub", "litserve", "torch", "transformers"}

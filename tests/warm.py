@@ -29,7 +29,13 @@ from typing import Any
 from longcat.logs import silence_import_noise
 from tests import ROOT
 
-_PRELOADED = ("service.process.server", "service.renderer", "lithograph.generate", "trainer.run.pipeline", "studio.app")
+_PRELOADED = (
+    "service.process.server",
+    "service.renderer",
+    "lithograph.generation.generate",
+    "trainer.run.pipeline",
+    "studio.app",
+)
 _ANEW = ("lithograph", "longcat", "service", "studio", "trainer", "prometheus_client")
 """Packages that each command imports again. prometheus-client reads the environment when it is imported."""
 _STARTERS = ("torch.distributed.run", "trainer.loop.launch")

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from longcat.errors import LithographError, UserError
 from longcat.problem import Problem
-from service.wire.schema import ErrorBody, ErrorDetail, ProblemBody
+from service.wire.errors import ErrorBody, ErrorDetail, ProblemBody
 
 _BUSY = frozenset({429, 503})
 

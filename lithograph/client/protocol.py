@@ -11,10 +11,11 @@ from httpx_sse import ServerSentEvent
 from lithograph.client.errors import CutOffError, JobOutcomeError, ServiceError
 from longcat.problem import Problem
 from service.wire.editing.fields import PICTURE_FIELDS
+from service.wire.errors import ErrorBody, ProblemBody
 from service.wire.events import PreviewEvent, ResultEvent, StepEvent
 from service.wire.job import JobReport, JobStatus
 from service.wire.messages import AdapterReport, AdapterStatus
-from service.wire.schema import ErrorBody, ProblemBody, TokenCount
+from service.wire.schema import TokenCount
 
 __all__ = [
     "AdapterReport", "AdapterStatus", "ClientEvent", "JobReport", "Options", "PreviewEvent", "ResultEvent", "StepEvent",

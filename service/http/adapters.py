@@ -18,10 +18,9 @@ from service.http.edge.authentication import CallerDependency, UnauthorizedError
 from service.http.error_responses import NotFoundError, Responses
 from service.http.exchange.adapter_reports import merged, visible_to
 from service.http.exchange.engine_link import EngineLink
-from service.wire.errors import NotReadyError, UnavailableError
+from service.wire.errors import ErrorBody, NotReadyError, UnavailableError
 from service.wire.events import ErrorEvent
 from service.wire.messages import AdapterAction, AdapterCommand, AdapterReport, Reply
-from service.wire.schema import ErrorBody
 
 log = logging.getLogger("lithograph")
 

@@ -11,8 +11,7 @@ from longcat.errors import LithographError, UserError
 from service.http.edge.errors import MessageError
 from service.http.edge.paths import route_of
 from service.http.requests.json_body import JsonRoute
-from service.wire.errors import RecordedError, UnavailableError
-from service.wire.schema import ErrorBody, ErrorDetail
+from service.wire.errors import ErrorBody, ErrorDetail, RecordedError, UnavailableError
 
 STATUSES: Mapping[str, int] = {
     "malformed_request": 400,

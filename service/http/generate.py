@@ -14,8 +14,9 @@ from service.http.jobs.routes import JobsDependency, reply_with_job
 from service.http.pictures import PICTURES, reply_with_events, reply_with_pictures, server_sent
 from service.http.requests.json_body import JsonRoute
 from service.http.requests.threads import run_in_thread
+from service.wire.errors import ErrorBody, ErrorDetail
 from service.wire.events import ErrorEvent, SentEvent
-from service.wire.schema import ErrorBody, ErrorDetail, GenerateRequest, TokenCount, TokensRequest
+from service.wire.schema import GenerateRequest, TokenCount, TokensRequest
 
 router = APIRouter(tags=["model"], route_class=JsonRoute)
 

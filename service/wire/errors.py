@@ -1,6 +1,6 @@
-"""The errors of a service that cannot take or finish a request now; the same request may succeed later.
+"""Errors as the bodies of replies, and those of a service that cannot take or finish a request now. No torch.
 
-::
+After the latter, the same request may succeed later::
 
     UnavailableError
     ├── NotReadyError        the model is loading, restarting, or waiting for adapters
@@ -10,9 +10,12 @@
     └── BusyError            the queue is full
 """
 
-from typing import Self
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from longcat.errors import EngineError, LithographError
+from longcat.problem import Problem, show
 from longcat.storage.disk import disk_full, is_disk_full, path_of
 
 
@@ -114,3 +117,72 @@ def wrapped(error: Exception) -> LithographError:
     )
     failure.__cause__ = error
     return failure
+
+
+class ProblemBody(BaseModel):
+    """One problem of a request, and its remedy."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: Annotated[str, Field(description="Stable identifier; translations use it.")]
+    field: Annotated[str, Field(description="The wrong input: steps, adapters.0.name, body; empty for none.")]
+    value: Annotated[str | None, Field(description="The value given, shortened; null if there was none.")]
+    problem: str
+    remedy: str
+    details: Annotated[dict[str, Any], Field(description="Values in the two sentences, for translations.")] = {}
+
+    @classmethod
+    def of(cls, problem: Problem) -> Self:
+        """Return the body of a problem."""
+        details = {name: _plain(detail) for name, detail in problem.details.items()}
+        value = None if problem.value is None else show(problem.value)
+        return cls(
+            code=problem.code, field=problem.field, value=value, problem=problem.problem, remedy=problem.remedy,
+            details=details,
+        )  # fmt: skip
+
+    def as_problem(self) -> Problem:
+        """Return the problem with the sentences as its templates; a translation is filled from its details."""
+        details = {
+            n: ProblemBody(**d).as_problem() if isinstance(d, dict) and "problem" in d else d
+            for n, d in self.details.items()
+        }
+        template, remedy = (text.replace("{", "{{").replace("}", "}}") for text in (self.problem, self.remedy))
+        return Problem(
+            code=self.code,
+            template=template,
+            remedy_template=remedy,
+            field=self.field,
+            value=self.value,
+            details=details,
+        )
+
+
+def _plain(detail: object) -> object:
+    match detail:
+        case Problem():
+            return ProblemBody.of(detail).model_dump()
+        case bool() | int() | float() | None:
+            return detail
+    return str(detail)
+
+
+class ErrorDetail(BaseModel):
+    """An error; its code determines the HTTP status."""
+
+    code: str
+    message: Annotated[str, Field(description="All problems as English sentences.")]
+    request_id: Annotated[str, Field(description="The same id as in X-Request-Id and in the log.")] = ""
+    problems: Annotated[list[ProblemBody], Field(min_length=1)]
+
+    @classmethod
+    def of(cls, error: LithographError, *, request_id: str = "") -> Self:
+        """Return the body of an error."""
+        problems = [ProblemBody.of(problem) for problem in error.problems]
+        return cls(code=error.code, message=str(error), request_id=request_id, problems=problems)
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail

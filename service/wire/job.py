@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+from service.wire.errors import ErrorDetail
 from service.wire.events import ResultEvent
-from service.wire.schema import ErrorDetail
 
 
 class JobStatus(StrEnum):

@@ -1,17 +1,16 @@
-"""The bodies of requests and errors, shared with the client. No torch.
+"""The bodies of requests, shared with the client; those of errors are in ``errors``. No torch.
 
 A request is checked twice: its shape by pydantic, then against the model and this server by ``Limits.resolve``, which also
 fills in defaults.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticKnownError
 
-from longcat.errors import LithographError
 from longcat.model.shape import GRID_PX
-from longcat.problem import Problem, show
+from longcat.problem import Problem
 from longcat.sampling.encoding.source_picture import steps_kept
 from longcat.sampling.quality import Quality, Tolerance
 from longcat.validation import ProblemValueError
@@ -257,72 +256,3 @@ class Timings(BaseModel):
     decode_seconds: float
     encode_seconds: float
     """Writing PNG, JPEG or WebP."""
-
-
-class ProblemBody(BaseModel):
-    """One problem of a request, and its remedy."""
-
-    model_config = ConfigDict(frozen=True)
-
-    code: Annotated[str, Field(description="Stable identifier; translations use it.")]
-    field: Annotated[str, Field(description="The wrong input: steps, adapters.0.name, body; empty for none.")]
-    value: Annotated[str | None, Field(description="The value given, shortened; null if there was none.")]
-    problem: str
-    remedy: str
-    details: Annotated[dict[str, Any], Field(description="Values in the two sentences, for translations.")] = {}
-
-    @classmethod
-    def of(cls, problem: Problem) -> Self:
-        """Return the body of a problem."""
-        details = {name: _plain(detail) for name, detail in problem.details.items()}
-        value = None if problem.value is None else show(problem.value)
-        return cls(
-            code=problem.code, field=problem.field, value=value, problem=problem.problem, remedy=problem.remedy,
-            details=details,
-        )  # fmt: skip
-
-    def as_problem(self) -> Problem:
-        """Return the problem with the sentences as its templates; a translation is filled from its details."""
-        details = {
-            n: ProblemBody(**d).as_problem() if isinstance(d, dict) and "problem" in d else d
-            for n, d in self.details.items()
-        }
-        template, remedy = (text.replace("{", "{{").replace("}", "}}") for text in (self.problem, self.remedy))
-        return Problem(
-            code=self.code,
-            template=template,
-            remedy_template=remedy,
-            field=self.field,
-            value=self.value,
-            details=details,
-        )
-
-
-def _plain(detail: object) -> object:
-    match detail:
-        case Problem():
-            return ProblemBody.of(detail).model_dump()
-        case bool() | int() | float() | None:
-            return detail
-    return str(detail)
-
-
-class ErrorDetail(BaseModel):
-    """An error; its code determines the HTTP status."""
-
-    code: str
-    message: Annotated[str, Field(description="All problems as English sentences.")]
-    request_id: Annotated[str, Field(description="The same id as in X-Request-Id and in the log.")] = ""
-    problems: Annotated[list[ProblemBody], Field(min_length=1)]
-
-    @classmethod
-    def of(cls, error: LithographError, *, request_id: str = "") -> Self:
-        """Return the body of an error."""
-        problems = [ProblemBody.of(problem) for problem in error.problems]
-        return cls(code=error.code, message=str(error), request_id=request_id, problems=problems)
-
-
-class ErrorBody(BaseModel):
-    """The body of every error."""
-
-    error: ErrorDetail

@@ -21,11 +21,11 @@ from service.http.jobs.settings import JobConfig
 from service.http.jobs.store import JobsInMemory, JobStore
 from service.http.jobs.webhooks import Webhooks
 from service.observability import metrics
-from service.wire.errors import wrapped
+from service.wire.errors import ErrorDetail, wrapped
 from service.wire.events import ErrorEvent, ResultEvent
 from service.wire.job import JobReport, JobStatus
 from service.wire.messages import GenerateCommand
-from service.wire.schema import ErrorDetail, GenerateRequest
+from service.wire.schema import GenerateRequest
 from service.wire.state import ServicePhase
 from service.wire.webhook_host import WebhookHost, may_call
 

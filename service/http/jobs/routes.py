@@ -11,10 +11,9 @@ from service.http.error_responses import Responses
 from service.http.jobs.job import UNFINISHED, ImageJob
 from service.http.jobs.jobs import ImageJobs
 from service.http.pictures import PICTURES, reply_with_pictures
-from service.wire.errors import UnavailableError
+from service.wire.errors import ErrorBody, UnavailableError
 from service.wire.events import ErrorEvent
 from service.wire.job import JobReport, JobStatus
-from service.wire.schema import ErrorBody
 
 _POLL_SECONDS = 1
 

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from service.http.admission import Admission, AdmissionDependency
 from service.http.edge.authentication import CallerDependency
 from service.observability import metrics
-from service.wire.schema import ProblemBody
+from service.wire.errors import ProblemBody
 from service.wire.state import ServicePhase
 
 VERSION = version("lithograph")

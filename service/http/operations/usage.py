@@ -13,8 +13,8 @@ from service.http.admission import AdmissionDependency
 from service.http.edge.authentication import CallerDependency
 from service.http.error_responses import NotFoundError
 from service.http.requests.threads import run_in_thread
+from service.wire.errors import ErrorBody
 from service.wire.messages import UsageReport
-from service.wire.schema import ErrorBody
 
 router = APIRouter()
 

@@ -10,11 +10,11 @@ import click
 from click.core import ParameterSource
 from pydantic import Field
 
+from lithograph.generation.pictures import EDIT_OPTIONS, edit_fields
+from lithograph.generation.recipe import FIXED_BY_RECIPE, check_size, come_with, fields_of_recipe, model_of
 from lithograph.output import output_error
-from lithograph.picture_inputs import EDIT_OPTIONS, check_size, edit_fields, fields_of_recipe
-from longcat.errors import RecipeError, UserError
+from longcat.errors import UserError
 from longcat.model.flavour import Flavour, resolve
-from longcat.model.published.models import HUB_IDS
 from longcat.options import Configuration, Flag, command_options, configure, options_of
 from longcat.sampling.encoding.source_picture import SourcePicture
 from longcat.validation import validated
@@ -23,7 +23,7 @@ from service.config import AdapterConfig, ModelConfig
 from service.memory.flavour_choice import settled
 from service.wire.events import ResultEvent, StepEvent
 from service.wire.limits import Limits
-from service.wire.picture import ModelIdentity, Recipe, read_recipe
+from service.wire.picture import Recipe, read_recipe
 from service.wire.provenance import ProvenanceConfig
 from service.wire.schema import (
     MAX_ADAPTERS,
@@ -36,8 +36,6 @@ _Resolved = tuple[ResolvedRequest, SourcePicture | None]
 _PERCENT = 100
 _MAX_ROWS = 8
 """Rows in one forward: four images with guidance. It bounds activation memory, as --max-rows does in the service."""
-_SHOWN_HASH = 12
-"""Digits of a hash in messages."""
 
 
 class ServerConfig(Configuration):
@@ -101,31 +99,25 @@ def generate(
     remote = configure(ServerConfig, {name: options.pop(name) for name in ("server", "api_key", "api_key_file")})
     sources = {name: options.pop(name) for name in EDIT_OPTIONS}
     given = {name: value for name, value in options.items() if value is not None}
-    if remote.api_key is not None and remote.server is None:
-        raise click.UsageError("--api-key needs --server")
-    if "priority" in given and remote.server is None:
-        raise click.UsageError("--priority needs --server")
     if remote.server is not None:
-        explicit = _explicit(context, ("recipe", "adapters", "adapters_endpoint_url", *chosen, *labels))
         if prompt is None:
             raise click.UsageError("--server needs a PROMPT")
-        if explicit:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in explicit)
-            raise click.UsageError(f"--server uses the server's model and adapters: leave out {names}")
+        _refuse(_explicit(context, ("recipe", "adapters", "adapters_endpoint_url", *chosen, *labels)))
         scales = {choice.name: choice.scale for choice in map(_adapter_choice, uses)}
         _generate_at(remote, prompt, given | edit_fields(sources) | {"adapters": scales}, output)
         return
+    if needless := [name for name in ("api_key", "priority") if name in given or getattr(remote, name, None)]:
+        raise click.UsageError(f"--{needless[0].replace('_', '-')} needs --server")
     defaulted: tuple[str, ...] = ()
     if recipe is not None:
-        explicit = _explicit(context, (*_FIXED_BY_RECIPE, *options, *labels, "uses", "strength", "expand"))
+        explicit = _explicit(context, (*FIXED_BY_RECIPE, *options, *labels, "uses", "strength", "expand"))
         if prompt is not None or explicit:
             raise click.UsageError("--recipe repeats an image as it is: give no prompt and no request options with it")
         follow_flavour = context.get_parameter_source("flavour") is ParameterSource.DEFAULT
         made = read_recipe(recipe)
         labels = {"picture_label": "off"} if made.producer is None else {"picture_producer": made.producer}
-        config, flavour = _model_of(
-            made, recipe, chosen, output, follow_flavour=follow_flavour, has_adapters=source is not None
-        )
+        _check_format(output, made)
+        config, flavour = model_of(made, recipe, chosen, follow_flavour=follow_flavour, has_adapters=source is not None)
         body = validated(GenerateRequest, fields_of_recipe(made, recipe, sources))
     elif prompt is not None:
         choices = tuple(_adapter_choice(use) for use in uses)
@@ -144,9 +136,29 @@ def generate(
     _generate_here(config, flavour, resolved, output, source, provenance, defaulted)
 
 
+def _refuse(local: list[str]) -> None:
+    """Raise ``click.UsageError`` for options of a model in this process."""
+    if local:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in local)
+        raise click.UsageError(f"--server uses the server's model and adapters: leave out {names}")
+
+
 def _explicit(context: click.Context, names: Iterable[str]) -> list[str]:
     """Return the options that were given."""
     return [name for name in names if context.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)]
+
+
+def _check_format(output: Path, recipe: Recipe) -> None:
+    """Raise ``UserError`` unless the file will be of the recipe's format."""
+    if _format_of(output) != recipe.request.output_format:
+        raise UserError(
+            "output_not_of_recipe_format",
+            "the recipe is of a {format} file",
+            remedy="end the name likewise",
+            field="--output",
+            value=str(output),
+            format=recipe.request.output_format,
+        )
 
 
 def _adapter_choice(text: str) -> AdapterChoice:
@@ -164,80 +176,12 @@ def _adapter_choice(text: str) -> AdapterChoice:
         ) from error
 
 
-_FIXED_BY_RECIPE = ("precision", "text_encoder_precision", "dtype")
-
-
-def _model_of(
-    recipe: Recipe, path: Path, chosen: dict[str, Any], output: Path, *, follow_flavour: bool, has_adapters: bool
-) -> tuple[ModelConfig, Flavour]:
-    """Return the model that made an image. Raises ``RecipeError`` unless it is here."""
-    made_by = recipe.model
-    if _format_of(output) != recipe.request.output_format:
-        raise UserError(
-            "output_not_of_recipe_format",
-            "the recipe is of a {format} file",
-            remedy="end the name likewise",
-            field="--output",
-            value=str(output),
-            format=recipe.request.output_format,
-        )
-    chosen = chosen | {name: getattr(made_by, name) for name in _FIXED_BY_RECIPE}
-    if follow_flavour:
-        # A picture of unknown origin must not make this machine download or open the model that it names.
-        if made_by.flavour not in ("embedded", *HUB_IDS):
-            raise RecipeError(
-                "recipe_names_unknown_model",
-                "generated by the model {flavour}, which is not one of Lithograph's",
-                remedy="if you trust that model, name it with --flavour",
-                field="--recipe",
-                value=str(path),
-                flavour=made_by.flavour,
-            )
-        chosen |= {"flavour": made_by.flavour, "revision": made_by.revision}
-    config = settled(configure(ModelConfig, chosen))
-    flavour = resolve(config.flavour, revision=config.revision)
-    _check_made_by(made_by, flavour, path)
-    if not has_adapters and not _come_with(flavour, [adapter.name for adapter in recipe.adapters]):
-        names = ", ".join(adapter.reference for adapter in recipe.adapters)
-        raise RecipeError(
-            "recipe_needs_adapters",
-            "made with the adapters {adapters}",
-            remedy="give their storage with --adapters",
-            field="--recipe",
-            value=str(path),
-            adapters=names,
-        )
-    return config, flavour
-
-
-def _check_made_by(model: ModelIdentity, flavour: Flavour, path: Path) -> None:
-    """Raise ``RecipeError`` unless the model that made a recipe's image is the one that is here."""
-    if flavour.hash != model.hash:
-        raise RecipeError(
-            "recipe_of_another_model",
-            "made by model {made_by} ({made_by_flavour}), and {flavour} is {hash}",
-            remedy="name that model with --flavour or --revision",
-            field="--recipe",
-            value=str(path),
-            made_by=model.hash[:_SHOWN_HASH],
-            made_by_flavour=model.flavour,
-            flavour=flavour.name,
-            hash=flavour.hash[:_SHOWN_HASH],
-        )
-
-
-def _come_with(flavour: Flavour, names: Iterable[str]) -> bool:
-    """Return whether a model has all these adapters of its own; names may have versions."""
-    own = flavour.adapters
-    return all(own is not None and (own / name.partition("@")[0]).is_dir() for name in names)
-
-
 def _resolve(request: GenerateRequest, flavour: Flavour, *, has_adapters: bool) -> _Resolved:
     """Resolve a request, and read its picture; locally, only the model limits it."""
     from longcat.model.tokenizer import load_tokenizer, plain_ids  # transformers: half of the time of ``--server``
 
     tokenize = plain_ids(load_tokenizer(flavour.folder))
-    has_adapters = has_adapters or _come_with(flavour, [choice.name for choice in request.adapters])
+    has_adapters = has_adapters or come_with(flavour, [choice.name for choice in request.adapters])
     return Limits.of_model(flavour, has_adapters=has_adapters).resolve_with_picture(request, tokenize)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from lithograph.generate import generate
+from lithograph.generation.generate import generate
 
 _OWN = ("image", "recipe", "prompt")
 """Parameters of ``generate`` that are arguments here, or mean nothing."""

@@ -1,0 +1,1 @@
+"""The commands ``lithograph generate`` and ``lithograph edit``."""
