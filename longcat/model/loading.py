@@ -86,12 +86,8 @@ def load(
     transformer = storage("transformer", precision, load_transformer, transformer_structure)
     vae = load_vae(flavour, compute)
     sees = flavour.settings.edits
-    text_encoder = storage(
-        "text_encoder",
-        text_encoder_precision,
-        partial(load_text_encoder, sees=sees),
-        partial(text_encoder_structure, sees=sees),
-    )
+    kinds = partial(load_text_encoder, sees=sees), partial(text_encoder_structure, sees=sees)
+    text_encoder = storage("text_encoder", text_encoder_precision, *kinds)
     place(transformer, text_encoder, vae, device=target, offload=offload)
     return Components(
         flavour=flavour,

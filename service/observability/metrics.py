@@ -4,28 +4,17 @@ prometheus-client shares values between processes through files in ``PROMETHEUS_
 it before this module is imported. Label values are bounded: statuses and phases, never prompts.
 """
 
-import contextlib
-import fcntl
-import logging
 import math
-import os
 import time
-from collections.abc import Collection, Iterator
-from pathlib import Path
+from collections.abc import Collection
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, values
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.samples import Exemplar, Sample
+from prometheus_client import Counter, Gauge, Histogram, values
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
-from longcat.logs import log_event
-from service.observability.values_file import ValuesFile, fold
-from service.run_folder import LOCK_FILE
+from service.observability.values_file import ValuesFile
 from service.wire.editing.fields import KINDS
 from service.wire.messages import DeviceUsage
-
-log = logging.getLogger("lithograph")
 
 vars(values).update(MmapedDict=ValuesFile)  # prometheus-client's own ends the process if the disk is full
 
@@ -249,35 +238,6 @@ def count_usage(key: str | None, usage: DeviceUsage) -> None:
     KEY_DEVICE_SECONDS.labels(*labels).inc(usage.device_seconds)
 
 
-def process_ended(pid: int) -> None:
-    """Remove a process's gauges, and add its counts to those of processes that ended earlier."""
-    folder = _WithExemplars().folder
-    with _locked(folder, fcntl.LOCK_EX):
-        for path in folder.glob(f"gauge_*_{pid}.db"):
-            path.unlink(missing_ok=True)
-        for path in (folder / f"counter_{pid}.db", folder / f"histogram_{pid}.db"):
-            try:
-                if path.exists():
-                    fold(path, path.with_stem(path.stem.replace(str(pid), _ENDED)))
-            except OSError as error:  # such as a full disk: the file stays, and still counts
-                log_event(log, "metrics_delayed", logging.WARNING, path=str(path), reason=error.strerror)
-
-
-_ENDED = "0"
-"""Stands for a process id in the name of the file with the counts of ended processes."""
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, kind: int) -> Iterator[None]:
-    """Lock the counts: shared to read them, exclusive to move them from one file to another."""
-    handle = os.open(folder / LOCK_FILE, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, kind)
-        yield
-    finally:
-        os.close(handle)
-
-
 def observe_request(status: int, seconds: float, trace_id: str | None) -> None:
     """Count one answered request; its trace becomes the exemplar of its bucket."""
     REQUESTS.labels(str(status)).inc()
@@ -285,41 +245,8 @@ def observe_request(status: int, seconds: float, trace_id: str | None) -> None:
     if trace_id is not None:
         bound = next((bound for bound in _SECONDS if seconds <= bound), math.inf)
         le = floatToGoString(bound)
-        _exemplars[str(status), le] = Exemplar({"trace_id": trace_id}, seconds, time.time())
+        EXEMPLARS[str(status), le] = Exemplar({"trace_id": trace_id}, seconds, time.time())
 
 
-_exemplars: dict[tuple[str, str], Exemplar] = {}
+EXEMPLARS: dict[tuple[str, str], Exemplar] = {}
 """The newest exemplars by status and bucket, in the HTTP process: prometheus-client shares none between processes."""
-
-
-def exposition(accept: str) -> tuple[bytes, str]:
-    """Return all processes' metrics and the content type: OpenMetrics with exemplars if the client accepts it, else text."""
-    registry = CollectorRegistry()
-    collector = _WithExemplars()
-    registry.register(collector)
-    try:
-        encode, content_type = choose_encoder(accept)
-    except (TypeError, ValueError):  # it raises for a version that is not a number
-        encode, content_type = choose_encoder("")
-    with _locked(collector.folder, fcntl.LOCK_SH):
-        return encode(registry), content_type
-
-
-class _WithExemplars(MultiProcessCollector):
-    """Adds exemplars to the buckets of requests."""
-
-    def __init__(self) -> None:
-        super().__init__(CollectorRegistry())  # type: ignore[no-untyped-call]
-        self.folder = Path(self._path)
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield all metrics."""
-        for metric in super().collect():  # type: ignore[no-untyped-call]
-            if metric.name == "lithograph_request_seconds":
-                metric.samples = [_exemplified(sample) for sample in metric.samples]
-            yield metric
-
-
-def _exemplified(sample: Sample) -> Sample:
-    exemplar = _exemplars.get((sample.labels["status"], sample.labels.get("le", "")))
-    return sample if exemplar is None else sample._replace(exemplar=exemplar)

@@ -16,7 +16,7 @@ from typing import Any
 
 from service.config import ServiceConfig
 from service.http.exchange.exchange import Exchange
-from service.observability import metrics
+from service.observability import exposition, metrics
 from service.wire.state import EngineState, ServicePhase, ServiceState
 
 log = logging.getLogger("lithograph")
@@ -152,7 +152,7 @@ class Supervisor:
             if self._may_end:  # the server's own end: its metrics may be removed already
                 return
             assert engine.pid is not None
-            metrics.process_ended(engine.pid)
+            exposition.process_ended(engine.pid)
             may_restart = ends.note()  # before its requests are answered: no other is to be sent meanwhile
             on_end()
             if self.is_stopping or not may_restart:

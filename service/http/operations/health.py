@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from service.http.admission import Admission, AdmissionDependency
 from service.http.edge.authentication import CallerDependency
-from service.observability import metrics
+from service.observability.exposition import exposition
 from service.wire.errors import ProblemBody
 from service.wire.state import ServicePhase
 
@@ -54,7 +54,7 @@ async def readyz(admission: AdmissionDependency) -> JSONResponse:
 )
 def read_metrics(request: Request) -> Response:
     """Prometheus metrics of all processes."""
-    content, content_type = metrics.exposition(request.headers.get("accept", ""))
+    content, content_type = exposition(request.headers.get("accept", ""))
     return Response(content, headers={"Content-Type": content_type})
 
 

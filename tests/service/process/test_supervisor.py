@@ -10,7 +10,7 @@ import pytest
 
 from service.config import ModelConfig, ServiceConfig
 from service.http.exchange.exchange import Exchange
-from service.observability import metrics
+from service.observability import exposition
 from service.process import supervisor as module
 from service.process.engine_start import engine_context
 from service.process.supervisor import Supervisor
@@ -24,7 +24,7 @@ def state() -> ServiceState:
 
 @pytest.fixture
 def supervisor(state: ServiceState, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
-    monkeypatch.setattr(metrics, "process_ended", lambda _pid: None)  # this process has no directory of metrics
+    monkeypatch.setattr(exposition, "process_ended", lambda _pid: None)  # this process has no directory of metrics
     exchange = Exchange({}, state, max_requests=1, pictures_at_a_time=1, stall_seconds=10)
     return Supervisor(ServiceConfig(model=ModelConfig(flavour="embedded")), state, exchange)
 
@@ -73,7 +73,7 @@ def test_a_start_that_goes_on_failing_stops_the_server(
 
 
 def test_the_server_continues_until_its_last_engine_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "process_ended", lambda _pid: None)
+    monkeypatch.setattr(exposition, "process_ended", lambda _pid: None)
     killed: list[int] = []
     monkeypatch.setattr(os, "kill", lambda _pid, number: killed.append(number))
     state = ServiceState(["cuda:0", "cuda:1"])
