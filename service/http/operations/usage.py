@@ -26,7 +26,7 @@ router = APIRouter()
     responses={
         403: {"description": "The key may not see the use by another key.", "model": ErrorBody},
         404: {"description": "The server keeps no usage.", "model": ErrorBody},
-        422: {"description": "A day is no day.", "model": ErrorBody},
+        422: {"description": "A day is not a date.", "model": ErrorBody},
     },
 )
 async def usage(

@@ -1,3 +1,5 @@
+"""The preparation of the model that is trained."""
+
 from pathlib import Path
 
 import pytest
@@ -13,4 +15,4 @@ def test_a_directory_of_a_model_that_edits_is_refused(edit_folder: Path, tmp_pat
     given = {"model_flavour": str(edit_folder), "instance_data_dir": str(tmp_path), "output_dir": str(tmp_path / "out")}
     with pytest.raises(ConfigError) as refused:
         prepare_model(TrainConfig.model_validate(given), torch.device("cpu"))
-    assert refused.value.code == "edit_flavour_unsupported"
+    assert [problem.code for problem in refused.value.problems] == ["edit_flavour_unsupported"]

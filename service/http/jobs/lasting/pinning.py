@@ -9,7 +9,7 @@ from service.wire.messages import GenerateCommand
 async def pinned(command: GenerateCommand, adapters: AdapterCommands) -> GenerateCommand:
     """Return a command that names versions, so that a later start generates the same pictures.
 
-    A name that is not served stays: its error is the job's. Raises ``UnavailableError``.
+    A name that is not served stays, so that the job ends with its error. Raises ``UnavailableError``.
     """
     choices = command.request.adapters
     if all("@" in choice.name for choice in choices):

@@ -41,6 +41,7 @@ _LOOKS = 10
 _RETRY_SECONDS = 2.0
 """Pause before an end is stored again, while the storage cannot be reached."""
 _CANCEL_ATTEMPTS = 5
+_RANDOM = random.SystemRandom()
 _MOST_REQUESTS = 1000
 """Requests kept in memory: a client asks for its job every second."""
 
@@ -52,6 +53,8 @@ class _Held:
     job: ImageJob
     etag: str
     renewals: int = 0
+    has_end: bool = False
+    """True once its end is stored."""
 
 
 class LastingJobs(JobStore):
@@ -87,7 +90,7 @@ class LastingJobs(JobStore):
                 return None
             end = await self._files.end(job_id)
             if end is None and held is not None:
-                return self._shown(held.job)
+                return self._shown(held)
             job = ImageJob(request=request, command=request.begin())
             if end is None:
                 lease = await self._files.lease(job_id)
@@ -99,7 +102,7 @@ class LastingJobs(JobStore):
         except StorageError:
             if held is None:
                 raise
-            return self._shown(held.job)  # a storage that is down keeps no client from a job that runs here
+            return self._shown(held)  # a storage that is down keeps no client from a job that runs here
         if end is not None:
             job.adopt(end)
         return job
@@ -129,6 +132,8 @@ class LastingJobs(JobStore):
                 if isinstance(job.outcome, ResultEvent):
                     job.result_name = await self._files.create_result(job.id, job.outcome)
                 job.adopt(await self._files.create_end(job.id, job.end))
+                if (held := self._held.get(job.id)) is not None:
+                    held.has_end = True
                 await self._renew(job.id)
             except StorageError as error:
                 self._note_outage(error)
@@ -187,7 +192,7 @@ class LastingJobs(JobStore):
 
     async def _repeat(self, seconds: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:
-            await asyncio.sleep(seconds * random.uniform(0.8, 1.2))  # noqa: S311  replicas do not all act at once
+            await asyncio.sleep(seconds * _RANDOM.uniform(0.8, 1.2))  # replicas do not all act at once
             try:
                 await work()
                 self._note_recovery()
@@ -231,14 +236,14 @@ class LastingJobs(JobStore):
     async def _take_up(self, take: Callable[[ImageJob], None], has_room: Callable[[], bool]) -> None:
         """Take the jobs whose leases have ended, as far as there is room."""
         ended = self._observation.note(await self._files.leases())
-        for job_id in random.sample(ended, len(ended)):
+        for job_id in _RANDOM.sample(ended, len(ended)):
             if not has_room():
                 return
             if job_id not in self._held and (job := await self._taken(job_id)) is not None:
                 take(job)
 
     async def _taken(self, job_id: str) -> ImageJob | None:
-        """Take a job; return None if another replica was faster, or the job is none or another model's."""
+        """Take a job; return None if another replica was faster, or the job was removed or is another model's."""
         if (found := await self._files.lease(job_id)) is None or found[1] != self._observation.etag(job_id):
             return None
         lease, etag = found
@@ -267,9 +272,10 @@ class LastingJobs(JobStore):
             steps=job.steps, steps_made=job.steps_made,
         )  # fmt: skip
 
-    def _shown(self, job: ImageJob) -> ImageJob:
+    def _shown(self, held: _Held) -> ImageJob:
         """Return a job that is worked on here as clients see it: unfinished until its end is stored."""
-        if job.over.is_set():
+        job = held.job
+        if held.has_end:
             return job
         shown = ImageJob(request=job.request, command=job.command)
         _show_progress(shown, self._lease(job, 0))

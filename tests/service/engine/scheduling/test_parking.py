@@ -7,7 +7,7 @@ import pytest
 
 from longcat.model.loading import Components
 from service.engine.scheduling.parking import MOST_PARKINGS
-from service.wire.events import Picture, PreviewEvent, StepEvent
+from service.wire.events import Picture, PreviewEvent, ResultEvent, StepEvent
 from tests.service.engine.harness import EngineHarness
 
 REQUESTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -132,4 +132,6 @@ def test_events_of_pictures_are_complete(model: Components) -> None:
     for image in range(2):
         made = [e.step for of, e in s.events if of == "two" and isinstance(e, StepEvent) and e.image == image]
         assert made == [1, 2, 3, 4, 5, 6]
-    assert all(isinstance(picture, Picture) for picture in s.outcomes["two"].images)  # type: ignore[union-attr]
+    result = s.outcomes["two"]
+    assert isinstance(result, ResultEvent)
+    assert all(isinstance(picture, Picture) for picture in result.images)
