@@ -16,8 +16,8 @@ MOST_PARKINGS = 3
 def images_to_park(state: RequestState, scheduler: Scheduler, slot_table: SlotTable) -> list[ScheduledImage]:
     """Return the images to park before an image of this request is admitted.
 
-    None if it can be admitted without parking, has no high priority, or cannot be admitted even with it. Images of the lowest priority
-    are parked first, then those that were parked least often, then those that came last.
+    None if it can be admitted without parking, has no high priority, or cannot be admitted even with it. Images of lowest
+    priority are parked first, then those that were parked least often, then those that came last.
     """
     if state.rank < rank_of(HIGHEST):
         return []
