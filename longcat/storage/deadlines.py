@@ -28,7 +28,7 @@ class Deadlines:
         if self._overdue[uri]:
             raise _timeout(uri, seconds)
         future: Future[Result] = Future()
-        threading.Thread(target=_run, args=(call, future), daemon=True, name="storage").start()
+        threading.Thread(target=settle, args=(call, future), daemon=True, name="storage").start()
         try:
             return future.result(seconds)
         except TimeoutError:
@@ -46,7 +46,8 @@ class Deadlines:
                 del self._overdue[uri]
 
 
-def _run(call: Callable[[], Result], future: Future[Result]) -> None:
+def settle(call: Callable[[], Result], future: Future[Result]) -> None:
+    """Make a call, and give its result or its exception to a future: the target of a thread that may be abandoned."""
     try:
         result = call()
     except BaseException as error:  # any: it is the caller's

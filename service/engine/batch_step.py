@@ -81,8 +81,7 @@ def _record_step(images: list[ScheduledImage], rows: int, begin: float, end: flo
     seconds_per_row = (end - begin) / rows_of(images)
     for image in images:
         timeline, own = image.state.timeline, len(image.denoising.contexts)
-        height, width = image.state.size
-        timeline.add_step(pixel_steps=height * width * own, seconds=seconds_per_row * own)
+        timeline.add_step(pixel_steps=image.state.request.pixels_per_row * own, seconds=seconds_per_row * own)
         if timeline.keeps_steps:
             timeline.steps.append(
                 StepInterval(begin=begin, end=end, picture=image.index, step=image.denoising.step, rows=rows)

@@ -76,7 +76,7 @@ class RequestState:
     @property
     def pixel_steps_per_image(self) -> int:
         """The cost of each image."""
-        return self.request.width * self.request.height * self.rows_per_image * self.request.denoising_steps
+        return self.request.pixels_per_row * self.rows_per_image * self.request.denoising_steps
 
     @property
     def key(self) -> str | None:

@@ -206,7 +206,9 @@ class DeviceUsage(BaseModel):
     pictures: Annotated[int, Field(description="Pictures of requests that succeeded.")] = 0
     pixel_steps: Annotated[
         int,
-        Field(description="Width x height x steps made, twice with guidance; of failed and cancelled requests, too."),
+        Field(
+            description="Width x height x steps made, twice with guidance and with a reference; also of failed requests."
+        ),
     ] = 0
     device_seconds: Annotated[
         float,

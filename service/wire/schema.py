@@ -207,6 +207,11 @@ class ResolvedRequest(BaseModel):
         """Return the steps that are made of each image: fewer than ``steps`` if it starts from a picture."""
         return self.steps if self.edit is None else steps_kept(self.steps, self.edit.strength)
 
+    @property
+    def pixels_per_row(self) -> int:
+        """Return the pixels that each row of a step computes: also the reference's, which has about the image's size."""
+        return self.width * self.height * (2 if self.edit is not None and self.edit.is_reference else 1)
+
 
 class TokensRequest(BaseModel):
     """The body of ``POST /v1/tokens``."""

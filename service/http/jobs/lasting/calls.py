@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from longcat.errors import StorageConflictError, StorageError, StorageMissingError, StorageTimeoutError
+from longcat.storage.deadlines import settle
 from longcat.storage.files import FileStorage
 from longcat.storage.interface import Blob, Entry, Storage
 from service.observability import metrics
@@ -107,7 +108,7 @@ class StorageCalls:
             async with asyncio.timeout(seconds):
                 await self._free.acquire()
                 future.add_done_callback(release)
-                threading.Thread(target=_call, args=(call, future), daemon=True, name="job storage").start()
+                threading.Thread(target=settle, args=(call, future), daemon=True, name="job storage").start()
                 return await asyncio.wrap_future(future)
         except TimeoutError as error:
             metrics.JOB_STORAGE_ERRORS.inc()
@@ -122,12 +123,3 @@ class StorageCalls:
         except StorageError:
             metrics.JOB_STORAGE_ERRORS.inc()
             raise
-
-
-def _call(call: Callable[[], Result], future: Future[Result]) -> None:
-    try:
-        result = call()
-    except BaseException as error:  # any: it is the caller's
-        future.set_exception(error)
-    else:
-        future.set_result(result)
