@@ -32,16 +32,16 @@ from trainer.data.scan import take_inventory
 from trainer.encode.cache import Cache
 from trainer.encode.preparation import encode_captions, encode_pictures
 from trainer.loop.distributed import ProcessGroup
+from trainer.loop.evaluation.evaluations import Evaluations
+from trainer.loop.evaluation.held_out_loss import HeldOutLoss
+from trainer.loop.evaluation.probes import probes_of
 from trainer.loop.loop import Loop
 from trainer.model.base import prepare_model
 from trainer.model.lora import LoraSettings, inject, load_weights
 from trainer.record.report_card import ReportCard
 from trainer.record.run_file import read_run
 from trainer.run.pipeline import train
-from trainer.validation.evaluations import Evaluations
-from trainer.validation.held_out_loss import HeldOutLoss
 from trainer.validation.nearest import NearestPictures
-from trainer.validation.probes import probes_of
 
 INK = Path(__file__).parent.parent / "examples" / "ink" / "pictures"
 CASES = [

@@ -28,6 +28,7 @@ from longcat.sampling.encoding.text_encoder import position_ids
 from longcat.sampling.prompt import tokenize_prompt
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
+from trainer.config.targets import lora_targets
 from trainer.data.inventory import Inventory
 from trainer.data.pictures import read_pixels
 from trainer.data.scan import take_inventory
@@ -35,15 +36,14 @@ from trainer.encode.cache import Cache
 from trainer.encode.preparation import Encoders, captions_of, encode_captions, encode_pictures
 from trainer.loop.checkpoint import Origin
 from trainer.loop.distributed import ProcessGroup
+from trainer.loop.evaluation.evaluations import Evaluations, EvaluationSettings
 from trainer.loop.loop import Loop, LoopSettings, TrainableModel
 from trainer.loop.optimizer import OptimizerSettings
 from trainer.loop.sampler import Sampler
 from trainer.loop.step import Batches, BatchSettings
 from trainer.model.base import prepare_model
-from trainer.model.fit import lora_targets
 from trainer.model.lora import LoraSettings, inject
 from trainer.record.progress import RunProgress
-from trainer.validation.evaluations import Evaluations, EvaluationSettings
 
 PICTURES = Path(__file__).parent.parent / "examples" / "ink" / "pictures"
 

@@ -31,7 +31,7 @@ def fetch(flavour: str, revision: str | None, config: Path | None) -> None:
 def _trained_on(config: Path) -> tuple[str, str | None]:
     """Return a training's flavour and revision; a wrong configuration exits as in ``lithograph train``."""
     from trainer.commands.configuration import read_config
-    from trainer.outcome import Outcome
+    from trainer.record.outcome import Outcome
 
     try:
         training = read_config(config, [])

@@ -20,10 +20,10 @@ from longcat.errors import JobError, LithographError
 from longcat.options import build, command_options
 from longcat.problem import Problem
 from longcat.validation import names_of, unknown_field
-from trainer.config.assignments import parse_assignments
-from trainer.config.file import load_config
 from trainer.config.options import TrainConfig
-from trainer.outcome import Outcome
+from trainer.config.reading.assignments import parse_assignments
+from trainer.config.reading.file import load_config
+from trainer.record.outcome import Outcome
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _ANY = {"ignore_unknown_options": True, "allow_extra_args": True}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from loadtest.contestants.comparison import OURS, compare, interleave
 from loadtest.contestants.contestants import BASELINES, add_options, contestants, settings, steps_option
-from loadtest.contestants.servers import running
+from loadtest.servers import running
 from loadtest.traffic.figures import machine, report
 from loadtest.traffic.requests import prompts
 from loadtest.traffic.traffic import Mix, closed_loop

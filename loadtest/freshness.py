@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from loadtest.contestants.contestants import add_service_options, service_on, settings
-from loadtest.contestants.servers import ROOT, running
+from loadtest.servers import ROOT, running
 from loadtest.traffic.adapters import PublishError, import_command, make_adapter, make_adapters, publish
 from loadtest.traffic.figures import machine, median, percentile, report, table
 from loadtest.traffic.latest import Latest, open_latest

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 
 from loadtest.contestants.contestants import add_service_options, our_service, settings
-from loadtest.contestants.servers import ServerProcess, running
+from loadtest.servers import ServerProcess, running
 from loadtest.traffic.adapters import make_adapters
 from loadtest.traffic.figures import Figures, machine, median, percentile, report, table
 from loadtest.traffic.requests import ImageRequest, LoadClient, StreamError, prompts

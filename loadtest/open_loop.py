@@ -14,7 +14,7 @@ from pathlib import Path
 from loadtest import newcomer
 from loadtest.contestants.comparison import OURS, Results, compare, interleave
 from loadtest.contestants.contestants import PLAIN, add_options, contestants, settings, steps_option
-from loadtest.contestants.servers import running
+from loadtest.servers import running
 from loadtest.traffic.figures import machine, median, report, table
 from loadtest.traffic.requests import prompts
 from loadtest.traffic.traffic import Mix, closed_loop, open_loop

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.contestants.contestants import add_service_options, our_service, settings
-from loadtest.contestants.servers import ServerProcess, running
+from loadtest.servers import ServerProcess, running
 from loadtest.traffic.adapters import make_adapters
 from loadtest.traffic.figures import Figures, machine, median, percentile, report, table
 from loadtest.traffic.requests import ImageRequest, LoadClient, Reply, prompts

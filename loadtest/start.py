@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from loadtest.contestants.contestants import add_service_options, service_on, settings
-from loadtest.contestants.servers import ServerProcess
+from loadtest.servers import ServerProcess
 from loadtest.traffic.adapters import make_adapter, publish
 from loadtest.traffic.figures import Figures, machine, medians, report, table
 from loadtest.traffic.object_store import ObjectStore, serving

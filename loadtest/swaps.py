@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.contestants.contestants import add_service_options, our_service, settings
-from loadtest.contestants.servers import ServerProcess, running
+from loadtest.servers import ServerProcess, running
 from loadtest.traffic.adapters import make_adapters
 from loadtest.traffic.figures import Figures, machine, report, table
 from loadtest.traffic.requests import ImageRequest, LoadClient, Reply

@@ -27,9 +27,9 @@ from service.config import AdapterConfig, ModelConfig
 from service.engine.encoding.prompt_files import prompt_files
 from service.engine.engine import Engine
 from service.engine.request_state import OnEvent
-from service.engine.timeline import Timeline
 from service.memory.settings import decide
 from service.observability import metrics
+from service.observability.timeline import Timeline
 from service.wire.events import ErrorEvent, Event, ResultEvent, StepEvent
 from service.wire.messages import AdapterAction, AdapterCommand, AdapterReport, GenerateCommand, SlotStatus
 from service.wire.picture import ModelIdentity, PictureWriter

@@ -16,7 +16,7 @@ from studio.adapters.importing import Importer
 from studio.config import StudioConfig
 from studio.connection.own_service import OwnService
 from studio.connection.service_connection import ServiceConnection
-from studio.context import StudioContext
+from studio.context import StudioContext, TrainingServices
 from studio.datasets import bulk_pages
 from studio.datasets import pages as dataset_pages
 from studio.generate import composer, gallery_pages, picture_pages
@@ -27,7 +27,6 @@ from studio.generate.grid import pages as grid_pages
 from studio.generate.grid.grids import Grids
 from studio.jobs import pages as job_pages
 from studio.training import pages as train_pages
-from studio.training.services import TrainingServices
 from studio.web import preferences
 from studio.web.access import Access
 from studio.web.error_pages import add_error_pages

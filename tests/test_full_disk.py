@@ -30,7 +30,7 @@ from tests.conftest import fill, run_lithograph
 from tests.longcat.sampling.test_slots import random_lora
 from trainer.encode.cache import Cache
 from trainer.loop.checkpoint import Origin, save_checkpoint
-from trainer.outcome import Outcome, outcome_of, problems_of
+from trainer.record.outcome import Outcome, outcome_of, problems_of
 
 CONTENT = random.Random(0).randbytes(2**20)
 

@@ -15,8 +15,8 @@ from longcat.options import Configuration, options_of
 from service.config import ServiceConfig
 from studio.config import StudioConfig
 from trainer.config.dataset_options import DatasetConfig
+from trainer.config.distillation import DistillationConfig
 from trainer.config.options import TrainConfig
-from trainer.distill.options import DistillationConfig
 
 Row = tuple[str, str, str, str]
 """Name, type, default and docstring."""

@@ -13,7 +13,7 @@ from longcat.storage.atomic import write_atomically
 from longcat.storage.disk import writing
 from service.access.caller import Role
 from service.access.keys import ApiKey, ApiKeys, make_key
-from service.access.priority import NORMAL, PRIORITIES
+from service.wire.schema import NORMAL, PRIORITIES
 
 _COLUMNS = ("NAME", "ROLES", "ADAPTERS", "SHARE", "PRIORITY", "REQUESTS", "PIXEL-STEPS/MIN", "CREATED")
 

@@ -18,7 +18,6 @@ from longcat.model.flavour import Flavour, resolve
 from longcat.options import Configuration, Flag, command_options, configure, options_of
 from longcat.sampling.encoding.source_picture import SourcePicture
 from longcat.validation import validated
-from service.access.priority import PRIORITIES
 from service.config import AdapterConfig, ModelConfig
 from service.memory.flavour_choice import settled
 from service.wire.events import ResultEvent, StepEvent
@@ -27,6 +26,7 @@ from service.wire.picture import Recipe, read_recipe
 from service.wire.provenance import ProvenanceConfig
 from service.wire.schema import (
     MAX_ADAPTERS,
+    PRIORITIES,
     AdapterChoice,
     GenerateRequest,
     ResolvedRequest,

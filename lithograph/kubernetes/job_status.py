@@ -8,7 +8,7 @@ from typing import Any
 
 from lithograph.kubernetes.training_job import CONTAINER, QUEUE_LABEL
 from longcat.problem import Problem
-from trainer.outcome import KILLED, MEANINGS, TERMINATED, Outcome
+from trainer.record.outcome import KILLED, MEANINGS, TERMINATED, Outcome
 
 _EXITS: Mapping[int, Problem] = {int(outcome): meaning for outcome, meaning in MEANINGS.items()} | {
     KILLED: Problem(code="exit_killed", template="killed", remedy_template="check the memory limit and the node"),

@@ -16,8 +16,8 @@ import yaml
 from lithograph.kubernetes.job_settings import JobSettings
 from lithograph.kubernetes.volumes import MOUNTS, check_paths, volume_of, volumes_of
 from longcat.errors import ConfigError, JobError
-from trainer.config.file import read_prompts
 from trainer.config.options import TrainConfig
+from trainer.config.reading.file import read_prompts
 
 CONTAINER = "trainer"
 LABELS: Mapping[str, str] = {"app.kubernetes.io/name": "lithograph", "app.kubernetes.io/component": "trainer"}

@@ -20,7 +20,7 @@ from loadtest.chaos.load import Load
 from loadtest.chaos.outcome import ScenarioOutcome, table
 from loadtest.chaos.server import ROLES, ChaosServer, running
 from loadtest.chaos.stage import Stage, bodies
-from loadtest.contestants.servers import ROOT
+from loadtest.servers import ROOT
 from loadtest.traffic.figures import machine
 
 Scenario = Callable[[Stage, ChaosServer], Awaitable[list[ScenarioOutcome]]]

@@ -18,7 +18,7 @@ from loadtest.chaos.load import RIGHT
 from loadtest.chaos.outcome import ScenarioOutcome
 from loadtest.chaos.server import ChaosServer, running, with_environment
 from loadtest.chaos.stage import Stage
-from loadtest.contestants.servers import ROOT
+from loadtest.servers import ROOT
 
 _LIBRARIES = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/opt/homebrew/lib/faketime/libfaketimeMT.1.dylib")
 _JUMPS = {"+0": "right", "+5h": "5 h ahead", "-5h": "5 h behind", "+40d": "40 days ahead"}

@@ -14,7 +14,7 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from loadtest.chaos.server import ChaosError, with_environment
-from loadtest.port import free_port
+from loadtest.servers import free_port
 
 BUCKET = "adapters"
 CREDENTIALS = {

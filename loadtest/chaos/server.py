@@ -12,8 +12,7 @@ from pathlib import Path
 import psutil
 
 from loadtest.chaos.load import Load, answers
-from loadtest.contestants.servers import ROOT
-from loadtest.port import free_port
+from loadtest.servers import ROOT, free_port
 
 _READY_SECONDS = 300.0
 _STOP_SECONDS = 90.0

@@ -13,7 +13,7 @@ from PIL import Image
 from loadtest.chaos.load import Body, Load
 from loadtest.chaos.outcome import ScenarioOutcome
 from loadtest.chaos.server import ChaosServer
-from loadtest.contestants.servers import ROOT
+from loadtest.servers import ROOT
 from loadtest.traffic.adapters import RANK, import_command, make_adapter, make_adapters, publish
 
 _POLL_SECONDS = 1

@@ -14,7 +14,7 @@ from loadtest.chaos.outcome import ScenarioOutcome
 from loadtest.chaos.s3 import BUCKET, CREDENTIALS, Proxy, Way, s3_server
 from loadtest.chaos.server import ChaosError, ChaosServer, running, with_environment
 from loadtest.chaos.stage import ADAPTERS, Stage
-from loadtest.contestants.servers import ROOT
+from loadtest.servers import ROOT
 from loadtest.traffic.adapters import import_command
 
 _UNLOADED = f"style-{ADAPTERS - 1}"

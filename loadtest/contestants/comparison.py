@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from loadtest.contestants.servers import ServerProcess
+from loadtest.servers import ServerProcess
 from loadtest.traffic.figures import medians, ratios, table
 from loadtest.traffic.traffic import Result
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.contestants.comparison import OURS
-from loadtest.contestants.servers import EMBEDDED, ServerSetup, baseline, service
+from loadtest.servers import EMBEDDED, ServerSetup, baseline, service
 from loadtest.traffic.adapters import RANK, make_adapters, publish
 
 PLAIN = "plain"

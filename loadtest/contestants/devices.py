@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import psutil
 
-from loadtest.contestants.servers import EMBEDDED, ServerProcess, running, service
+from loadtest.servers import EMBEDDED, ServerProcess, running, service
 from loadtest.traffic.figures import Figures, machine, medians, ratios, report, table
 from loadtest.traffic.requests import ImageRequest, prompts
 from loadtest.traffic.traffic import Mix, Result, closed_loop

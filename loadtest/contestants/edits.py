@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 from typing_extensions import override
 
-from loadtest.contestants.servers import ServerProcess, running, service
+from loadtest.servers import ServerProcess, running, service
 from loadtest.traffic.figures import Figures, machine, medians, ratios, report, table
 from loadtest.traffic.requests import ImageRequest, prompts
 from loadtest.traffic.traffic import Mix, Result, closed_loop

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loadtest.contestants.servers import running, service
+from loadtest.servers import running, service
 from loadtest.traffic.figures import Figures, machine, medians, ratios, report, table
 from loadtest.traffic.requests import ImageRequest, prompts
 from loadtest.traffic.traffic import Mix, closed_loop

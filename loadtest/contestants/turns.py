@@ -28,7 +28,7 @@ from typing import Any
 import httpx
 
 from loadtest.contestants.contestants import add_service_options, service_on, settings
-from loadtest.contestants.servers import ServerProcess, ServerSetup, running
+from loadtest.servers import ServerProcess, ServerSetup, running
 from loadtest.traffic.figures import Figures, machine, median, medians, percentile, ratios, report, table
 from loadtest.traffic.requests import ImageRequest, LoadClient, Reply, StreamError, prompts
 from loadtest.traffic.traffic import Mix

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from loadtest.contestants.servers import ROOT, running, service
+from loadtest.servers import ROOT, running, service
 from loadtest.suite import report
 from loadtest.suite.sample import Measurement, read
 from loadtest.suite.scenarios import MAX_QUEUE, SCENARIOS, Scenario, judge, pictures_per_second

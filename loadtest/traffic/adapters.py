@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from loadtest.contestants.servers import EMBEDDED, ROOT
+from loadtest.servers import EMBEDDED, ROOT
 
 Targets = Literal["attention", "all-linear"]
 

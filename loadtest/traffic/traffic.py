@@ -12,7 +12,7 @@ from itertools import chain, cycle, islice
 
 import numpy as np
 
-from loadtest.contestants.servers import ServerProcess
+from loadtest.servers import ServerProcess
 from loadtest.traffic.figures import Figures, median, percentile
 from loadtest.traffic.requests import ImageRequest, LoadClient, Reply
 

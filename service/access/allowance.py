@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from service.access.priority import HIGHEST, NORMAL, Priority, rank_of
+from service.wire.schema import HIGHEST, NORMAL, Priority, rank_of
 
 
 @dataclass(frozen=True, kw_only=True)

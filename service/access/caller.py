@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from longcat.adapter.reference import parse_reference
 from longcat.errors import AdapterError, UserError
 from service.access.allowance import UNLIMITED, Allowance
-from service.access.priority import Priority, rank_of
+from service.wire.schema import Priority, rank_of
 
 
 class Role(StrEnum):

@@ -24,7 +24,7 @@ from longcat.storage.regular import open_regular
 from longcat.validation import ProblemValueError, problems_of
 from service.access.allowance import Allowance
 from service.access.caller import Caller, Role
-from service.access.priority import NORMAL, Priority
+from service.wire.schema import NORMAL, Priority
 
 KEY_PREFIX = "litho-"
 """Begins every key, so that scanners of repositories and logs can find one that has leaked."""

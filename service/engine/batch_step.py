@@ -10,8 +10,8 @@ from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots
 from service.engine.request_state import RequestState, ScheduledImage
 from service.engine.scheduling.scheduler import Scheduler, rows_of
-from service.engine.timeline import StepInterval
 from service.engine.workers import device_time
+from service.observability.timeline import StepInterval
 
 log = logging.getLogger("lithograph")
 

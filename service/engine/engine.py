@@ -31,9 +31,9 @@ from service.engine.request_state import OnEvent, RequestState, ScheduledImage
 from service.engine.scheduling.admission import ImageAdmission
 from service.engine.scheduling.scheduler import Scheduler
 from service.engine.slot_table import Adapter, SlotTable
-from service.engine.timeline import Phase, Timeline
 from service.engine.workers import Workers
 from service.memory.admission import StepMemory
+from service.observability.timeline import Phase, Timeline
 from service.wire.errors import wrapped
 from service.wire.events import ErrorEvent, StepEvent
 from service.wire.messages import GenerateCommand

@@ -11,13 +11,12 @@ from longcat.sampling.denoise import Denoising
 from longcat.sampling.encoding.source import EncodedSource
 from longcat.sampling.slots import SlotUse
 from longcat.sampling.updates.conditioner import AdapterUse
-from service.access.priority import rank_of
 from service.engine.slot_table import Adapter
-from service.engine.timeline import Timeline
+from service.observability.timeline import Timeline
 from service.wire.events import Event, Picture, ResultEvent
 from service.wire.messages import GenerateCommand
 from service.wire.picture import MEDIA_TYPES
-from service.wire.schema import AppliedAdapter, ResolvedRequest, Timings
+from service.wire.schema import AppliedAdapter, ResolvedRequest, Timings, rank_of
 
 Size = tuple[int, int]
 """Height and width in px."""

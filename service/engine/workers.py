@@ -24,7 +24,7 @@ from service.engine.inline_executor import InlineExecutor
 from service.engine.request_state import RequestState, ScheduledImage
 from service.engine.sampling_defaults import with_defaults_of
 from service.engine.slot_table import Adapter
-from service.engine.timeline import Phase
+from service.observability.timeline import Phase
 from service.wire.events import AcceptedEvent, Picture, PreviewEvent
 from service.wire.picture import PictureWriter, encode_preview
 

@@ -18,7 +18,6 @@ from longcat.sampling.encoding.source_picture import SourcePicture
 from longcat.sampling.prompt import Tokenize
 from service.access.caller import Caller, Role
 from service.access.cost import pixel_steps_of
-from service.access.priority import NORMAL
 from service.config import ServiceConfig
 from service.http.error_responses import error_body, error_shape_of
 from service.http.exchange.exchange import Exchange
@@ -32,7 +31,7 @@ from service.wire.events import ErrorEvent, Event, ResultEvent
 from service.wire.limits import Limits
 from service.wire.messages import AdapterReport, GenerateCommand
 from service.wire.picture import ModelIdentity
-from service.wire.schema import GenerateRequest, ResolvedRequest
+from service.wire.schema import NORMAL, GenerateRequest, ResolvedRequest
 from service.wire.state import ServicePhase, ServiceState
 
 log = logging.getLogger("lithograph")

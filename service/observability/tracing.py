@@ -22,7 +22,7 @@ from contextvars import ContextVar
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from service.engine.timeline import Phase, Timeline
+from service.observability.timeline import Phase, Timeline
 from service.wire.messages import GenerateCommand
 
 if TYPE_CHECKING:

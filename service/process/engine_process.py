@@ -24,10 +24,10 @@ from longcat.model.tokenizer import plain_ids
 from service.access.usage import UsageLedger
 from service.config import ServiceConfig
 from service.observability import metrics
-from service.observability.finished_requests import FinishedRequests
 from service.observability.tracing import Tracing
 from service.process.engine_commands import EngineCommands, Receive, Send
 from service.process.engine_start import see_only
+from service.process.finished_requests import FinishedRequests
 from service.wire.editing.reading import blank_file
 from service.wire.limits import Limits
 from service.wire.messages import Heartbeat, engine_mailbox

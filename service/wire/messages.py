@@ -12,9 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from longcat.adapter.manifest import Sampling
 from longcat.problem import Problem
 from longcat.sampling.encoding.source_picture import SourcePicture
-from service.access.priority import NORMAL, Priority
 from service.wire.events import Event
-from service.wire.schema import ResolvedRequest
+from service.wire.schema import NORMAL, Priority, ResolvedRequest
 
 
 @dataclass(frozen=True, kw_only=True)

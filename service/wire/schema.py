@@ -4,7 +4,7 @@ A request is checked twice: its shape by pydantic, then against the model and th
 fills in defaults.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticKnownError
@@ -14,7 +14,6 @@ from longcat.problem import Problem
 from longcat.sampling.encoding.source_picture import steps_kept
 from longcat.sampling.quality import Quality, Tolerance
 from longcat.validation import ProblemValueError
-from service.access.priority import Priority
 from service.wire.editing.fields import EditFields, ResolvedEdit
 
 SMALLEST_PX = GRID_PX
@@ -26,6 +25,17 @@ MAX_ADAPTERS = 4
 """Most adapters of one request: other requests wait for each slot that it holds."""
 
 OutputFormat = Literal["png", "jpeg", "webp"]
+
+Priority = Literal["low", "normal", "high"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+"""From the lowest to the highest."""
+NORMAL: Priority = "normal"
+HIGHEST: Priority = PRIORITIES[-1]
+
+
+def rank_of(priority: Priority) -> int:
+    """Return the place of a priority: the higher, the sooner its requests are admitted."""
+    return PRIORITIES.index(priority)
 
 
 class AdapterChoice(BaseModel):

@@ -10,12 +10,11 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import Response
 
-from studio.context import studio_of
+from studio.context import TrainingServices, studio_of
 from studio.datasets.bulk import Action, CaptionEdit
 from studio.datasets.captions import read_captions
 from studio.datasets.datasets import Dataset, ScanProgress, ScanTerms
 from studio.datasets.filters import Filter, Kind, entries_of
-from studio.training.services import TrainingServices
 from studio.web.errors import FormError
 from studio.web.forms import read_form, text_of
 from studio.web.pages import redirect, render

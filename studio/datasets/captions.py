@@ -6,7 +6,7 @@ from pathlib import Path
 from longcat.errors import DataError
 from longcat.problem import reason_of
 from longcat.storage.atomic import write_atomically
-from trainer.data.captions.encoding import decode_text
+from trainer.config.reading.text_encoding import decode_text
 
 MOST_CHARACTERS = 20_000
 _MOST_BYTES = 2**20

@@ -15,13 +15,12 @@ from starlette.responses import FileResponse, Response
 
 from longcat.errors import DataError, UserError
 from longcat.problem import Problem
-from studio.context import studio_of
+from studio.context import TrainingServices, studio_of
 from studio.datasets.captions import read_captions, write_captions
 from studio.datasets.cards import card_of
 from studio.datasets.datasets import Dataset, ScanProgress, ScanTerms, Strategy
 from studio.datasets.filters import KINDS, CaptionedPicture, Filter, entries_of, tag_counts
 from studio.datasets.uploads import Received, add, create
-from studio.training.services import TrainingServices
 from studio.web.errors import ChangeForbiddenError, FormError, PageNotFoundError
 from studio.web.forms import text_of
 from studio.web.pages import is_fragment, redirect, render

@@ -23,7 +23,7 @@ from typing import IO, BinaryIO
 from longcat.errors import DataError
 from longcat.problem import Problem, reason_of
 from longcat.storage.disk import writing
-from trainer.data.captions.encoding import decode_text
+from trainer.config.reading.text_encoding import decode_text
 from trainer.data.captions.reader import CAPTION_ENDINGS
 from trainer.data.pictures import ENDINGS, inspect
 

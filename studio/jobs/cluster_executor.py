@@ -22,8 +22,8 @@ from studio.jobs.cluster_settings import ClusterSettings
 from studio.jobs.executor import Executor, ExecutorStatus, run_in, steps_in, tail
 from studio.jobs.log_record import metrics_of_log, record_of_log
 from studio.jobs.record import CONFIG_FILE, EXIT_FILE, LOG_FILE, JobRecord
-from trainer.config.file import load_config
 from trainer.config.options import TrainConfig
+from trainer.config.reading.file import load_config
 from trainer.record.run_file import MetricsLine, RunRecord
 
 _KEPT_SECONDS = 3.0

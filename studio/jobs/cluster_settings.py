@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from lithograph.kubernetes.job_settings import JobSettings
 from longcat.errors import ConfigError
 from longcat.validation import problems_of
-from trainer.config.file import read_json
+from trainer.config.reading.file import read_json
 
 
 class ClusterSettings(JobSettings):

@@ -23,8 +23,8 @@ from longcat.process.identity import is_process, started_after_boot
 from longcat.process.parent import PARENT_OPTION
 from studio.jobs.record import CONFIG_FILE, EXIT_FILE, LOG_FILE, OUTPUT, JobRecord, Process
 from studio.training.boundary import Boundary
-from trainer.config.file import load_config
 from trainer.config.options import TrainConfig
+from trainer.config.reading.file import load_config
 from trainer.record.run_file import MetricsLine, RunRecord, read_metrics, read_run
 
 _SHELL = f"""trap : TERM INT HUP

@@ -8,7 +8,7 @@ from pathlib import Path
 from longcat.problem import Problem
 from studio.jobs.executor import ExecutorStatus
 from studio.jobs.record import JobRecord, State
-from trainer.outcome import INTERRUPTED, KILLED, TERMINATED, Outcome
+from trainer.record.outcome import INTERRUPTED, KILLED, TERMINATED, Outcome
 from trainer.record.run_file import RunRecord
 
 _TERMINATED = {TERMINATED, INTERRUPTED, -signal.SIGTERM, -signal.SIGINT}

@@ -21,7 +21,7 @@ from studio.web.errors import PageNotFoundError
 from studio.web.forms import read_form, text_of
 from studio.web.pages import is_fragment, redirect, render
 from studio.web.samples import ShownSample, render_sample
-from trainer.outcome import INTERRUPTED, KILLED, TERMINATED, Outcome
+from trainer.record.outcome import INTERRUPTED, KILLED, TERMINATED, Outcome
 from trainer.record.prompts_file import ChangedPrompts
 from trainer.record.run_file import MetricsLine
 

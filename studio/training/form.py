@@ -14,9 +14,9 @@ from pydantic.fields import FieldInfo
 from longcat.errors import ConfigError
 from longcat.problem import Problem
 from longcat.validation import names_of
-from trainer.config.file import make_config
-from trainer.config.json_text import parse_json
 from trainer.config.options import TrainConfig
+from trainer.config.reading.file import make_config
+from trainer.config.reading.json_text import parse_json
 from trainer.config.simpletuner.options import our_name, split_foreign
 
 Kind = Literal["text", "number", "integer", "switch", "choice", "lines", "json"]

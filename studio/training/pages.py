@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from longcat.errors import ConfigError, HubError, UserError
 from longcat.problem import Problem
-from studio.context import studio_of
+from studio.context import TrainingServices, studio_of
 from studio.datasets.cards import card_of
 from studio.training.boundary import Boundary
 from studio.training.forecast_view import decided_settings, figures
@@ -30,7 +30,6 @@ from studio.training.form import (
 )
 from studio.training.goals import GOALS, MODELS, Goal, goal_options, starting_options
 from studio.training.option_names import option_names
-from studio.training.services import TrainingServices
 from studio.web.errors import ConfigFileError, PageNotFoundError
 from studio.web.forms import text_of
 from studio.web.language import Language

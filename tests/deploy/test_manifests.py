@@ -16,9 +16,9 @@ from lithograph.__main__ import cli
 from service.config import AdapterConfig
 from tests.deploy.manifest_rules import problems, quantity
 from tests.deploy.manifests import K8S, Object, Objects, containers, pod_template, render
-from trainer.config.assignments import parse_assignments
-from trainer.config.file import load_config
-from trainer.outcome import Outcome
+from trainer.config.reading.assignments import parse_assignments
+from trainer.config.reading.file import load_config
+from trainer.record.outcome import Outcome
 
 CUSTOM = {
     "ClusterQueue", "LocalQueue", "PodMonitor", "PrometheusRule", "ResourceFlavor", "ScaledObject", "ServiceMonitor",

@@ -15,8 +15,8 @@ from PIL import Image
 from tests import ROOT
 from tests.conftest import free_port
 from tests.docs.pages import blocks, script
-from trainer.config.file import load_config
-from trainer.config.json_text import parse_json
+from trainer.config.reading.file import load_config
+from trainer.config.reading.json_text import parse_json
 
 ENGLISH = ROOT / "docs" / "quickstart.md"
 CHINESE = ROOT / "docs" / "quickstart.zh.md"

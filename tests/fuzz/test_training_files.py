@@ -24,14 +24,14 @@ from tests.fuzz.values.strange import (
     changed,
     json_bytes,
 )
-from trainer.config.assignments import parse_assignments
 from trainer.config.dataset_options import DatasetConfig
-from trainer.config.file import load_config, read_prompts
 from trainer.config.options import TrainConfig
+from trainer.config.reading.assignments import parse_assignments
+from trainer.config.reading.file import load_config, read_prompts
+from trainer.config.reading.text_encoding import decode_text
 from trainer.config.settings import public_options
 from trainer.data.buckets import bucket_choices
 from trainer.data.captions.compose import tag_orders, with_trigger_words
-from trainer.data.captions.encoding import decode_text
 from trainer.data.captions.language import detect_language
 from trainer.data.scan import scan
 from trainer.data.scanning.dataset_scan import PromptLimit, ScanOptions

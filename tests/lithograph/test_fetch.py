@@ -7,7 +7,7 @@ from pathlib import Path
 
 from longcat.model.flavour import EMBEDDED_FOLDER, Flavour
 from tests.hub import COMMIT, hub
-from trainer.outcome import Outcome
+from trainer.record.outcome import Outcome
 
 
 def fetch(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:

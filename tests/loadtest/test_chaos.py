@@ -64,7 +64,9 @@ def test_every_reply_is_judged(status: int, content: bytes, outcome: str, monkey
     monkeypatch.setattr(load, "_SLACK_SECONDS", 0.2)
 
     async def run() -> Load:
-        deadline_seconds = 0.5 if outcome == HUNG else 60.0  # a busy machine must not turn another outcome into this one
+        deadline_seconds = (
+            0.5 if outcome == HUNG else 60.0
+        )  # a busy machine must not turn another outcome into this one
         server = ConfiguredServer()
         asking = Load([{"prompt": "a cat"}], clients=2, deadline_seconds=deadline_seconds, seed=0)
         async with server.running():

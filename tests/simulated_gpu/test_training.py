@@ -12,7 +12,7 @@ from tests.simulated_gpu.device import Counting, Counts
 from tests.trainer.trainings import SMALL, write_pictures
 from trainer.commands.configuration import read_config
 from trainer.loop.loop import Loop
-from trainer.outcome import Outcome
+from trainer.record.outcome import Outcome
 from trainer.record.progress import StepReport
 from trainer.run.pipeline import train
 

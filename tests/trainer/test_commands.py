@@ -10,7 +10,7 @@ from PIL import Image
 from tests.conftest import run_lithograph
 from tests.trainer.data.scanning import picture
 from trainer.commands.training import configure
-from trainer.config.file import load_config
+from trainer.config.reading.file import load_config
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from longcat.logs import log_event
-from trainer.config.assignments import parse_assignments
-from trainer.config.file import load_config
 from trainer.config.options import TrainConfig
+from trainer.config.reading.assignments import parse_assignments
+from trainer.config.reading.file import load_config
 
 _PREFIX = "LITHOGRAPH_TRAIN_"
 _NOT_CONFIGURATION = ("CONFIG", "LOG_FORMAT")

@@ -16,7 +16,7 @@ def exit_code_of(run: Callable[[], int], *, as_json: bool = False) -> int:
     try:
         return run()
     except (LithographError, MemoryError, RuntimeError) as error:
-        from trainer.outcome import Outcome, outcome_of, problems_of
+        from trainer.record.outcome import Outcome, outcome_of, problems_of
 
         outcome = outcome_of(error)
         if not isinstance(error, LithographError) and outcome is not Outcome.OUT_OF_MEMORY:

@@ -7,8 +7,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from longcat.model.shape import GRID_PX
 from trainer.config.dataset_options import DatasetConfig, FilePath, PathText
+from trainer.config.distillation import DistillationConfig
 from trainer.config.simpletuner.lycoris import LycorisConfig
-from trainer.distill.options import DistillationConfig
 
 _Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _Optional = Annotated[int, Field(ge=0, le=2**31 - 1)]

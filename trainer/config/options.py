@@ -1,6 +1,6 @@
 """The options of a training, under SimpleTuner's names, validated. No torch: the web page builds its form from it.
 
-``trainer.config.fields`` has the fields, ``trainer.config.file`` reads a file.
+``trainer.config.fields`` has the fields, ``trainer.config.reading.file`` reads a file.
 """
 
 import re
@@ -26,7 +26,7 @@ from trainer.config.card_options import card_problems
 from trainer.config.consistency import consistency_problems
 from trainer.config.dataset_options import DatasetConfig, parse_sizes, width_and_height
 from trainer.config.fields import TrainFields
-from trainer.config.json_text import unusable_text
+from trainer.config.reading.json_text import unusable_text
 
 
 class TrainConfig(TrainFields):

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from longcat.storage.atomic import write_atomically
 from longcat.validation import problems_of
-from trainer.config.json_text import unusable_text
 from trainer.config.options import TrainConfig
+from trainer.config.reading.json_text import unusable_text
 
 
 def ask(output: Path) -> None:

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator
 from longcat.errors import DataError
 from longcat.model.flavour import Description, Flavour
 from longcat.problem import reason_of
+from trainer.config.distillation import DistillationConfig
 from trainer.config.options import TrainConfig
+from trainer.config.reading.text_encoding import decode_text
 from trainer.data.buckets import Bucket, Crop, bucket_choices
-from trainer.data.captions.encoding import decode_text
 from trainer.data.captions.table import LINE_ENDS
 from trainer.data.inventory import Dropped, Inventory
 from trainer.data.report import write_report
 from trainer.data.sample import Sample
 from trainer.data.scan import REPORT_FILE, mark_output, prompt_limit
 from trainer.data.scanning.limits import too_long
-from trainer.distill.options import DistillationConfig
-from trainer.loop.randomness import derive, python_rng
+from trainer.randomness import derive, python_rng
 
 
 def take_prompts(config: TrainConfig, find_model: Callable[[], Flavour | Description]) -> Inventory:

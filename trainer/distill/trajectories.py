@@ -18,9 +18,9 @@ from torch import Tensor
 from longcat.model.shape import image_tokens
 from longcat.sampling import flow, latents
 from longcat.sampling.encoding.files import key_of, prompt_rows
+from trainer.config.distillation import DistillationConfig
 from trainer.data.buckets import Bucket
 from trainer.data.sample import Sample
-from trainer.distill.options import DistillationConfig
 from trainer.distill.prompts import noise_seed
 from trainer.encode.cache import Cache, fill
 from trainer.encode.preparation import Encoders, OnDone

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from trainer.data.sample import Sample
 from trainer.distill.trajectories import Trajectories, model_times
-from trainer.loop.randomness import derive, python_rng
 from trainer.loop.step import Batch, predict
+from trainer.randomness import derive, python_rng
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 ``<output_dir>/checkpoints/step-00000500/``: ``adapter.safetensors``, ``best.safetensors`` (with evaluations: the adapter of
 the best one so far), ``state.pt`` (optimizer, schedule, EMA: tensors and plain values, read with ``weights_only``) and
 ``checkpoint.json`` with the SHA-256 of each, the options, and hashes of base and data. Randomness and the sampler's position
-follow from the step (``trainer.loop.randomness``).
+follow from the step (``trainer.randomness``).
 """
 
 import logging

@@ -12,7 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from longcat.process.parent import PARENT_OPTION
-from trainer.outcome import Outcome
+from trainer.record.outcome import Outcome
 
 _COMMAND = "lithograph"
 _SIGNAL_OFFSET = 128

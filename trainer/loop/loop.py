@@ -24,6 +24,7 @@ from trainer.loop.batch_source import BatchSource
 from trainer.loop.checkpoint import Origin, find_checkpoint, save_checkpoint
 from trainer.loop.continuation import OTHER_DATA, other_base
 from trainer.loop.distributed import ProcessGroup
+from trainer.loop.evaluation.evaluations import Evaluations
 from trainer.loop.interruption import Interruption
 from trainer.loop.optimizer import OptimizerSettings, clip_gradients, make_optimizer, make_schedule, restore, set_mode
 from trainer.loop.sampler import Sampler
@@ -31,7 +32,6 @@ from trainer.loop.step import Objective, loss_of
 from trainer.model.lora import load_weights, weights_of
 from trainer.record.averages import LossHistory
 from trainer.record.progress import RunProgress, StepReport
-from trainer.validation.evaluations import Evaluations
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from trainer.data.buckets import Bucket
 from trainer.data.sample import Sample, groups_of
-from trainer.loop.randomness import python_rng
+from trainer.randomness import python_rng
 
 
 class Sampler:

@@ -27,8 +27,8 @@ from trainer.data.captions.compose import compose_caption
 from trainer.data.sample import Sample
 from trainer.encode.cache import Cache
 from trainer.encode.preparation import Encoders
-from trainer.loop.randomness import derive, python_rng, torch_rng
 from trainer.model.base import without_adapter
+from trainer.randomness import derive, python_rng, torch_rng
 
 
 @dataclass(frozen=True, kw_only=True)

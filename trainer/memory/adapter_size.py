@@ -4,8 +4,8 @@ import math
 
 from longcat.model.memory.weights import Transformer
 from trainer.config.simpletuner.lycoris_layer import LayerOptions
+from trainer.config.targets import selects
 from trainer.memory.workload import Workload
-from trainer.model.targets import selects
 
 
 def is_target(workload: Workload, name: str) -> bool:

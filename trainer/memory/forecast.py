@@ -11,11 +11,11 @@ from longcat.model.memory.device import device_bytes, readable, usable_bytes
 from longcat.model.precision import Precision
 from trainer.config.dataset_options import width_and_height
 from trainer.config.options import TrainConfig
+from trainer.config.targets import check_fit
 from trainer.data.buckets import Bucket, bucket_choices
 from trainer.memory.alternatives import alternatives, choose, fits
 from trainer.memory.plan import Plan, plan
 from trainer.memory.workload import Workload
-from trainer.model.fit import check_fit
 
 if TYPE_CHECKING:
     import torch

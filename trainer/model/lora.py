@@ -18,11 +18,11 @@ from longcat.adapter.weights.file import load_lora
 from longcat.adapter.weights.lora import Layer, LoraLayer, LoraWeights
 from longcat.errors import AdapterError, ConfigError
 from trainer.config.simpletuner.lycoris import LycorisConfig
-from trainer.loop.randomness import derive
-from trainer.model.fit import lora_targets
+from trainer.config.targets import lora_targets
 from trainer.model.forward import slim
 from trainer.model.lycoris import LycorisLinear, inject_lycoris, lycoris_layers
 from trainer.model.magnitude import Magnitude
+from trainer.randomness import derive
 
 ADAPTER = "default"
 """PEFT's name of the one adapter in each layer."""

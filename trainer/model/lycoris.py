@@ -14,7 +14,7 @@ from longcat.adapter.modules import linear_modules
 from longcat.adapter.weights.lycoris import LycorisLayer, lycoris_layer, pairs, scaled_by
 from trainer.config.simpletuner.lycoris import LycorisConfig
 from trainer.config.simpletuner.lycoris_layer import LayerOptions
-from trainer.model.fit import lycoris_targets
+from trainer.config.targets import lycoris_targets
 
 
 class LycorisLinear(nn.Module):

@@ -1,1 +1,1 @@
-"""The record of a run: progress, metrics, run file, boards, bar."""
+"""The record of a run: progress, outcome, metrics, run file, boards, bar."""

@@ -17,11 +17,11 @@ from typing import Any, Literal, Self
 from longcat.errors import DataError
 from longcat.logs import log_event
 from longcat.problem import Problem
-from trainer.outcome import problems_of
 from trainer.record.averages import StepReport
 from trainer.record.bar import Bar, open_bar
 from trainer.record.boards.board import Board, open_boards
 from trainer.record.metrics import Endpoint, Pusher, TrainerMetrics
+from trainer.record.outcome import problems_of
 from trainer.record.report_card import EvaluationRecord, NearestRecord, ReportCard
 from trainer.record.run_file import (
     CacheRecord,

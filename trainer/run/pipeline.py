@@ -10,7 +10,7 @@ from trainer.config.options import TrainConfig
 from trainer.config.settings import public_options, select
 from trainer.loop.distributed import ProcessGroup
 from trainer.loop.interruption import InterruptedTraining, Interruption
-from trainer.outcome import Outcome, outcome_of, problems_of
+from trainer.record.outcome import Outcome, outcome_of, problems_of
 from trainer.run.completion import nothing_to_do
 from trainer.run.preparation import Prepared, prepare
 from trainer.run.publish import PublishSettings, TrainedAdapter, keep, publish_adapter

@@ -8,6 +8,7 @@ from longcat.model.flavour import describe
 from longcat.problem import Problem
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
+from trainer.config.targets import check_fit
 from trainer.data.inventory import Inventory
 from trainer.data.scan import take_inventory
 from trainer.distill.prompts import take_prompts
@@ -15,15 +16,14 @@ from trainer.encode.preparation import Encoders
 from trainer.loop.checkpoint import find_manifest
 from trainer.loop.continuation import continue_with
 from trainer.loop.distributed import ProcessGroup
+from trainer.loop.evaluation.probes import Probe, probes_of
 from trainer.loop.sampler import Sampler
 from trainer.model.base import check_machine, prepare_model
-from trainer.model.fit import check_fit
 from trainer.model.lora import check_init_lora
 from trainer.record.boards.trackers import check_trackers
 from trainer.record.run_file import make_output_dir
 from trainer.run.publish import PublishSettings
 from trainer.validation.changed_prompts import with_changes
-from trainer.validation.probes import Probe, probes_of
 from trainer.validation.prompts import (
     PromptSettings,
     ValidationPrompt,

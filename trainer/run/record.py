@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from longcat.errors import DataError
 from trainer.config.options import TrainConfig
 from trainer.config.settings import public_options
-from trainer.outcome import outcome_of, problems_of
+from trainer.record.outcome import outcome_of, problems_of
 from trainer.record.progress import RunProgress
 from trainer.record.run_file import RUN_FILE, make_output_dir, read_run
 

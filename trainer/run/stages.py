@@ -16,6 +16,8 @@ from trainer.encode.preparation import captions_of, dark_masks, encode_captions,
 from trainer.loop.checkpoint import Origin
 from trainer.loop.continuation import recorded_options
 from trainer.loop.distributed import ProcessGroup
+from trainer.loop.evaluation.evaluations import Evaluations, EvaluationSettings
+from trainer.loop.evaluation.held_out_loss import HeldOutLoss
 from trainer.loop.interruption import Interruption
 from trainer.loop.loop import Loop, LoopSettings, TrainableModel
 from trainer.loop.optimizer import OptimizerSettings
@@ -28,8 +30,6 @@ from trainer.model.offload import PlacementSettings, place
 from trainer.record.progress import RunProgress
 from trainer.run.preparation import Prepared
 from trainer.validation.changed_prompts import NextPrompts
-from trainer.validation.evaluations import Evaluations, EvaluationSettings
-from trainer.validation.held_out_loss import HeldOutLoss
 from trainer.validation.nearest import NearestPictures
 from trainer.validation.prompts import (
     PromptSettings,

@@ -1,1 +1,1 @@
-"""Validation, in training and after it: prompts sampled with base and adapter, and losses on held-out pictures."""
+"""Validation, in training and after it: prompts sampled with base and adapter."""

@@ -10,10 +10,10 @@ from longcat.errors import ConfigError
 from longcat.model.precision import Precision
 from longcat.problem import Problem
 from trainer.config.dataset_options import width_and_height
-from trainer.config.file import read_prompts
+from trainer.config.distillation import DistillationConfig
+from trainer.config.reading.file import read_prompts
 from trainer.data.captions.language import detect_language
 from trainer.data.sample import Sample
-from trainer.distill.options import DistillationConfig
 from trainer.encode.preparation import Encoders
 
 _DEFAULT_PROMPTS = ("一个红苹果", "a red apple")

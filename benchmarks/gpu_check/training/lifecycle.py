@@ -11,8 +11,8 @@ from benchmarks.gpu_check.subjects.pictures import read_pixels
 from benchmarks.gpu_check.training.commands import end_of, start, train_command
 from benchmarks.gpu_check.variants.server import serve_setup
 from lithograph.client.client import Client
-from loadtest.contestants.servers import ServerProcess
-from trainer.outcome import Outcome
+from loadtest.servers import ServerProcess
+from trainer.record.outcome import Outcome
 from trainer.record.run_file import read_run
 
 _STEPS = 12

@@ -15,7 +15,7 @@ from benchmarks.gpu_check.subjects.trainings import DTYPE, RepeatedTraining, bat
 from benchmarks.memory_plan import PlanCase
 from longcat.adapter.modules import linear_modules
 from longcat.errors import UserError
-from trainer.model.fit import lora_targets
+from trainer.config.targets import lora_targets
 
 _PRECISIONS = ("no_change", "int8-torchao", "int8-quanto", "fp8-torchao", "int4-quanto")
 _DTYPE_NAME = str(DTYPE).removeprefix("torch.")

@@ -14,7 +14,7 @@ from benchmarks.gpu_check.subjects.adapters import ATTENTION, random_adapter
 from benchmarks.gpu_check.subjects.pictures import read_pixels
 from lithograph.client.client import Client
 from lithograph.client.errors import ServiceError
-from loadtest.contestants.servers import ServerProcess, ServerSetup
+from loadtest.servers import ServerProcess, ServerSetup
 from longcat.adapter.publishing import set_latest
 from longcat.adapter.weights.draft import draft_of, publish_lora
 from longcat.model.flavour import resolve

@@ -4,10 +4,10 @@ A parked image keeps its latents, and gives back its rows and adapter slots unti
 same: a step depends on nothing but the image's own state.
 """
 
-from service.access.priority import HIGHEST, rank_of
 from service.engine.request_state import RequestState, ScheduledImage
 from service.engine.scheduling.scheduler import Scheduler
 from service.engine.slot_table import SlotTable
+from service.wire.schema import HIGHEST, rank_of
 
 MOST_PARKINGS = 3
 """Times that an image is parked, at most."""

@@ -20,10 +20,10 @@ key's ``cost`` in pixel-steps (``service.access.cost``) and its share of all key
 from collections import Counter
 from collections.abc import Collection
 
-from service.access.priority import HIGHEST, rank_of
 from service.engine.request_state import RequestState, ScheduledImage, Size
 from service.engine.scheduling.fair_shares import FairShares
 from service.memory.admission import StepMemory
+from service.wire.schema import HIGHEST, rank_of
 
 _MIN_ROWS = 2
 """Rows that every size gets, however large: one image with guidance."""

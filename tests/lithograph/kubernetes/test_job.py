@@ -18,9 +18,9 @@ from lithograph.kubernetes.training_job import TrainingJob, template
 from longcat.errors import ClusterError, ConfigError, JobError
 from tests import ROOT
 from tests.conftest import free_port, run_lithograph
-from trainer.config.file import load_config
 from trainer.config.options import TrainConfig
-from trainer.outcome import MEANINGS, Outcome
+from trainer.config.reading.file import load_config
+from trainer.record.outcome import MEANINGS, Outcome
 
 OPTIONS: dict[str, Any] = {
     "model_flavour": "embedded",

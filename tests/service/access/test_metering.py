@@ -6,7 +6,7 @@ from service.access import metering
 from service.access.allowance import Allowance
 from service.access.caller import ANYONE, Caller, ForbiddenError, Role
 from service.access.metering import KeyMeters, RateLimitError
-from service.access.priority import PRIORITIES, Priority
+from service.wire.schema import PRIORITIES, Priority
 
 
 class Clock:

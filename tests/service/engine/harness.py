@@ -13,14 +13,13 @@ from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import LithographError, UnknownAdapterError
 from longcat.model.loading import Components
 from longcat.sampling.encoding.source_picture import SourcePicture
-from service.access.priority import NORMAL, Priority
 from service.engine.engine import Engine
 from service.engine.slot_table import Adapter
 from service.wire.events import ErrorEvent, Event, ResultEvent, StepEvent
 from service.wire.messages import GenerateCommand
 from service.wire.picture import ModelIdentity, PictureWriter
 from service.wire.provenance import ProvenanceConfig
-from service.wire.schema import AdapterChoice, ResolvedRequest
+from service.wire.schema import NORMAL, AdapterChoice, Priority, ResolvedRequest
 from tests.longcat.sampling.test_layers_beside_blocks import beside
 from tests.longcat.sampling.test_slots import random_lora
 

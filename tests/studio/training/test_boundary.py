@@ -10,10 +10,10 @@ from starlette.testclient import TestClient
 
 from studio.app import create_app
 from studio.config import StudioConfig
+from studio.context import TrainingServices
 from studio.jobs.record import CONFIG_FILE, State
 from studio.training.boundary import HOLDINGS, Boundary
 from studio.training.form import as_typed
-from studio.training.services import TrainingServices
 from tests.studio.training.test_pages import HERE, HTMX, png
 from trainer.config.dataset_options import DatasetConfig
 from trainer.config.options import TrainConfig

@@ -14,9 +14,9 @@ from starlette.testclient import TestClient
 
 from studio.app import create_app
 from studio.config import StudioConfig
+from studio.context import TrainingServices
 from studio.jobs.record import State
 from studio.training.form import as_typed
-from studio.training.services import TrainingServices
 from tests.studio.context import studio_of
 
 HERE = "http://127.0.0.1:8001"

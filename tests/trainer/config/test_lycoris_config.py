@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from longcat.errors import ConfigError
-from trainer.config.file import load_config
 from trainer.config.options import TrainConfig
+from trainer.config.reading.file import load_config
 from trainer.config.settings import public_options
 
 # SimpleTuner's example longcat-image-edit.lycoris-lokr.

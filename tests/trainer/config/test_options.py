@@ -6,8 +6,8 @@ import pytest
 from longcat.errors import ConfigError
 from longcat.problem import Problem
 from tests import ROOT
-from trainer.config.file import load_config
 from trainer.config.options import TrainConfig
+from trainer.config.reading.file import load_config
 from trainer.config.simpletuner.options import foreign_keys
 
 QUICKSTART = """{

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from longcat.errors import ConfigError
-from trainer.config.file import load_config
 from trainer.config.options import TrainConfig
+from trainer.config.reading.file import load_config
 
 LONGCAT_EXAMPLE: dict[str, Any] = {
     "base_model_precision": "int8-quanto", "attention_mechanism": "native-flash", "checkpoint_step_interval": 10,

@@ -9,7 +9,7 @@ from PIL import Image
 from longcat.errors import ConfigError
 from tests.trainer.data.scanning import codes, config, keys, look, picture, reasons, warnings
 from trainer.config.dataset_options import DatasetConfig
-from trainer.config.file import make_config
+from trainer.config.reading.file import make_config
 from trainer.data.inventory import Inventory
 from trainer.data.pictures import read_mask, read_pixels
 from trainer.data.report import describe, report

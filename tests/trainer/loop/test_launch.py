@@ -10,7 +10,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from trainer.outcome import Outcome
+from trainer.record.outcome import Outcome
 
 
 def launch(*arguments: str) -> subprocess.Popen[str]:

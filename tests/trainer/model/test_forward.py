@@ -14,9 +14,9 @@ from longcat.adapter.modules import linear_modules
 from longcat.model.loading import Components
 from longcat.model.shape import image_tokens
 from longcat.sampling import latents
+from trainer.config.targets import lora_targets
 from trainer.model import low_rank
 from trainer.model.checkpointing import checkpoint_blocks
-from trainer.model.fit import lora_targets
 from trainer.model.forward import slim
 from trainer.model.low_rank import LowRankLinear
 

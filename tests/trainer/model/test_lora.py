@@ -19,9 +19,9 @@ from tests.longcat.sampling.test_layers_beside_blocks import PROMPT, served_velo
 from tests.longcat.sampling.test_slots import filled_slots
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
+from trainer.config.targets import check_fit, lora_targets
 from trainer.memory.forecast import forecast
 from trainer.model.checkpointing import checkpoint_blocks
-from trainer.model.fit import check_fit, lora_targets
 from trainer.model.lora import LoraSettings, inject, lora_layers, weights_of
 
 

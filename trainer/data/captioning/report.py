@@ -8,7 +8,7 @@ import click
 
 from trainer.data.captioning.folder import Captioned, Describe, caption_folder
 from trainer.data.captioning.text import TEMPLATE, CaptionLanguage
-from trainer.outcome import Outcome
+from trainer.record.outcome import Outcome
 
 _LANGUAGES: Mapping[str, Sequence[CaptionLanguage]] = {"zh": ("zh",), "en": ("en",), "both": ("zh", "en")}
 

@@ -12,8 +12,8 @@ from longcat.errors import DataError
 from longcat.problem import Problem
 from longcat.storage.interface import Entry
 from trainer.config.dataset_options import DatasetConfig
+from trainer.config.reading.text_encoding import decode_text
 from trainer.data.advice import some
-from trainer.data.captions.encoding import decode_text
 from trainer.data.captions.language import put_before
 from trainer.data.captions.shares import Caption, with_shares
 from trainer.data.captions.table import LINE_ENDS, Columns, Table, TableParser, captions_in, parsed_json

@@ -4,12 +4,11 @@ import itertools
 import math
 
 from longcat.sampling.quality import Quality
-from service.access.priority import NORMAL, Priority
 from service.engine.request_state import RequestState
 from service.engine.scheduling.waiting import HIGHER_SHARE, WaitingRequests
-from service.engine.timeline import Timeline
+from service.observability.timeline import Timeline
 from service.wire.messages import GenerateCommand
-from service.wire.schema import ResolvedRequest
+from service.wire.schema import NORMAL, Priority, ResolvedRequest
 
 EXACT: Quality = "exact"
 

@@ -12,7 +12,7 @@ from trainer.data.captions.compose import compose_caption, possible_captions
 from trainer.data.report import describe, report
 from trainer.data.sample import Sample
 from trainer.data.scanning.dataset_scan import PromptLimit
-from trainer.loop.randomness import python_rng
+from trainer.randomness import python_rng
 
 DRAWS = 3000
 

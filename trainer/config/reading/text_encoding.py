@@ -87,7 +87,7 @@ def _guessed(content: bytes) -> DecodedText:
     """Decode by the only encoding that explains the text.
 
     charset-normalizer's statistics are for longer texts: it decodes one in five of the captions in
-    ``tests/trainer/data/captions/test_encoding.py``.
+    ``tests/trainer/config/reading/test_text_encoding.py``.
     """
     likely = []
     for encoding, (name, is_likely) in _ENCODINGS.items():

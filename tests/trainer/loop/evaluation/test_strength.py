@@ -9,8 +9,8 @@ import torch
 from longcat.model.loading import Components
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
+from trainer.loop.evaluation.held_out_loss import at_strength
 from trainer.model.lora import LoraSettings, inject
-from trainer.validation.held_out_loss import at_strength
 
 LAYER = "transformer_blocks.0.attn.to_q"
 BLOCKS = {"apply_preset": {"target_module": ["LongCatImageAttention"]}}

@@ -5,7 +5,7 @@ import codecs
 import pytest
 
 from longcat.errors import DataError
-from trainer.data.captions.encoding import DecodedText, decode_text
+from trainer.config.reading.text_encoding import DecodedText, decode_text
 
 WESTERN = [
     "a child’s red ball", "a piñata", "café on a street", "créée à l’été", "naïve façade, “quoted” — dash…",

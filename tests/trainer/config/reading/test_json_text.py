@@ -3,7 +3,7 @@ import json
 import pytest
 
 from longcat.errors import ConfigError
-from trainer.config.json_text import parse_json
+from trainer.config.reading.json_text import parse_json
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from longcat.errors import PublicationGatedError
+from trainer.loop.evaluation.evaluations import interval_of
 from trainer.record.report_card import BANDS, EvaluationRecord, NearestRecord, ProbeRecord, ReportCard, findings
-from trainer.validation.evaluations import interval_of
 from trainer.validation.gate import GateSettings, gate, gated
 
 PROBES = tuple(

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 from longcat.errors import DeadlineError, UserError
 from service.access.usage import UsageLedger
-from service.engine.timeline import Phase, Timeline
 from service.observability import metrics
+from service.observability.timeline import Phase, Timeline
 from service.observability.tracing import Tracing
 from service.wire.editing.fields import kind_of
 from service.wire.events import ErrorEvent, ResultEvent

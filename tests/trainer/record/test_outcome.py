@@ -8,7 +8,7 @@ import torch
 
 from longcat.errors import ConfigError, DataError, LithographError, StorageError
 from longcat.problem import Problem
-from trainer.outcome import MEANINGS, OUTCOMES, Outcome, outcome_of, problems_of
+from trainer.record.outcome import MEANINGS, OUTCOMES, Outcome, outcome_of, problems_of
 
 
 def tree(kind: type[LithographError] = LithographError) -> Iterator[type[LithographError]]:

@@ -8,10 +8,10 @@ from diffusers import LongCatImageTransformer2DModel
 
 from longcat.adapter.weights.lora import LoraWeights
 from longcat.problem import Problem
+from trainer.loop.evaluation.held_out_loss import HeldOutLoss
 from trainer.model.lora import load_weights
 from trainer.record.progress import RunProgress
 from trainer.record.report_card import EvaluationRecord, ReportCard, StrengthRecord
-from trainer.validation.held_out_loss import HeldOutLoss
 
 _STRENGTHS = (0.0, 0.5, 0.75, 1.0, 1.25)
 """Strengths of the sweep."""

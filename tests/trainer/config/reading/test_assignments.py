@@ -6,7 +6,7 @@ import pytest
 
 from longcat.errors import ConfigError
 from tests.trainer.config.test_options import QUICKSTART, loaded, write
-from trainer.config.assignments import parse_assignments
+from trainer.config.reading.assignments import parse_assignments
 
 
 def test_arguments_override_the_file_in_every_spelling(tmp_path: Path) -> None:

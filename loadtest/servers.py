@@ -6,6 +6,7 @@ queue a thousand times a second.
 
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,6 @@ from pathlib import Path
 
 import httpx
 import psutil
-
-from loadtest.port import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EMBEDDED = ROOT / "longcat" / "embedded"
@@ -211,3 +210,11 @@ def running(recipes: Sequence[ServerSetup], logs: Path) -> Iterator[dict[str, Se
     finally:
         for server in servers.values():
             server.stop()
+
+
+def free_port() -> int:
+    """Return a loopback port that no process listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

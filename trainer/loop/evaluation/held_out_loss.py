@@ -21,13 +21,13 @@ from longcat.sampling.encoding.files import prompt_rows
 from trainer.encode.cache import Cache
 from trainer.encode.preparation import Encoders
 from trainer.loop.distributed import ProcessGroup
-from trainer.loop.randomness import torch_rng
+from trainer.loop.evaluation.probes import Probe
 from trainer.loop.step import Batch, loss_of, mask_weights
 from trainer.model.base import without_adapter
 from trainer.model.lora import ADAPTER, lora_layers
 from trainer.model.lycoris import lycoris_layers
+from trainer.randomness import torch_rng
 from trainer.record.report_card import Losses, ProbeRecord
-from trainer.validation.probes import Probe
 
 
 class HeldOutLoss:

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from longcat.errors import ConfigError
 from longcat.problem import Problem, reason_of
 from longcat.validation import problems_of
-from trainer.config.json_text import parse_json
 from trainer.config.options import TrainConfig
+from trainer.config.reading.json_text import parse_json
 from trainer.config.simpletuner.datasets import split_datasets
 from trainer.config.simpletuner.options import our_name, split_foreign
 

@@ -9,7 +9,7 @@ import pyjson5
 
 from longcat.errors import ConfigError
 from longcat.problem import Problem
-from trainer.data.captions.encoding import is_rather_gb18030
+from trainer.config.reading.text_encoding import is_rather_gb18030
 
 _MOST_NESTED = 32
 _OFFSET = re.compile(r"near (\d+)")

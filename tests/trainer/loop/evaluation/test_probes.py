@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.trainer.data.scanning import config, look, picture
 from trainer.data.sample import Sample
-from trainer.validation.probes import probes_of
+from trainer.loop.evaluation.probes import probes_of
 
 
 def samples(folder: Path, count: int, **given: object) -> tuple[Sample, ...]:
