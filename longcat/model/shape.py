@@ -39,6 +39,9 @@ VISION_TOKEN_PX = 28
 MOST_RATIO = 8
 """Longer side by shorter side of the most oblong picture that is edited: of a strip, the text encoder sees few tokens."""
 
+_SMALLER = 0.95
+"""Factor by which an area shrinks until a canvas of it is small enough."""
+
 TEMPLATE_PREFIX_TOKENS = 36
 """Tokens of the prompt template before the prompt, by LongCat-Image's tokenizer; the embedded model's makes 35 of it."""
 POSITION_POLICY = "transformers-4"
@@ -71,6 +74,18 @@ def canvas_size(*, width_px: int, height_px: int, area_px: float) -> tuple[int, 
     sides = width, width / (width_px / height_px)
     width_px, height_px = (int(side if side % TOKEN_PX == 0 else (side // TOKEN_PX + 1) * TOKEN_PX) for side in sides)
     return width_px, height_px
+
+
+def canvas_within(*, width_px: int, height_px: int, area_px: float, max_pixels: int) -> tuple[int, int]:
+    """Return the size at which a picture is edited, with a smaller area where that has more than ``max_pixels``."""
+    while math.prod(size := canvas_size(width_px=width_px, height_px=height_px, area_px=area_px)) > max_pixels:
+        area_px *= _SMALLER
+    return size
+
+
+def is_oblong(*, width_px: int, height_px: int) -> bool:
+    """Return True for a picture of which the text encoder would see too little to edit it."""
+    return max(width_px, height_px) > MOST_RATIO * min(width_px, height_px)
 
 
 def vision_tokens(*, width_px: int, height_px: int) -> int:

@@ -7,19 +7,14 @@ from longcat.model.published.models import HUB_IDS
 from longcat.model.shape import GRID_PX, TOKEN_PX
 from longcat.problem import Problem
 from trainer.config.fields import TrainFields
-from trainer.config.masks import mask_problems
+from trainer.config.links import link_problems
 
 
 def consistency_problems(config: TrainFields) -> Iterator[Problem]:
     """Yield the problems of options that contradict or lack others."""
-    if config.model_flavour in ("edit", "edit-turbo"):
-        yield Problem(
-            code="edit_flavour_unsupported", template="an image editing model, which cannot be trained here",
-            remedy_template="give final or dev", field="model_flavour", value=config.model_flavour,
-        )  # fmt: skip
     yield from _distillation_problems(config)
     yield from _dataset_problems(config)
-    yield from mask_problems(config.data_backend_config)
+    yield from link_problems(config.data_backend_config)
     yield from _regularisation_problems(config)
     yield from _folder_problems(config)
     if config.publish_to and not config.adapter_name:

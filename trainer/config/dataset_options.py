@@ -57,14 +57,19 @@ class DatasetConfig(BaseModel):
     type: Literal["local", "aws"] = "local"
     """local is a directory; aws is a bucket on S3, or on a store with the same protocol."""
     dataset_type: Literal["image", "eval", "conditioning"] = "image"
-    """image is trained on; eval is held out, to measure the loss; conditioning is masks of another dataset's pictures."""
-    conditioning_type: Literal["mask", "segmentation"] | None = None
-    """Kind of masks: mask weighs the loss by brightness, white by 1 and black by 0; segmentation weighs everything but black
-    by 1. Masks are read, resized and cropped like their pictures; their other options have no effect."""
+    """image is trained on; eval is held out, to measure the loss; conditioning is masks or references of another dataset's
+    pictures. An entry without it that has a conditioning_type, or that another names in conditioning_data, is conditioning.
+    """
+    conditioning_type: Literal["mask", "segmentation", "reference_strict", "reference_loose"] | None = None
+    """Kind of second pictures. mask weighs the loss by brightness, white by 1 and black by 0; segmentation weighs everything
+    but black by 1. References are what a model that edits is shown: reference_strict (the default of an entry that
+    conditioning_data names) is cropped as its picture and has its shape; reference_loose is cut evenly to the picture's
+    shape. Other options of masks and references have no effect, but for alpha_colour."""
     conditioning_data: str | None = None
-    """The id of the dataset with the masks of these pictures: a file of the same name for each."""
+    """The id of the dataset with the masks or references of these pictures: a file of the same name for each."""
     source_dataset_id: str | None = None
-    """For masks: the id of their pictures' dataset, instead of its conditioning_data."""
+    """For masks and references: the id of their pictures' dataset, instead of its conditioning_data. With it, pictures can
+    have masks beside references."""
 
     instance_data_dir: PathText | None = None
     """The directory, searched with its subdirectories; ``s3://bucket/prefix`` is short for type ``aws``."""
@@ -167,8 +172,8 @@ class DatasetConfig(BaseModel):
         if len(given) > 1:
             raise ProblemValueError(
                 Problem(
-                    code="several_conditionings", template="several datasets",
-                    remedy_template="give the one that has the masks, or put all masks into one dataset",
+                    code="several_conditionings", template="several datasets; a picture is edited from one reference",
+                    remedy_template="give one; masks beside references name the pictures in their source_dataset_id",
                 )
             )  # fmt: skip
         return given[0] if given else None
@@ -226,6 +231,11 @@ class DatasetConfig(BaseModel):
         """The endings or columns that captions come from."""
         columns = (self.caption_column,) if isinstance(self.caption_column, str) else self.caption_column
         return self.caption_endings or columns
+
+    @property
+    def has_references(self) -> bool:
+        """True for pictures that others are edited from."""
+        return self.conditioning_type in ("reference_strict", "reference_loose")
 
     @property
     def shares_by_source(self) -> bool:

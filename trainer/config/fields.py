@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from longcat.model.shape import GRID_PX
 from trainer.config.dataset_options import DatasetConfig, FilePath, PathText
 from trainer.config.distillation import DistillationConfig
 from trainer.config.simpletuner.lycoris import LycorisConfig
+from trainer.config.simpletuner.validation_input import ValidationInput, parse_inputs
 
 _Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _Optional = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -41,7 +42,8 @@ class TrainFields(BaseModel):
     model_family: Literal["longcat_image"] = "longcat_image"
     """LongCat-Image."""
     model_flavour: str = "final"
-    """final (best quality), dev (a mid-training checkpoint, made for fine-tuning), or embedded (tiny, runs on a CPU)."""
+    """final (best quality), dev (a mid-training checkpoint, made for fine-tuning), edit (learns edits from pairs of
+    pictures), edit-turbo (the same in few steps), or embedded (tiny, runs on a CPU)."""
     pretrained_model_name_or_path: PathText | None = None
     """A directory or hub id to use instead of the flavour's own weights."""
     revision: str | None = None
@@ -203,10 +205,14 @@ class TrainFields(BaseModel):
     """More prompts; give both Chinese and English ones."""
     user_prompt_library: FilePath | None = None
     """A JSON file with more prompts: an object of names and prompts."""
+    validation_input: Annotated[tuple[ValidationInput, ...], BeforeValidator(parse_inputs)] = ()
+    """Of a model that edits: pictures to edit, a list of objects with path and prompt. Prompts of other options edit the
+    first of them. Empty: the first pairs are taken, held-out ones before others, with their own captions."""
     validation_negative_prompt: str = ""
     """Negative prompt of validation pictures."""
     validation_resolution: tuple[str, ...] = ()
-    """Sizes such as 1024x1024,1344x768; each prompt is generated at each size. Empty is the model's default size."""
+    """Sizes such as 1024x1024,1344x768; each prompt is generated at each size. Empty is the model's default size. A model
+    that edits takes their areas, at the ratio of the picture that it edits."""
     validation_guidance: Annotated[float, Field(ge=0)] | None = None
     """Guidance scale of validation pictures; 4 to 6 for the real flavours. None is the model's default."""
     validation_num_inference_steps: _Count | None = None

@@ -18,6 +18,7 @@ from pydantic import (
 from longcat.adapter.reference import parse_new_name, parse_reference
 from longcat.errors import AdapterError, LithographError, PrecisionError, StorageError
 from longcat.model.precision import Precision, parse_precision
+from longcat.model.published.models import HUB_IDS, published_settings
 from longcat.model.shape import GRID_PX
 from longcat.problem import Problem
 from longcat.storage.address import parse_address
@@ -26,6 +27,7 @@ from trainer.config.card_options import card_problems
 from trainer.config.consistency import consistency_problems
 from trainer.config.dataset_options import DatasetConfig, parse_sizes, width_and_height
 from trainer.config.fields import TrainFields
+from trainer.config.links import editing_problems
 from trainer.config.reading.json_text import unusable_text
 
 
@@ -111,6 +113,15 @@ class TrainConfig(TrainFields):
             field = _OPTIONS_BY_DATASET_FIELD.get(problem.field, problem.field)
             value = self.instance_data_dir if field == "instance_data_dir" else problem.value
             raise ProblemValueError(replace(problem, field=field, value=value)) from error
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_its_model_needs(self) -> Self:
+        """Check the published models here; those of directories once they are found."""
+        if self.flavour in (*HUB_IDS, *HUB_IDS.values()):
+            edits = published_settings(self.flavour).edits
+            if problem := next(editing_problems(self, self.datasets, edits=edits), None):
+                raise ProblemValueError(problem)
         return self
 
     @model_validator(mode="after")

@@ -29,11 +29,11 @@ def advice(samples: Sequence[Sample], *, batch_size: int) -> Iterator[Problem]:
     yield from _numbered_folders(samples)
 
 
-def some(names: Iterable[str], *, between: str = ", ") -> str:
-    """Join the first few names, and the number of the remaining ones: ``a, b, c … (+4)``."""
+def some(names: Iterable[str], *, between: str = ", ", most: int = _SHOWN) -> str:
+    """Join the first ``most`` names, and the number of the remaining ones: ``a, b, c … (+4)``."""
     listed = list(names)
-    rest = len(listed) - _SHOWN
-    return between.join(listed[:_SHOWN]) + (f" … (+{rest})" if rest > 0 else "")
+    rest = len(listed) - most
+    return between.join(listed[:most]) + (f" … (+{rest})" if rest > 0 else "")
 
 
 def _small_buckets(samples: Sequence[Sample], batch_size: int) -> Iterator[Problem]:
@@ -68,9 +68,10 @@ def _one_language(languages: dict[str, int]) -> Iterator[Problem]:
 
 
 def _twice(samples: Sequence[Sample]) -> Iterator[Problem]:
-    keys: defaultdict[tuple[str, Bucket], list[str]] = defaultdict(list)
+    keys: defaultdict[tuple[str, Bucket, str], list[str]] = defaultdict(list)
     for sample in samples:  # in another bucket it is another picture: sets at several resolutions share files
-        keys[sample.digest, sample.bucket].append(_name(sample))
+        edited_from = "" if sample.reference is None else sample.reference.file.digest
+        keys[sample.digest, sample.bucket, edited_from].append(_name(sample))
     doubles = [some(names, between=" = ") for names in keys.values() if len(names) > 1]
     if doubles:
         yield Problem(

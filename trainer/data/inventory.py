@@ -83,6 +83,11 @@ class Inventory:
         return Counter(sample.bucket for sample in self.samples)
 
     @property
+    def shown_in_validation(self) -> tuple[Sample, ...]:
+        """Samples whose captions, or pictures to edit, validation may take: of pairs, the held-out ones come first."""
+        return (*(sample for sample in self.held_out if sample.reference is not None), *self.samples)
+
+    @property
     def pictures_an_epoch(self) -> int:
         """Number of pictures that an epoch shows, repeats and probabilities included."""
         groups = groups_of(self.samples)
@@ -111,6 +116,8 @@ def _identity(sample: Sample) -> dict[str, object]:
     if sample.mask is not None:
         masks = sample.mask.config
         identity["mask"] = sample.mask.digest, masks.conditioning_type, masks.alpha_colour
+    if sample.reference is not None:
+        identity["reference"] = sample.reference.identity
     if sample.kinds:
         identity |= {"kinds": sample.kinds, "shares": config.caption_shares}
     return identity | ({"prior": True} if sample.is_prior else {})

@@ -12,10 +12,12 @@ from longcat.errors import DataError
 from longcat.model.shape import LATENT_PX
 from longcat.problem import Problem
 from longcat.sampling.encoding.picture_file import decode, opaque, upright
+from longcat.sampling.encoding.source_picture import SourcePicture, fitted_reference
 from trainer.data.sources import open_source
 
 if TYPE_CHECKING:
-    from trainer.data.sample import Mask, Sample
+    from trainer.data.buckets import Bucket, Crop
+    from trainer.data.sample import LinkedPicture, Reference, Sample
 
 ENDINGS = {
     ".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP",
@@ -74,7 +76,7 @@ def read_mask(sample: "Sample") -> np.ndarray:
     assert sample.mask is not None
     image = _read(sample.mask).convert("L")
     size = (sample.bucket.width_px // LATENT_PX, sample.bucket.height_px // LATENT_PX)
-    weights = np.asarray(image.resize(size, Image.Resampling.BOX, box=_kept(image, sample)))
+    weights = np.asarray(image.resize(size, Image.Resampling.BOX, box=_kept(image, sample.bucket, sample.crop)))
     if sample.mask.config.conditioning_type == "segmentation":
         return np.where(weights > 0, np.uint8(255), np.uint8(0))
     return weights
@@ -86,12 +88,21 @@ def resize(image: Image.Image, sample: "Sample") -> np.ndarray:
     Only the part that is kept is resized: the whole of a long strip would not fit into memory.
     """
     size = (sample.bucket.width_px, sample.bucket.height_px)
-    return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=_kept(image, sample)))
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=_kept(image, sample.bucket, sample.crop)))
 
 
-def _kept(image: Image.Image, sample: "Sample") -> tuple[float, float, float, float]:
-    """Return the part of a sample's picture, or of its mask, that its bucket shows: left, top, right, bottom in px."""
-    bucket, crop = sample.bucket, sample.crop
+def read_reference(reference: "Reference") -> SourcePicture:
+    """Return the picture that an image is edited from, at the image's size. Raises ``DataError`` as ``read_pixels``."""
+    image, bucket = _read(reference.file), reference.bucket
+    if reference.crop is None:
+        return fitted_reference(image, width_px=bucket.width_px, height_px=bucket.height_px)
+    box = _kept(image, bucket, reference.crop)
+    resized = image.resize((bucket.width_px, bucket.height_px), Image.Resampling.LANCZOS, box=box)
+    return SourcePicture.of(np.asarray(resized))
+
+
+def _kept(image: Image.Image, bucket: "Bucket", crop: "Crop") -> tuple[float, float, float, float]:
+    """Return the part of a picture, or of one linked to it, that its bucket shows: left, top, right, bottom in px."""
     across, down = image.width / crop.resized[0], image.height / crop.resized[1]
     left, top = crop.box[0] * across, crop.box[1] * down
     right = min(left + bucket.width_px * across, image.width)
@@ -99,8 +110,8 @@ def _kept(image: Image.Image, sample: "Sample") -> tuple[float, float, float, fl
     return left, top, right, bottom
 
 
-def _read(file: "Sample | Mask") -> Image.Image:
-    """Decode the file of a sample or mask."""
+def _read(file: "Sample | LinkedPicture") -> Image.Image:
+    """Decode the file of a sample, or one that is linked to it."""
     try:
         content = open_source(file.config).read(file.key)
     except DataError as error:

@@ -19,7 +19,7 @@ from longcat.problem import Problem
 from longcat.storage.atomic import write_atomically
 from trainer.data.captions.shares import count_kinds
 from trainer.data.inventory import Inventory
-from trainer.data.pictures import read_pixels
+from trainer.data.pictures import read_pixels, read_reference
 from trainer.data.sample import Sample
 
 _DROPPED_SHOWN = 20
@@ -69,6 +69,7 @@ def report(inventory: Inventory) -> dict[str, Any]:
                 "pictures": sum(sample.dataset == contents.dataset for sample in inventory.samples),
                 "regularisation": any(s.is_prior for s in inventory.samples if s.dataset == contents.dataset),
                 "held_out": sum(sample.dataset == contents.dataset for sample in inventory.held_out),
+                "paired": sum(s.reference is not None for s in inventory.samples if s.dataset == contents.dataset),
                 "masked": sum(s.mask is not None for s in inventory.samples if s.dataset == contents.dataset),
                 "caption_shares": {kind: asdict(count) for kind, count in kinds.get(contents.dataset, {}).items()},
                 "dropped": sum(drop.dataset == contents.dataset for drop in inventory.dropped),
@@ -159,6 +160,8 @@ def _lines(inventory: Inventory) -> Iterator[str]:
         yield f"captions by share in {dataset}: {', '.join(shares)}"
     if masked := Counter(sample.mask.dataset for sample in samples if sample.mask is not None):
         yield "masked loss: " + ", ".join(f"{count} pictures by masks of {name}" for name, count in masked.items())
+    if paired := Counter(sample.reference.file.dataset for sample in samples if sample.reference is not None):
+        yield "pairs: " + ", ".join(f"{count} pictures edited from those of {name}" for name, count in paired.items())
     if prior := sum(sample.is_prior for sample in samples):
         yield f"regularisation: {prior} of these pictures have the base's own prediction as their target"
     if inventory.held_out:
@@ -192,7 +195,7 @@ def _cell(sample: Sample, width: int, height: int, font: Font) -> Image.Image:
     cell = Image.new("RGB", (width, height), "#ffffff")
     draw = ImageDraw.Draw(cell)
     try:
-        thumbnail = Image.fromarray(read_pixels(sample))
+        thumbnail = _shown(sample)
         thumbnail.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
         cell.paste(thumbnail, ((width - thumbnail.width) // 2, _MARGIN_PX + (_THUMBNAIL_PX - thumbnail.height) // 2))
         captions = list(sample.captions)
@@ -205,6 +208,17 @@ def _cell(sample: Sample, width: int, height: int, font: Font) -> Image.Image:
         at = (_MARGIN_PX, _MARGIN_PX + _THUMBNAIL_PX + 4 + number * _LINE_PX)
         draw.text(at, line, fill="#808080" if number == 0 else "#000000", font=font)
     return cell
+
+
+def _shown(sample: Sample) -> Image.Image:
+    """Return a sample's picture; of a pair, the picture that it is edited from on its left."""
+    picture = Image.fromarray(read_pixels(sample))
+    if sample.reference is None:
+        return picture
+    both = Image.new("RGB", (2 * picture.width + _MARGIN_PX, picture.height), "#ffffff")
+    both.paste(Image.fromarray(read_reference(sample.reference).pixel_array), (0, 0))
+    both.paste(picture, (picture.width + _MARGIN_PX, 0))
+    return both
 
 
 def wrapped(text: str, font: Font, width_px: int) -> list[str]:

@@ -23,15 +23,15 @@ class SampleGroup(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mask:
-    """A picture's mask, which weighs the loss: a picture in greys, of another dataset."""
+class LinkedPicture:
+    """A picture of another dataset that belongs to a sample: its mask, or the picture that it is edited from."""
 
     key: str
     """The file, relative to its dataset."""
     digest: str
     """SHA-256 of the file's bytes, in hex."""
     width_px: int
-    """Width of the upright mask."""
+    """Width of the upright picture."""
     height_px: int
     config: DatasetConfig
 
@@ -39,6 +39,22 @@ class Mask:
     def dataset(self) -> str:
         """The dataset's id."""
         return self.config.id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The picture that an image is edited from, at the size of the image."""
+
+    file: LinkedPicture
+    bucket: Bucket
+    """The size of the image."""
+    crop: Crop | None = None
+    """The crop of the image that it is trained with; None: fitted as the service fits the picture of a request."""
+
+    @property
+    def identity(self) -> str:
+        """Everything that its pixels follow from."""
+        return f"{self.file.digest} {self.bucket} {self.crop} {self.file.config.alpha_colour}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +81,10 @@ class Sample:
     probability: float
     """Probability that an epoch shows it."""
     config: DatasetConfig
-    mask: Mask | None = None
+    mask: LinkedPicture | None = None
+    """Weighs the loss: a picture in greys."""
+    reference: Reference | None = None
+    """The picture that it is edited from; None for text-to-image."""
 
     @property
     def is_prior(self) -> bool:

@@ -11,7 +11,7 @@ from longcat.sampling.prompt import tokenize_body
 from longcat.storage.atomic import write_atomically
 from trainer.config.card_options import needs_held_out
 from trainer.config.dataset_options import DatasetConfig
-from trainer.config.masks import masks_of
+from trainer.config.links import masks_of, references_of
 from trainer.config.options import TrainConfig
 from trainer.data.advice import advice
 from trainer.data.held_out import hold_out, nothing_held_out, without_trained
@@ -95,11 +95,13 @@ def scan(
     """
     index = Index(index_file, max_pixels=options.max_pixels)
     found = Inventory(samples=(), dropped=(), warnings=(), trigger_words=())
-    masks = masks_of(datasets)
+    masks, references = masks_of(datasets), references_of(datasets)
     for config in datasets:
         if config.dataset_type == "conditioning":
             continue
-        scanned = DatasetScan(config, options, index, masks=masks.get(config.id)).run()
+        scanned = DatasetScan(
+            config, options, index, masks=masks.get(config.id), references=references.get(config.id)
+        ).run()
         if config.dataset_type == "eval":
             scanned = replace(scanned, samples=(), held_out=scanned.samples, trigger_words=())
         found = _joined(found, scanned)

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from longcat.errors import ConfigError, PromptTooLongError
 from longcat.model.flavour import Flavour
-from longcat.model.loading import load_text_encoder, load_vae
+from longcat.model.loading import load_image_processor, load_text_encoder, load_vae
 from longcat.model.precision import Precision
 from longcat.model.quantized.quantize import quantize_base
 from longcat.model.shape import POSITION_POLICY
@@ -32,7 +33,7 @@ from longcat.sampling.prompt import tokenize_prompt
 from trainer.data.advice import some
 from trainer.data.captions.compose import possible_captions
 from trainer.data.pictures import read_mask, read_pixels
-from trainer.data.sample import Sample
+from trainer.data.sample import Reference, Sample
 from trainer.encode.cache import Cache, fill
 
 THUMBNAIL_PX = 32
@@ -70,10 +71,25 @@ class Encoders:
         settings = mask.config.conditioning_type, mask.config.alpha_colour
         return key_of("mask", mask.digest, sample.bucket, sample.crop, *settings, 1)
 
-    def embedding_key(self, caption: str) -> str:
-        """Return the cache key of a caption's embedding."""
+    def reference_key(self, reference: Reference) -> str:
+        """Return the cache key of the latents of a picture that is edited."""
+        return key_of("reference", reference.identity, self._vae_hash, self.dtype, 1)
+
+    def embedding_key(self, caption: str, reference: Reference | None = None) -> str:
+        """Return the cache key of a caption's embedding, seen with its reference by a model that edits."""
         settings = self.flavour.settings.max_prompt_tokens, POSITION_POLICY, self.text_encoder_precision, self.dtype
-        return key_of("embedding", caption, self._text_hash, *settings, 1)
+        if reference is None:
+            return key_of("embedding", caption, self._text_hash, *settings, 1)
+        return key_of("seen embedding", caption, reference.identity, self._sight, self._text_hash, *settings, 1)
+
+    def prompt_length(self, reference: Reference | None) -> int:
+        """Return the rows of a prompt's embedding, those of the picture and its two marks included."""
+        most = self.flavour.settings.max_prompt_tokens
+        if reference is None:
+            return most
+        size, processor = reference.bucket, self.image_processor
+        patches = int(processor.get_number_of_image_patches(size.height_px // 2, size.width_px // 2))
+        return most + 2 + patches // int(processor.merge_size) ** 2
 
     def thumbnail(self, cache: Cache, sample: Sample) -> Tensor:
         """Return the thumbnail of a picture from the cache, or make it; (THUMBNAIL_PX, THUMBNAIL_PX, 3) in uint8."""
@@ -92,6 +108,20 @@ class Encoders:
         return key_of("thumbnail", sample.digest, sample.bucket, sample.crop, sample.config.alpha_colour, THUMBNAIL_PX)
 
     @cached_property
+    def image_processor(self) -> Qwen2VLImageProcessorPil:
+        """The vision tower's image processor, of a model that edits."""
+        return load_image_processor(self.flavour)
+
+    @cached_property
+    def pad_token_id(self) -> int:
+        """The token of pad rows."""
+        return int(load_tokenizer(self.flavour.folder).pad_token_id)
+
+    @cached_property
+    def _sight(self) -> str:
+        return str(self.image_processor.to_json_string())
+
+    @cached_property
     def _vae_hash(self) -> str:
         return self.flavour.component_hash("vae")
 
@@ -107,8 +137,8 @@ def encode_pictures(
     groups: dict[object, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.bucket, []).append(sample)
-    batches = [part for group in groups.values() for part in _parts(group, encoders.vae_batch)][share::shares]
-    with _Lazy(lambda: load_vae(encoders.flavour, encoders.dtype).to(encoders.device)) as vae:
+    batches = [part for group in groups.values() for part in parts(group, encoders.vae_batch)][share::shares]
+    with LazyModel(lambda: load_vae(encoders.flavour, encoders.dtype).to(encoders.device)) as vae:
         work = [
             (tuple(encoders.latent_key(sample) for sample in batch), partial(_encode, vae, batch, encoders, cache))
             for batch in batches
@@ -154,7 +184,7 @@ def encode_captions(
     tokenizer = load_tokenizer(encoders.flavour.folder)
     most, pad = encoders.flavour.settings.max_prompt_tokens, tokenizer.pad_token_id
     workers = torch.get_num_threads() if encoders.device.type == "cpu" else 1
-    with _Lazy(lambda: _text_encoder(encoders)) as text_encoder, ThreadPoolExecutor(workers) as pool:
+    with lazy_text_encoder(encoders) as text_encoder, ThreadPoolExecutor(workers) as pool:
 
         def embed(caption: str) -> Tensor:
             try:
@@ -166,7 +196,7 @@ def encode_captions(
 
         work = [
             (tuple(map(encoders.embedding_key, batch)), partial(_embed, pool, text_encoder, embed, batch))
-            for batch in _parts(texts, _CAPTIONS_PER_WORKER * workers)
+            for batch in parts(texts, _CAPTIONS_PER_WORKER * workers)
         ]
         return fill(cache, work, partial(on_done, "embeddings"))
 
@@ -183,7 +213,7 @@ def thumbnail_of(pixels_HWC: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def _encode(vae: "_Lazy", batch: Sequence[Sample], encoders: Encoders, cache: Cache) -> Iterator[Tensor]:
+def _encode(vae: "LazyModel", batch: Sequence[Sample], encoders: Encoders, cache: Cache) -> Iterator[Tensor]:
     pixels = torch.stack([torch.tensor(read_pixels(sample)) for sample in batch])
     for sample, picture in zip(batch, pixels, strict=True):
         encoders.keep_thumbnail(cache, sample, picture)
@@ -197,19 +227,25 @@ def _weights(sample: Sample) -> tuple[Tensor]:
 
 
 def _embed(
-    pool: ThreadPoolExecutor, text_encoder: "_Lazy", embed: Callable[[str], Tensor], batch: Sequence[str]
+    pool: ThreadPoolExecutor, text_encoder: "LazyModel", embed: Callable[[str], Tensor], batch: Sequence[str]
 ) -> Iterator[Tensor]:
     text_encoder()  # loaded here once, before several threads need it
     return pool.map(embed, batch)
 
 
-def _text_encoder(encoders: Encoders) -> Qwen2_5_VLForConditionalGeneration:
-    model = load_text_encoder(encoders.flavour, encoders.dtype, writes=False)
+def lazy_text_encoder(encoders: Encoders) -> "LazyModel":
+    """Return the text encoder, which is loaded when it is first called; of a model that edits with its vision tower."""
+    return LazyModel(lambda: _load_encoder(encoders))
+
+
+def _load_encoder(encoders: Encoders) -> Qwen2_5_VLForConditionalGeneration:
+    sees = encoders.flavour.settings.edits
+    model = load_text_encoder(encoders.flavour, encoders.dtype, writes=False, sees=sees)
     quantize_base(model, encoders.text_encoder_precision, device=encoders.device, training=False)
     return model.to(encoders.device)
 
 
-class _Lazy:
+class LazyModel:
     """A model that is loaded when first called, and released when the context ends."""
 
     def __init__(self, load: Callable[[], Any]) -> None:
@@ -217,6 +253,7 @@ class _Lazy:
         self._model: Any = None
 
     def __call__(self) -> Any:
+        """Return the model."""
         if self._model is None:
             self._model = self._load()
         return self._model
@@ -228,7 +265,8 @@ class _Lazy:
         self._model = None
 
 
-def _parts(items: Sequence[_Item], size: int) -> Iterator[tuple[_Item, ...]]:
+def parts(items: Sequence[_Item], size: int) -> Iterator[tuple[_Item, ...]]:
+    """Yield the items in tuples of ``size``; the last may have fewer."""
     rest = iter(items)
     while part := tuple(islice(rest, size)):
         yield part

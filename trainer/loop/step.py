@@ -7,6 +7,9 @@ from its place in the run.
 Prior preservation (Ruiz et al., DreamBooth, section 3.2) with the base itself as the teacher, as SimpleTuner has it: the
 target of regularisation pictures is the prediction of the same weights, at the same noise and time, with the adapter off.
 
+A model that edits sees the reference beside the image, as it is served: its tokens are appended to the noise, with positions
+of their own modality, and the loss is of the image's tokens alone.
+
 Shapes: B batch, N image tokens, C = 64, L prompt rows, J the text encoder's width, T rows up to the first pad row.
 """
 
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 from longcat.model.shape import LATENT_CHANNELS
 from longcat.sampling import flow, latents
 from longcat.sampling.encoding.files import prompt_rows
+from trainer.data.buckets import Bucket
 from trainer.data.captions.compose import compose_caption
 from trainer.data.sample import Sample
 from trainer.encode.cache import Cache
@@ -42,12 +46,15 @@ class Batch:
     embeds_BLJ: Tensor
     text_ids_L3: Tensor
     image_ids_N3: Tensor
+    """Positions of the image's tokens, then of the reference's, if there is one."""
     seed: int
     """Seed of the random numbers inside the forward: the adapter's dropout."""
     is_prior: bool = False
     """True for regularisation pictures."""
     weights_BNC: Tensor | None = None
     """Weights of the squared errors, 0 to 1, by the pictures' masks; None is 1 everywhere."""
+    reference_BNC: Tensor | None = None
+    """Clean latents of the pictures that are edited; None for text-to-image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +99,14 @@ class Batches:
         self._encoders = encoders
         self._cache = cache
         self._scheduler_config = scheduler_config
-        self._length = encoders.flavour.settings.max_prompt_tokens
-        self._ids = lru_cache(maxsize=64)(self._make_ids)
+        self._edits = encoders.flavour.settings.edits
+        self._ids = lru_cache(maxsize=64)(positions)
         self._latent_key = lru_cache(maxsize=None)(lambda index: encoders.latent_key(samples[index]))
         self._mask_key = lru_cache(maxsize=None)(lambda index: encoders.mask_key(samples[index]))
-        self._embedding_key = lru_cache(maxsize=None)(encoders.embedding_key)
+        self._embedding_key = lru_cache(maxsize=None)(
+            lambda caption, index: encoders.embedding_key(caption, samples[index].reference)
+        )
+        self._prompt_length = lru_cache(maxsize=None)(lambda index: encoders.prompt_length(samples[index].reference))
 
     def batch(self, number: int, indices: Sequence[int], *, first: int) -> Batch:
         """Make batch ``number`` of these samples, in main memory.
@@ -112,11 +122,12 @@ class Batches:
         mu = self._mu(clean.shape[1])
         sigma = torch.cat([flow.training_sigmas(1, mu=mu, generator=generator) for generator in generators])
         noise = torch.stack([torch.randn(clean.shape[1:], generator=generator) for generator in generators])
-        text_ids, image_ids = self._ids(size.height_px, size.width_px)
+        text_ids, image_ids = self._ids(size, prompt_rows=embeds.shape[1], has_reference=self._edits)
         return Batch(
             noisy_BNC=flow.add_noise(clean, noise, sigma).to(dtype),
             target_BNC=flow.velocity(clean, noise),
             weights_BNC=self._weights(indices, number, clean),
+            reference_BNC=torch.stack([self._reference(index) for index in indices]) if self._edits else None,
             is_prior=self._samples[indices[0]].is_prior,
             sigma_B=sigma.to(dtype),
             embeds_BLJ=embeds,
@@ -131,6 +142,11 @@ class Batches:
 
     def _latents(self, index: int) -> Tensor:
         return self._cache.require(self._latent_key(index), self._samples[index].key)
+
+    def _reference(self, index: int) -> Tensor:
+        reference = self._samples[index].reference
+        assert reference is not None  # the configuration is checked: every picture of a model that edits has one
+        return self._cache.require(self._encoders.reference_key(reference), reference.file.key)
 
     def _weights(self, indices: Sequence[int], number: int, clean_BNC: Tensor) -> Tensor | None:
         """Return the weights of the batch's latents; None if no picture has a mask, or none counts in this batch."""
@@ -150,7 +166,8 @@ class Batches:
         rng = python_rng(self._settings.seed, "caption", number, place)
         dropped = rng.random() < self._settings.caption_dropout_probability
         caption = "" if dropped else compose_caption(self._samples[index], rng)
-        return prompt_rows(self._cache.require(self._embedding_key(caption), caption), self._length)
+        rows = self._cache.require(self._embedding_key(caption, index if self._edits else 0), caption)
+        return prompt_rows(rows, self._prompt_length(index))
 
     def _mu(self, image_tokens: int) -> float:
         shift = self._settings.flow_schedule_shift
@@ -158,9 +175,15 @@ class Batches:
             return flow.shift_mu(image_tokens, self._scheduler_config)
         return float(torch.tensor(shift).log())
 
-    def _make_ids(self, height_px: int, width_px: int) -> tuple[Tensor, Tensor]:
-        image = latents.image_ids(height_px=height_px, width_px=width_px, max_tokens=self._length)
-        return latents.text_ids(self._length), image
+
+def positions(size: Bucket, *, prompt_rows: int, has_reference: bool) -> tuple[Tensor, Tensor]:
+    """Return the positions of a prompt's rows, (L, 3), and of the tokens of an image, and of its reference, (N, 3)."""
+    modalities = (latents.IMAGE, latents.REFERENCE) if has_reference else (latents.IMAGE,)
+    pictures = [
+        latents.image_ids(height_px=size.height_px, width_px=size.width_px, max_tokens=prompt_rows, modality=modality)
+        for modality in modalities
+    ]
+    return latents.text_ids(prompt_rows), torch.cat(pictures)
 
 
 def mask_weights(mask_HW: Tensor) -> Tensor:
@@ -191,26 +214,30 @@ def with_prior(transformer: LongCatImageTransformer2DModel, batch: Batch) -> Bat
 
 
 def _predict(transformer: nn.Module, batch: Batch) -> Tensor:
-    return predict(
-        transformer, batch.noisy_BNC, batch.sigma_B, batch.embeds_BLJ, (batch.text_ids_L3, batch.image_ids_N3)
-    )
+    ids = batch.text_ids_L3, batch.image_ids_N3
+    return predict(transformer, batch.noisy_BNC, batch.sigma_B, batch.embeds_BLJ, ids, batch.reference_BNC)
 
 
 def predict(
-    transformer: nn.Module, noisy_BNC: Tensor, sigma_B: Tensor, embeds_BLJ: Tensor, ids: tuple[Tensor, Tensor]
+    transformer: nn.Module,
+    noisy_BNC: Tensor,
+    sigma_B: Tensor,
+    embeds_BLJ: Tensor,
+    ids: tuple[Tensor, Tensor],
+    reference_BNC: Tensor | None = None,
 ) -> Tensor:
-    """Return the predicted velocity, (B, N, C) in float32. ``ids``: positions of prompt rows and image tokens.
+    """Return the predicted velocity, (B, N, C) in float32. ``ids``: positions of prompt rows and of all pictures' tokens.
 
     The base computes in its own type, to which the adapter's layers cast their float32 parameters. Under torch's autocast,
     layer norms on a GPU would give float32, and a torchao base then computes and keeps everything in float32.
     """
     text_ids_L3, image_ids_N3 = ids
     predicted: Tensor = transformer(
-        hidden_states=noisy_BNC,
+        hidden_states=noisy_BNC if reference_BNC is None else torch.cat([noisy_BNC, reference_BNC], dim=1),
         timestep=sigma_B,
         encoder_hidden_states=embeds_BLJ,
         txt_ids=text_ids_L3,
         img_ids=image_ids_N3,
         return_dict=False,
     )[0]
-    return predicted.float()
+    return predicted[:, : noisy_BNC.shape[1]].float()

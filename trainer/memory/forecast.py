@@ -6,10 +6,12 @@ For a GPU of another machine no torch is imported, so that a web page can plan f
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from longcat.errors import ConfigError
 from longcat.model.flavour import Description, Flavour, structure
 from longcat.model.memory.device import device_bytes, readable, usable_bytes
 from longcat.model.precision import Precision
 from trainer.config.dataset_options import width_and_height
+from trainer.config.links import editing_problems
 from trainer.config.options import TrainConfig
 from trainer.config.targets import check_fit
 from trainer.data.buckets import Bucket, bucket_choices
@@ -113,6 +115,8 @@ def forecast(
     flavours, only the JSON files are downloaded. Raises ``ConfigError`` if no setting for ``auto`` fits.
     """
     model = structure(config.flavour, revision=config.revision)
+    if problems := list(editing_problems(config, config.datasets, edits=model.settings.edits)):
+        raise ConfigError.of(problems)
     check_fit(config, model.folder)
     if gpu_bytes is None and cpu_threads is not None:
         dtype = {"auto": "float32"}.get(config.mixed_precision, _DTYPES[config.mixed_precision])
@@ -198,6 +202,7 @@ def _workload(config: TrainConfig, model: Flavour | Description, hardware: _Hard
         vae_batch=config.vae_batch_size,
         prior=any(dataset.is_regularisation_data for dataset in config.datasets),
         text_workers=hardware.threads,
+        edits=model.settings.edits,
     )
 
 

@@ -15,13 +15,13 @@ from longcat.model.memory.weights import (
     ITEM_BYTES,
     Linear,
     Transformer,
-    read_text_encoder,
     read_transformer,
 )
 from longcat.model.precision import Precision
 from longcat.model.shape import MLP_RATIO, MODULATION_CACHE_BYTES, STEP_WIDTHS, modulation_numbers
 from trainer.memory.activations import saved, saved_by_adapter
 from trainer.memory.adapter_size import is_target, lycoris_options, slot_rank, trained_numbers
+from trainer.memory.encoding import text_encoder_bytes
 from trainer.memory.offloading import Groups, block_groups, layer_groups
 from trainer.memory.tape import Walk
 from trainer.memory.workload import Workload
@@ -58,7 +58,7 @@ class Plan:
     prior_bytes: int
     """A forward without gradients, for the base's own prediction of regularisation pictures; 0 without such pictures."""
     text_encoder_bytes: int
-    """Weights and one caption's embedding."""
+    """Weights, of the vision tower of a model that edits too, and one caption's embedding."""
     vae_encode_bytes: int
     """Weights and working memory for vae_batch pictures."""
     vae_decode_bytes: int
@@ -104,7 +104,9 @@ class Plan:
             f"activations, {load.checkpointing_words}": self.activation_bytes,
             "workspace": self.workspace_bytes,
             "the base's own prediction": self.prior_bytes,
-            f"text encoder, {load.text_encoder_precision}": self.text_encoder_bytes,
+            f"text encoder, {load.text_encoder_precision}{', vision tower' if load.edits else ''}": (
+                self.text_encoder_bytes
+            ),
             f"encoding {load.vae_batch} pictures": self.vae_encode_bytes,
             "decoding a picture": self.vae_decode_bytes if load.validation else 0,
         }
@@ -114,7 +116,8 @@ class Plan:
         """Return the plan as lines of text."""
         load = self.workload
         lines = [
-            f"batch {load.batch} at {load.width_px}x{load.height_px} px, {load.prompt_tokens} prompt tokens, {load.dtype}"
+            f"batch {load.batch} at {load.width_px}x{load.height_px} px{', each with its reference' if load.edits else ''}, "
+            f"{load.prompt_tokens} prompt tokens, {load.dtype}"
         ]
         lines += [f"  {name:<42}{readable(size):>12}" for name, size in self.parts.items()]
         lines.append("most at once, by phase")
@@ -130,19 +133,14 @@ def plan(workload: Workload) -> Plan:
     Raises ``FlavourError`` if the model's configuration cannot be read.
     """
     assert workload.precision != "auto"
-    assert workload.text_encoder_precision != "auto"
     assert workload.checkpointing != "auto"
     item = ITEM_BYTES[workload.dtype]
     folder, on_cpu = workload.flavour_folder, workload.device == "cpu"
-    model, vae, text_encoder = read_transformer(folder), read_autoencoder(folder), read_text_encoder(folder)
+    model, vae = read_transformer(folder), read_autoencoder(folder)
     pixels = workload.width_px * workload.height_px
     trained = trained_numbers(model, workload)
     blocks = model.block_bytes(workload.precision, item)
     whole = model.top_bytes(item) + sum(model.block_bytes(Precision.NO_CHANGE, item))
-    embedding = text_encoder.encoding_bytes(workload.prompt_tokens, item) * workload.text_workers
-    text_encoder_bytes = text_encoder.weight_bytes(workload.text_encoder_precision, item) + embedding
-    if on_cpu:
-        text_encoder_bytes = max(text_encoder_bytes, text_encoder.weight_bytes(Precision.NO_CHANGE, item))
     on_device = model.top_bytes(item) + (_group_bytes(model, workload) if workload.offload else sum(blocks))
     activations, gradients = _activations(model, workload)
     return Plan(
@@ -157,7 +155,7 @@ def plan(workload: Workload) -> Plan:
         activation_bytes=activations,
         workspace_bytes=gradients + _workspace(model, workload),
         prior_bytes=_forward_bytes(model, workload, _rows(workload) * _PRIOR_WIDTHS) if workload.prior else 0,
-        text_encoder_bytes=text_encoder_bytes,
+        text_encoder_bytes=text_encoder_bytes(workload),
         vae_encode_bytes=vae.weight_bytes(item) + vae.encoding_bytes(pixels, item) * workload.vae_batch,
         vae_decode_bytes=vae.weight_bytes(item) + vae.decoding_bytes(pixels, item),
         denoising_bytes=_denoising_bytes(model, workload),
@@ -166,7 +164,7 @@ def plan(workload: Workload) -> Plan:
 
 
 def _rows(workload: Workload) -> int:
-    return workload.batch * (workload.image_tokens + workload.prompt_tokens)
+    return workload.batch * (workload.image_tokens + workload.prompt_rows)
 
 
 def _activations(model: Transformer, workload: Workload) -> tuple[int, int]:
@@ -180,7 +178,7 @@ def _activations(model: Transformer, workload: Workload) -> tuple[int, int]:
         single_blocks=model.single_blocks,
         batch=workload.batch,
         image_tokens=workload.image_tokens,
-        text_tokens=workload.prompt_tokens,
+        text_tokens=workload.prompt_rows,
         item_bytes=item,
         is_half=workload.dtype == "float16",
         is_cuda=workload.device.startswith("cuda"),
@@ -203,7 +201,7 @@ def _activations(model: Transformer, workload: Workload) -> tuple[int, int]:
 
     place, held = kept.peak(every, lambda place: weights(place) + gradients(place))
     held += weights(place)
-    for layer, rows in (*model.embedders(workload.image_tokens, workload.prompt_tokens), *model.modulations()):
+    for layer, rows in (*model.embedders(workload.image_tokens, workload.prompt_rows), *model.modulations()):
         if walk.is_target(layer.name):
             held += saved_by_adapter(walk, layer.name, rows=rows, width_in=layer.width_in, width_out=layer.width_out)
     return held, gradients(place)
@@ -240,8 +238,8 @@ def _gradients(model: Transformer, workload: Workload, place: int) -> int:
     widths = MLP_RATIO + 1 if is_quanto else 2 * MLP_RATIO + 1
     last = model.double_blocks + model.single_blocks - 1
     is_joint = model.double_blocks <= place < last
-    rows = workload.image_tokens + workload.prompt_tokens if is_joint else workload.image_tokens
-    return workload.batch * max(rows, workload.prompt_tokens) * widths * model.width * ITEM_BYTES[workload.dtype]
+    rows = workload.image_tokens + workload.prompt_rows if is_joint else workload.image_tokens
+    return workload.batch * max(rows, workload.prompt_rows) * widths * model.width * ITEM_BYTES[workload.dtype]
 
 
 def _workspace(model: Transformer, workload: Workload) -> int:
@@ -250,7 +248,7 @@ def _workspace(model: Transformer, workload: Workload) -> int:
     quanto decodes it to the compute type in the backward pass; torchao decodes one in fp8 through float32.
     """
     item, precision = ITEM_BYTES[workload.dtype], Precision(workload.precision)
-    batch = workload.batch * workload.prompt_tokens * model.joint_width * item
+    batch = workload.batch * workload.prompt_rows * model.joint_width * item
     batch += 3 * workload.batch * workload.image_tokens * model.channels * _FLOAT32
     largest = max(_weight(layer) for block in model.blocks for layer in block)
     is_quanto = precision.value.endswith("-quanto")
@@ -267,7 +265,7 @@ def _forward_bytes(model: Transformer, workload: Workload, widths: int) -> int:
 
 def _denoising_bytes(model: Transformer, workload: Workload) -> int:
     item = ITEM_BYTES[workload.dtype]
-    rows = 2 * (workload.image_tokens + workload.prompt_tokens)
+    rows = 2 * (workload.image_tokens + workload.prompt_rows)
     rank = slot_rank(model, workload)
     held = {*model.targets(), *(layer for layer in model.linears() if is_target(workload, layer.name))}
     slot = sum(rank * (layer.width_in + layer.width_out) for layer in held)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from longcat.model.precision import Precision
-from longcat.model.shape import image_tokens
+from longcat.model.shape import image_tokens, vision_tokens
 from trainer.config.simpletuner.lycoris import LycorisConfig
 
 
@@ -57,11 +57,23 @@ class Workload:
     """True if a step may need the base's own prediction as its target."""
     text_workers: int = 1
     """Captions embedded at once: on a CPU, the number of threads."""
+    edits: bool = False
+    """True if every picture has a reference, which the text encoder sees and whose tokens join the picture's."""
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of one picture."""
-        return image_tokens(width_px=self.width_px, height_px=self.height_px)
+        """Tokens of one picture, and of its reference, which is as large."""
+        return (2 if self.edits else 1) * image_tokens(width_px=self.width_px, height_px=self.height_px)
+
+    @property
+    def seen_tokens(self) -> int:
+        """Tokens of the reference in the text encoder; 0 without one."""
+        return vision_tokens(width_px=self.width_px, height_px=self.height_px) if self.edits else 0
+
+    @property
+    def prompt_rows(self) -> int:
+        """Rows of a prompt, those of the reference that is seen with it and of its two marks included."""
+        return self.prompt_tokens + (self.seen_tokens + 2 if self.edits else 0)
 
     @property
     def checkpointing_words(self) -> str:

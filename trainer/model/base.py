@@ -10,8 +10,10 @@ from longcat.errors import ConfigError, UserError
 from longcat.model.flavour import Flavour, resolve
 from longcat.model.loading import load_transformer
 from longcat.model.precision import Offload, Precision
+from longcat.model.published.models import ModelSettings
 from longcat.model.quantized.quantize import check_precision, quantize_base
 from longcat.model.shape import GRID_PX, PUBLISHED_PX
+from trainer.config.links import editing_problems
 from trainer.config.options import TrainConfig
 from trainer.encode.preparation import Encoders
 from trainer.memory.forecast import compute_dtype, decide
@@ -40,17 +42,16 @@ def check_machine(config: TrainConfig, device: torch.device) -> None:
         )
 
 
+def check_editing(config: TrainConfig, settings: ModelSettings) -> None:
+    """Check that a model that edits has pairs, and another none. Raises ``ConfigError``."""
+    if problems := list(editing_problems(config, config.datasets, edits=settings.edits)):
+        raise ConfigError.of(problems)
+
+
 def prepare_model(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, Encoders]:
     """Find the model and decide every ``auto``. Return the decided configuration and the encoders, which load lazily."""
     flavour = resolve(config.flavour, revision=config.revision)
-    if flavour.settings.edits:
-        raise ConfigError(
-            "edit_flavour_unsupported",
-            "an image editing model, which cannot be trained here",
-            remedy="give final or dev",
-            field="model_flavour",
-            value=config.flavour,
-        )
+    check_editing(config, flavour.settings)
     _check_alignment(config.aspect_bucket_alignment, flavour)
     config = decide(config, flavour, device)
     encoders = Encoders(

@@ -18,7 +18,7 @@ from trainer.loop.continuation import continue_with
 from trainer.loop.distributed import ProcessGroup
 from trainer.loop.evaluation.probes import Probe, probes_of
 from trainer.loop.sampler import Sampler
-from trainer.model.base import check_machine, prepare_model
+from trainer.model.base import check_editing, check_machine, prepare_model
 from trainer.model.lora import check_init_lora
 from trainer.record.boards.trackers import check_trackers
 from trainer.record.run_file import make_output_dir
@@ -80,7 +80,9 @@ def prepare(config: TrainConfig, process_group: ProcessGroup) -> Prepared:
     else:
         inventory = take_prompts(config, find_model)
     check_init_lora(config.init_lora)
-    check_fit(config, describe(config.flavour, revision=config.revision).folder)
+    described = find_model()
+    check_editing(config, described.settings)
+    check_fit(config, described.folder)
     config, encoders = prepare_model(config, process_group.device)
     select(config, PublishSettings).check_name(encoders.flavour)
     sampler = Sampler(inventory.samples, batch=config.train_batch_size * process_group.size, seed=config.seed)
@@ -89,7 +91,7 @@ def prepare(config: TrainConfig, process_group: ProcessGroup) -> Prepared:
         encoders=encoders,
         inventory=inventory,
         prompts=validation_prompts(
-            with_changes(select(config, PromptSettings), config.output_dir), encoders, inventory.samples
+            with_changes(select(config, PromptSettings), config.output_dir), encoders, inventory.shown_in_validation
         ),
         probes=probes_of(inventory.held_out, most=config.num_eval_images),
         sampler=sampler,

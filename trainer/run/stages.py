@@ -12,7 +12,8 @@ from trainer.config.settings import select
 from trainer.distill.trajectories import Teacher, Trajectories
 from trainer.distill.windows import Windows
 from trainer.encode.cache import Cache
-from trainer.encode.preparation import captions_of, dark_masks, encode_captions, encode_masks, encode_pictures
+from trainer.encode.preparation import dark_masks, encode_masks, encode_pictures
+from trainer.encode.references import PromptInput, encode_prompts, encode_references, inputs_of
 from trainer.loop.checkpoint import Origin
 from trainer.loop.continuation import recorded_options
 from trainer.loop.distributed import ProcessGroup
@@ -33,8 +34,9 @@ from trainer.validation.changed_prompts import NextPrompts
 from trainer.validation.nearest import NearestPictures
 from trainer.validation.prompts import (
     PromptSettings,
+    inputs_of_prompts,
     language_warning,
-    texts_of,
+    references_of_prompts,
 )
 from trainer.validation.stage import ValidationStage
 from trainer.validation.validation import OnStep, Validation, ValidationSettings
@@ -72,14 +74,17 @@ def encode(prepared: Prepared, context: RunContext) -> Cache:
     cache = Cache(config.cache_folder)
     # Validation prompts come first: one that is too long is then reported at once, not after hours.
     probes = prepared.probes
-    captions = (*captions_of(inventory.samples), *(probe.caption for probe in probes))
-    texts = list(dict.fromkeys([*texts_of(prepared.prompts), *captions]))
+    shown = [PromptInput(probe.caption, probe.sample.reference) for probe in probes]
+    texts = [*inputs_of_prompts(prepared.prompts), *inputs_of(inventory.samples), *shown]
     share, shares = process_group.rank, process_group.size
-    encode_captions(encoders, cache, texts, on_done, share=share, shares=shares)
+    encode_prompts(encoders, cache, texts, on_done, share=share, shares=shares)
     if config.distillation is None:
         pictures = (*inventory.samples, *{encoders.latent_key(probe.sample): probe.sample for probe in probes}.values())
         encode_pictures(encoders, cache, pictures, on_done, share=share, shares=shares)
         encode_masks(encoders, cache, pictures, on_done, share=share, shares=shares)
+        edited = [sample.reference for sample in pictures if sample.reference is not None]
+        edited += references_of_prompts(prepared.prompts)
+        encode_references(encoders, cache, edited, on_done, share=share, shares=shares)
     gc.collect()  # frees the encoders' memory before the transformer is loaded
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -132,7 +137,7 @@ def make_validation(
             on_step=on_step,
             rank=slot_rank(transformer, lycoris) if (lycoris := config.lycoris_config) else config.lora_rank,
             training=None
-            if config.distillation is not None
+            if config.distillation is not None or encoders.flavour.settings.edits
             else NearestPictures(prepared.inventory.samples, encoders, cache),
         )
 
@@ -144,7 +149,7 @@ def make_validation(
         context.progress,
         output_dir=config.output_dir,
         prompts=NextPrompts(
-            select(config, PromptSettings), config.output_dir, encoders, cache, prepared.inventory.samples,
+            select(config, PromptSettings), config.output_dir, encoders, cache, prepared.inventory.shown_in_validation,
             prepared.prompts, warn=context.progress.warn,
         ),
     )  # fmt: skip

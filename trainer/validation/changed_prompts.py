@@ -11,17 +11,24 @@ from longcat.errors import UserError
 from longcat.problem import Problem
 from trainer.data.sample import Sample
 from trainer.encode.cache import Cache
-from trainer.encode.preparation import Encoders, encode_captions
+from trainer.encode.preparation import Encoders
+from trainer.encode.references import encode_prompts
 from trainer.record.prompts_file import read_changed_prompts
-from trainer.validation.prompts import PromptSettings, ValidationPrompt, texts_of, validation_prompts
+from trainer.validation.prompts import PromptSettings, ValidationPrompt, inputs_of_prompts, validation_prompts
 
 
 def with_changes(settings: PromptSettings, output_dir: Path) -> PromptSettings:
-    """Return the settings with the changed prompts, if there are any. Raises ``DataError``."""
+    """Return the settings with the changed prompts, if there are any. Raises ``DataError``.
+
+    Pictures that are edited stay, without their own instructions.
+    """
     changed = read_changed_prompts(output_dir)
     if changed is None:
         return settings
-    return replace(settings, validation_prompt="", validation_prompts=changed, user_prompt_library=None)
+    pictures = tuple(given.model_copy(update={"prompt": ""}) for given in settings.validation_input)
+    return replace(
+        settings, validation_prompt="", validation_prompts=changed, user_prompt_library=None, validation_input=pictures
+    )
 
 
 class NextPrompts:
@@ -55,7 +62,7 @@ class NextPrompts:
             if prompts == self._prompts or settings == self._refused:
                 return self._prompts
             self._refused = settings  # until it has turned out well
-            encode_captions(self._encoders, self._cache, texts_of(prompts), lambda *_: None)
+            encode_prompts(self._encoders, self._cache, inputs_of_prompts(prompts), lambda *_: None)
         except (UserError, torch.OutOfMemoryError) as error:
             cause = error.problems[0] if isinstance(error, UserError) else _out_of_memory()
             self._warn(_unused(cause))

@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,18 @@ class ValidationFolder:
         """Return the path of a prompt's picture with the adapter of a step."""
         return self.path / f"step-{step:08d}" / prompt.name
 
+    def source(self, prompt: ValidationPrompt) -> Path:
+        """Return the path of the picture that a prompt edits, at the size of its edits."""
+        return self.path / "source" / prompt.name
+
     def write_grid(self, prompts: Sequence[ValidationPrompt]) -> None:
-        """Write ``grid.png``: a row for each prompt, a column for the base and one for each step."""
+        """Write ``grid.png``: a row for each prompt, a column for the base and one for each step.
+
+        Of a model that edits, the pictures that are edited are a column before them.
+        """
         steps = sorted(path for path in self.path.glob("step-*") if path.is_dir())
-        columns = [self.path / "base", *steps]
+        sources = [self.path / "source"] if any(prompt.reference for prompt in prompts) else []
+        columns = [*sources, self.path / "base", *steps]
         grid = Image.new("RGB", (_CELL_PX * len(columns), _CELL_PX * max(1, len(prompts))), "white")
         for row, prompt in enumerate(prompts):
             for column, folder in enumerate(columns):
@@ -53,7 +60,7 @@ def read_picture(path: Path) -> np.ndarray:
 
 def write_picture(path: Path, pixels_HWC: np.ndarray, prompt: ValidationPrompt, step: int) -> Path:
     """Write a picture with its prompt in the file; return the path."""
-    write_atomically(path, _png(Image.fromarray(pixels_HWC), asdict(prompt) | {"step": step}))
+    write_atomically(path, _png(Image.fromarray(pixels_HWC), prompt.facts | {"step": step}))
     return path
 
 

@@ -11,16 +11,24 @@ from longcat.adapter.verification import check_lora, load_version
 from longcat.adapter.weights.file import load_lora
 from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import ConfigError
+from longcat.model.flavour import Flavour
 from longcat.model.loading import load_scheduler_config, load_transformer, load_vae
 from longcat.model.quantized.quantize import quantize_base
 from longcat.storage.opening import open_storage
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
+from trainer.data.sample import Sample
+from trainer.data.scan import take_inventory
 from trainer.encode.cache import Cache
-from trainer.encode.preparation import encode_captions
+from trainer.encode.references import encode_prompts, encode_references
 from trainer.loop.distributed import ProcessGroup
 from trainer.model.base import check_machine, prepare_model
-from trainer.validation.prompts import PromptSettings, texts_of, validation_prompts
+from trainer.validation.prompts import (
+    PromptSettings,
+    inputs_of_prompts,
+    references_of_prompts,
+    validation_prompts,
+)
 from trainer.validation.validation import Validation, ValidationResult, ValidationSettings
 
 
@@ -37,9 +45,10 @@ def preview(
     config, encoders = prepare_model(config, device)
     flavour = encoders.flavour
     cache = Cache(config.cache_folder)
-    prompts = validation_prompts(select(config, PromptSettings), encoders, ())
+    prompts = validation_prompts(select(config, PromptSettings), encoders, _pairs(config, flavour))
     weights, step = (None, 0) if adapter is None else _load_adapter(config, adapter)
-    encode_captions(encoders, cache, texts_of(prompts), lambda *_: None)
+    encode_prompts(encoders, cache, inputs_of_prompts(prompts), lambda *_: None)
+    encode_references(encoders, cache, references_of_prompts(prompts), lambda *_: None)
     transformer = load_transformer(flavour, encoders.dtype)
     if weights is not None:
         check_lora(weights, adaptable_modules(transformer), max_rank=weights.rank)
@@ -60,6 +69,14 @@ def preview(
         return ValidationResult(step=0, files=validation.sample_base(), change=0.0, drift=0.0, problems=())
     result = validation.run(weights, step=step)
     return replace(result, files=(*result.files, validation.folder.grid))
+
+
+def _pairs(config: TrainConfig, flavour: Flavour) -> tuple[Sample, ...]:
+    """Return the pairs whose pictures a model that edits is shown, unless the configuration gives others."""
+    if not flavour.settings.edits or config.validation_input or not config.datasets:
+        return ()
+    inventory = take_inventory(config, lambda: flavour)
+    return (*inventory.held_out, *inventory.samples)
 
 
 def _load_adapter(config: TrainConfig, adapter: str) -> tuple[LoraWeights, int]:

@@ -20,6 +20,8 @@ from longcat.sampling import denoise
 from longcat.sampling.encoding.files import prompt_rows
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots, SlotUse
+from trainer.data.pictures import read_reference
+from trainer.data.sample import Reference
 from trainer.encode.cache import Cache
 from trainer.encode.preparation import Encoders
 from trainer.model.base import without_adapter
@@ -116,6 +118,7 @@ class Validation:
             vae = self._load_vae()
             forward = Forward(self._transformer, self.device)
             for prompt in self._prompts:
+                self._show_source(prompt)
                 base = self._base(prompt, forward, vae)
                 try:
                     pixels = self._sample(prompt, forward, vae, ((0, 1.0),))
@@ -197,16 +200,19 @@ class Validation:
         denoising = denoise.start(
             self,
             forward,
-            embeds_1LJ=self._embedding(prompt.prompt),
-            negative_embeds_1LJ=self._embedding(prompt.negative_prompt) if prompt.guidance_scale > 1 else None,
+            embeds_1LJ=self._embedding(prompt.prompt, prompt.reference),
+            negative_embeds_1LJ=self._embedding(prompt.negative_prompt, prompt.reference)
+            if prompt.guidance_scale > 1
+            else None,
             height_px=prompt.height_px,
             width_px=prompt.width_px,
             steps=prompt.steps,
             guidance_scale=prompt.guidance_scale,
-            cfg_renorm=True,
+            cfg_renorm=self._encoders.flavour.settings.default_cfg_renorm,
             seed=prompt.seed,
             adapters=uses,
             slots=self._slots,
+            reference_1NC=self._latents(prompt.reference),
         )
         picture = f"{'with the adapter' if uses else 'the base'}, {prompt.width_px}x{prompt.height_px}"
         self._on_step(self._steps_done, self._steps_total, picture)
@@ -216,10 +222,22 @@ class Validation:
             self._on_step(self._steps_done, self._steps_total, picture)
         return denoise.decode(vae, denoising)
 
-    def _embedding(self, text: str) -> torch.Tensor:
-        rows = self._cache.read(self._encoders.embedding_key(text))
+    def _embedding(self, text: str, reference: Reference | None) -> torch.Tensor:
+        rows = self._cache.read(self._encoders.embedding_key(text, reference))
         assert rows is not None, "prompts are embedded before the text encoder is unloaded"
-        return prompt_rows(rows, self._encoders.flavour.settings.max_prompt_tokens)[None].to(self.device)
+        return prompt_rows(rows, self._encoders.prompt_length(reference))[None].to(self.device)
+
+    def _latents(self, reference: Reference | None) -> torch.Tensor | None:
+        """Return the latents of the picture that is edited, (1, N, C)."""
+        if reference is None:
+            return None
+        return self._cache.require(self._encoders.reference_key(reference), reference.file.key)[None].to(self.device)
+
+    def _show_source(self, prompt: ValidationPrompt) -> None:
+        """Write the picture that a prompt edits beside its edits."""
+        path = self.folder.source(prompt)
+        if prompt.reference is not None and not path.exists():
+            write_picture(path, read_reference(prompt.reference).pixel_array, prompt, 0)
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageChops
 from pydantic import BeforeValidator, PlainSerializer
 
+from longcat.model.shape import TOKEN_PX
 from longcat.sampling.encoding.picture_file import opaque
 
 Margins = tuple[int, int, int, int]
@@ -98,6 +99,23 @@ def fitted(
         kept = np.zeros(inner[::-1], np.uint8) if changes is None else changes
         changes = np.pad(kept, around, constant_values=255)
     return SourcePicture.of(pixels, changes)
+
+
+def is_canvas_of(image: Image.Image, *, width_px: int, height_px: int) -> bool:
+    """Return True if a size has a picture's shape, but for one token from rounding.
+
+    A canvas has: the published pipeline stretches the picture by that token.
+    """
+    width, height = image.size
+    return (
+        abs(height_px * width / height - width_px) <= TOKEN_PX or abs(width_px * height / width - height_px) <= TOKEN_PX
+    )
+
+
+def fitted_reference(image: Image.Image, *, width_px: int, height_px: int) -> SourcePicture:
+    """Return the picture, in mode RGB, that an image of a size is made from: as a request without a mask has it."""
+    whole = is_canvas_of(image, width_px=width_px, height_px=height_px)
+    return fitted(image, None, width_px=width_px, height_px=height_px, whole=whole)
 
 
 def changes_of(mask: Image.Image) -> Image.Image:

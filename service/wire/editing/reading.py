@@ -11,15 +11,13 @@ from PIL import Image
 from pydantic import Field
 
 from longcat.errors import DataError, UserError
-from longcat.model.shape import GRID_PX, MOST_RATIO, TOKEN_PX, canvas_size
+from longcat.model.shape import GRID_PX, MOST_RATIO, canvas_within, is_oblong
 from longcat.options import Configuration
 from longcat.problem import Problem
 from longcat.sampling.encoding.picture_file import opaque, upright
-from longcat.sampling.encoding.source_picture import SourcePicture, changes_of, fitted
+from longcat.sampling.encoding.source_picture import SourcePicture, changes_of, fitted, is_canvas_of
 from service.wire.editing.fields import EDIT_STRENGTH, IMG2IMG_STRENGTH, INPAINT_STRENGTH, EditFields, ResolvedEdit
 
-_SMALLER = 0.95
-"""Factor by which a canvas shrinks until the server serves it."""
 _WHITE = "#ffffff"
 """The background of transparent pictures, as in training."""
 
@@ -66,7 +64,7 @@ class ReadPictures:
         Raises ``UserError`` for a picture that is too oblong.
         """
         width, height = self.image.size
-        if max(width, height) > MOST_RATIO * min(width, height):
+        if is_oblong(width_px=width, height_px=height):
             raise UserError(
                 "picture_too_oblong",
                 "has {width} x {height} px, and one side of an edited picture is at most {ratio} times the other",
@@ -76,10 +74,7 @@ class ReadPictures:
                 height=height,
                 ratio=MOST_RATIO,
             )
-        area = float(area_px)
-        while math.prod(size := canvas_size(width_px=width, height_px=height, area_px=area)) > max_pixels:
-            area *= _SMALLER
-        return size
+        return canvas_within(width_px=width, height_px=height, area_px=area_px, max_pixels=max_pixels)
 
     def resolved(self, request: EditFields, *, is_reference: bool = False) -> ResolvedEdit:
         """Return the resolved fields of the request. ``is_reference``: the model edits."""
@@ -93,14 +88,6 @@ class ReadPictures:
             is_reference=is_reference,
         )
 
-    def _nearly_has_shape(self, width_px: int, height_px: int) -> bool:
-        """Return True if a size has the picture's shape, but for one token from rounding."""
-        width, height = self.image.size
-        return (
-            abs(height_px * width / height - width_px) <= TOKEN_PX
-            or abs(width_px * height / width - height_px) <= TOKEN_PX
-        )
-
     def at(self, *, width_px: int, height_px: int, edit: ResolvedEdit) -> SourcePicture:
         """Return the pictures at the size of a request's images. Raises ``UserError`` if its mask changes nothing."""
         left, top, right, bottom = edit.margins
@@ -110,8 +97,8 @@ class ReadPictures:
             width_px=width_px,
             height_px=height_px,
             margins=edit.margins,
-            # A canvas has the picture's shape but for a token: the published pipeline stretches it by that.
-            whole=edit.is_reference and self._nearly_has_shape(width_px - left - right, height_px - top - bottom),
+            whole=edit.is_reference
+            and is_canvas_of(self.image, width_px=width_px - left - right, height_px=height_px - top - bottom),
         )
         if source.mask is not None and not source.mask.strip(b"\0"):
             raise UserError(

@@ -1,6 +1,6 @@
 """Datasets of SimpleTuner: options ignored with a reason, translated, or refused with a remedy. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,14 @@ _UNSUPPORTED = Problem(
     code="simpletuner_dataset_option", template="an option of SimpleTuner's datasets that is not supported",
     remedy_template="leave it out",
 )  # fmt: skip
-_NO_PAIRS = Problem(
-    code="conditioning_unsupported", template="training with a second picture is not supported, but for masks",
+_NO_CONTROL = Problem(
+    code="conditioning_unsupported",
+    template="second pictures are masks, or references that a model that edits is shown; control signals are neither",
     remedy_template="leave it out, and its dataset",
+)  # fmt: skip
+_NO_MADE_PAIRS = Problem(
+    code="made_pairs_unsupported", template="second pictures are not made from the pictures",
+    remedy_template="save them to a directory under the same names, and give its dataset as conditioning_data",
 )  # fmt: skip
 _SCHEDULE = Problem(
     code="dataset_schedule_unsupported", template="every dataset is used from the first step to the last",
@@ -57,7 +62,7 @@ _INSTEAD: Mapping[str, Problem] = {
     "caption_filter_list": Problem(
         code="caption_filter_unsupported", template="captions are not edited", remedy_template="edit the caption files"
     ),
-    "conditioning": _NO_PAIRS,
+    "conditioning": _NO_MADE_PAIRS,
     "csv_caption_column": Problem(
         code="dataset_option_renamed", template="an option of SimpleTuner that has another name here",
         remedy_template="use {name}", details={"name": "caption_column"},
@@ -98,8 +103,6 @@ _INSTEAD: Mapping[str, Problem] = {
     "video": Problem(code="video_unsupported", template="the model makes no videos", remedy_template="leave it out"),
 }  # fmt: skip
 """Problems by option, where the remedy is more than to leave it out."""
-_SECOND_PICTURES = ("controlnet", "reference_loose", "reference_strict")
-"""``conditioning_type`` of pictures that are no masks."""
 _OTHER_TYPES: Mapping[str, Problem] = {
     "audio": _INSTEAD["audio"],
     "video": _INSTEAD["video"],
@@ -136,7 +139,8 @@ def split_datasets(entries: list[Any]) -> tuple[dict[int, Any], tuple[Problem, .
     supported: dict[int, Any] = {}
     ignored: dict[str, Problem] = {}
     problems: list[Problem] = []
-    no_masks = {str(entry.get("id")) for entry in entries if isinstance(entry, dict) and _refused_kind(entry)}
+    second = {name for entry in entries if isinstance(entry, dict) for name in _linked(entry)}
+    refused_ids = {str(entry.get("id")) for entry in entries if isinstance(entry, dict) and _refused_kind(entry)}
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
             supported[index] = entry
@@ -152,9 +156,9 @@ def split_datasets(entries: list[Any]) -> tuple[dict[int, Any], tuple[Problem, .
             problems.append(problem.within(field=f"{field}.{name}", value=options[name]))
             continue
         supported[index] = {}
-        if _linked(options) & no_masks:  # the problem is that of the other entry
+        if _linked(options) & refused_ids:  # the problem is that of the other entry
             del options["conditioning_data"]
-        for key, value in _translated(options, field, problems).items():
+        for key, value in _translated(_with_kind(options, second), field, problems).items():
             outcome = _judge(key, value)
             if outcome is None:
                 supported[index][key] = value
@@ -164,6 +168,14 @@ def split_datasets(entries: list[Any]) -> tuple[dict[int, Any], tuple[Problem, .
                 shown = None if outcome.code == "secret_in_config" else value
                 problems.append(outcome.within(field=field if outcome.field else f"{field}.{key}", value=shown))
     return supported, grouped(ignored), problems
+
+
+def _with_kind(options: Mapping[str, Any], second: Collection[Any]) -> dict[str, Any]:
+    """Return an entry with its kind: second pictures, if it has a type of them or another entry links to it."""
+    kind = options.get("conditioning_type")
+    if "dataset_type" in options or not (kind or options.get("id") in second):
+        return dict(options)
+    return {**options, "dataset_type": "conditioning", "conditioning_type": kind or "reference_strict"}
 
 
 def _linked(options: Mapping[str, Any]) -> set[Any]:
@@ -190,8 +202,8 @@ def _judge(key: str, value: object) -> _Ignored | Problem | None:
 
 
 def _refused_kind(entry: Mapping[str, Any]) -> tuple[str, Problem] | None:
-    if entry.get("conditioning_type") in _SECOND_PICTURES:
-        return "conditioning_type", _NO_PAIRS
+    if entry.get("conditioning_type") == "controlnet":
+        return "conditioning_type", _NO_CONTROL
     for name, kinds in (("dataset_type", _OTHER_TYPES), ("type", _OTHER_SOURCES)):
         value = entry.get(name)
         if isinstance(value, str) and value in kinds:

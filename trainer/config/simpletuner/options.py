@@ -69,8 +69,9 @@ _INSTEAD: Mapping[str, Problem] = {
         remedy_template="give your own file with user_prompt_library",
     ),
     "validation_using_datasets": Problem(
-        code="validation_datasets_unsupported", template="validation generates pictures from prompts alone",
-        remedy_template="give validation_prompts",
+        code="validation_datasets_unsupported",
+        template="validation generates pictures from prompts, or edits those of validation_input or of the first pairs",
+        remedy_template="leave it out",
     ),
     "lr_scale": Problem(
         code="lr_scale_unsupported", template="the learning rate is taken as it is",

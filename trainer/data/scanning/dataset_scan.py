@@ -6,9 +6,9 @@ Facts about pictures are kept in an index from scan to scan; captions are read e
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from longcat.errors import DataError
@@ -17,15 +17,15 @@ from longcat.sampling.encoding.picture_file import MAX_PIXELS
 from longcat.storage.interface import Entry
 from trainer.config.dataset_options import DatasetConfig
 from trainer.data.advice import some
-from trainer.data.buckets import bucket_choices, choose, choose_any, fit, resolution_kind
+from trainer.data.buckets import Bucket, Crop, bucket_choices, choose, choose_any, fit, resolution_kind
 from trainer.data.captions.compose import possible_captions
 from trainer.data.captions.reader import CAPTION_ENDINGS, NO_CAPTIONS, CaptionReader, PictureCaptions
 from trainer.data.inventory import DatasetContents, Dropped, Inventory
 from trainer.data.pictures import ENDINGS, FOREIGN_ENDINGS, PictureFacts, inspect, is_promised
-from trainer.data.sample import Mask, Sample
+from trainer.data.sample import LinkedPicture, Reference, Sample
 from trainer.data.scanning.index import Index
 from trainer.data.scanning.limits import excluded, nothing_usable, too_long
-from trainer.data.scanning.masks import MaskReader, folder_within
+from trainer.data.scanning.linked import MASKS, REFERENCES, LinkedReader, folder_within
 from trainer.data.sources import Listing, Source, open_source, source_name
 
 _OTHER_ENDINGS = CAPTION_ENDINGS | {
@@ -71,18 +71,25 @@ class _ReadPicture:
     entry: Entry
     facts: PictureFacts | None
     captions: PictureCaptions = NO_CAPTIONS
-    mask: Mask | None = None
-    problem: Problem | None = None
-    """The reason why it cannot be used."""
+    linked: Mapping[str, LinkedPicture] = field(default_factory=dict)
+    """Its mask and its reference, as far as its dataset has them."""
+    problems: tuple[Problem, ...] = ()
+    """The reasons why it cannot be used: its own, and those of the pictures that belong to it."""
 
 
 class DatasetScan:
     """The scan of one dataset."""
 
     def __init__(
-        self, config: DatasetConfig, options: ScanOptions, index: Index, *, masks: DatasetConfig | None = None
+        self,
+        config: DatasetConfig,
+        options: ScanOptions,
+        index: Index,
+        *,
+        masks: DatasetConfig | None = None,
+        references: DatasetConfig | None = None,
     ) -> None:
-        """``masks`` is the dataset of the pictures' masks."""
+        """``masks`` and ``references`` are the datasets of the pictures' masks, and of those that they are edited from."""
         self._config, self._options, self._index = config, options, index
         self._choices = bucket_choices(
             config,
@@ -92,8 +99,14 @@ class DatasetScan:
         )
         self._kind = resolution_kind(config, options.resolution_type)
         self._dropped: list[Dropped] = []
-        self._masks = None if masks is None else MaskReader(masks, index, max_pixels=options.max_pixels)
-        self._left_out = None if masks is None else folder_within(config, masks)
+        given = (("mask", masks, MASKS), ("reference", references, REFERENCES))
+        self._linked = {
+            name: LinkedReader(of, problems, index, max_pixels=options.max_pixels)
+            for name, of, problems in given
+            if of is not None
+        }
+        inside = (folder_within(config, of) for _, of, _ in given if of is not None)
+        self._left_out = tuple(folder for folder in inside if folder is not None)
 
     def run(self) -> Inventory:
         """List the files, read them, and sort them into samples and dropped files."""
@@ -107,13 +120,13 @@ class DatasetScan:
             self._drop(row, problem)
         usable = [sample for picture in pictures if (sample := self._sample(picture)) is not None]
         samples = tuple(self._subset(usable))
-        contents = (DatasetContents.of(self._config, listing.entries),)
+        contents = (DatasetContents.of(self._config, listing.entries), *(of.contents for of in self._linked.values()))
         found = Inventory(
             samples=samples,
             dropped=tuple(self._dropped),
             warnings=(),
             trigger_words=self._config.trigger_words,
-            contents=contents if self._masks is None else (*contents, self._masks.contents),
+            contents=contents,
         )
         warnings = tuple(self._warnings(found, pictures, captions))
         if len(samples) < len(usable):
@@ -141,7 +154,7 @@ class DatasetScan:
         pictures = []
         for entry in listing.entries:
             ending = PurePosixPath(entry.key).suffix.lower()
-            if self._left_out and entry.key.startswith(self._left_out):
+            if entry.key.startswith(self._left_out):
                 continue
             if ending in ENDINGS:
                 pictures.append(entry)
@@ -180,35 +193,43 @@ class DatasetScan:
                         self._options.on_picture(len(read), len(pictures))
         finally:
             self._index.store(name, known)
-            if self._masks is not None:
-                self._masks.store()
+            for linked in self._linked.values():
+                linked.store()
             self._index.write()
         return read
 
     def _read_picture(
         self, entry: Entry, source: Source, captions: CaptionReader, known: PictureFacts | None
     ) -> _ReadPicture:
-        facts = known
+        facts, found, linked, problems = known, NO_CAPTIONS, dict[str, LinkedPicture](), list[Problem]()
         try:
             if facts is None:
                 facts = inspect(source.read(entry.key), max_pixels=self._options.max_pixels)
-            found = NO_CAPTIONS if facts.problem else captions.read(entry.key)
-            mask = None if self._masks is None or facts.problem else self._masks.read(entry.key, facts)
+            if facts.problem is not None:
+                raise DataError.of([facts.problem])
+            found = captions.read(entry.key)
         except DataError as error:
-            return _ReadPicture(entry=entry, facts=facts, problem=error.problems[0])
-        return _ReadPicture(entry=entry, facts=facts, captions=found, mask=mask, problem=facts.problem)
+            problems.append(error.problems[0])
+        for name, reader in self._linked.items():
+            try:
+                linked[name] = reader.read(entry.key, facts)
+            except DataError as error:
+                problems.append(error.problems[0])
+        return _ReadPicture(entry=entry, facts=facts, captions=found, linked=linked, problems=tuple(problems))
 
     def _sample(self, picture: _ReadPicture) -> Sample | None:
         """Return the sample, or drop the picture and return None."""
         key, facts = picture.entry.key, picture.facts
-        if picture.problem is not None:
-            self._drop(key, picture.problem)
+        if picture.problems:
+            for problem in picture.problems:
+                self._drop(key, problem)
             return None
         assert facts is not None
         if self._config.crop_aspect == "random":
             bucket = choose_any(facts.digest, self._choices)
         else:
             bucket = choose(facts.width_px, facts.height_px, self._choices)
+        crop = fit(facts.width_px, facts.height_px, bucket, self._config, facts.digest, kind=self._kind)
         sample = Sample(
             dataset=self._config.id,
             key=key,
@@ -218,16 +239,22 @@ class DatasetScan:
             width_px=facts.width_px,
             height_px=facts.height_px,
             bucket=bucket,
-            crop=fit(facts.width_px, facts.height_px, bucket, self._config, facts.digest, kind=self._kind),
+            crop=crop,
             repeats=self._config.repeats,
             probability=self._config.probability,
             config=self._config,
-            mask=picture.mask,
+            mask=picture.linked.get("mask"),
+            reference=self._reference(picture, bucket, crop),
         )
-        if (problem := excluded(sample, self._kind)) is not None:
-            self._drop(key, problem)
+        if (limit := excluded(sample, self._kind)) is not None:
+            self._drop(key, limit)
             return None
         return self._with_short_captions(sample)
+
+    def _reference(self, picture: _ReadPicture, bucket: Bucket, crop: Crop) -> Reference | None:
+        if (file := picture.linked.get("reference")) is None:
+            return None
+        return Reference(file=file, bucket=bucket, crop=None if self._linked["reference"].has_any_shape else crop)
 
     def _with_short_captions(self, sample: Sample) -> Sample | None:
         """Return the sample without captions that are too long for the model; None if none is left."""
@@ -250,7 +277,8 @@ class DatasetScan:
         if not found.samples:
             yield nothing_usable(found)
         yield from captions.warnings()
-        yield from () if self._masks is None else self._masks.warnings()
+        for linked in self._linked.values():
+            yield from linked.warnings()
         facts = ((picture.entry.key, picture.facts) for picture in pictures if picture.facts is not None)
         if others := [f"{key} ({f.format})" for key, f in facts if f.format and not is_promised(key, f.format)]:
             yield Problem(

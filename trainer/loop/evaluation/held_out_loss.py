@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 from diffusers import LongCatImageTransformer2DModel
+from torch import Tensor
 
 from longcat.model.shape import TOKEN_PX
-from longcat.sampling import flow, latents
+from longcat.sampling import flow
 from longcat.sampling.encoding.files import prompt_rows
 from trainer.encode.cache import Cache
 from trainer.encode.preparation import Encoders
 from trainer.loop.distributed import ProcessGroup
 from trainer.loop.evaluation.probes import Probe
-from trainer.loop.step import Batch, loss_of, mask_weights
+from trainer.loop.step import Batch, loss_of, mask_weights, positions
 from trainer.model.base import without_adapter
 from trainer.model.lora import ADAPTER, lora_layers
 from trainer.model.lycoris import lycoris_layers
@@ -84,25 +85,34 @@ class HeldOutLoss:
 
     def _batch(self, probe: Probe) -> Batch:
         device, dtype = self._encoders.device, self._encoders.dtype
-        size, length = probe.sample.bucket, self._encoders.flavour.settings.max_prompt_tokens
-        clean_1NC = self._cache.require(self._encoders.latent_key(probe.sample), probe.sample.key)[None].float()
-        embeds_LJ = prompt_rows(self._cache.require(self._encoders.embedding_key(probe.caption), probe.caption), length)
-        generator = torch_rng("held out", probe.sample.digest, f"{probe.quantile:.6f}")
+        sample, reference = probe.sample, self._reference(probe)
+        length = self._encoders.prompt_length(sample.reference)
+        clean_1NC = self._cache.require(self._encoders.latent_key(sample), sample.key)[None].float()
+        key = self._encoders.embedding_key(probe.caption, sample.reference)
+        embeds_LJ = prompt_rows(self._cache.require(key, probe.caption), length)
+        generator = torch_rng("held out", sample.digest, f"{probe.quantile:.6f}")
         noise_1NC = torch.randn(clean_1NC.shape, generator=generator)
         sigma = torch.tensor([self._sigma(probe)])
-        mask = self._encoders.mask_key(probe.sample)
-        weights = None if mask is None else mask_weights(self._cache.require(mask, probe.sample.key)).to(device)
-        image_ids = latents.image_ids(height_px=size.height_px, width_px=size.width_px, max_tokens=length)
+        mask = self._encoders.mask_key(sample)
+        weights = None if mask is None else mask_weights(self._cache.require(mask, sample.key)).to(device)
+        text_ids, image_ids = positions(sample.bucket, prompt_rows=length, has_reference=reference is not None)
         return Batch(
             noisy_BNC=flow.add_noise(clean_1NC, noise_1NC, sigma).to(device, dtype),
             target_BNC=flow.velocity(clean_1NC, noise_1NC).to(device),
             sigma_B=sigma.to(device, dtype),
             embeds_BLJ=embeds_LJ[None].to(device),
-            text_ids_L3=latents.text_ids(length).to(device),
+            text_ids_L3=text_ids.to(device),
             image_ids_N3=image_ids.to(device),
             seed=0,
             weights_BNC=weights,
+            reference_BNC=None if reference is None else reference.to(device),
         )
+
+    def _reference(self, probe: Probe) -> Tensor | None:
+        """Return the latents of the picture that a probe's is edited from, (1, N, C)."""
+        if (reference := probe.sample.reference) is None:
+            return None
+        return self._cache.require(self._encoders.reference_key(reference), reference.file.key)[None]
 
     def _sigma(self, probe: Probe) -> float:
         """Return the noise level at the probe's quantile, with the shift that the model itself has at the picture's size."""
