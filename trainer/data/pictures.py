@@ -17,7 +17,7 @@ from trainer.data.sources import open_source
 
 if TYPE_CHECKING:
     from trainer.data.buckets import Bucket, Crop
-    from trainer.data.sample import LinkedPicture, Reference, Sample
+    from trainer.data.sample import LinkedPicture, PairReference, Sample
 
 ENDINGS = {
     ".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP",
@@ -91,7 +91,7 @@ def resize(image: Image.Image, sample: "Sample") -> np.ndarray:
     return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=_kept(image, sample.bucket, sample.crop)))
 
 
-def read_reference(reference: "Reference") -> SourcePicture:
+def read_reference(reference: "PairReference") -> SourcePicture:
     """Return the picture that an image is edited from, at the image's size. Raises ``DataError`` as ``read_pixels``."""
     image, bucket = _read(reference.file), reference.bucket
     if reference.crop is None:

@@ -42,7 +42,7 @@ class LinkedPicture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference:
+class PairReference:
     """The picture that an image is edited from, at the size of the image."""
 
     file: LinkedPicture
@@ -83,7 +83,7 @@ class Sample:
     config: DatasetConfig
     mask: LinkedPicture | None = None
     """Weighs the loss: a picture in greys."""
-    reference: Reference | None = None
+    reference: PairReference | None = None
     """The picture that it is edited from; None for text-to-image."""
 
     @property

@@ -33,7 +33,7 @@ from longcat.sampling.prompt import tokenize_prompt
 from trainer.data.advice import some
 from trainer.data.captions.compose import possible_captions
 from trainer.data.pictures import read_mask, read_pixels
-from trainer.data.sample import Reference, Sample
+from trainer.data.sample import PairReference, Sample
 from trainer.encode.cache import Cache, fill
 
 THUMBNAIL_PX = 32
@@ -71,18 +71,18 @@ class Encoders:
         settings = mask.config.conditioning_type, mask.config.alpha_colour
         return key_of("mask", mask.digest, sample.bucket, sample.crop, *settings, 1)
 
-    def reference_key(self, reference: Reference) -> str:
+    def reference_key(self, reference: PairReference) -> str:
         """Return the cache key of the latents of a picture that is edited."""
         return key_of("reference", reference.identity, self._vae_hash, self.dtype, 1)
 
-    def embedding_key(self, caption: str, reference: Reference | None = None) -> str:
+    def embedding_key(self, caption: str, reference: PairReference | None = None) -> str:
         """Return the cache key of a caption's embedding, seen with its reference by a model that edits."""
         settings = self.flavour.settings.max_prompt_tokens, POSITION_POLICY, self.text_encoder_precision, self.dtype
         if reference is None:
             return key_of("embedding", caption, self._text_hash, *settings, 1)
         return key_of("seen embedding", caption, reference.identity, self._sight, self._text_hash, *settings, 1)
 
-    def prompt_length(self, reference: Reference | None) -> int:
+    def prompt_length(self, reference: PairReference | None) -> int:
         """Return the rows of a prompt's embedding, those of the picture and its two marks included."""
         most = self.flavour.settings.max_prompt_tokens
         if reference is None:

@@ -23,7 +23,7 @@ from longcat.sampling.encoding.source import encode_picture_latents
 from longcat.sampling.prompt import EDIT_TEMPLATE_PREFIX, PromptTokens, tokenize_prompt
 from trainer.data.captions.compose import possible_captions
 from trainer.data.pictures import read_reference
-from trainer.data.sample import Reference, Sample
+from trainer.data.sample import PairReference, Sample
 from trainer.encode.cache import Cache, fill
 from trainer.encode.preparation import Encoders, LazyModel, OnDone, encode_captions, lazy_text_encoder, parts
 
@@ -32,7 +32,7 @@ class PromptInput(NamedTuple):
     """A text that the text encoder reads, and the picture that it sees with it; None for text-to-image."""
 
     text: str
-    reference: Reference | None
+    reference: PairReference | None
 
 
 def inputs_of(samples: Sequence[Sample]) -> list[PromptInput]:
@@ -57,7 +57,7 @@ def encode_prompts(
     ``ConfigError`` for a prompt that is too long: the scan has dropped captions that are.
     """
     texts: list[str] = []
-    seen: dict[str, tuple[Reference, dict[str, None]]] = {}
+    seen: dict[str, tuple[PairReference, dict[str, None]]] = {}
     for text, reference in prompts:
         if reference is None:
             texts.append(text)
@@ -83,7 +83,7 @@ def encode_prompts(
 def encode_references(
     encoders: Encoders,
     cache: Cache,
-    references: Iterable[Reference],
+    references: Iterable[PairReference],
     on_done: OnDone,
     *,
     share: int = 0,
@@ -114,7 +114,7 @@ def _embed(
     encoders: Encoders,
     text_encoder: LazyModel,
     tokens: dict[str, PromptTokens],
-    pair: tuple[Reference, tuple[str, ...]],
+    pair: tuple[PairReference, tuple[str, ...]],
 ) -> list[Tensor]:
     """Embed the texts of one reference, (T, J) each: the vision tower runs once."""
     reference, texts = pair
@@ -139,12 +139,12 @@ def _embed_all(
     pool: ThreadPoolExecutor,
     text_encoder: LazyModel,
     embed: partial[list[Tensor]],
-    batch: Sequence[tuple[Reference, tuple[str, ...]]],
+    batch: Sequence[tuple[PairReference, tuple[str, ...]]],
 ) -> Iterator[Tensor]:
     text_encoder()  # loaded here once, before several threads need it
     return (embedding for embeddings in pool.map(embed, batch) for embedding in embeddings)
 
 
-def _latents(encoders: Encoders, vae: LazyModel, reference: Reference) -> tuple[Tensor]:
+def _latents(encoders: Encoders, vae: LazyModel, reference: PairReference) -> tuple[Tensor]:
     pixels = read_reference(reference).pixel_array
     return (encode_picture_latents(vae(), pixels, device=encoders.device, dtype=encoders.dtype)[0],)

@@ -16,7 +16,7 @@ from trainer.config.reading.file import read_prompts
 from trainer.config.simpletuner.validation_input import ValidationInput
 from trainer.data.buckets import Bucket
 from trainer.data.captions.language import detect_language
-from trainer.data.sample import LinkedPicture, Reference, Sample
+from trainer.data.sample import LinkedPicture, PairReference, Sample
 from trainer.encode.preparation import Encoders
 from trainer.encode.references import PromptInput
 from trainer.validation.edited import EditedPicture, edited_pictures
@@ -61,7 +61,7 @@ class ValidationPrompt:
     """The base's hash and precisions: pictures of another base cannot be compared."""
     is_base: bool
     """True for a prompt that has nothing to do with the training data: it shows what the training damaged."""
-    reference: Reference | None = None
+    reference: PairReference | None = None
     """The picture that it edits; None for text-to-image."""
 
     @property
@@ -172,7 +172,7 @@ def _prompt(
         seed=settings.validation_seed,
         model=", ".join(map(str, model)),
         is_base=is_base,
-        reference=None if file is None else Reference(file=file, bucket=size),
+        reference=None if file is None else PairReference(file=file, bucket=size),
     )
 
 
@@ -183,7 +183,7 @@ def inputs_of_prompts(prompts: Sequence[ValidationPrompt]) -> list[PromptInput]:
     ]
 
 
-def references_of_prompts(prompts: Sequence[ValidationPrompt]) -> list[Reference]:
+def references_of_prompts(prompts: Sequence[ValidationPrompt]) -> list[PairReference]:
     """Return the pictures that the prompts edit."""
     return [prompt.reference for prompt in prompts if prompt.reference is not None]
 

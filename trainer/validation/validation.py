@@ -21,7 +21,7 @@ from longcat.sampling.encoding.files import prompt_rows
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots, SlotUse
 from trainer.data.pictures import read_reference
-from trainer.data.sample import Reference
+from trainer.data.sample import PairReference
 from trainer.encode.cache import Cache
 from trainer.encode.preparation import Encoders
 from trainer.model.base import without_adapter
@@ -222,12 +222,12 @@ class Validation:
             self._on_step(self._steps_done, self._steps_total, picture)
         return denoise.decode(vae, denoising)
 
-    def _embedding(self, text: str, reference: Reference | None) -> torch.Tensor:
+    def _embedding(self, text: str, reference: PairReference | None) -> torch.Tensor:
         rows = self._cache.read(self._encoders.embedding_key(text, reference))
         assert rows is not None, "prompts are embedded before the text encoder is unloaded"
         return prompt_rows(rows, self._encoders.prompt_length(reference))[None].to(self.device)
 
-    def _latents(self, reference: Reference | None) -> torch.Tensor | None:
+    def _latents(self, reference: PairReference | None) -> torch.Tensor | None:
         """Return the latents of the picture that is edited, (1, N, C)."""
         if reference is None:
             return None

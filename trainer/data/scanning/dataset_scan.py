@@ -22,7 +22,7 @@ from trainer.data.captions.compose import possible_captions
 from trainer.data.captions.reader import CAPTION_ENDINGS, NO_CAPTIONS, CaptionReader, PictureCaptions
 from trainer.data.inventory import DatasetContents, Dropped, Inventory
 from trainer.data.pictures import ENDINGS, FOREIGN_ENDINGS, PictureFacts, inspect, is_promised
-from trainer.data.sample import LinkedPicture, Reference, Sample
+from trainer.data.sample import LinkedPicture, PairReference, Sample
 from trainer.data.scanning.index import Index
 from trainer.data.scanning.limits import excluded, nothing_usable, too_long
 from trainer.data.scanning.linked import MASKS, REFERENCES, LinkedReader, folder_within
@@ -251,10 +251,10 @@ class DatasetScan:
             return None
         return self._with_short_captions(sample)
 
-    def _reference(self, picture: _ReadPicture, bucket: Bucket, crop: Crop) -> Reference | None:
+    def _reference(self, picture: _ReadPicture, bucket: Bucket, crop: Crop) -> PairReference | None:
         if (file := picture.linked.get("reference")) is None:
             return None
-        return Reference(file=file, bucket=bucket, crop=None if self._linked["reference"].has_any_shape else crop)
+        return PairReference(file=file, bucket=bucket, crop=None if self._linked["reference"].has_any_shape else crop)
 
     def _with_short_captions(self, sample: Sample) -> Sample | None:
         """Return the sample without captions that are too long for the model; None if none is left."""

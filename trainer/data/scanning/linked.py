@@ -53,7 +53,7 @@ MASKS = LinkedProblems(
 )  # fmt: skip
 REFERENCES = LinkedProblems(
     missing=Problem(
-        code="reference_missing", template="no reference: dataset {dataset!r} has no {name}",
+        code="reference_of_pair_missing", template="no reference: dataset {dataset!r} has no {name}",
         remedy_template="add the picture that it is edited from, under the same name",
     ),
     ambiguous=Problem(
