@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from longcat.errors import ConfigError
+from trainer.config.links import references_of
 from trainer.config.options import TrainConfig
 from trainer.config.reading.file import load_config
 
@@ -83,17 +84,44 @@ def test_the_shift_of_noise_levels(tmp_path: Path, shift: object, auto: object, 
     assert config.flow_schedule_shift == becomes
 
 
-def test_the_example_for_editing_is_refused_by_name(tmp_path: Path) -> None:
+UNTYPED = {name: value for name, value in LOCAL.items() if name != "dataset_type"}
+EDITING = {
+    "model_type": "lora", "model_family": "longcat_image", "model_flavour": "edit", "base_model_precision": "int8-quanto",
+    "train_batch_size": 1, "gradient_checkpointing": True, "learning_rate": 5e-5, "validation_guidance": 4.5,
+    "validation_num_inference_steps": 40, "validation_resolution": "768x768",
+}  # fmt: skip
+"""The options of SimpleTuner's quickstart for LongCat-Image-Edit, which links to references without their type."""
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [({}, "reference_strict"), ({"conditioning_type": "reference_loose"}, "reference_loose"),
+     ({"dataset_type": "conditioning", "conditioning_type": "reference_strict"}, "reference_strict")],
+)  # fmt: skip
+def test_the_example_for_editing_is_taken(tmp_path: Path, given: dict[str, object], kind: str) -> None:
     edits = LOCAL | {"id": "edit-images", "resolution": 768, "conditioning_data": ["ref-images"]}
-    references = LOCAL | {"id": "ref-images", "caption_strategy": None, "resolution": 768}
-    with pytest.raises(ConfigError) as caught:
-        load(tmp_path, {"model_flavour": "edit", "learning_rate": 5e-5, "data_backend_config": [edits, references]})
-    assert [(p.field, p.code) for p in caught.value.problems] == [("model_flavour", "edit_flavour_unsupported")]
+    references = UNTYPED | {"id": "ref-images", "caption_strategy": None, "resolution": 768} | given
+    config, _ = load(tmp_path, EDITING | {"data_backend_config": [edits, references]})
+    assert references_of(config.datasets)["edit-images"].conditioning_type == kind
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, {"data_backend_config": [edits, references]})
     assert [(p.field, p.code) for p in caught.value.problems] == [
-        ("data_backend_config.0.conditioning_data", "conditioning_data_not_masks")
+        ("data_backend_config.0.conditioning_data", "references_without_editing")
     ]
+
+
+def test_validation_inputs_are_read_as_a_list_and_as_its_text(tmp_path: Path) -> None:
+    given = [{"path": "/data/val/a.png", "prompt": "make it blue", "shortname": "blue"}]
+    edits = LOCAL | {"id": "edits", "conditioning_data": "refs"}
+    datasets = {"model_flavour": "edit", "data_backend_config": [edits, UNTYPED | {"id": "refs"}]}
+    for value in (given, json.dumps(given)):
+        config, _ = load(tmp_path, datasets | {"validation_input": value})
+        assert [(one.path, one.prompt) for one in config.validation_input] == [
+            (Path("/data/val/a.png"), "make it blue")
+        ]
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, datasets | {"validation_input": [{"path": "/data/val/a.png"}]})
+    assert [p.field for p in caught.value.problems] == ["validation_input.0.prompt"]
 
 
 def test_the_lokr_of_the_example_for_editing_is_taken_with_its_limit_of_gradients(tmp_path: Path) -> None:

@@ -41,12 +41,16 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "video": (LOCAL | {"dataset_type": "video", "video": {"num_frames": 125}}, {"dataset_type": "video_unsupported"}),
     "audio": (LOCAL | {"dataset_type": "audio", "audio": {"channels": 2}}, {"dataset_type": "audio_unsupported"}),
     "a pair": (LOCAL | {"conditioning_data": ["ref"]}, {"conditioning_data": "conditioning_data_missing"}),
-    "a second picture": (
+    "a second picture of nothing": (
         LOCAL | {"dataset_type": "conditioning", "conditioning_type": "reference_strict"},
-        {"conditioning_type": "conditioning_unsupported"},
+        {"id": "masks_of_no_dataset"},
     ),
-    "a second picture without its type": (
+    "a second picture among the first": (
         LOCAL | {"conditioning_type": "reference_loose"},
+        {"conditioning_type": "option_of_masks"},
+    ),
+    "control signals": (
+        LOCAL | {"dataset_type": "conditioning", "conditioning_type": "controlnet"},
         {"conditioning_type": "conditioning_unsupported"},
     ),
     "two pictures of a table": (
@@ -58,7 +62,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         LOCAL | {"dataset_type": "conditioning"},
         {"conditioning_type": "conditioning_type_missing"},
     ),
-    "generated pairs": (LOCAL | {"conditioning": [{"type": "canny"}]}, {"conditioning": "conditioning_unsupported"}),
+    "generated pairs": (LOCAL | {"conditioning": [{"type": "canny"}]}, {"conditioning": "made_pairs_unsupported"}),
     "a curriculum": (LOCAL | {"start_step": 300}, {"start_step": "dataset_schedule_unsupported"}),
     "the end of one": (LOCAL | {"end_step": 300}, {"end_step": "dataset_schedule_unsupported"}),
     "boxes": (LOCAL | {"grounding": {"enabled": True}}, {"grounding": "grounding_unsupported"}),
@@ -148,7 +152,7 @@ def test_the_documented_masked_loss_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_pair_that_is_refused_has_one_problem(tmp_path: Path) -> None:
-    pair = LOCAL | {"id": "ref", "dataset_type": "conditioning", "conditioning_type": "reference_strict"}
+    pair = LOCAL | {"id": "ref", "dataset_type": "conditioning", "conditioning_type": "controlnet"}
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, {"data_backend_config": [LOCAL | {"conditioning_data": ["ref"]}, pair]})
     assert [(p.field, p.code) for p in caught.value.problems] == [

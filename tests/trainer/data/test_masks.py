@@ -134,13 +134,14 @@ def test_either_dataset_may_name_the_other_and_two_may_share_masks(tmp_path: Pat
 
 LINKS = [
     ([{"conditioning_data": "lost"}], "conditioning_data_missing", "0.conditioning_data"),
-    ([{}, {"conditioning_data": "a"}], "conditioning_data_not_masks", "1.conditioning_data"),
+    ([{"dataset_type": "image"}, {"conditioning_data": "a"}], "conditioning_data_not_second", "1.conditioning_data"),
+    ([{}, {"conditioning_data": "a"}], "references_without_editing", "1.conditioning_data"),
     ([{"conditioning_data": ["b", "c"]}], "several_conditionings", "0.conditioning_data"),
     ([{}, {"dataset_type": "conditioning", "conditioning_type": "mask"}], "masks_of_no_dataset", "1.id"),
     ([{"conditioning_data": "b"}, {"dataset_type": "conditioning"}], "conditioning_type_missing", "1.conditioning_type"),
     ([{}, *({"dataset_type": "conditioning", "conditioning_type": "mask", "source_dataset_id": "a"} for _ in range(2))],
      "pictures_have_masks", "1.source_dataset_id"),
-    ([{"conditioning_type": "mask"}], "option_of_masks", "0.conditioning_type"),
+    ([{"conditioning_type": "mask", "dataset_type": "image"}], "option_of_masks", "0.conditioning_type"),
     ([{}, {"dataset_type": "conditioning", "conditioning_type": "mask", "source_dataset_id": "x"}], "mask_source_missing",
      "1.source_dataset_id"),
 ]  # fmt: skip

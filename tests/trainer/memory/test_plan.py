@@ -13,13 +13,13 @@ from longcat.model.flavour import Flavour
 from longcat.model.loading import Components
 from longcat.model.precision import Precision
 from longcat.model.shape import image_tokens
-from longcat.sampling import latents
 from tests import ROOT
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
 from trainer.config.simpletuner.lycoris import LycorisConfig, Preset
+from trainer.data.buckets import Bucket
 from trainer.loop.optimizer import OptimizerSettings, make_optimizer
-from trainer.loop.step import Batch, loss_of
+from trainer.loop.step import Batch, loss_of, positions
 from trainer.memory.alternatives import alternatives, choose
 from trainer.memory.forecast import forecast
 from trainer.memory.plan import plan
@@ -62,6 +62,8 @@ def workload(flavour: Flavour, **changes: object) -> Workload:
         {"lycoris": WHOLE_LOKR},
         {"lycoris": LOHA},
         {"lycoris": LOHA, "dtype": "bfloat16", "batch": 2},
+        {"edits": True, "width_px": 192},
+        {"edits": True, "batch": 2, "checkpointing": 2, "use_dora": True},
     ],
 )
 def test_planned_activations_are_those_autograd_keeps(
@@ -173,11 +175,13 @@ def kept_bytes(model: Components, load: Workload) -> int:
 
     tokens = image_tokens(width_px=load.width_px, height_px=load.height_px)
     width = transformer.config.joint_attention_dim
+    size = Bucket(width_px=load.width_px, height_px=load.height_px)
+    text_ids, image_ids = positions(size, prompt_rows=load.prompt_rows, has_reference=load.edits)
     batch = Batch(
         noisy_BNC=torch.randn(load.batch, tokens, 64).to(dtype), target_BNC=torch.randn(load.batch, tokens, 64),
-        sigma_B=torch.full((load.batch,), 0.5), embeds_BLJ=torch.randn(load.batch, 32, width).to(dtype),
-        text_ids_L3=latents.text_ids(32), seed=0,
-        image_ids_N3=latents.image_ids(height_px=load.height_px, width_px=load.width_px, max_tokens=32),
+        sigma_B=torch.full((load.batch,), 0.5), embeds_BLJ=torch.randn(load.batch, load.prompt_rows, width).to(dtype),
+        text_ids_L3=text_ids, image_ids_N3=image_ids, seed=0,
+        reference_BNC=torch.randn(load.batch, tokens, 64).to(dtype) if load.edits else None,
     )  # fmt: skip
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss_of(transformer, batch)

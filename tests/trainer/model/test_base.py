@@ -10,9 +10,9 @@ from trainer.config.options import TrainConfig
 from trainer.model.base import prepare_model
 
 
-def test_a_directory_of_a_model_that_edits_is_refused(edit_folder: Path, tmp_path: Path) -> None:
-    """The flavours are refused by name, with the options; what a directory holds is known once it is read."""
+def test_a_directory_of_a_model_that_edits_needs_pairs(edit_folder: Path, tmp_path: Path) -> None:
+    """The published flavours are known by name, with the options; what a directory holds is known once it is read."""
     given = {"model_flavour": str(edit_folder), "instance_data_dir": str(tmp_path), "output_dir": str(tmp_path / "out")}
     with pytest.raises(ConfigError) as refused:
         prepare_model(TrainConfig.model_validate(given), torch.device("cpu"))
-    assert [problem.code for problem in refused.value.problems] == ["edit_flavour_unsupported"]
+    assert [problem.code for problem in refused.value.problems] == ["references_not_given"]
