@@ -97,6 +97,8 @@ class LocalExecutor(Executor):
         for dataset in options.get("data_backend_config", ()):
             if "instance_data_dir" in dataset:
                 dataset["instance_data_dir"] = _absolute(dataset["instance_data_dir"])
+        for given in options.get("validation_input", ()):
+            given["path"] = _absolute(given["path"])
         return options | {
             "output_dir": str(folder / OUTPUT),
             "cache_dir": str(self._cache),

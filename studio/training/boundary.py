@@ -17,6 +17,7 @@ from longcat.storage.address import FileAddress, parse_address
 from studio.datasets.datasets import Datasets
 from trainer.config.dataset_options import DatasetConfig
 from trainer.config.options import TrainConfig
+from trainer.config.simpletuner.validation_input import ValidationInput
 
 
 class Holds(Enum):
@@ -40,7 +41,8 @@ class Holds(Enum):
     """A path that the studio sets."""
 
 
-HOLDINGS: Mapping[type[TrainConfig | DatasetConfig], Mapping[str, Holds]] = {
+_Options = TrainConfig | DatasetConfig | ValidationInput
+HOLDINGS: Mapping[type[_Options], Mapping[str, Holds]] = {
     TrainConfig: {
         "model_flavour": Holds.MODEL,
         "pretrained_model_name_or_path": Holds.MODEL,
@@ -60,6 +62,7 @@ HOLDINGS: Mapping[type[TrainConfig | DatasetConfig], Mapping[str, Holds]] = {
         "aws_bucket_name": Holds.BUCKET,
         "aws_endpoint_url": Holds.URL,
     },
+    ValidationInput: {"path": Holds.PATH},
 }
 """Options with paths or addresses. A test requires every other text option to be listed as harmless."""
 
@@ -123,6 +126,9 @@ class Boundary:
 def _held(config: TrainConfig) -> Iterator[tuple[str, Holds, str]]:
     """Yield the name, meaning and text of each option with a path or an address."""
     yield from _held_by(config)
+    for index, given in enumerate(config.validation_input):
+        for name, holds, value in _held_by(given):
+            yield f"validation_input.{index}.{name}", holds, value
     for index, dataset in enumerate(config.data_backend_config):
         for name, holds, value in _held_by(dataset):
             field = f"data_backend_config.{index}.{name}"
@@ -134,7 +140,7 @@ def _held(config: TrainConfig) -> Iterator[tuple[str, Holds, str]]:
                 yield field, Holds.PATH, str(Path(dataset.instance_data_dir or ".") / value)
 
 
-def _held_by(model: TrainConfig | DatasetConfig) -> Iterator[tuple[str, Holds, str]]:
+def _held_by(model: _Options) -> Iterator[tuple[str, Holds, str]]:
     for name, holds in HOLDINGS[type(model)].items():
         if (value := getattr(model, name)) is not None:
             yield name, holds, str(value)

@@ -49,7 +49,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "validation": (
         "validation_disable", "validation_prompt", "user_prompt_library", "validation_base_prompts",
         "validation_negative_prompt", "validation_resolution", "validation_guidance", "validation_num_inference_steps",
-        "validation_seed", "validation_steps", "validation_min_change", "validation_max_drift",
+        "validation_seed", "validation_steps", "validation_min_change", "validation_max_drift", "validation_input",
     ),
     "report": (
         "eval_share", "eval_dataset_id", "num_eval_images", "eval_steps_interval", "publish_checkpoint",
@@ -63,7 +63,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 SET_BY_STUDIO = frozenset({"output_dir", "cache_dir", "resume_from_checkpoint"})
 """Fields that the executor of a job sets."""
 SUGGESTIONS: Mapping[str, tuple[str, ...]] = {
-    "model_flavour": ("final", "dev", "embedded"),
+    "model_flavour": ("final", "dev", "edit", "edit-turbo", "embedded"),
     "base_model_precision": ("no_change", "auto", "int8-quanto", "int4-quanto", "int8-torchao", "fp8-torchao", "fp8-quanto"),
     "text_encoder_1_precision": ("no_change", "auto", "int8-quanto", "int4-quanto", "int8-torchao", "fp8-torchao"),
     "caption_strategy": ("textfile", "filename", "csv", "json", "jsonl"),
@@ -135,7 +135,7 @@ def read_form(values: Mapping[str, str]) -> Reading:
         if about.kind == "switch":
             if (given := text in ("on", "true")) != (about.default == "true"):
                 options[name] = given
-        elif about.kind == "json" and (file := _FILE_NAME.fullmatch(text)):
+        elif name in _IN_ANOTHER_FILE and (file := _FILE_NAME.fullmatch(text)):
             problems.append(_IN_ANOTHER_FILE[name].within(field=name, value=file["name"]))
         elif text and _plain(text) != _plain(about.default):
             try:
@@ -200,7 +200,7 @@ def _field(name: str, about: FieldInfo) -> Field:
 
 
 def _kind(name: str, annotation: Any) -> tuple[Kind, tuple[str, ...]]:
-    if name in ("data_backend_config", "lycoris_config", "distillation"):
+    if name in ("data_backend_config", "lycoris_config", "distillation", "validation_input"):
         return "json", ()
     if name in _ITEMS:
         return "lines", ()

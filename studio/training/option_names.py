@@ -42,6 +42,7 @@ _LABELS = {
     "publish_min_improvement": "Least improvement",
     "publish_max_overfit": "Most overfitting",
     "publish_max_copies": "Most copies",
+    "validation_input": "Pictures to edit in validation",
     "validation_num_inference_steps": "Validation denoising steps",
     "max_grad_norm": "Gradients at most",
     "grad_clip_method": "Gradient limit",

@@ -35,11 +35,13 @@ class PromptInput(NamedTuple):
     reference: PairReference | None
 
 
-def inputs_of(samples: Sequence[Sample]) -> list[PromptInput]:
-    """Return every text that may be drawn as a caption, with its reference; of each reference the empty prompt, too."""
-    return [PromptInput(text, sample.reference) for sample in samples for text in ("", *possible_captions(sample))] or [
-        PromptInput("", None)
-    ]
+def inputs_of(samples: Sequence[Sample], *, are_dropped: bool = True) -> list[PromptInput]:
+    """Return every text that may be drawn as a caption, with its reference.
+
+    ``are_dropped``: captions may be, so that of each reference the empty prompt is needed, too.
+    """
+    empty = ("",) if are_dropped else ()
+    return [PromptInput(text, sample.reference) for sample in samples for text in (*empty, *possible_captions(sample))]
 
 
 def encode_prompts(

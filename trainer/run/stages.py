@@ -74,8 +74,9 @@ def encode(prepared: Prepared, context: RunContext) -> Cache:
     cache = Cache(config.cache_folder)
     # Validation prompts come first: one that is too long is then reported at once, not after hours.
     probes = prepared.probes
+    are_dropped = config.caption_dropout_probability > 0 or config.distillation is not None
     shown = [PromptInput(probe.caption, probe.sample.reference) for probe in probes]
-    texts = [*inputs_of_prompts(prepared.prompts), *inputs_of(inventory.samples), *shown]
+    texts = [*inputs_of_prompts(prepared.prompts), *inputs_of(inventory.samples, are_dropped=are_dropped), *shown]
     share, shares = process_group.rank, process_group.size
     encode_prompts(encoders, cache, texts, on_done, share=share, shares=shares)
     if config.distillation is None:

@@ -17,6 +17,7 @@ from studio.training.form import as_typed
 from tests.studio.training.test_pages import HERE, HTMX, png
 from trainer.config.dataset_options import DatasetConfig
 from trainer.config.options import TrainConfig
+from trainer.config.simpletuner.validation_input import ValidationInput
 
 TOKEN = "a-token-of-the-tests"
 WORDS = {
@@ -30,6 +31,7 @@ WORDS = {
         "id", "conditioning_data", "source_dataset_id", "aws_data_prefix", "caption_endings", "caption_column",
         "caption_shares", "filename_column", "instance_prompt", "trigger_words", "resolution", "alpha_colour",
     },
+    ValidationInput: {"prompt", "shortname", "name"},
 }  # fmt: skip
 """Text options by which no file is opened and no address called."""
 
@@ -43,8 +45,10 @@ def texts(model: type[BaseModel]) -> set[str]:
     return {name for name, field in model.model_fields.items() if holds_text(field.annotation)}
 
 
-@pytest.mark.parametrize("model", [TrainConfig, DatasetConfig])
-def test_every_text_of_a_configuration_is_a_word_or_is_checked(model: type[TrainConfig | DatasetConfig]) -> None:
+@pytest.mark.parametrize("model", WORDS)
+def test_every_text_of_a_configuration_is_a_word_or_is_checked(
+    model: type[TrainConfig | DatasetConfig | ValidationInput],
+) -> None:
     assert not WORDS[model] & HOLDINGS[model].keys()
     assert texts(model) == WORDS[model] | HOLDINGS[model].keys()
 
@@ -112,6 +116,11 @@ def test_what_leads_out_is_refused_with_its_field(
     outside = root.parent.parent / "outside"
     given = options(root) | {field: value.format(root=root, outside=outside)}
     assert refused_of(services.boundary, given) == {field}
+
+
+def test_so_is_a_picture_to_edit(services: TrainingServices, root: Path) -> None:
+    inputs = [{"path": path, "prompt": "a"} for path in (str(root / "a.png"), "/etc/shadow")]
+    assert refused_of(services.boundary, options(root) | {"validation_input": inputs}) == {"validation_input.1.path"}
 
 
 @pytest.mark.parametrize(

@@ -72,3 +72,22 @@ def test_an_option_that_names_another_file_is_one_problem(option: str) -> None:
         assert found == [(option, "config/x.json")]
     spoiled = read_form({**given, option: "{"})
     assert [problem.code for problem in spoiled.problems if problem.field == option] == ["text_not_json"]
+
+
+@pytest.mark.parametrize("option", ["distillation", "validation_input"])
+def test_the_name_of_a_file_is_no_value_of_other_options(option: str) -> None:
+    assert [problem.field for problem in read_form({option: "a.json"}).problems] == [option]
+
+
+def test_pairs_and_pictures_to_edit_go_through_the_form() -> None:
+    given = {
+        "model_flavour": "edit",
+        "data_backend_config": [
+            {"id": "edits", "instance_data_dir": "/data/edits", "conditioning_data": "refs"},
+            {"id": "refs", "instance_data_dir": "/data/refs", "conditioning_type": "reference_loose"},
+        ],
+        "validation_input": [{"path": "/data/a.png", "prompt": "make it blue"}],
+    }
+    first = read_file(json.dumps(given))
+    assert first.problems == ()
+    assert read_form(as_typed(first.options)).config == first.config
