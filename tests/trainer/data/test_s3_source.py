@@ -70,5 +70,7 @@ def test_masks_in_a_bucket(in_store: DatasetConfig, tmp_path: Path) -> None:
     )
     found = look(in_store.model_copy(update={"conditioning_data": "masks"}), masks, index_file=tmp_path / "index.json")
     assert keys(found) == ["deep/猫+#?%20.PNG"]  # masks below the pictures' prefix are not training pictures
-    assert {drop.key for drop in found.dropped if drop.problem.code == "mask_missing"} == {"a cat (1).png"}
+    assert {drop.key for drop in found.dropped if drop.problem.code == "mask_missing"} == {
+        "a cat (1).png", "no caption.png", "empty.png", "cut.png",
+    }  # fmt: skip
     assert read_mask(found.samples[0]).tolist() == [[200] * 16] * 16
