@@ -10,7 +10,7 @@ from longcat.sampling.encoding.source_picture import fitted_reference
 from tests.edit_model import picture as noise
 from tests.trainer.data.scanning import codes, config, keys, look, picture, reasons, warnings
 from trainer.config.dataset_options import DatasetConfig
-from trainer.config.file import make_config
+from trainer.config.reading.file import make_config
 from trainer.data.inventory import Inventory
 from trainer.data.pictures import read_pixels, read_reference
 from trainer.data.report import contact_sheet, describe, report

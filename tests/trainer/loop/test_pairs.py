@@ -11,7 +11,7 @@ from longcat.sampling.encoding.reference import ReferenceEncoder
 from longcat.sampling.encoding.source import encode_picture_latents
 from longcat.sampling.forward import Forward
 from tests.trainer.pairs import write_pairs
-from trainer.config.file import make_config
+from trainer.config.reading.file import make_config
 from trainer.config.settings import select
 from trainer.data.inventory import Inventory
 from trainer.data.pictures import read_reference
