@@ -23,7 +23,6 @@ from longcat.logs import silence_import_noise
 from longcat.model.flavour import Flavour, resolve
 from longcat.model.loading import load_transformer, load_vae
 from longcat.model.precision import Offload, Precision
-from longcat.model.quantized.quantize import quantize_base
 from longcat.model.shape import image_tokens
 from longcat.sampling import latents
 from tests.simulated_gpu import device as simulated
@@ -175,9 +174,14 @@ def measure(case: PlanCase, flavour: Flavour) -> int:
 
 def placed(case: PlanCase, flavour: Flavour) -> Any:
     """Return the transformer with its adapter on the device, as a training places it."""
-    transformer = load_transformer(flavour, getattr(torch, case.dtype))
-    offload = Offload.GROUP if case.offload else Offload.NONE
-    quantize_base(transformer, Precision(case.precision), device=CUDA, training=True, offload=offload)
+    transformer = load_transformer(
+        flavour,
+        getattr(torch, case.dtype),
+        precision=Precision(case.precision),
+        device=CUDA,
+        training=True,
+        offload=Offload.GROUP if case.offload else Offload.NONE,
+    )
     inject(transformer, select(case.config, LoraSettings))
     place(transformer, select(case.config, PlacementSettings), CUDA)
     return transformer

@@ -12,8 +12,9 @@ from longcat.adapter.publishing import remove_adapter
 from longcat.adapter.reference import parse_new_name
 from longcat.errors import DeadlineError, NoAdapterStorageError
 from longcat.logs import log_event
+from longcat.model.device.choice import check_compiler, parse_device, parse_dtype
 from longcat.model.flavour import Flavour
-from longcat.model.loading import Components, check_compiler, load, parse_device, parse_dtype
+from longcat.model.loading import Components, load
 from longcat.model.memory.in_use import memory_of
 from longcat.model.precision import Offload
 from longcat.model.quantized.snapshot import snapshots_of

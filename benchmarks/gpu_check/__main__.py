@@ -77,7 +77,7 @@ def _require(device: str) -> None:
     if device == "cpu":
         return
     from longcat.errors import DeviceError
-    from longcat.model.loading import parse_device  # imports torch
+    from longcat.model.device.choice import parse_device  # imports torch
 
     try:
         parse_device(device)

@@ -1,7 +1,6 @@
 """Loading: a flavour's components, in a precision, on a device."""
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, LongCatImageTransformer2DModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from longcat.errors import DeviceError, FlavourError
+from longcat.model.device.choice import parse_device, parse_dtype
 from longcat.model.flavour import Flavour
 from longcat.model.offload import place
 from longcat.model.precision import Offload, Precision
@@ -26,9 +26,8 @@ from longcat.model.quantized.snapshot import Snapshot
 from longcat.model.quantized.structure import text_encoder_structure, transformer_structure
 from longcat.model.tokenizer import load_tokenizer
 
-_AMPERE = (8, 0)
-"""Compute capability of the first NVIDIA GPUs that compute in bfloat16."""
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CPU = torch.device("cpu")
+_STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +108,7 @@ def _load_quantized(
     dtype: torch.dtype,
     component: str,
     precision: Precision,
-    read: Callable[[Flavour, torch.dtype], Any],
+    read: Callable[..., Any],
     structure: Callable[[Flavour, torch.dtype], Any],
     *,
     device: torch.device,
@@ -131,33 +130,53 @@ def _load_quantized(
             model = structure(flavour, dtype)
             if snapshot.read(model, offload=offload):
                 return model
-    model = read(flavour, dtype)
-    quantize_base(model, precision, device=device, training=False, offload=offload)
+    model = read(flavour, dtype, precision=precision, device=device, offload=offload)
     if snapshot is not None:
         snapshot.write(model)
     return model
 
 
-def load_transformer(flavour: Flavour, dtype: torch.dtype) -> LongCatImageTransformer2DModel:
-    """Load the transformer, frozen, into main memory. Raises ``FlavourError``."""
-    return _frozen(flavour, "transformer", LongCatImageTransformer2DModel, dtype)
+def load_transformer(
+    flavour: Flavour,
+    dtype: torch.dtype,
+    *,
+    precision: Precision = Precision.NO_CHANGE,
+    device: torch.device = _CPU,
+    training: bool = False,
+    offload: Offload = Offload.NONE,
+) -> LongCatImageTransformer2DModel:
+    """Load the transformer, frozen, into main memory; its quantized layers go to ``device``. Raises ``FlavourError``.
+
+    Other options: see ``longcat.model.quantized.quantize.quantize_base``.
+    """
+    stored = _dtype_to_load(flavour, "transformer", dtype, precision)
+    model = _frozen(flavour, "transformer", LongCatImageTransformer2DModel, stored)
+    quantize_base(model, precision, dtype=dtype, device=device, training=training, offload=offload)
+    return model
 
 
 def load_text_encoder(
-    flavour: Flavour, dtype: torch.dtype, *, writes: bool = True, sees: bool = False
+    flavour: Flavour,
+    dtype: torch.dtype,
+    *,
+    precision: Precision = Precision.NO_CHANGE,
+    device: torch.device = _CPU,
+    offload: Offload = Offload.NONE,
+    writes: bool = True,
+    sees: bool = False,
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """Load the text encoder, frozen, into main memory. Raises ``FlavourError``.
+    """Load the text encoder, frozen, into main memory; its quantized layers go to ``device``. Raises ``FlavourError``.
 
     ``writes``: keep the language head, which writes text and encodes none. ``sees``: keep the vision tower, which captions
     and edits need, and prompts alone do not.
     """
-    model: Qwen2_5_VLForConditionalGeneration = _frozen(
-        flavour, "text_encoder", Qwen2_5_VLForConditionalGeneration, dtype
-    )
+    stored = _dtype_to_load(flavour, "text_encoder", dtype, precision)
+    model = _frozen(flavour, "text_encoder", Qwen2_5_VLForConditionalGeneration, stored)
     if not sees:
         del model.model.visual
     if not writes:
         del model.lm_head
+    quantize_base(model, precision, dtype=dtype, device=device, training=False, offload=offload)
     return model
 
 
@@ -192,6 +211,23 @@ def _frozen(flavour: Flavour, part: str, kind: Any, dtype: torch.dtype) -> Any:
     return module.eval().requires_grad_(False)
 
 
+def _dtype_to_load(flavour: Flavour, part: str, dtype: torch.dtype, precision: Precision) -> torch.dtype:
+    """Return the dtype in which to load a component's weights.
+
+    Weights that are loaded in the dtype of their files stay in the files until they are read, and take no memory of this
+    process. Those of layers that are quantized are therefore converted layer by layer. Files of several dtypes are converted
+    at once: the narrower of two would lose digits.
+    """
+    if precision is Precision.NO_CHANGE:
+        return dtype
+    names: set[str] = set()
+    with _file_errors(flavour):
+        for path in sorted((flavour.folder / part).glob("*.safetensors")):
+            with safe_open(path, framework="pt") as stream:
+                names |= {stream.get_slice(name).get_dtype() for name in stream.keys()}  # noqa: SIM118
+    return _STORED.get(names.pop(), dtype) if len(names) == 1 else dtype
+
+
 @contextlib.contextmanager
 def _file_errors(flavour: Flavour) -> Iterator[None]:
     try:
@@ -207,86 +243,3 @@ def _file_errors(flavour: Flavour) -> Iterator[None]:
             folder=str(flavour.folder),
             reason=reason,
         ) from error
-
-
-def parse_device(name: str) -> torch.device:
-    """Return the device of that name; ``auto`` is CUDA, else MPS, else the CPU. Raises ``DeviceError`` if there is none."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise _unknown_device(name) from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(
-            "cuda_device_missing",
-            "this process sees {count} CUDA devices",
-            remedy="use cpu or another device",
-            field="device",
-            value=name,
-            count=torch.cuda.device_count(),
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError(
-            "mps_device_missing",
-            "this machine has no Apple GPU that torch can use",
-            remedy="use cpu",
-            field="device",
-            value=name,
-        )
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise _unknown_device(name)
-    return device
-
-
-def _unknown_device(name: str) -> DeviceError:
-    return DeviceError(
-        "device_unknown",
-        "not a supported device",
-        remedy="use auto, cpu, cuda, cuda:N or mps",
-        field="device",
-        value=name,
-    )
-
-
-def compilers(device: torch.device) -> tuple[str, ...]:
-    """Return the programs of which ``torch.compile`` needs one."""
-    return ("g++", "clang++", "c++") if device.type == "cpu" else ("gcc", "clang", "cc")
-
-
-def check_compiler(device: torch.device) -> None:
-    """Raise ``DeviceError`` if ``torch.compile`` would find no compiler, before anything is loaded."""
-    names = compilers(device)
-    if not any(map(shutil.which, names)):
-        raise DeviceError(
-            "compiler_missing",
-            "torch.compile needs a compiler for {device}, and none of {names} is installed",
-            remedy="leave --compile out, or install one (the container images have none)",
-            field="compile",
-            device=device.type,
-            names=", ".join(names),
-        )
-
-
-def parse_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the compute dtype of that name. Raises ``DeviceError``.
-
-    ``auto`` is float32 on a CPU, else bfloat16; float16 on NVIDIA's GPUs before Ampere, which compute no bfloat16.
-    """
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else _half(device)
-    if name not in _DTYPES:
-        raise DeviceError(
-            "dtype_unknown",
-            "not a known dtype",
-            remedy="use auto, {known}",
-            field="dtype",
-            value=name,
-            known=", ".join(_DTYPES),
-        )
-    return _DTYPES[name]
-
-
-def _half(device: torch.device) -> torch.dtype:
-    is_old = device.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device) < _AMPERE
-    return torch.float16 if is_old else torch.bfloat16

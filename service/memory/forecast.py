@@ -75,7 +75,7 @@ def forecast(config: ServiceConfig, *, gpu_bytes: int | None = None) -> ServingF
 
 def _device(name: str) -> tuple[str, int]:
     """Return the name of a CUDA device of this machine, and its memory that can be used."""
-    from longcat.model.loading import parse_device
+    from longcat.model.device.choice import parse_device
 
     device = parse_device(name)
     if device.type != "cuda":

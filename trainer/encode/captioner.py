@@ -7,8 +7,9 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from longcat.errors import ConfigError, DataError
+from longcat.model.device.choice import parse_device, parse_dtype
 from longcat.model.flavour import Flavour
-from longcat.model.loading import load_text_encoder, parse_device, parse_dtype
+from longcat.model.loading import load_text_encoder
 from longcat.model.tokenizer import load_tokenizer
 
 _LONGEST_SIDE_PX = 1024

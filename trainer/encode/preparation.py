@@ -22,7 +22,6 @@ from longcat.errors import ConfigError, PromptTooLongError
 from longcat.model.flavour import Flavour
 from longcat.model.loading import load_image_processor, load_text_encoder, load_vae
 from longcat.model.precision import Precision
-from longcat.model.quantized.quantize import quantize_base
 from longcat.model.shape import POSITION_POLICY
 from longcat.model.tokenizer import load_tokenizer, plain_ids
 from longcat.problem import Problem
@@ -239,9 +238,14 @@ def lazy_text_encoder(encoders: Encoders) -> "LazyModel":
 
 
 def _load_encoder(encoders: Encoders) -> Qwen2_5_VLForConditionalGeneration:
-    sees = encoders.flavour.settings.edits
-    model = load_text_encoder(encoders.flavour, encoders.dtype, writes=False, sees=sees)
-    quantize_base(model, encoders.text_encoder_precision, device=encoders.device, training=False)
+    model = load_text_encoder(
+        encoders.flavour,
+        encoders.dtype,
+        precision=encoders.text_encoder_precision,
+        device=encoders.device,
+        writes=False,
+        sees=encoders.flavour.settings.edits,
+    )
     return model.to(encoders.device)
 
 

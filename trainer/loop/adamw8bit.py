@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torchao.optim import AdamW8bit
 
 from longcat.logs import log_event
-from longcat.model.loading import compilers
+from longcat.model.device.choice import compilers
 
 _log = logging.getLogger("lithograph.trainer")
 

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from longcat.model.loading import parse_device
+from longcat.model.device.choice import parse_device
 
 _PATIENCE = timedelta(days=1)
 """Others wait for rank 0 while it validates or fills the cache; NCCL's own limit, 10 minutes, would end the training. A

@@ -27,7 +27,7 @@ _DTYPES = {"auto": "auto", "no": "float32", "bf16": "bfloat16", "fp16": "float16
 
 def compute_dtype(config: TrainConfig, device: "torch.device") -> "torch.dtype":
     """Return the type that ``mixed_precision`` names on this device."""
-    from longcat.model.loading import parse_dtype
+    from longcat.model.device.choice import parse_dtype
 
     return parse_dtype(_DTYPES[config.mixed_precision], device)
 
@@ -122,7 +122,7 @@ def forecast(
         dtype = {"auto": "float32"}.get(config.mixed_precision, _DTYPES[config.mixed_precision])
         name, hardware, total = "cpu", _Hardware(kind="cpu", dtype=dtype, threads=cpu_threads), device_bytes("cpu")
     elif gpu_bytes is None:
-        from longcat.model.loading import parse_device
+        from longcat.model.device.choice import parse_device
 
         device = parse_device(config.device)
         name, hardware, total = str(device), _this_machine(config, device), device_bytes(device)

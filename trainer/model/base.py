@@ -11,7 +11,7 @@ from longcat.model.flavour import Flavour, resolve
 from longcat.model.loading import load_transformer
 from longcat.model.precision import Offload, Precision
 from longcat.model.published.models import ModelSettings
-from longcat.model.quantized.quantize import check_precision, quantize_base
+from longcat.model.quantized.quantize import check_precision
 from longcat.model.shape import GRID_PX, PUBLISHED_PX
 from trainer.config.links import editing_problems
 from trainer.config.options import TrainConfig
@@ -66,9 +66,14 @@ def prepare_model(config: TrainConfig, device: torch.device) -> tuple[TrainConfi
 
 def load_base(config: TrainConfig, encoders: Encoders) -> LongCatImageTransformer2DModel:
     """Load the frozen transformer, quantized for training. It is still in main memory."""
-    transformer = load_transformer(encoders.flavour, encoders.dtype)
-    quantize_base(transformer, config.precision, device=encoders.device, training=True, offload=_offload(config))
-    return transformer
+    return load_transformer(
+        encoders.flavour,
+        encoders.dtype,
+        precision=config.precision,
+        device=encoders.device,
+        training=True,
+        offload=_offload(config),
+    )
 
 
 @contextmanager

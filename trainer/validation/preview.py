@@ -13,7 +13,6 @@ from longcat.adapter.weights.lora import LoraWeights
 from longcat.errors import ConfigError
 from longcat.model.flavour import Flavour
 from longcat.model.loading import load_scheduler_config, load_transformer, load_vae
-from longcat.model.quantized.quantize import quantize_base
 from longcat.storage.opening import open_storage
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
@@ -49,11 +48,10 @@ def preview(
     weights, step = (None, 0) if adapter is None else _load_adapter(config, adapter)
     encode_prompts(encoders, cache, inputs_of_prompts(prompts), lambda *_: None)
     encode_references(encoders, cache, references_of_prompts(prompts), lambda *_: None)
-    transformer = load_transformer(flavour, encoders.dtype)
+    # Quantized as by the service, so that the pictures are those that it generates.
+    transformer = load_transformer(flavour, encoders.dtype, precision=config.precision, device=device)
     if weights is not None:
         check_lora(weights, adaptable_modules(transformer), max_rank=weights.rank)
-    # Quantized as by the service, so that the pictures are those that it generates.
-    quantize_base(transformer, config.precision, device=device, training=False)
     validation = Validation(
         select(config, ValidationSettings),
         transformer.to(device),

@@ -19,6 +19,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.gpu_check.checks import Skipped
 from benchmarks.gpu_check.settings import Settings
+from longcat.model.device.choice import parse_device, parse_dtype
 from longcat.model.flavour import EMBEDDED_FOLDER, PUBLISHED_FOLDER, Flavour, resolve
 from longcat.model.loading import (
     Components,
@@ -27,8 +28,6 @@ from longcat.model.loading import (
     load_text_encoder,
     load_transformer,
     load_vae,
-    parse_device,
-    parse_dtype,
 )
 from longcat.model.memory.in_use import memory_of
 from longcat.model.offload import place

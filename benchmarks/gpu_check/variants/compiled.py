@@ -11,7 +11,7 @@ from benchmarks.gpu_check.measuring import relative_error, seconds_of, synchroni
 from benchmarks.gpu_check.subjects.adapters import ATTENTION, random_adapter
 from benchmarks.gpu_check.subjects.inputs import Inputs
 from longcat.errors import DeviceError
-from longcat.model.loading import check_compiler
+from longcat.model.device.choice import check_compiler
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots
 

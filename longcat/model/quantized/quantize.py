@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from longcat.errors import PrecisionError
+from longcat.model.device.heap import trim
 from longcat.model.precision import Offload, Precision
 
 # The transformer's first and last layers see every token and are tiny: quantizing them costs quality and saves nothing.
@@ -19,6 +20,8 @@ _KEPT_ANYWHERE = {"lm_head", "visual"}
 """The text encoder's language head, which encodes no prompt; its vision tower, which is small, and fits few formats."""
 
 _FP8_MATMUL_CAPABILITY = (8, 9)
+_TRIM_BYTES = 256 * 2**20
+"""Weights after which freed memory is given back: after each layer it costs a third of the time."""
 
 
 def check_precision(precision: Precision, *, device: torch.device, field: str = "precision") -> None:
@@ -34,22 +37,41 @@ def check_precision(precision: Precision, *, device: torch.device, field: str = 
 
 
 def quantize_base(
-    model: nn.Module, precision: Precision, *, device: torch.device, training: bool, offload: Offload = Offload.NONE
+    model: nn.Module,
+    precision: Precision,
+    *,
+    device: torch.device,
+    training: bool,
+    offload: Offload = Offload.NONE,
+    dtype: torch.dtype | None = None,
 ) -> int:
     """Quantize the linear layers of a transformer or text encoder in place, and return their number.
 
     Layers move to ``device``, where they will compute, one at a time before they are quantized, so that a model larger than
     the device's memory fits if its quantized form does. Offloaded layers move back. With ``training``, only formats through
     which gradients flow are used: torchao's dynamic activation formats detach the base path.
+
+    ``dtype``: the compute dtype, to which a model is converted that was loaded in another, a layer at a time. None is the
+    model's own.
     """
     if precision is Precision.NO_CHANGE:
         return 0
     names = quantized_layers(model)
+    freed_bytes = 0
     for name in names:
-        model.get_submodule(name).to(device)
+        layer = model.get_submodule(name).to(device, dtype)
+        freed_bytes += sum(parameter.nbytes for parameter in layer.parameters())
         quantize_layer(model, name, precision, device=device, training=training)
         if offload is not Offload.NONE:
             model.get_submodule(name).to("cpu")
+        if freed_bytes >= _TRIM_BYTES:
+            freed_bytes = 0
+            trim()
+    if dtype is not None:
+        for parameter in model.parameters():  # of the other layers
+            if parameter.dtype is not dtype:
+                parameter.data = parameter.data.to(dtype)
+    trim()
     return len(names)
 
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from longcat.errors import DeviceError, PrecisionError
+from longcat.model.device.choice import parse_device, parse_dtype
 from longcat.model.flavour import Flavour
-from longcat.model.loading import Components, load, parse_device, parse_dtype
+from longcat.model.loading import Components, load
 from longcat.model.precision import Offload, Precision, parse_precision
 from longcat.model.quantized.quantize import check_precision, quantize_base
 from longcat.sampling import denoise, latents

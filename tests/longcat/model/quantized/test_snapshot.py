@@ -64,6 +64,18 @@ def assert_equal(one: Components, other: Components) -> None:
             assert torch.equal(a[name].reshape(-1).view(torch.uint8), b[name].reshape(-1).view(torch.uint8)), name
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("precision", QUANTIZED)
+def test_layers_converted_one_by_one_equal_those_of_a_model_that_was_converted_whole(
+    flavour: Flavour, precision: Precision, dtype: str
+) -> None:
+    one_by_one = load(flavour, device="cpu", dtype=dtype, precision=precision, text_encoder_precision=precision)
+    whole = load(flavour, device="cpu", dtype=dtype)
+    for component in COMPONENTS:
+        quantize_base(getattr(whole, component), precision, device=whole.device, training=False)
+    assert_equal(one_by_one, whole)
+
+
 def snapshots(folder: Path, component: str = "") -> list[Path]:
     return sorted(folder.glob(f"{component}*-*"))
 
