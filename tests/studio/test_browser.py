@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Page, expect
 from safetensors.torch import save_file
 
 from studio.web.navigation import NAVIGATION
-from tests.longcat.adapter.test_foreign import PREFIXED, layers_of
+from tests.longcat.adapter.foreign.test_reading import PREFIXED, layers_of
 from tests.studio.browser import LANGUAGES, RunningStudio, check_accessibility, draw, visit
 
 PATHS = [page.path for page in NAVIGATION]

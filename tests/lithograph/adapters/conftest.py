@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from lithograph.__main__ import cli
 from longcat.errors import LithographError
 from longcat.storage.interface import Storage
-from tests.longcat.adapter.test_foreign import PREFIXED, layers_of
+from tests.longcat.adapter.foreign.test_reading import PREFIXED, layers_of
 
 Command = Callable[..., Result]
 

@@ -17,7 +17,7 @@ from longcat.model.loading import Components
 from longcat.problem import Problem
 from longcat.storage.interface import Storage
 from tests.lithograph.adapters.conftest import Command, run
-from tests.longcat.adapter.test_foreign import PREFIXED, layers_of
+from tests.longcat.adapter.foreign.test_reading import PREFIXED, layers_of
 
 
 def test_an_imported_adapter_is_published_whole_and_fits(

@@ -13,8 +13,8 @@ from longcat.adapter.export import WRITERS, write_comfyui
 from longcat.adapter.foreign.reading import read_foreign
 from longcat.adapter.weights.file import load_lora
 from longcat.model.loading import Components
+from tests.longcat.adapter.foreign.test_reading import adapted, forward, rewrite
 from tests.longcat.adapter.test_artifact import some_lora
-from tests.longcat.adapter.test_foreign import adapted, forward, rewrite
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(4, 8.0), (5, 4 * 2**0.5)])  # the second is not itself after / 5 * 5

@@ -29,8 +29,8 @@ from longcat.model.loading import Components
 from longcat.storage.interface import Storage
 from longcat.storage.opening import open_storage
 from tests.conftest import RunningServer, serve
-from tests.longcat.adapter.comfyui_keys import comfyui_keys
-from tests.longcat.adapter.test_foreign import trained, updates
+from tests.longcat.adapter.foreign.comfyui_keys import comfyui_keys
+from tests.longcat.adapter.foreign.test_reading import trained, updates
 from tests.longcat.sampling.test_denoise import PIXEL_TOLERANCE, encode
 from tests.longcat.sampling.test_slots import random_lora
 from tests.service.adapters.conftest import put

@@ -21,7 +21,7 @@ from longcat.model.flavour import Flavour
 from longcat.model.loading import Components, load
 from longcat.sampling.forward import Forward
 from longcat.sampling.slots import AdapterSlots, SlotUse
-from tests.longcat.adapter.test_foreign import layers_of, trained
+from tests.longcat.adapter.foreign.test_reading import layers_of, trained
 from tests.longcat.adapter.weights.test_dora import velocity
 from tests.longcat.sampling.test_denoise import encode
 from tests.longcat.sampling.test_layers_beside_blocks import PROMPT, beside, served_velocity

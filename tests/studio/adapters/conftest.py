@@ -20,7 +20,7 @@ from longcat.storage.opening import open_storage
 from studio.app import create_app
 from studio.config import StudioConfig
 from tests.conftest import RunningServer, serve
-from tests.longcat.adapter.test_foreign import PREFIXED, layers_of
+from tests.longcat.adapter.foreign.test_reading import PREFIXED, layers_of
 from tests.longcat.sampling.test_slots import random_lora
 from tests.studio.generate.test_pages import HERE, wait_for
 

@@ -14,7 +14,7 @@ from longcat.storage.interface import Storage
 from studio.app import create_app
 from studio.config import StudioConfig
 from tests.conftest import RunningServer, free_port
-from tests.longcat.adapter.test_foreign import PREFIXED, layers_of
+from tests.longcat.adapter.foreign.test_reading import PREFIXED, layers_of
 from tests.studio.adapters.conftest import kohya_file
 from tests.studio.context import studio_of
 from tests.studio.generate.test_pages import HERE, HTMX, wait_for

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.trainer.data.scanning import picture
+from tests.trainer.data.scans import picture
 from tests.trainer.data.test_pictures import encoded, png
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from longcat.errors import DataError
 from longcat.model.flavour import describe
-from tests.trainer.data.scanning import config, keys, look, picture, warnings
+from tests.trainer.data.scans import config, keys, look, picture, warnings
 from trainer.config.options import TrainConfig
 from trainer.data.held_out import in_order
 from trainer.data.report import describe as describe_data

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from longcat.errors import ConfigError
-from tests.trainer.data.scanning import codes, config, keys, look, picture, reasons, warnings
+from tests.trainer.data.scans import codes, config, keys, look, picture, reasons, warnings
 from trainer.config.dataset_options import DatasetConfig
 from trainer.config.reading.file import make_config
 from trainer.data.inventory import Inventory

@@ -8,7 +8,7 @@ from PIL import Image
 
 from longcat.sampling.encoding.source_picture import fitted_reference
 from tests.edit_model import picture as noise
-from tests.trainer.data.scanning import codes, config, keys, look, picture, reasons, warnings
+from tests.trainer.data.scans import codes, config, keys, look, picture, reasons, warnings
 from trainer.config.dataset_options import DatasetConfig
 from trainer.config.reading.file import make_config
 from trainer.data.inventory import Inventory

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.trainer.data.scanning import codes, config, keys, look, picture, warnings
+from tests.trainer.data.scans import codes, config, keys, look, picture, warnings
 from trainer.data.inventory import Inventory
 from trainer.data.report import contact_sheet, describe, drawable, find_font, write_report
 

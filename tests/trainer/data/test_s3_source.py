@@ -8,7 +8,7 @@ from PIL import Image
 
 from longcat.errors import DataError, StorageError
 from tests.conftest import BUCKET
-from tests.trainer.data.scanning import keys, look, problem_of, reasons
+from tests.trainer.data.scans import keys, look, problem_of, reasons
 from tests.trainer.data.test_pictures import encoded
 from trainer.config.dataset_options import DatasetConfig
 from trainer.data.pictures import read_mask, read_pixels

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longcat.model.loading import Components, load_scheduler_config
 from longcat.sampling import latents
-from tests.trainer.data.scanning import picture
+from tests.trainer.data.scans import picture
 from trainer.config.options import TrainConfig
 from trainer.config.settings import select
 from trainer.data.scan import take_inventory

@@ -10,7 +10,7 @@ import torch
 from longcat.model.flavour import resolve
 from longcat.model.precision import Precision
 from tests import ROOT
-from tests.trainer.data.scanning import config, look, picture
+from tests.trainer.data.scans import config, look, picture
 from trainer.data.pictures import read_pixels
 from trainer.data.sample import Sample
 from trainer.encode.cache import Cache

@@ -20,7 +20,7 @@ from longcat.adapter.weights.file import load_lora, save_lora
 from longcat.errors import AdapterError
 from longcat.model.loading import Components
 from longcat.sampling.forward import Forward
-from tests.longcat.adapter.test_foreign import layers_of
+from tests.longcat.adapter.foreign.test_reading import layers_of
 from tests.longcat.adapter.weights.lycoris_networks import PRESET, random_lycoris, randomized
 from tests.longcat.adapter.weights.test_dora import random_dora, velocity
 from tests.longcat.sampling.test_denoise import encode

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tests.trainer.data.scanning import codes, config, look, picture, warnings
+from tests.trainer.data.scans import codes, config, look, picture, warnings
 from trainer.data.captions.compose import compose_caption, possible_captions
 from trainer.data.report import describe, report
 from trainer.data.sample import Sample

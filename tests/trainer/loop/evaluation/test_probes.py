@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from tests.trainer.data.scanning import config, look, picture
+from tests.trainer.data.scans import config, look, picture
 from trainer.data.sample import Sample
 from trainer.loop.evaluation.probes import probes_of
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from longcat.errors import ConfigError
-from tests.trainer.data.scanning import config, keys, look, picture, reasons
+from tests.trainer.data.scans import config, keys, look, picture, reasons
 from trainer.data.buckets import Bucket
 from trainer.data.pictures import read_pixels
 from trainer.loop.sampler import Sampler

@@ -12,7 +12,7 @@ from longcat.adapter.foreign.reading import Foreign, read_foreign
 from longcat.adapter.modules import adaptable_modules
 from longcat.errors import AdapterError
 from longcat.model.loading import Components
-from tests.longcat.adapter.test_foreign import PLAIN, PREFIXED, Q, imported, layers_of, rewrite
+from tests.longcat.adapter.foreign.test_reading import PLAIN, PREFIXED, Q, imported, layers_of, rewrite
 
 A, B = f"transformer.{Q}.lora_A.weight", f"transformer.{Q}.lora_B.weight"
 

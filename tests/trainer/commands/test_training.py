@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tests.conftest import run_lithograph
-from tests.trainer.data.scanning import picture
+from tests.trainer.data.scans import picture
 from trainer.commands.training import configure
 from trainer.config.reading.file import load_config
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from longcat.errors import DataError
-from tests.trainer.data.scanning import codes, config, look, picture, reasons
+from tests.trainer.data.scans import codes, config, look, picture, reasons
 from trainer.data.pictures import read_pixels
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from longcat.errors import ConfigError
-from tests.trainer.config.test_simpletuner import DREAMBOOTH, LOCAL, TEXT_EMBEDS, load
+from tests.trainer.config.simpletuner.test_options import DREAMBOOTH, LOCAL, TEXT_EMBEDS, load
 
 FULL = {
     "id": "full", "type": "local", "instance_data_dir": "/data", "crop": False, "crop_aspect": "random",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from longcat.adapter.foreign.reading import Foreign, read_foreign
 from longcat.errors import AdapterError
-from tests.longcat.adapter.test_foreign import PLAIN, PREFIXED, Q, layers_of
+from tests.longcat.adapter.foreign.test_reading import PLAIN, PREFIXED, Q, layers_of
 
 Reader = Callable[..., Foreign]
 KOHYA = {

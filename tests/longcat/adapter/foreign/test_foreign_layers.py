@@ -14,8 +14,8 @@ from longcat.adapter.export import WRITERS, write_comfyui
 from longcat.adapter.foreign.reading import read_foreign
 from longcat.adapter.modules import linear_modules
 from longcat.model.loading import Components
-from tests.longcat.adapter.comfyui_keys import comfyui_keys
-from tests.longcat.adapter.test_foreign import forward, imported, layers_of, updates
+from tests.longcat.adapter.foreign.comfyui_keys import comfyui_keys
+from tests.longcat.adapter.foreign.test_reading import forward, imported, layers_of, updates
 from tests.longcat.adapter.test_interop import comfyui_updates
 from tests.longcat.sampling.test_layers_beside_blocks import beside
 

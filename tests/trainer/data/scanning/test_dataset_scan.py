@@ -11,7 +11,7 @@ import pytest
 from longcat.errors import DataError
 from longcat.storage.atomic import write_atomically
 from tests import ROOT
-from tests.trainer.data.scanning import codes, config, keys, look, picture, problem_of, problems_of, reasons, warnings
+from tests.trainer.data.scans import codes, config, keys, look, picture, problem_of, problems_of, reasons, warnings
 from trainer.data.scanning.dataset_scan import PromptLimit
 from trainer.data.sources import OUTPUT_MARK
 
@@ -82,7 +82,7 @@ def test_files_without_permission_are_dropped(tmp_path: Path) -> None:
     for name in ("a.png", "locked.png", "shut/b.png"):
         picture(tmp_path / name)
     code = (
-        "import json, sys; from tests.trainer.data import scanning as t; from pathlib import Path\n"
+        "import json, sys; from tests.trainer.data import scans as t; from pathlib import Path\n"
         "found = t.look(t.config(Path(sys.argv[1])))\n"
         "print(json.dumps([t.keys(found), t.reasons(found)]))"
     )

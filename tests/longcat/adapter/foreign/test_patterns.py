@@ -11,7 +11,7 @@ from longcat.adapter.foreign.reading import read_foreign
 from longcat.adapter.modules import lora_targets
 from longcat.errors import AdapterError
 from longcat.model.loading import Components
-from tests.longcat.adapter.test_foreign import PREFIXED, layers_of, rewrite
+from tests.longcat.adapter.foreign.test_reading import PREFIXED, layers_of, rewrite
 
 ENDLESS = r"(([\w.]+)+)+_"
 NAMES = (
