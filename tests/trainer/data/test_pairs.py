@@ -44,7 +44,7 @@ def test_pairs_are_found_by_name_and_missing_halves_are_named(tmp_path: Path) ->
     assert found.samples[0].captions == ("make it blue", "变蓝")
     assert codes(found) == {"lost.png": "reference_of_pair_missing"}
     assert reasons(found)["lost.png"].startswith("no reference: dataset 'before' has no lost.png")
-    assert "1 references belong to no picture: nobody.png" in warnings(found)["references_without_picture"]
+    assert "references of no picture, 1 in all: nobody.png" in warnings(found)["references_without_picture"]
 
 
 def test_the_faults_of_both_halves_are_reported(tmp_path: Path) -> None:

@@ -56,9 +56,22 @@ def make_config(options: Mapping[str, Any]) -> tuple[TrainConfig | None, tuple[P
             warnings,
             [*problems, *(_renumbered(problem, indices) for problem in problems_of(error, TrainConfig))],
         )
+    warnings = (*warnings, *_reference_warnings(config))
     if config.lycoris_config is not None:
         warnings = (*warnings, *_lycoris_warnings(config))
     return (None if problems else config), warnings, problems
+
+
+def _reference_warnings(config: TrainConfig) -> Iterator[Problem]:
+    """Yield a warning for references with captions: SimpleTuner trains with them instead of those of the pictures."""
+    described = [of.id for of in config.datasets if of.has_references and "caption_strategy" in of.model_fields_set]
+    if described:
+        yield Problem(
+            code="reference_captions_unused",
+            template="no effect for the references {ids}: a pair's captions are those of its edited picture",
+            remedy_template="put instructions beside the edited pictures", field="caption_strategy",
+            details={"ids": ", ".join(described)},
+        )  # fmt: skip
 
 
 def _lycoris_warnings(config: TrainConfig) -> Iterator[Problem]:

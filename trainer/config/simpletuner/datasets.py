@@ -172,8 +172,8 @@ def split_datasets(entries: list[Any]) -> tuple[dict[int, Any], tuple[Problem, .
 
 def _with_kind(options: Mapping[str, Any], second: Collection[Any]) -> dict[str, Any]:
     """Return an entry with its kind: second pictures, if it has a type of them or another entry links to it."""
-    kind = options.get("conditioning_type")
-    if "dataset_type" in options or not (kind or options.get("id") in second):
+    kind, name = options.get("conditioning_type"), options.get("id")
+    if "dataset_type" in options or not (kind or (isinstance(name, str) and name in second)):
         return dict(options)
     return {**options, "dataset_type": "conditioning", "conditioning_type": kind or "reference_strict"}
 

@@ -69,7 +69,7 @@ REFERENCES = LinkedProblems(
         "reference of that shape",
     ),
     without_picture=Problem(
-        code="references_without_picture", template="{count} references belong to no picture: {names}",
+        code="references_without_picture", template="references of no picture, {count} in all: {names}",
         remedy_template="add the edited pictures, under the same names",
     ),
     unreadable=Problem(code="references_unreadable", template="references {names} cannot be read: {cause}"),

@@ -110,6 +110,14 @@ def test_the_example_for_editing_is_taken(tmp_path: Path, given: dict[str, objec
     ]
 
 
+def test_captions_of_references_are_warned_of(tmp_path: Path) -> None:
+    edits = LOCAL | {"id": "edits", "conditioning_data": "refs"}
+    for strategy, codes in ((None, set()), ("textfile", {"reference_captions_unused"})):
+        references = UNTYPED | {"id": "refs", "caption_strategy": strategy}
+        _, warnings = load(tmp_path, {"model_flavour": "edit", "data_backend_config": [edits, references]})
+        assert set(warnings) == codes
+
+
 def test_validation_inputs_are_read_as_a_list_and_as_its_text(tmp_path: Path) -> None:
     given = [{"path": "/data/val/a.png", "prompt": "make it blue", "shortname": "blue"}]
     edits = LOCAL | {"id": "edits", "conditioning_data": "refs"}
