@@ -4,6 +4,7 @@ import copy
 import itertools
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,6 +113,22 @@ def test_adapter_and_optimizer_take_the_planned_bytes(
     assert (
         planned.optimizer_bytes <= state * 2.1
     )  # a schedule-free optimizer keeps one of its averages in the parameters
+
+
+def test_a_model_that_edits_has_its_vision_tower_and_the_tokens_of_references_planned(
+    edit_model: Components, edit_folder: Path
+) -> None:
+    plain, seeing = (
+        plan(workload(edit_model.flavour, flavour_folder=edit_folder, edits=edits)) for edits in (False, True)
+    )
+    tower_bytes = sum(parameter.nbytes for parameter in edit_model.text_encoder.model.visual.parameters())
+    assert seeing.text_encoder_bytes >= plain.text_encoder_bytes + tower_bytes
+    assert seeing.denoising_bytes > plain.denoising_bytes
+    planned = forecast(TrainConfig.model_validate({"model_flavour": "edit"}), gpu_bytes=80 * 2**30)
+    assert "each with its reference" in planned.text()
+    assert "vision tower" in planned.text()
+    plain_bytes = forecast(TrainConfig.model_validate({"model_flavour": "final"}), gpu_bytes=80 * 2**30).plan.most_bytes
+    assert planned.plan.most_bytes > plain_bytes
 
 
 def test_the_base_is_as_large_as_its_weights(model: Components, flavour: Flavour) -> None:
