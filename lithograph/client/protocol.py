@@ -10,7 +10,7 @@ from httpx_sse import ServerSentEvent
 
 from lithograph.client.errors import CutOffError, JobOutcomeError, ServiceError
 from longcat.problem import Problem
-from service.wire.editing.fields import PICTURE_FIELDS
+from service.wire.editing.fields import PICTURE_FIELDS, ResolvedEdit
 from service.wire.errors import ErrorBody, ProblemBody
 from service.wire.events import PreviewEvent, ResultEvent, StepEvent
 from service.wire.job import JobReport, JobStatus
@@ -18,8 +18,8 @@ from service.wire.messages import AdapterReport, AdapterStatus
 from service.wire.schema import TokenCount
 
 __all__ = [
-    "AdapterReport", "AdapterStatus", "ClientEvent", "JobReport", "Options", "PreviewEvent", "ResultEvent", "StepEvent",
-    "TokenCount", "body_of", "check_end", "event_of", "flavour_reason", "result_of",
+    "AdapterReport", "AdapterStatus", "ClientEvent", "JobReport", "Options", "PreviewEvent", "ResolvedEdit",
+    "ResultEvent", "StepEvent", "TokenCount", "body_of", "check_end", "event_of", "flavour_reason", "result_of",
 ]  # fmt: skip
 
 ClientEvent = StepEvent | PreviewEvent | ResultEvent

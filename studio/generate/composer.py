@@ -19,13 +19,14 @@ from longcat.model.shape import GRID_PX
 from longcat.validation import problems_of
 from studio.connection.service_connection import ConnectionState
 from studio.context import StudioContext, studio_of
+from studio.generate.editing.address import editor_url
 from studio.generate.form import LARGEST_GUIDANCE
 from studio.generate.limits import GenerationLimits
 from studio.generate.recipe import LARGEST_SCALE, PictureRecipe, ScaledAdapter
 from studio.web.error_pages import view_of
 from studio.web.errors import FormError
 from studio.web.forms import text_of
-from studio.web.pages import render
+from studio.web.pages import redirect, render
 
 router = APIRouter(prefix="/generate")
 
@@ -48,9 +49,11 @@ class Composer:
 
     recipe: PictureRecipe
     decided: str = ""
-    """Part that the request decides, instead of the browser's kept values: ``all``, ``adapters``, or none."""
+    """Part that the request decides, instead of the browser's kept values: ``all``, ``adapters``, ``prompt``, or none."""
     problems: Mapping[str, str] = field(default_factory=dict)
     """Problems by field, in the reader's language."""
+    is_editor: bool = False
+    """The form of the editor, whose pictures have the size of the one that is edited."""
 
     async def context(self, studio: StudioContext) -> dict[str, Any]:
         """Return the values of the form's templates."""
@@ -62,6 +65,7 @@ class Composer:
             "limits": None if info is None else GenerationLimits.of(info),
             "choices": choices,
             "grid_px": GRID_PX,
+            "is_editor": self.is_editor,
             "largest_guidance": LARGEST_GUIDANCE,
             "largest_scale": LARGEST_SCALE,
         }
@@ -73,7 +77,9 @@ async def filled_composer(request: Request, like: str | None = None, generation:
     studio = studio_of(request)
     problems: dict[str, str] = {}
     if generation is None:
-        recipe = studio.gallery.get(like or "").recipe
+        recipe = studio.gallery.recipe(like or "")
+        if recipe.edit is not None:
+            return redirect(request, editor_url(recipe.edit.image, like=like))
     else:
         refused = studio.generations.get(generation)
         recipe = refused.recipe
@@ -105,7 +111,7 @@ async def read_picture(request: Request) -> Response:
 
 
 @router.get("/controls")
-async def controls(request: Request, settings: str = "{}") -> Response:
+async def controls(request: Request, settings: str = "{}", is_editor: bool = False) -> Response:
     """Return the form without its prompts, with the page's settings and adapters; 204 while the model is unknown."""
     if studio_of(request).service.info is None:
         return Response(status_code=204)
@@ -114,7 +120,11 @@ async def controls(request: Request, settings: str = "{}") -> Response:
     except ValidationError as error:
         raise FormError.of(problems_of(error, PictureRecipe)) from error
     recipe = recipe.model_copy(update={"adapters": adapters_in(request)})
-    return render(request, "generate/controls.html", **await Composer(recipe=recipe).context(studio_of(request)))
+    return render(
+        request,
+        "generate/controls.html",
+        **await Composer(recipe=recipe, is_editor=is_editor).context(studio_of(request)),
+    )
 
 
 @router.get("/model")

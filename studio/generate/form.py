@@ -58,7 +58,7 @@ def _model(limits: GenerationLimits) -> type[BaseModel]:
         seed=(Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None, None),
         num_images=(Annotated[int, Field(ge=1, le=limits.max_images)], 1),
         quality=(Quality, "exact"),
-        cfg_renorm=(bool, True),
+        cfg_renorm=(bool | None, None),
         rewrite_prompt=(bool, False),
         adapters=(dict[str, Scale], {}),
     )

@@ -1,7 +1,8 @@
 """Generated pictures, each with its recipe.
 
-``gallery/<id>/`` holds ``picture.png``, ``thumbnail.webp`` and ``picture.json``; it appears whole or not at all. A file
-``favourite`` marks a picture, and ``counterpart`` names the one that it is compared with.
+``gallery/<id>/`` holds ``picture.png``, ``thumbnail.webp`` and ``picture.json``, and for an edited picture the one that it
+was made from and the mask, each as ``<SHA-256>.png``; it appears whole or not at all. A file ``favourite`` marks a picture,
+and ``counterpart`` names the one that it is compared with.
 """
 
 import io
@@ -21,7 +22,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from longcat.storage.atomic import write_atomically
 from longcat.storage.disk import writing
-from studio.generate.recipe import PictureRecipe
+from studio.generate.editing.sources import Sources
+from studio.generate.recipe import PictureEdit, PictureRecipe
 from studio.web.errors import PictureNotFoundError
 
 _ID = re.compile(r"[0-9]{8}-[0-9]{12}-[0-9a-f]{6}")
@@ -73,6 +75,8 @@ class GalleryFilter:
     adapter: str = ""
     """A name without a version."""
     favourites: bool = False
+    source: str = ""
+    """SHA-256 of the picture that it was made from."""
 
     @property
     def is_open(self) -> bool:
@@ -86,6 +90,7 @@ class GalleryFilter:
             all(word in prompt for word in self.words.casefold().split())
             and (not self.adapter or self.adapter in picture.adapters)
             and (not self.favourites or picture.is_favourite)
+            and (not self.source or (picture.recipe.edit is not None and picture.recipe.edit.image == self.source))
         )
 
 
@@ -97,6 +102,7 @@ class Gallery:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.sources = Sources(folder / "sources")
         self._known: dict[str, GalleryPicture] = {}
         """Pictures that were read: a description never changes, apart from the favourite, which is looked up."""
 
@@ -110,6 +116,8 @@ class Gallery:
                 (partial / "picture.png").write_bytes(content)
                 _write_thumbnail(content, partial / "thumbnail.webp")
                 (partial / "picture.json").write_text(picture.model_dump_json(indent=1), encoding="utf-8")
+                for digest in _files_of(picture.recipe.edit):
+                    self.sources.keep_in(partial, digest)
                 partial.rename(self._folder / picture.id)
 
     def page(self, *, before: str | None, count: int, chosen: GalleryFilter = EVERYTHING) -> list[GalleryPicture]:
@@ -143,6 +151,13 @@ class Gallery:
             raise PictureNotFoundError from error
         return known.model_copy(update={"is_favourite": (path / _FAVOURITE).exists()})
 
+    def recipe(self, picture_id: str) -> PictureRecipe:
+        """Return a picture's recipe, to be used again, with the files that it needs among the sources."""
+        recipe = self.get(picture_id).recipe
+        for digest in _files_of(recipe.edit):
+            self.sources.take_from(self._path(picture_id), digest)
+        return recipe
+
     def mark(self, picture_id: str, *, favourite: bool) -> GalleryPicture:
         """Mark a picture as a favourite, or no longer. Raises ``PictureNotFoundError`` if there is none."""
         self.get(picture_id)
@@ -155,7 +170,7 @@ class Gallery:
         return self.get(picture_id)
 
     def file(self, picture_id: str, name: str) -> Path:
-        """Return the path of ``picture.png`` or ``thumbnail.webp``. Raises ``PictureNotFoundError`` if it is not there."""
+        """Return the path of one of a picture's files. Raises ``PictureNotFoundError`` if it is not there."""
         path = self._path(picture_id) / name
         if not path.is_file():
             raise PictureNotFoundError
@@ -200,6 +215,10 @@ class Gallery:
     def _ids(self) -> Iterator[str]:
         if self._folder.is_dir():
             yield from (path.name for path in self._folder.iterdir() if _ID.fullmatch(path.name))
+
+
+def _files_of(edit: PictureEdit | None) -> tuple[str, ...]:
+    return () if edit is None else edit.files
 
 
 def new_id(now: datetime) -> str:

@@ -14,11 +14,12 @@ from enum import StrEnum
 from typing import Any
 
 from lithograph.client.errors import ServiceError
-from lithograph.client.protocol import PreviewEvent, ResultEvent, StepEvent
+from lithograph.client.protocol import PreviewEvent, ResolvedEdit, ResultEvent, StepEvent
 from longcat.errors import LithographError
 from studio.connection.service_connection import ServiceConnection
 from studio.generate.gallery import Gallery, GalleryPicture, new_id
-from studio.generate.recipe import PictureRecipe, ScaledAdapter
+from studio.generate.limits import GenerationLimits
+from studio.generate.recipe import EditMargins, PictureEdit, PictureRecipe, ScaledAdapter
 from studio.web.error_pages import error_of
 from studio.web.errors import MissingPageError
 
@@ -91,7 +92,11 @@ class Generations:
         """Set at the next change, and then another one."""
 
     def start(self, recipe: PictureRecipe, *, compares: str | None = None) -> Generation:
-        """Start the generation of a recipe; its pictures are added to the gallery."""
+        """Start the generation of a recipe; its pictures are added to the gallery.
+
+        Raises ``FormError`` for a recipe without a picture if the model needs one.
+        """
+        GenerationLimits.of(self._service.info).check_picture(recipe)
         progress = [ImageProgress() for _ in range(recipe.num_images)]
         generation = Generation(id=uuid.uuid4().hex, recipe=recipe, progress=progress, compares=compares)
         self._generations[generation.id] = generation
@@ -166,7 +171,8 @@ class Generations:
     async def _draw(self, generation: Generation) -> None:
         recipe = generation.recipe
         begun = asyncio.get_running_loop().time()
-        stream = self._service.client.stream(recipe.prompt, previews=True, **recipe.options())
+        pictures = {} if recipe.edit is None else recipe.edit.pictures(self._gallery.sources.path)
+        stream = self._service.client.stream(recipe.prompt, previews=True, **recipe.options(), **pictures)
         async with aclosing(stream):
             async for event in stream:
                 match event:
@@ -221,6 +227,7 @@ def pictures_of(drawn: ResultEvent, model: Mapping[str, Any], seconds: float) ->
             quality=request.quality,
             rewrite_prompt=request.rewrite_prompt,
             adapters=adapters,
+            edit=_edit_of(request.edit),
         )
         picture = GalleryPicture(
             id=new_id(created),
@@ -233,3 +240,11 @@ def pictures_of(drawn: ResultEvent, model: Mapping[str, Any], seconds: float) ->
             drawn_prompt=drawn.prompt,
         )
         yield picture, image.content
+
+
+def _edit_of(edit: ResolvedEdit | None) -> PictureEdit | None:
+    if edit is None:
+        return None
+    expand = None if edit.expand is None else EditMargins(**edit.expand.model_dump())
+    strength = None if edit.is_reference and edit.strength == 1 else edit.strength  # nothing that the editor offers
+    return PictureEdit(image=edit.image_sha256, mask=edit.mask_sha256, strength=strength, expand=expand)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from longcat.model.shape import GRID_PX
+from studio.generate.recipe import PictureRecipe
+from studio.web.errors import FormError
 
 _RATIOS = (1.0, 3 / 4, 4 / 3, 9 / 16, 16 / 9)
 """Width by height."""
@@ -24,6 +26,13 @@ class GenerationLimits:
     max_pixels: int = 2048 * 2048
     max_steps: int = 100
     max_images: int = 8
+    cfg_renorm: bool = True
+    edits: bool = False
+    """The model changes a picture as the prompt says, and needs one."""
+    takes_pictures: bool = True
+    """False for a service of a version that only draws from words."""
+    max_image_bytes: int = 16 * 2**20
+    max_image_pixels: int = 32_000_000
 
     @classmethod
     def of(cls, info: Mapping[str, Any] | None) -> Self:
@@ -39,7 +48,20 @@ class GenerationLimits:
             max_pixels=limits["max_pixels"],
             max_steps=limits["max_steps"],
             max_images=limits["max_images"],
+            cfg_renorm=defaults.get("cfg_renorm", cls.cfg_renorm),
+            edits=info.get("edits", cls.edits),
+            takes_pictures="max_image_bytes" in limits,
+            max_image_bytes=limits.get("max_image_bytes", cls.max_image_bytes),
+            max_image_pixels=limits.get("max_image_pixels", cls.max_image_pixels),
         )
+
+    def check_picture(self, recipe: PictureRecipe) -> None:
+        """Raise ``FormError`` for a recipe without a picture if the model needs one."""
+        if self.edits and recipe.edit is None:
+            raise FormError(
+                "model_needs_picture", "the model here changes pictures, and draws none from words alone",
+                remedy="open a picture with “Edit this” and describe the change", field="picture",
+            )  # fmt: skip
 
     @property
     def longest_px(self) -> int:

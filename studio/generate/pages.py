@@ -12,13 +12,14 @@ from lithograph.client.errors import RequestError, ServiceError
 from longcat.errors import LithographError
 from studio.context import StudioContext, studio_of
 from studio.generate.composer import Composer, adapters_in
+from studio.generate.editing.address import editor_url
 from studio.generate.form import read_recipe
 from studio.generate.gallery_pages import filter_in, gallery_page
 from studio.generate.generations import Generation
 from studio.generate.limits import GenerationLimits
 from studio.generate.recipe import PictureRecipe
 from studio.web.error_pages import view_of
-from studio.web.pages import Pages, render
+from studio.web.pages import Pages, redirect, render
 
 router = APIRouter()
 
@@ -30,7 +31,9 @@ _HEARTBEAT_SECONDS = 15.0
 async def generate_page(request: Request, like: str | None = None) -> Response:
     """Show the page; ``adapter`` is to be tried, ``like`` is a picture whose recipe fills the form."""
     studio = studio_of(request)
-    recipe = studio.gallery.get(like).recipe if like else PictureRecipe()
+    recipe = studio.gallery.recipe(like) if like else PictureRecipe()
+    if recipe.edit is not None:
+        return redirect(request, editor_url(recipe.edit.image, like=like))
     asked = adapters_in(request)
     composer = Composer(
         recipe=recipe.model_copy(update={"adapters": (*recipe.adapters, *asked)}),
@@ -45,7 +48,9 @@ async def generate(request: Request) -> Response:
     """Generate the pictures that the form describes."""
     studio = studio_of(request)
     async with request.form() as form:
-        recipe = read_recipe(form, GenerationLimits.of(studio.service.info))
+        recipe = read_recipe(form, limits := GenerationLimits.of(studio.service.info))
+    if limits.edits:
+        return redirect(request, editor_url(prompt=recipe.prompt))
     return render(request, "generate/generation.html", generation=studio.generations.start(recipe))
 
 
@@ -105,7 +110,7 @@ def _fragment(request: Request, generation: Generation) -> str:
     error = view_of(pages.language(request), generation.error) if generation.error is not None else None
     return pages.text(
         request, "generate/over.html", generation=generation, error=error,
-        can_mend=_can_mend(generation.error), can_retry=_can_retry(generation.error),
+        can_mend=generation.recipe.edit is None and _can_mend(generation.error), can_retry=_can_retry(generation.error),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from starlette.responses import FileResponse, Response
 from studio.context import studio_of
 from studio.generate.generations import Generation
 from studio.generate.limits import GenerationLimits
+from studio.web.errors import PictureNotFoundError
 from studio.web.pages import is_fragment, page_behind, redirect, render
 
 router = APIRouter()
@@ -22,15 +23,19 @@ _KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
 
 
 @router.get("/gallery/{picture_id}")
-async def picture_page(request: Request, picture_id: str) -> Response:
-    """Show a picture with its recipe: in the viewer of the current page, or as a page of its own."""
+async def picture_page(request: Request, picture_id: str, alone: bool = False) -> Response:
+    """Show a picture with its recipe: in the viewer of the current page, or as a page of its own.
+
+    ``alone``: without the picture that it was made from.
+    """
     studio = studio_of(request)
     picture = studio.gallery.get(picture_id)
     template = "generate/viewer.html" if is_fragment(request) else "generate/picture.html"
     counterpart = studio.gallery.counterpart(picture_id)
     return render(
-        request, template, picture=picture, counterpart=counterpart, in_place=page_behind(request) == _GALLERY_PAGE
-    )
+        request, template, picture=picture, counterpart=counterpart, in_place=page_behind(request) == _GALLERY_PAGE,
+        alone=alone,
+    )  # fmt: skip
 
 
 @router.get("/gallery/{picture_id}/picture.png")
@@ -40,6 +45,16 @@ async def picture_file(request: Request, picture_id: str) -> Response:
     path = gallery.file(picture_id, "picture.png")
     name = gallery.get(picture_id).file_name
     return FileResponse(path, filename=name, content_disposition_type="inline", headers=_KEPT)
+
+
+@router.get("/gallery/{picture_id}/before.png")
+async def before_file(request: Request, picture_id: str) -> Response:
+    """Send the picture that an edited one was made from."""
+    gallery = studio_of(request).gallery
+    edit = gallery.get(picture_id).recipe.edit
+    if edit is None:
+        raise PictureNotFoundError
+    return FileResponse(gallery.file(picture_id, f"{edit.image}.png"), headers=_KEPT)
 
 
 @router.get("/gallery/{picture_id}/thumbnail.webp")
@@ -52,7 +67,7 @@ async def thumbnail_file(request: Request, picture_id: str) -> Response:
 async def again(request: Request, picture_id: str) -> Response:
     """Generate the same recipe: with the same model, the same picture."""
     studio = studio_of(request)
-    return _started(request, studio.generations.start(studio.gallery.get(picture_id).recipe))
+    return _started(request, studio.generations.start(studio.gallery.recipe(picture_id)))
 
 
 @router.post("/gallery/{picture_id}/vary")
@@ -60,7 +75,7 @@ async def vary(request: Request, picture_id: str) -> Response:
     """Generate variations: the same recipe with other seeds."""
     studio = studio_of(request)
     count = min(_VARIATIONS, GenerationLimits.of(studio.service.info).max_images)
-    recipe = studio.gallery.get(picture_id).recipe.with_seed(secrets.randbelow(2**32), num_images=count)
+    recipe = studio.gallery.recipe(picture_id).with_seed(secrets.randbelow(2**32), num_images=count)
     return _started(request, studio.generations.start(recipe))
 
 
@@ -78,9 +93,9 @@ async def compare_page(request: Request, picture_id: str) -> Response:
 async def compare(request: Request, picture_id: str) -> Response:
     """Generate the same picture without adapters unless that is done or under way, and show both."""
     studio = studio_of(request)
-    picture = studio.gallery.get(picture_id)
+    recipe = studio.gallery.recipe(picture_id)
     if studio.gallery.counterpart(picture_id) is None and studio.generations.comparing(picture_id) is None:
-        studio.generations.start(picture.recipe.without_adapters(), compares=picture_id)
+        studio.generations.start(recipe.without_adapters(), compares=picture_id)
     return Response(status_code=204, headers={"HX-Redirect": f"/gallery/{picture_id}/compare"})
 
 

@@ -1,8 +1,9 @@
 // The browser stores a form with data-keep across reloads, pages, languages and themes. data-decided names the part that the
-// URL or a file has set, which stored values must not replace: "all" of the form, or its "adapters". A form with data-draft,
-// too, is stored for this tab alone and until it is sent.
+// URL or a file has set, which stored values must not replace: "all" of the form, its "adapters" or its "prompt". A form with
+// data-draft, too, is stored for this tab alone and until it is sent.
 "use strict";
 
+const DECIDED = { all: /^/, adapters: /^(adapter=|scale:)/, prompt: /^prompt$/ };
 const STORED = "input:not([type=hidden], [type=file]), select, textarea";
 
 // A form's own properties (form.dataset) can be shadowed by controls of that name; its attributes cannot.
@@ -64,7 +65,7 @@ function restore(form, part) {
 function begin(form) {
   const decided = form.getAttribute("data-decided");
   if (decided) {
-    const isOpen = (key) => decided !== "all" && !/^(adapter=|scale:)/.test(key);
+    const isOpen = (key) => !DECIDED[decided].test(key);
     keep(form, Object.fromEntries(Object.entries(kept(form)).filter(([key]) => isOpen(key))));
     form.removeAttribute("data-decided");
     history.replaceState(null, "", form.getAttribute("data-home")); // a reload shows the form with its stored values

@@ -49,6 +49,11 @@ document.addEventListener("click", async ({ target }) => {
   }
   const toZoom = target.closest("[data-zoom]");
   if (toZoom) zoom(toZoom);
+  const mode = target.closest(".slide-mode");
+  if (mode) {
+    const isApart = mode.closest(".slide").classList.toggle("is-apart");
+    mode.textContent = isApart ? mode.dataset.apart : mode.dataset.together;
+  }
   const copied = target.closest("[data-copy]");
   if (copied) {
     await copyText(copied.dataset.copy);

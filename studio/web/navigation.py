@@ -15,6 +15,7 @@ class NavigationEntry:
 
 NAVIGATION: Sequence[NavigationEntry] = (
     NavigationEntry(path="/generate", key="generate"),
+    NavigationEntry(path="/edit", key="edit"),
     NavigationEntry(path="/datasets", key="datasets"),
     NavigationEntry(path="/train", key="train"),
     NavigationEntry(path="/jobs", key="jobs"),

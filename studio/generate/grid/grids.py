@@ -16,6 +16,7 @@ from studio.connection.service_connection import ServiceConnection
 from studio.generate.gallery import Gallery, GalleryPicture, new_id
 from studio.generate.generations import pictures_of
 from studio.generate.grid.plan import GridPlan
+from studio.generate.limits import GenerationLimits
 from studio.generate.recipe import PictureRecipe
 from studio.web.error_pages import error_of
 from studio.web.errors import PageNotFoundError, PictureNotFoundError
@@ -56,7 +57,8 @@ class Grids:
         """By id: the error that ended a grid's last run."""
 
     def start(self, plan: GridPlan) -> PictureGrid:
-        """Store a grid and start its generation."""
+        """Store a grid and start its generation. Raises ``FormError`` if the model needs a picture."""
+        GenerationLimits.of(self._service.info).check_picture(plan.recipe)
         now = datetime.now(UTC)
         grid = PictureGrid(id=new_id(now), created=now, plan=plan)
         self._save(grid)
