@@ -63,16 +63,15 @@ function tellChange(isOpened = false) {
 function addStroke(stroke) {
   strokes.push(stroke);
   undone = [];
+  redraw(); // while it is drawn, a stroke is many pieces: as one, undo and redo give exactly the same
   tellChange();
 }
 
 function changeMask(name) {
   if (name === "undo" && strokes.length) undone.push(strokes.pop());
   else if (name === "redo" && undone.length) strokes.push(undone.pop());
-  else if (name === "clear" || name === "invert") {
-    applyStroke({ kind: name });
-    return addStroke({ kind: name });
-  } else return undefined;
+  else if (name === "clear" || name === "invert") return addStroke({ kind: name });
+  else return undefined;
   redraw();
   return tellChange();
 }

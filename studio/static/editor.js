@@ -23,11 +23,15 @@ function layOut() {
   showRing();
 }
 
-function followStrength(isOpened) {
+// What changes, in words, and the strength that goes with it, unless the person has chosen another.
+function followScope(isOpened) {
+  const hasMargins = margins().some(Boolean);
+  const scope = hasMask ? (hasMargins ? "both" : "masked") : hasMargins ? "added" : "whole";
+  for (const words of document.querySelectorAll("[data-scope]")) words.hidden = words.dataset.scope !== scope;
   const strength = field("strength");
   if (!strength) return;
   const { masked, whole } = document.getElementById("strength-words").dataset;
-  const next = hasMask || margins().some(Boolean) ? masked : whole;
+  const next = scope === "whole" ? whole : masked;
   const isUsual = usual !== null && Number(strength.value) === Number(usual);
   if (!isOpened && isUsual && next !== usual) {
     strength.value = next;
@@ -46,20 +50,19 @@ function sayStrength() {
 
 document.addEventListener("mask-changed", ({ detail }) => {
   hasMask = detail.isUsed;
-  for (const note of document.querySelectorAll("[data-masked-only]")) note.hidden = hasMask !== (note.dataset.maskedOnly === "yes");
-  followStrength(detail.isOpened);
+  followScope(detail.isOpened);
 });
 document.addEventListener("input", ({ target }) => {
   if (target.name === "strength") sayStrength();
   if (SIDES.includes(target.name)) {
     layOut();
-    followStrength(false);
+    followScope(false);
   }
 });
 document.addEventListener("htmx:load", ({ detail: { elt } }) => {
   if (elt.matches("body") || elt.querySelector("[name=left]") || elt.id === "composer") {
     layOut();
-    followStrength(true);
+    followScope(true);
   }
   if (elt.matches(".tile")) htmx.trigger(document.body, "result-drawn");
 });

@@ -60,8 +60,8 @@ async def editor_page(request: Request, digest: str, like: str = "", prompt: str
     """Show the editor; ``like`` is a picture of the gallery whose recipe fills the form, ``note`` what was changed."""
     note = request.query_params.getlist("note")
     studio = studio_of(request)
-    path = studio.gallery.sources.path(digest)
     recipe = studio.gallery.recipe(like) if like else PictureRecipe(prompt=prompt, adapters=adapters_in(request))
+    path = studio.gallery.sources.path(digest)
     if recipe.edit is None or recipe.edit.image != digest:
         recipe = recipe.model_copy(update={"edit": PictureEdit(image=digest)})
     decided = "all" if like else "adapters" if recipe.adapters else "prompt" if prompt else ""

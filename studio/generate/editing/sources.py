@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from longcat.storage.atomic import write_atomically
@@ -47,13 +48,10 @@ class Sources:
 
     def take_from(self, folder: Path, digest: str) -> None:
         """Take back a file from there, so that it can be used again. Raises ``PictureNotFoundError``."""
-        if self._file(digest).is_file():
-            return
         self._folder.mkdir(parents=True, exist_ok=True)
-        try:
+        with suppress(FileNotFoundError):
             _link(folder / f"{digest}.png", self._file(digest))
-        except FileNotFoundError as error:
-            raise PictureNotFoundError from error
+        self.path(digest)
 
     def _file(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
@@ -75,5 +73,5 @@ def _link(source: Path, target: Path) -> None:
         return
     except FileNotFoundError:
         raise
-    except OSError:
+    except OSError:  # no hard links here
         shutil.copyfile(source, target)

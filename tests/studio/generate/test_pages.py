@@ -76,7 +76,7 @@ def test_a_form_becomes_pictures_with_their_recipe(visitor: TestClient) -> None:
     kept = [picture_of(visitor, picture) for picture in (first, second)]
     assert [picture.recipe.seed for picture in kept] == [7, 8]
     assert kept[0].recipe == PictureRecipe(
-        prompt="a red apple", width=128, height=128, steps=2, guidance_scale=2.0, seed=7, num_images=1
+        prompt="a red apple", width=128, height=128, steps=2, guidance_scale=2.0, seed=7, num_images=1, cfg_renorm=True
     )
     picture = visitor.get(f"/gallery/{first}/picture.png")
     assert picture.headers["content-type"] == "image/png"
@@ -241,6 +241,6 @@ def test_a_recipe_has_its_adapters_in_the_clients_form() -> None:
     recipe = PictureRecipe(prompt="x", seed=1, adapters=(ScaledAdapter(name="ink@2", scale=0.5),))
     assert recipe.options() == {
         "negative_prompt": "", "seed": 1, "num_images": 1,
-        "quality": "exact", "cfg_renorm": True, "rewrite_prompt": False, "adapters": {"ink@2": 0.5},
+        "quality": "exact", "rewrite_prompt": False, "adapters": {"ink@2": 0.5},
     }  # fmt: skip
     assert recipe.without_adapters().adapters == ()
