@@ -21,7 +21,8 @@ const erases = () => document.querySelector("[data-tool=erase]").getAttribute("a
 
 function drawStroke({ erases: isErased, size, points }) {
   ink.globalCompositeOperation = isErased ? "destination-out" : "source-over";
-  Object.assign(ink, { strokeStyle: COLOUR, lineWidth: size, lineCap: "round", lineJoin: "round" });
+  // The eraser takes the soft edge of a stroke of its size, too: nothing faint is left that would count as a mask.
+  Object.assign(ink, { strokeStyle: COLOUR, lineWidth: size + (isErased ? 2 : 0), lineCap: "round", lineJoin: "round" });
   ink.beginPath();
   ink.moveTo(points[0][0], points[0][1] + 0.01); // a line without length draws no dot
   for (const point of points) ink.lineTo(...point);

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,19 @@ LANGUAGES: Mapping[str, str] = {"en": "English", "zh": "中文"}
 COOKIE = "language"
 _FOLDER = Path(__file__).parent.parent / "locales"
 FALLBACK = "en"
+
+
+class _Numbers(string.Formatter):
+    """A formatter that inflects what is counted: ``{n:picture|pictures}`` gives "1 picture" and "2 pictures"."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        one, is_counted, many = format_spec.partition("|")
+        return (
+            f"{value} {one if str(value) == '1' else many}" if is_counted else super().format_field(value, format_spec)
+        )
+
+
+_FORMATTER = _Numbers()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +47,8 @@ class Language:
         return "zh-Hans" if self.code == "zh" else self.code
 
     def __call__(self, key: str, /, **values: Any) -> str:
-        """Return the text of a key, with ``{name}`` filled in; a missing key is a bug."""
-        return self.messages[key].format_map(values)
+        """Return the text of a key, with ``{name}`` and ``{number:one|many}`` filled in; a missing key is a bug."""
+        return _FORMATTER.vformat(self.messages[key], (), values)
 
     def explain(self, problem: Problem) -> str:
         """Return a problem and its remedy in this language, without field and value; in English if it has no template.

@@ -75,10 +75,28 @@ def test_every_language_has_every_text() -> None:
     for other in others:
         assert first.messages.keys() == other.messages.keys()
         for key, text in first.messages.items():
-            assert set(re.findall(r"{\w+}", text)) == set(re.findall(r"{\w+}", other.messages[key])), key
+            assert set(re.findall(r"{(\w+)", text)) == set(re.findall(r"{(\w+)", other.messages[key])), key
     chinese = catalogues["zh"].messages
     unchanged = {key for key, text in first.messages.items() if text == chinese[key] and re.search(r"[a-z]{4}", text)}
     assert not unchanged
+
+
+def test_what_is_counted_is_inflected() -> None:
+    languages = load_languages()
+    counted = [(key, text) for key, text in languages["en"].messages.items() if "|" in text]
+    assert counted
+    for key, text in counted:
+        names = re.findall(r"{(\w+)", text)
+        for number in (0, 1, 2):
+            shown = languages["en"](key, **dict.fromkeys(names, number))
+            assert not re.search(
+                r"\b1 \w+s\b" if number == 1 else r"\b[02] (picture|file|step|caption|prompt)\b", shown
+            ), shown
+            assert "|" not in languages["zh"](key, **dict.fromkeys(names, number))
+    loose = r"{(n|pictures|captions|images|files)} [a-z]+s\b"
+    assert not [
+        key for key, text in languages["en"].messages.items() if re.search(loose, text) and "{size}" not in text
+    ]
 
 
 def test_every_text_that_is_named_is_there_and_every_text_is_named() -> None:
