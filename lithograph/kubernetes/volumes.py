@@ -48,6 +48,8 @@ def _paths(config: TrainConfig) -> Iterator[tuple[str, str]]:
         yield "publish_to", str(address.folder)
     if config.init_lora is not None:
         yield "init_lora", str(config.init_lora)
+    for index, given in enumerate(config.validation_input):
+        yield f"validation_input.{index}.path", str(given.path)
     library = config.user_prompt_library
     if library is not None and volume_of(str(library)) is not None:
         yield "user_prompt_library", str(library)

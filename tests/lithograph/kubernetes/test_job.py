@@ -127,6 +127,7 @@ def test_settings_that_the_cluster_would_refuse_are_refused_by_option(tmp_path: 
         ({"publish_to": "file:///home/me"}, "publish_to"),
         ({"init_lora": "old.safetensors"}, "init_lora"),
         ({"pretrained_model_name_or_path": "/weights"}, "pretrained_model_name_or_path"),
+        ({"validation_input": [{"path": "a.png", "prompt": "make it blue"}]}, "validation_input.0.path = a.png: "),
     ],
 )
 def test_paths_that_the_pod_does_not_have_are_refused_by_field(options: dict[str, Any], named: str) -> None:
