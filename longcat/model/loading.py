@@ -70,15 +70,7 @@ def load(
     compute = parse_dtype(dtype, target)
     check_precision(precision, device=target)
     check_precision(text_encoder_precision, device=target, field="text_encoder_precision")
-    if offload is not Offload.NONE and target.type == "cpu":
-        raise DeviceError(
-            "offload_on_cpu",
-            "moves weights between main memory and a device, and the device is the CPU",
-            remedy="use none",
-            field="offload",
-            value=offload.value,
-        )
-
+    _check_offload(offload, target)
     storage = partial(
         _load_quantized, flavour, compute, device=target, offload=offload, quantized_folder=quantized_folder
     )
@@ -101,6 +93,17 @@ def load(
         image_processor=load_image_processor(flavour) if sees else None,
         scheduler_config=load_scheduler_config(flavour),
     )
+
+
+def _check_offload(offload: Offload, device: torch.device) -> None:
+    if offload is not Offload.NONE and device.type == "cpu":
+        raise DeviceError(
+            "offload_on_cpu",
+            "moves weights between main memory and a device, and the device is the CPU",
+            remedy="use none",
+            field="offload",
+            value=offload.value,
+        )
 
 
 def _load_quantized(
