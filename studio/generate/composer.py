@@ -111,7 +111,7 @@ async def read_picture(request: Request) -> Response:
 
 
 @router.get("/controls")
-async def controls(request: Request, settings: str = "{}", is_editor: bool = False) -> Response:
+async def controls(request: Request, settings: str = "{}") -> Response:
     """Return the form without its prompts, with the page's settings and adapters; 204 while the model is unknown."""
     if studio_of(request).service.info is None:
         return Response(status_code=204)
@@ -123,7 +123,7 @@ async def controls(request: Request, settings: str = "{}", is_editor: bool = Fal
     return render(
         request,
         "generate/controls.html",
-        **await Composer(recipe=recipe, is_editor=is_editor).context(studio_of(request)),
+        **await Composer(recipe=recipe).context(studio_of(request)),
     )
 
 

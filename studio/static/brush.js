@@ -44,18 +44,31 @@ function redraw() {
 }
 
 function isMasked() {
-  return ink.getImageData(0, 0, mask.width, mask.height).data.some((value, i) => i % 4 === 3 && value > 0);
+  const { data } = ink.getImageData(0, 0, mask.width, mask.height);
+  for (let i = 3; i < data.length; i += 4) if (data[i]) return true;
+  return false;
+}
+
+// Storage may be disabled or full.
+function stored(storage, key) {
+  try {
+    return window[storage].getItem(key);
+  } catch {
+    return null;
+  }
+}
+function store(storage, key, value) {
+  try {
+    window[storage].setItem(key, value);
+  } catch {
+    // The page works without.
+  }
 }
 
 // isOpened: nothing was changed by the person.
 function tellChange(isOpened = false) {
   const isUsed = isMasked();
-  try {
-    if (isUsed) sessionStorage.setItem(maskKey, mask.toDataURL());
-    else sessionStorage.removeItem(maskKey);
-  } catch {
-    // storage may be disabled or full
-  }
+  store("sessionStorage", maskKey, isUsed ? mask.toDataURL() : "");
   document.querySelector("[data-act=undo]").disabled = !strokes.length;
   document.querySelector("[data-act=redo]").disabled = !undone.length;
   document.dispatchEvent(new CustomEvent("mask-changed", { detail: { isUsed, isOpened } }));
@@ -171,7 +184,7 @@ document.addEventListener("click", ({ target }) => {
 });
 sizeField.addEventListener("input", () => {
   showRing();
-  localStorage.setItem("brush-size", sizeField.value);
+  store("localStorage", "brush-size", sizeField.value / sizeField.max);
 });
 
 // White on black, as the service takes it.
@@ -189,7 +202,7 @@ function maskFile() {
 
 async function openMask() {
   const isOfRecipe = mask.dataset.mask !== undefined;
-  const address = isOfRecipe ? mask.dataset.mask : sessionStorage.getItem(maskKey);
+  const address = isOfRecipe ? mask.dataset.mask : stored("sessionStorage", maskKey);
   if (address) {
     const picture = Object.assign(new Image(), { src: address });
     await picture.decode();
@@ -205,6 +218,7 @@ async function openMask() {
   tellChange(true);
 }
 
-sizeField.value = Math.min(localStorage.getItem("brush-size") ?? sizeField.value, sizeField.max);
+const lastSize = Number(stored("localStorage", "brush-size")); // a part of the largest
+if (lastSize) sizeField.value = Math.max(1, Math.round(lastSize * sizeField.max));
 sizeField.dispatchEvent(new Event("input", { bubbles: true }));
 openMask();

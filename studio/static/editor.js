@@ -67,6 +67,18 @@ document.addEventListener("htmx:load", ({ detail: { elt } }) => {
   if (elt.matches(".tile")) htmx.trigger(document.body, "result-drawn");
 });
 
+// What is asked, and the size of the result, depend on the model: once it is known, the page comes anew, with the words.
+document.addEventListener("service-changed", () => {
+  const form = document.getElementById("composer");
+  if (!form.hasAttribute("data-unknown")) return;
+  const entered = ["prompt", "negative_prompt", ...SIDES].map((name) => [name, field(name).value]);
+  for (const kind of ["edit-prompt", "edit-instruction"]) {
+    form.setAttribute("data-keep", kind);
+    keep(form, { ...kept(form), ...Object.fromEntries(entered) });
+  }
+  location.reload();
+});
+
 document.addEventListener("htmx:configRequest", ({ detail }) => {
   if (detail.elt.id === "composer" && hasMask) detail.formData.set("mask", maskFile());
 });

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from longcat.storage.atomic import write_atomically
+from longcat.storage.disk import writing
 from studio.web.errors import PictureNotFoundError
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -48,9 +49,10 @@ class Sources:
 
     def take_from(self, folder: Path, digest: str) -> None:
         """Take back a file from there, so that it can be used again. Raises ``PictureNotFoundError``."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            _link(folder / f"{digest}.png", self._file(digest))
+        with writing(self._folder, field="gallery"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                _link(folder / f"{digest}.png", self._file(digest))
         self.path(digest)
 
     def _file(self, digest: str) -> Path:
@@ -61,8 +63,9 @@ class Sources:
     def _remove_old(self) -> None:
         oldest = time.time() - _KEPT_SECONDS
         for path in self._folder.glob("*.png"):
-            if path.stat().st_mtime < oldest:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # removed meanwhile
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
 
 def _link(source: Path, target: Path) -> None:

@@ -12,7 +12,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from longcat.sampling.encoding.source import FEATHER_PX
 from studio.web.language import load_languages
-from tests.studio.browser import RunningStudio, check_accessibility, visit
+from tests.conftest import free_port, serve
+from tests.studio.browser import RunningStudio, check_accessibility, running_studio, visit
 from tests.studio.generate.form import draw, opened
 from tests.studio.generate.test_browser import hand_over
 
@@ -220,3 +221,35 @@ def test_a_picture_of_ones_own_is_chosen_dropped_or_pasted_and_another_file_refu
             expect(page.locator("#mask")).to_have_attribute("width", "90")
             hand_over(page, event, "mine.jpg", (tmp_path / "mine.jpg").read_bytes())
             expect(page.locator("#mask")).to_have_attribute("width", "64")
+
+
+@pytest.mark.heavy
+def test_words_and_mask_are_there_when_a_model_that_edits_starts_after_the_page(
+    browser: Browser, edit_folder: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    Image.new("RGB", (96, 64), "teal").save(tmp_path / "mine.png")
+    with (
+        running_studio(tmp_path / "home", "--service-url", f"http://127.0.0.1:{port}") as late,
+        visit(browser, late.url, language="en") as page,
+    ):
+        page.goto("/edit")
+        page.locator("#edit-file").set_input_files(tmp_path / "mine.png")
+        page.wait_for_url("**/edit/*")
+        page.locator("#prompt").fill("make it night")
+        brush(page, (0.3, 0.3), (0.6, 0.6))
+        mask = mask_of(page)
+        with serve(tmp_path, "--flavour", str(edit_folder), "--port", str(port), wait=False):
+            expect(page.get_by_label("What should change")).to_have_value("make it night")
+            expect(page.locator("#strength")).to_have_count(0)
+            assert np.abs(mask_of(page).astype(int) - mask).max() <= 1
+            page.locator("#steps").fill("1")
+            page.locator(".draw").click()
+            expect(page.locator("#before-after img")).to_have_count(2)
+            page.goto("/generate")
+            page.locator("#prompt").fill("an owl")
+            page.locator(".draw").click()
+            page.wait_for_url("**/edit?prompt=an+owl")
+            page.get_by_role("button", name="Edit: make it night").click()
+            page.wait_for_url("**/edit/*")
+            expect(page.get_by_label("What should change")).to_have_value("an owl")
