@@ -55,6 +55,7 @@ class Studio:
                 drawn_prompt="",
             )  # fmt: skip
             self.context.gallery.add(png(), picture)
+        self.source = self.context.gallery.sources.add(png())
         if not (self.dataset / "a.png").exists() or not (self.dataset / "a.txt").exists():
             self.dataset.mkdir(parents=True, exist_ok=True)
             (self.dataset / "a.png").write_bytes(png())
@@ -100,6 +101,7 @@ def known(studio: Studio) -> dict[str, list[str]]:
     """Return names of existing items by the field or path parameter that takes them."""
     return {
         "identity": [studio.job_id], "name": ["ink", "cats2", "ink@1"], "version": ["1"], "picture_id": [studio.gallery_id],
+        "digest": [studio.source],
         "like": [studio.gallery_id], "before": [studio.gallery_id, "zzz"], "action": ["stop", "kill", "resume",
         "delete", "pin", "unpin"],
         "path": [str(studio.dataset), str(studio.config.home / "root"), "validation/x.png", "studio.css"],
@@ -128,6 +130,10 @@ def field_names(app: FastAPI) -> list[str]:
         "guidance_scale",
         "seed",
         "num_images",
+        "strength",
+        "left",
+        "mask",
+        "picture",
         "adapter",
         "scale:ink",
     }

@@ -213,7 +213,9 @@ def test_a_picture_is_extended_and_a_mask_of_another_size_or_a_margin_off_the_gr
     assert recipe.edit is not None
     assert recipe.edit.expand is not None
     assert recipe.edit.expand.left == 64
-    assert "Left 64 px" in visitor.get(f"/gallery/{result}", headers=HTMX | {"Accept-Language": "en"}).text
+    viewer = visitor.get(f"/gallery/{result}", headers=HTMX | {"Accept-Language": "en"}).text
+    assert "Left 64 px" in viewer
+    assert "what was added" in viewer
     count = len(pictures(visitor))
     for files, fields, words in (
         ({"mask": ("mask.png", file_of(a_mask((100, 100))))}, {}, "has 100 × 100 px, and the picture 128 × 128"),
