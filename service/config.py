@@ -20,6 +20,7 @@ from longcat.storage.address import parse_address
 from longcat.validation import ProblemValueError, check_http_url
 from service.access.settings import AccessConfig
 from service.http.edge.settings import HttpConfig
+from service.http.jobs.batches.settings import BatchConfig
 from service.http.jobs.settings import JobConfig
 from service.wire.devices import names_of, parse_devices
 from service.wire.editing.reading import PictureLimits
@@ -176,6 +177,8 @@ class ServiceConfig(Configuration):
     """The metadata of picture files."""
     jobs: JobConfig = JobConfig()
     """Asynchronous jobs."""
+    batches: BatchConfig = BatchConfig()
+    """Batches of requests, which need storage for jobs."""
     otlp_endpoint: Annotated[str | None, Flag(metavar="URL", envvar="OTEL_EXPORTER_OTLP_ENDPOINT")] = None
     """Collector that traces are sent to by OTLP over HTTP, as in http://collector:4318; without it, none are made. The other
     OTEL_* variables apply."""

@@ -53,6 +53,11 @@ class KeyFile:
         await self._refresh()
         return self._keys.caller_of(key)
 
+    async def caller_named(self, name: str | None) -> Caller | None:
+        """Return the sender of requests with the key of a name; None if there is no such key."""
+        await self._refresh()
+        return next((key.caller for key in self._keys.keys if key.name == name), None)
+
     async def _refresh(self) -> None:
         """Read the file again if it has changed, at most once a second and never on the event loop."""
         if self._check is None or self._check.done():

@@ -89,25 +89,55 @@ class Admission:
 
         Raises ``UnavailableError`` if no request is admitted now, or ``UserError``, of which ``ForbiddenError`` is one.
         """
-        begin: float = request.state.begin
-        caller: Caller = request.state.caller
+        traced = current_request.get()
+        command = await self.admit(
+            body,
+            request.state.caller,
+            unique_id=request.state.unique_id,
+            request_id=request.state.request_id,
+            begin=request.state.begin,
+            stream=stream,
+            progress=progress,
+            previews=previews,
+            trace=None if traced is None else traced.carrier,
+        )
+        if traced is not None:
+            traced.describe(command)
+        request.state.is_admitted = True
+        return command
+
+    async def admit(
+        self,
+        body: GenerateRequest,
+        caller: Caller,
+        *,
+        unique_id: str,
+        request_id: str,
+        begin: float,
+        seconds: float | None = None,
+        **fields: Any,
+    ) -> GenerateCommand:
+        """Return the command of a caller's request, as ``take`` does.
+
+        ``seconds``: time limit of a request that gives none; ``fields``: further ones of the command, which must be sent.
+        """
         caller.check(Role.GENERATE)
         for i, choice in enumerate(body.adapters):
             caller.check_adapter(choice.name, field=f"adapters.{i}.name")
         priority = caller.priority_of(body.priority)
         resolved, picture = await self._resolve(body)
-        deadline = begin + (body.timeout_seconds or self.config.timeout_seconds)
+        deadline = begin + (body.timeout_seconds or seconds or self.config.timeout_seconds)
         self.exchange.meters.begin(
-            request.state.unique_id,
+            unique_id,
             caller,
             pixel_steps=pixel_steps_of(resolved),
             deadline=deadline,
             wait_seconds=self.exchange.wait_seconds,
         )
-        traced = current_request.get()
-        command = GenerateCommand(
-            id=request.state.unique_id,
-            request_id=request.state.request_id,
+        previews = fields.pop("previews", 0)
+        return GenerateCommand(
+            id=unique_id,
+            request_id=request_id,
             request=resolved,
             picture=picture,
             defaulted=body.defaulted,
@@ -117,20 +147,24 @@ class Admission:
             key=caller.name,
             share=caller.allowance.share,
             priority=priority,
-            stream=stream,
-            progress=progress,
             previews=resolved.denoising_steps if previews is None else previews,
-            trace=None if traced is None else traced.carrier,
+            **fields,
         )
-        if traced is not None:
-            traced.describe(command)
-        request.state.is_admitted = True
-        return command
 
-    async def _resolve(self, body: GenerateRequest) -> tuple[ResolvedRequest, SourcePicture | None]:
+    def check_ready(self) -> None:
+        """Raise ``UnavailableError`` if no request is admitted now, however short the queue is."""
         if self.state.phase not in (ServicePhase.READY, ServicePhase.LINGERING):
             raise DrainingError if self.state.is_shutting_down else NotReadyError
         self.check_engine()
+
+    @property
+    def has_spare_room(self) -> bool:
+        """True if work that no client waits for may begin: half of the queue is left to this server's clients."""
+        is_ready = self.state.phase is ServicePhase.READY and self.exchange.stall() is None
+        return is_ready and self.exchange.requests < max(1, self.config.max_queue // 2)
+
+    async def _resolve(self, body: GenerateRequest) -> tuple[ResolvedRequest, SourcePicture | None]:
+        self.check_ready()
         if body.image is not None:
             self._check_queue()  # before its pictures are decoded
         # In a thread: a long prompt takes tens of milliseconds, and a picture more, which would block the event loop.

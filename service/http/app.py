@@ -5,7 +5,8 @@ server-sent events. A request whose client disconnects, or whose time is over, i
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -36,6 +37,11 @@ from service.http.error_responses import (
     reply_to_error,
 )
 from service.http.jobs import routes as job_routes
+from service.http.jobs.batches.batches import ImageBatches
+from service.http.jobs.batches.routes import batches as batch_routes
+from service.http.jobs.batches.routes import files as file_routes
+from service.http.jobs.batches.routes.files import FILES_PATH
+from service.http.jobs.batches.upload import FORM_BYTES, file_too_large
 from service.http.jobs.jobs import ImageJobs
 from service.http.jobs.lasting.calls import StorageCalls
 from service.http.jobs.lasting.files import JobFiles
@@ -75,8 +81,12 @@ def set_up(app: FastAPI, admission: Admission, *, is_draining: Callable[[], bool
     app.description = "Pictures from Chinese and English prompts with LongCat-Image."
     app.openapi_tags = [{"name": tag} for tag in _TAGS]
     app.state.admission = admission
-    app.state.jobs = ImageJobs(admission, config.jobs, _job_store(admission))
-    routers = [surface.router for surface in (generate, job_routes, openai, adapters, vllm, health, usage)]
+    key_file = _key_file(config)
+    calls = _storage_calls(config)
+    app.state.jobs = ImageJobs(admission, config.jobs, _job_store(admission, calls))
+    app.state.batches = None if calls is None else ImageBatches(admission, calls, key_file)
+    surfaces = (generate, job_routes, openai, file_routes, batch_routes, adapters, vllm, health, usage)
+    routers = [surface.router for surface in surfaces]
     for router in routers:
         app.include_router(router)
     app.state.routes = [route for router in routers for route in router.routes]
@@ -101,7 +111,7 @@ def set_up(app: FastAPI, admission: Admission, *, is_draining: Callable[[], bool
     app.add_middleware(
         JsonBodies, max_bytes=functools.partial(max_body_bytes, config), max_seconds=config.http.body_seconds
     )
-    app.add_middleware(Authentication, config=config.access, key_file=_key_file(config))
+    app.add_middleware(Authentication, config=config.access, key_file=key_file)
     app.add_middleware(CheckedHeads, config=config.http)
     app.add_middleware(ErrorReplies, reply=_reply)
     app.add_middleware(ConnectionClose, is_draining=is_draining)
@@ -116,16 +126,33 @@ def set_up(app: FastAPI, admission: Admission, *, is_draining: Callable[[], bool
 
 def max_body_bytes(config: ServiceConfig, scope: Scope) -> int:
     """Return the size limit of a request's body: pictures are base64 in JSON, which is a third larger."""
+    if path_of(scope) == FILES_PATH:
+        return config.batches.max_bytes + FORM_BYTES
     pictures = config.pictures.max_image_bytes * 4 // 3 if path_of(scope) in PICTURE_PATHS else 0
     return config.max_body_bytes + pictures
 
 
-def _job_store(admission: Admission) -> JobStore:
+@asynccontextmanager
+async def run_jobs(app: FastAPI) -> AsyncIterator[None]:
+    """Work on jobs and batches while this context is entered."""
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(app.state.jobs.running())
+        if app.state.batches is not None:
+            await stack.enter_async_context(app.state.batches.running())
+        yield
+
+
+def _storage_calls(config: ServiceConfig) -> StorageCalls | None:
+    if (uri := config.jobs.storage) is None:
+        return None
+    return StorageCalls(lambda: open_storage(uri, endpoint_url=config.jobs.endpoint_url))
+
+
+def _job_store(admission: Admission, calls: StorageCalls | None) -> JobStore:
     config = admission.config.jobs
-    if (uri := config.storage) is None:
+    if calls is None:
         return JobsInMemory(config)
-    files = JobFiles(StorageCalls(lambda: open_storage(uri, endpoint_url=config.endpoint_url)))
-    return LastingJobs(files, config, lambda: admission.model_identity)
+    return LastingJobs(JobFiles(calls), config, lambda: admission.model_identity)
 
 
 def _key_file(config: ServiceConfig) -> KeyFile | None:
@@ -159,6 +186,8 @@ def _of_framework(error: HTTPException, request: Request, config: ServiceConfig)
             )
         case 408:
             return SlowRequestError(seconds=config.http.body_seconds)
+        case 413 if path_of(request.scope) == FILES_PATH:
+            return file_too_large(config.batches.max_bytes)
         case 413:
             return BodyTooLargeError(
                 "body_too_large",

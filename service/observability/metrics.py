@@ -100,6 +100,11 @@ WEBHOOKS = Counter(
 JOBS_TAKEN = Counter(
     "lithograph_jobs_taken", "Jobs of other replicas, or of an earlier start, that this server has taken up."
 )
+BATCHES = Counter("lithograph_batches", "Batches that this server has ended, by their status.", ["status"])
+BATCH_LINES = Counter("lithograph_batch_lines", "Lines of batches with a result: completed or failed.", ["result"])
+BATCHES_HELD = Gauge(
+    "lithograph_batches_in_progress", "Batches that this server works on.", multiprocess_mode="livesum"
+)
 JOB_STORAGE_ERRORS = Counter("lithograph_job_storage_errors", "Failed calls to the storage of jobs.")
 REJECTED = Counter(
     "lithograph_rejected_requests", "Requests rejected before the engine, by the error's code.", ["reason"]

@@ -34,7 +34,7 @@ from longcat.model.tokenizer import load_tokenizer, plain_ids
 from longcat.process.parent import end_with_parent
 from service.config import DEFAULT_ROWS, ServiceConfig
 from service.http.admission import Admission
-from service.http.app import set_up
+from service.http.app import run_jobs, set_up
 from service.http.edge.server import BACKLOG, uvicorn_arguments
 from service.http.error_responses import error_body
 from service.http.exchange.exchange import Exchange
@@ -167,7 +167,7 @@ class Server(litserve.LitServer):
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Run in the HTTP process while it serves."""
         end_with_parent()
-        async with super().lifespan(app), self.app.state.jobs.running():
+        async with super().lifespan(app), run_jobs(self.app):
             self._supervisor.pass_signals_on()
             self._supervisor.http_has_started.set()
             yield

@@ -72,7 +72,7 @@ async def vary_image() -> Response:
 
 async def _reply(body: ImagesRequest, request: Request, admission: Admission) -> Response:
     base = admission.flavour.name
-    _check_model(body, admission)
+    check_model(body, admission)
     previews = body.partial_images or 0 if body.stream else 0
     try:
         command = await admission.take(body.as_generate(base), request, stream=bool(body.stream), previews=previews)
@@ -81,9 +81,9 @@ async def _reply(body: ImagesRequest, request: Request, admission: Admission) ->
             return await reply_with_events(request, events, _encoder(command, body, admission))
         result = await admission.result(command, request)
     except LithographError as error:
-        raise _in_sent_fields(error, body, base) from error
+        raise in_sent_fields(error, body, base) from error
     return Response(
-        _images(command, result, admission).model_dump_json(exclude_none=True),
+        images_of(command, result, admission).model_dump_json(exclude_none=True),
         media_type="application/json",
         headers=headers_of(result),
     )
@@ -127,7 +127,7 @@ def _card(status: AdapterStatus, name: str, admission: Admission) -> ModelCard:
     return ModelCard(id=name, created=created, root=root, parent=admission.flavour.name)
 
 
-def _check_model(body: ImagesRequest, admission: Admission) -> None:
+def check_model(body: ImagesRequest, admission: Admission) -> None:
     """Raise ``UnknownModelError`` for an invalid adapter name. The engine looks up the valid ones."""
     if (model := body.adapter(admission.flavour.name)) is None:
         return
@@ -149,7 +149,7 @@ def _unknown_model(model: str) -> UnknownModelError:
     )
 
 
-def _in_sent_fields(error: LithographError, body: ImagesRequest, base: str) -> LithographError:
+def in_sent_fields(error: LithographError, body: ImagesRequest, base: str) -> LithographError:
     """Return an error with the fields that the client sent, and their values.
 
     ``size`` is a width and a height here, ``n`` is ``num_images``, and a model that is an adapter is the first of
@@ -173,7 +173,8 @@ def _in_sent_fields(error: LithographError, body: ImagesRequest, base: str) -> L
     return _unknown_model(model) if is_unknown else sent
 
 
-def _images(command: GenerateCommand, result: ResultEvent, admission: Admission) -> ImagesResponse:
+def images_of(command: GenerateCommand, result: ResultEvent, admission: Admission) -> ImagesResponse:
+    """Return the body of a reply with pictures."""
     request = command.request
     return ImagesResponse(
         created=int(time.time()),
@@ -220,7 +221,7 @@ def _encoder(
                     )  # fmt: skip
                     yield server_sent(completed.type, completed)
             case ErrorEvent():
-                error = _in_sent_fields(event.error, body, admission.flavour.name)
+                error = in_sent_fields(event.error, body, admission.flavour.name)
                 yield server_sent("error", openai_error(error, command.request_id)[1])
             case _:
                 raise AssertionError(f"no event of a request without progress: {event!r}")

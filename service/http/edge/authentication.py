@@ -22,6 +22,10 @@ _DELAY_SECONDS = 0.5
 """Time until a request with a wrong key is answered."""
 
 
+_ADMINISTRATOR = Caller(name="(admin key)", roles=frozenset({Role.ADMIN}))
+"""The sender of requests with ``--admin-key``."""
+
+
 class UnauthorizedError(UserError):
     """A request lacks a key, or has a wrong one."""
 
@@ -58,7 +62,7 @@ class Authentication:
                 remedy="send the header Authorization: Bearer KEY",
             )
         if (admin_key := self._config.admin_key) is not None and is_same(key, admin_key):
-            return Caller(name="(admin key)", roles=frozenset({Role.ADMIN}))
+            return _ADMINISTRATOR
         if (caller := await self._key_file.caller_of(key)) is None:
             await asyncio.sleep(_DELAY_SECONDS)
             raise UnauthorizedError(
@@ -73,6 +77,15 @@ class Authentication:
     def _metrics_need_key(self, key_file: KeyFile) -> bool:
         choice = self._config.metrics_key
         return choice == "required" or (choice == "auto" and key_file.keys.are_limited)
+
+
+async def caller_named(name: str | None, config: AccessConfig, key_file: KeyFile | None) -> Caller | None:
+    """Return the sender of what was requested under the name of a key; None if there is no such key any more."""
+    if key_file is None:
+        return ANYONE
+    if config.admin_key is not None and name == _ADMINISTRATOR.name:
+        return _ADMINISTRATOR
+    return await key_file.caller_named(name)
 
 
 def caller_of(request: Request) -> Caller:

@@ -55,7 +55,7 @@ class ImageJobs:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Do the store's own work while this context is entered."""
-        work = asyncio.create_task(self._store.run(self._take, has_room=self._has_room))
+        work = asyncio.create_task(self._store.run(self._take, has_room=lambda: self._admission.has_spare_room))
         try:
             yield
         finally:
@@ -122,12 +122,6 @@ class ImageJobs:
             result=result,
             error=error,
         )
-
-    def _has_room(self) -> bool:
-        """Return True if a job of another replica may be taken: half of the queue is left to this server's clients."""
-        admission = self._admission
-        is_ready = admission.state.phase is ServicePhase.READY and admission.exchange.stall() is None
-        return is_ready and admission.exchange.requests < max(1, admission.config.max_queue // 2)
 
     def _take(self, job: ImageJob) -> None:
         """Work on a job that another process has begun."""

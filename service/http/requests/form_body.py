@@ -58,14 +58,15 @@ def parse_form(model: type[BaseModel], body: bytes, content_type: str) -> dict[s
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise _damaged(str(error)) from error
+        raise form_damaged(str(error)) from error
     if not is_whole:
-        raise _damaged("it ends before its last boundary")
+        raise form_damaged("it ends before its last boundary")
     text = _text_fields(model)
     return {name: _value(name, values, text) for name, values in fields.items()}
 
 
-def _damaged(reason: str) -> PictureFormError:
+def form_damaged(reason: str) -> PictureFormError:
+    """Return the error of a body that cannot be parsed as a form."""
     return PictureFormError(
         "form_damaged",
         "the body is not multipart/form-data: {reason}",

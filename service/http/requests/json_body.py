@@ -96,8 +96,16 @@ def read_body(
     ``max_bytes``: of the body without the pictures in it.
     """
     value = parse_json(body, content_encoding, content_type)
-    _check_rest(value, len(body), max_bytes)
-    if b"\\u" in body:  # only an escape can make a surrogate
+    has_escapes = b"\\u" in body  # only an escape can make a surrogate
+    return read_value(model, value, len(body), max_bytes, has_escapes=has_escapes)
+
+
+def read_value(
+    model: type[BaseModel], value: object, size: int, max_bytes: int, *, has_escapes: bool = True
+) -> BaseModel:
+    """Return the model that a JSON value of ``size`` bytes describes, as ``read_body`` does."""
+    _check_rest(value, size, max_bytes)
+    if has_escapes:
         _check_encodable(value)
     return _validated(model, value)
 

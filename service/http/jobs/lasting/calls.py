@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 from longcat.errors import StorageConflictError, StorageError, StorageMissingError, StorageTimeoutError
@@ -74,7 +75,11 @@ class StorageCalls:
 
         return await self._run(read, seconds)
 
-    async def create(self, key: str, encode: Callable[[], bytes], *, seconds: float = _SECONDS) -> str:
+    async def download(self, key: str, target: Path, *, max_bytes: int, seconds: float) -> None:
+        """Download a large object into a new file. Raises ``StorageMissingError``."""
+        await self._run(lambda: self._storage.download(key, target, max_bytes=max_bytes), seconds)
+
+    async def create(self, key: str, encode: Callable[[], bytes | Path], *, seconds: float = _SECONDS) -> str:
         """Store a new object; return its ETag. Raises ``StorageConflictError`` if there is one."""
         return await self._run(lambda: self._checked().create(key, encode()), seconds)
 

@@ -1,0 +1,1 @@
+"""OpenAI's files and batches over the storage of jobs: JSON Lines in, JSON Lines out."""
