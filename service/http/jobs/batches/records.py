@@ -52,14 +52,19 @@ def age_seconds(record_id: str) -> float:
     return time.time() - int(record_id[-32:][:_TIME_DIGITS], 16) / 1000
 
 
-class FileRecord(BaseModel):
-    """A file."""
+class OwnedRecord(BaseModel):
+    """A record of one API key."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     key: str | None
-    """Name of the API key that it belongs to."""
+    """Name of the key that it belongs to; None on a server without keys."""
+
+
+class FileRecord(OwnedRecord):
+    """A file."""
+
     bytes: int
     created_at: datetime
     expires_at: datetime
@@ -74,15 +79,10 @@ class FileRecord(BaseModel):
         )  # fmt: skip
 
 
-class BatchRecord(BaseModel):
+class BatchRecord(OwnedRecord):
     """A batch: its request, its state, and the replica that works on it."""
 
-    model_config = ConfigDict(frozen=True)
-
     format: Literal[1] = 1
-    id: str
-    key: str | None
-    """Name of the API key that it belongs to, and whose limits its lines have."""
     endpoint: Endpoint
     input_file_id: str
     metadata: dict[str, str] | None
@@ -126,7 +126,7 @@ class BatchRecord(BaseModel):
         )  # fmt: skip
 
 
-Record = TypeVar("Record", bound=FileRecord | BatchRecord)
+Record = TypeVar("Record", bound=OwnedRecord)
 
 
 class Records(Generic[Record]):
@@ -149,8 +149,7 @@ class Records(Generic[Record]):
 
         def decode(content: bytes) -> Record | None:
             with suppress(ValidationError):
-                record: Record = self._model.model_validate_json(content)  # type: ignore[assignment]  # of the bound
-                return record
+                return self._model.model_validate_json(content)
             log_event(log, "job_object_damaged", logging.WARNING, key=record_id, bytes=len(content))
             return None
 
