@@ -33,6 +33,7 @@ class WebhookHost:
             parts = urlsplit(f"//{address}")
             url = httpx.URL(f"http://{address}")
             host, port = url.raw_host.decode(), parts.port
+            _check_labels(host)
         except (ValueError, httpx.InvalidURL):
             host, port, parts = "", None, urlsplit("")
         is_bare = parts.netloc == address and "@" not in address and _is_plain(address)
@@ -57,6 +58,13 @@ class WebhookHost:
         default = _DEFAULT_PORTS[url.scheme]
         port = default if url.port is None else url.port
         return self.host == url.raw_host.decode() and (self.any_port or port == (self.port or default))
+
+
+def _check_labels(host: str) -> None:
+    """Raise ``ValueError`` for a host with a part in ``xn--`` form that stands for no name: httpx fails when it calls it."""
+    for label in host.split("."):
+        if label.startswith("xn--"):
+            assert httpx.URL(f"http://{label}").host
 
 
 def may_call(text: str, hosts: Iterable[WebhookHost]) -> bool:

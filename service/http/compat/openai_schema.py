@@ -113,7 +113,12 @@ class EditsRequest(ImagesRequest):
 
     image: Annotated[
         tuple[PictureFile, ...],
-        Field(strict=False, min_length=1, repr=False, description="The picture to change; image[] works, too."),
+        Field(
+            strict=False,
+            min_length=1,
+            repr=False,
+            description="The picture to change; image[] and OpenAI's images work, too.",
+        ),
         BeforeValidator(_as_list),
     ]
     mask: Annotated[
@@ -122,6 +127,19 @@ class EditsRequest(ImagesRequest):
     strength: Annotated[Strength | None, Field(description="Ours: as in POST /generate.")] = None
     expand: Annotated[Expansion | None, Field(description="Ours: as in POST /generate.")] = None
     input_fidelity: Annotated[str | None, Field(description="No effect: give a strength.")] = None
+
+    @staticmethod
+    def prepared(fields: dict[str, Any]) -> dict[str, Any]:
+        """Return a body whose pictures are references, as in OpenAI's JSON, with the pictures in their place.
+
+        Raises ``UserError`` for references other than data URLs: this server fetches nothing.
+        """
+        fields = dict(fields)
+        if isinstance(fields.get("images"), list) and "image" not in fields:
+            fields["image"] = [_content_of(each, f"images.{i}") for i, each in enumerate(fields.pop("images"))]
+        if isinstance(fields.get("mask"), dict):
+            fields["mask"] = _content_of(fields["mask"], "mask")
+        return fields
 
     @override
     def _picture_fields(self) -> dict[str, Any]:
@@ -135,6 +153,20 @@ class EditsRequest(ImagesRequest):
                 most=MOST_PICTURES,
             )
         return {"image": self.image[0], "mask": self.mask, "strength": self.strength, "expand": self.expand}
+
+
+def _content_of(reference: object, field: str) -> str:
+    """Return the data URL that a reference to a picture has."""
+    url = reference.get("image_url") if isinstance(reference, dict) and len(reference) == 1 else None
+    if not isinstance(url, str) or not url.startswith("data:"):
+        raise UserError(
+            "image_reference",
+            "not a picture in a data URL; this server fetches none",
+            remedy="give {example}",
+            field=field,
+            example='{"image_url": "data:image/png;base64,..."}',
+        )
+    return url
 
 
 class ImageDatum(BaseModel):

@@ -203,11 +203,9 @@ class BoundedProtocol(H11Protocol):
             self._await_head()
         else:
             self._set_timer(None)
-        # h11 has no limit for requests that were sent before the reply to an earlier one.
+        # h11 has no limit for requests that were sent before the reply to an earlier one: the client waits to send more.
         if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) > self.bounds.max_header_bytes:
-            limits = self.bounds
-            self._log(HeadersTooLargeError(max_bytes=limits.max_header_bytes, max_headers=limits.max_headers), 431)
-            self.transport.abort()
+            self.flow.pause_reading()
 
     def _await_head(self) -> None:
         if self._timer is None:

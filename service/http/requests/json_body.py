@@ -103,7 +103,12 @@ def read_body(
 def read_value(
     model: type[BaseModel], value: object, size: int, max_bytes: int, *, has_escapes: bool = True
 ) -> BaseModel:
-    """Return the model that a JSON value of ``size`` bytes describes, as ``read_body`` does."""
+    """Return the model that a JSON value of ``size`` bytes describes, as ``read_body`` does.
+
+    A model that clients may write in another form has a function ``prepared``, which returns the value in its own.
+    """
+    if isinstance(value, dict) and (prepared := getattr(model, "prepared", None)) is not None:
+        value = prepared(value)
     _check_rest(value, size, max_bytes)
     if has_escapes:
         _check_encodable(value)

@@ -80,7 +80,7 @@ def test_refused(url: str) -> None:
     "text",
     [
         "", " ", "a b", " a", "a\n", "*", ":80", ":*", "a:", "a:0", "a:65536", "a:http", "a:80:*", "me@a", "@a", "a/", "a/b",
-        "a?b", "a#b", "http://a", "[::1", "::1]:80",
+        "a?b", "a#b", "http://a", "[::1", "::1]:80", "xn--", "xn--.example", "a.xn--", "xn--a.example:80", "XN--",
     ],
 )  # fmt: skip
 def test_what_is_no_host_is_refused_at_the_start(text: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -91,7 +91,7 @@ class BatchFiles:
         await self._calls.delete(f"contents/{record.id}")
         await self.records.remove(record.id)
 
-    async def stream(self, record: FileRecord) -> AsyncIterator[bytes]:
+    async def stream(self, record: FileRecord) -> AsyncGenerator[bytes, None]:
         """Yield the content of a file. Raises ``NotFoundError`` for one that has been removed meanwhile."""
         if record.purpose == "batch":
             with await self.fetch(record) as file:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from longcat.errors import LithographError, UserError
+from longcat.logs import log_event
 from service.access.caller import Caller
 from service.http.admission import Admission
 from service.http.compat.errors import openai_error
@@ -38,7 +39,7 @@ _LONGEST_WAIT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class LineResult:
     """The reply to one line."""
 
     status: int
@@ -56,7 +57,7 @@ class LineGeneration:
 
     async def result(
         self, line: BatchLine, size: int, *, number: int, request_id: str, versions: Mapping[str, int], hold: ExitStack
-    ) -> Result:
+    ) -> LineResult:
         """Return the reply to a line of ``size`` bytes, once there is one that a repetition would not change.
 
         ``hold``: delays a shutdown from the moment at which there are pictures.
@@ -92,7 +93,7 @@ class LineGeneration:
 
     async def _attempt(
         self, body: ImagesRequest, number: int, request_id: str, versions: Mapping[str, int], hold: ExitStack
-    ) -> Result:
+    ) -> LineResult:
         admission = self._admission
         while not admission.has_spare_room:
             await asyncio.sleep(_ROOM_SECONDS)
@@ -116,7 +117,7 @@ class LineGeneration:
         )
         result = await self._generated(command, hold)
         reply = images_of(command, result, admission)
-        return Result(status=200, body=reply.model_dump(mode="json", exclude_none=True))
+        return LineResult(status=200, body=reply.model_dump(mode="json", exclude_none=True))
 
     def _request(self, body: ImagesRequest, number: int, versions: Mapping[str, int]) -> GenerateRequest:
         """Return the request of a line, which is the same at every start: its seed and its adapter versions."""
@@ -141,10 +142,14 @@ class LineGeneration:
         assert isinstance(event, ResultEvent)
         return event
 
-    @staticmethod
-    def _failed(error: LithographError, request_id: str) -> Result:
+    def _failed(self, error: LithographError, request_id: str) -> LineResult:
         status, body = openai_error(error, request_id)
-        return Result(status=status, body=body.model_dump(mode="json"))
+        codes = [problem.code for problem in error.problems]
+        log_event(
+            log, "batch_line_failed",
+            request_id=request_id, batch=self._record.id, key=self._record.key, status=status, codes=codes,
+        )  # fmt: skip
+        return LineResult(status=status, body=body.model_dump(mode="json"))
 
 
 def _seed(batch_id: str, number: int) -> int:

@@ -71,6 +71,32 @@ def test_without_a_mask_the_whole_picture_changes_at_the_default_strength(
     assert decoded(body.data[0]) == own(http, **fields)
 
 
+def test_openais_json_has_pictures_as_references(http: httpx.Client) -> None:
+    def post(**fields: object) -> httpx.Response:
+        return http.post("/v1/images/edits", json={"prompt": "a red apple"} | STEPS | fields)
+
+    def reference(content: bytes) -> dict[str, str]:
+        return {"image_url": f"data:image/png;base64,{b64(content)}"}
+
+    big = file_of(Image.effect_noise((512, 512), 90).convert("RGB"))  # more than a body may have beside its pictures
+    for picture, mask in ((PHOTO, transparent()), (PHOTO, None), (big, None)):
+        one, other = {"images": [reference(picture)]}, {"image": b64(picture)}
+        if mask is not None:
+            one, other = one | {"mask": reference(mask)}, other | {"mask": b64(mask)}
+        replies = [post(**fields, size="128x128") for fields in (one, other)]
+        assert replies[0].status_code == 200, replies[0].text
+        assert replies[0].json()["data"] == replies[1].json()["data"]
+    for wrong in (
+        {"images": [{"image_url": "http://169.254.169.254/"}]}, {"images": [{"file_id": "file-1"}]}, {"images": ["x"]},
+        {"images": [reference(PHOTO)], "mask": {"image_url": 1}},
+    ):  # fmt: skip
+        error = post(**wrong).json()["error"]
+        assert error["param"] == ("mask" if "mask" in wrong else "images.0"), error
+        assert "data URL" in error["message"]
+    assert post(images=[]).json()["error"]["param"] == "image"
+    assert post(images=[reference(PHOTO)], image=b64(PHOTO)).json()["error"]["param"] == "images"
+
+
 def test_edits_stream_with_partial_images(ai: openai.OpenAI, http: httpx.Client) -> None:
     stream = ai.images.edit(
         image=("a.png", PHOTO),

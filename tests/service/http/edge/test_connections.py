@@ -70,10 +70,25 @@ def test_an_idle_connection_is_kept_for_its_time_and_no_longer(strict: RunningSe
         assert connection.recv(65536) == b""
 
 
-def test_ahead_of_replies_requests_are_kept_up_to_a_limit(strict: RunningServer) -> None:
-    body = json.dumps(APPLE | {"steps": 100, "num_images": 8, "stream": True, "timeout_seconds": 10}).encode()
+def test_requests_ahead_of_replies_wait_at_the_client_and_are_all_answered(strict: RunningServer) -> None:
+    later = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    body = json.dumps(APPLE | {"steps": 20}).encode()
+    with closing(connect(strict)) as connection:
+        connection.settimeout(120)
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body) + later * 4000)  # 140 KiB
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert read_all(connection).count(b"HTTP/1.1 200 OK") == 4002
+
+
+def test_of_requests_ahead_of_replies_a_part_is_read(strict: RunningServer) -> None:
+    """The rest waits in the buffers of the sockets, so that the client cannot send it."""
+    body = json.dumps(APPLE | {"steps": 100, "num_images": 8, "stream": True}).encode()
     later = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 20_000
-    assert not takes_all(strict, HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body), *[later] * 64)
+    with closing(connect(strict)) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        connection.settimeout(3)
+        with pytest.raises(TimeoutError):
+            connection.sendall(later * 64)
 
 
 def test_beyond_the_most_connections_those_without_a_request_make_room(strict: RunningServer) -> None:

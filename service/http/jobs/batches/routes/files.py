@@ -1,6 +1,8 @@
 """``/v1/files``: upload, list, fetch and delete the files of batches, as OpenAI has it."""
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -105,5 +107,14 @@ async def delete_file(file_id: str, batches: BatchesDependency, caller: CallerDe
 async def file_content(file_id: str, batches: BatchesDependency, caller: CallerDependency) -> StreamingResponse:
     """What was uploaded, or the results of a batch: a line for each request."""
     record = await batches.files.get(file_id, caller)
+    stream = batches.files.stream(record)
+    first = await anext(stream, b"")  # a storage that is down has a status of its own
     headers = {"Content-Length": str(record.bytes)}
-    return StreamingResponse(batches.files.stream(record), media_type="application/jsonl", headers=headers)
+
+    async def body() -> AsyncIterator[bytes]:
+        async with aclosing(stream):
+            yield first
+            async for chunk in stream:
+                yield chunk
+
+    return StreamingResponse(body(), media_type="application/jsonl", headers=headers)
