@@ -45,17 +45,19 @@ class InputFile:
         """Find the requests, and the problems of all lines. Call it in a thread."""
         seen: dict[str, int] = {}
         for number, offset, content in self._lines():
-            if len(self.offsets) == max_lines:
+            if (len(self.offsets) == max_lines and content.strip()) or number > 2 * max_lines:
                 self._note(
                     UserError(
                         "batch_too_many_lines",
-                        "more than {max_lines} requests",
+                        "more than {max_lines} requests, or twice as many lines",
                         remedy="split them into several batches, or start the server with a higher --max-batch-lines",
                         max_lines=max_lines,
                     ),
                     number,
                 )
                 break
+            if not content.strip():
+                continue
             self.offsets.append(offset)
             try:
                 line = self._checked(content)
@@ -79,7 +81,7 @@ class InputFile:
             self.problems.append(BatchError(code=more.problems[0].code, message=str(more)))
 
     def _lines(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield the number, the place and the content of lines that are not blank; too long ones are cut."""
+        """Yield the number, the place and the content of all lines; too long ones are cut."""
         self.file.seek(0)
         number = 0
         while True:
@@ -90,8 +92,7 @@ class InputFile:
             rest = content
             while rest and not rest.endswith(b"\n") and len(content) > self.max_line_bytes:
                 rest = self.file.readline(self.max_line_bytes)
-            if content.strip():
-                yield number, offset, content
+            yield number, offset, content
 
     def _checked(self, content: bytes) -> BatchLine:
         if len(content) > self.max_line_bytes:

@@ -100,7 +100,7 @@ def _checked(fields: dict[str, Any]) -> Upload:
             field="file",
         )
     if not file.size:
-        raise UserError("upload_empty", "the file is empty", remedy="give one request a line", field="file")
+        raise UserError("upload_file_empty", "the file is empty", remedy="give one request a line", field="file")
     return Upload(
         content=file.file, size=file.size, filename=show(file.filename or "file"), expires_after=_expiry(fields)
     )

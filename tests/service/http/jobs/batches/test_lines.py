@@ -85,6 +85,8 @@ def test_a_file_has_between_one_request_and_the_most() -> None:
     assert not checked(many, max_lines=6).problems
     (problem,) = checked(many, max_lines=5).problems
     assert (problem.code, problem.line) == ("batch_too_many_lines", 6)
+    source = checked(line() + b"\n" * 100_000, max_lines=5)
+    assert [(problem.code, problem.line) for problem in source.problems] == [("batch_too_many_lines", 11)], "blank ones"
 
 
 def test_results_are_one_line_of_json_in_utf_8_whatever_the_custom_id() -> None:
