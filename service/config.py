@@ -26,7 +26,7 @@ from service.wire.devices import names_of, parse_devices
 from service.wire.editing.reading import PictureLimits
 from service.wire.limits import Limits
 from service.wire.messages import WireProblem
-from service.wire.provenance import ProvenanceConfig
+from service.wire.provenance.settings import ProvenanceConfig
 from service.wire.schema import MAX_ADAPTERS, SMALLEST_PX
 
 AUTO = "auto"

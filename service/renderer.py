@@ -34,7 +34,7 @@ from service.observability.timeline import Timeline
 from service.wire.events import ErrorEvent, Event, ResultEvent, StepEvent
 from service.wire.messages import AdapterAction, AdapterCommand, AdapterReport, GenerateCommand, SlotStatus
 from service.wire.picture import ModelIdentity, PictureWriter
-from service.wire.provenance import ProvenanceConfig
+from service.wire.provenance.settings import ProvenanceConfig
 from service.wire.schema import MAX_ADAPTERS, ResolvedRequest
 
 log = logging.getLogger("lithograph")

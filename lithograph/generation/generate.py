@@ -23,7 +23,7 @@ from service.memory.flavour_choice import settled
 from service.wire.events import ResultEvent, StepEvent
 from service.wire.limits import Limits
 from service.wire.picture import Recipe, read_recipe
-from service.wire.provenance import ProvenanceConfig
+from service.wire.provenance.settings import ProvenanceConfig
 from service.wire.schema import (
     MAX_ADAPTERS,
     PRIORITIES,
@@ -110,12 +110,14 @@ def generate(
         raise click.UsageError(f"--{needless[0].replace('_', '-')} needs --server")
     defaulted: tuple[str, ...] = ()
     if recipe is not None:
+        signing = {name: labels.pop(name) for name in ("c2pa_certificate", "c2pa_key")}
         explicit = _explicit(context, (*FIXED_BY_RECIPE, *options, *labels, "uses", "strength", "expand"))
         if prompt is not None or explicit:
             raise click.UsageError("--recipe repeats an image as it is: give no prompt and no request options with it")
         follow_flavour = context.get_parameter_source("flavour") is ParameterSource.DEFAULT
         made = read_recipe(recipe)
         labels = {"picture_label": "off"} if made.producer is None else {"picture_producer": made.producer}
+        labels |= signing
         _check_format(output, made)
         config, flavour = model_of(made, recipe, chosen, follow_flavour=follow_flavour, has_adapters=source is not None)
         body = validated(GenerateRequest, fields_of_recipe(made, recipe, sources))

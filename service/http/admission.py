@@ -74,7 +74,7 @@ class Admission:
             return {}
         properties = {name: model[name] for name in ModelIdentity.model_fields}
         device = str(model["device"]).partition(":")[0]
-        return properties | {"device": device, "provenance": self.config.provenance.model_dump()}
+        return properties | {"device": device, "provenance": self.config.provenance.fixed}
 
     async def take(
         self,

@@ -2,7 +2,7 @@
 
 A file carries its recipe, everything that makes the same file again and nothing else: a PNG in an iTXt chunk named
 ``lithograph``, a JPEG or WebP in its XMP packet (``service.wire.provenance``), where the label of generated pictures is.
-It has no date and no timings, so that the same recipe gives the same bytes.
+It has no date and no timings, so that the same recipe gives the same bytes, but for a signature.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import io
 import os
 import zipfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -20,7 +20,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from longcat.errors import RecipeError
 from longcat.problem import reason_of
 from longcat.storage.regular import open_regular
-from service.wire.provenance import ProvenanceConfig, content_id_of, properties_of, xmp_packet
+from service.wire.provenance.packet import content_id_of, properties_of, xmp_packet
+from service.wire.provenance.settings import ProvenanceConfig
+from service.wire.provenance.signing import Ingredient
 from service.wire.schema import AdapterChoice, AppliedAdapter, OutputFormat, ResolvedRequest
 
 RECIPE_KEY = "lithograph"
@@ -70,6 +72,20 @@ class Recipe(BaseModel):
             absent["request"] = {"edit"}
         return self.model_dump_json(exclude=absent)
 
+    @property
+    def ingredients(self) -> tuple[Ingredient, ...]:
+        """Return what made the picture, for its signature: the model, the adapters, and the picture that was changed."""
+        model, edit = self.model, self.request.edit
+        name = PurePath(model.flavour).name or model.flavour  # without the directories of a local model
+        used = [Ingredient(kind="model", name=name, version=model.revision, sha256=model.hash)]
+        used += [
+            Ingredient(kind="adapter", name=adapter.name, version=str(adapter.version), sha256=adapter.sha256)
+            for adapter in self.adapters
+        ]
+        if edit is not None:
+            used.append(Ingredient(kind="picture", name="image", version=None, sha256=edit.image_sha256))
+        return tuple(used)
+
     @classmethod
     def of_image(
         cls,
@@ -90,15 +106,20 @@ class PictureWriter:
     """Makes the files of a model's pictures."""
 
     def __init__(self, model: ModelIdentity, provenance: ProvenanceConfig) -> None:
+        """Read the signing certificate, if there is one. Raises ``ConfigError``."""
         self.model = model
         self._provenance = provenance
+        self._signer = provenance.signer()
 
     def file_of(
         self, pixels: np.ndarray, request: ResolvedRequest, index: int, adapters: tuple[AppliedAdapter, ...]
     ) -> bytes:
         """Return the file of picture ``index`` of a request. ``pixels``: (H, W, 3) in uint8."""
         recipe = Recipe.of_image(request, index, self.model, adapters, producer=self._provenance.producer)
-        return encode_picture(pixels, recipe, with_recipe=self._provenance.picture_recipe == "on")
+        content = encode_picture(pixels, recipe, with_recipe=self._provenance.picture_recipe == "on")
+        if self._signer is None:
+            return content
+        return self._signer.sign(content, MEDIA_TYPES[request.output_format], recipe.ingredients)
 
 
 def encode_picture(pixels: np.ndarray, recipe: Recipe, *, with_recipe: bool = True) -> bytes:
@@ -167,7 +188,7 @@ def recipe_of(metadata: Mapping[str, str], *, name: str) -> Recipe:
 
 
 def metadata_in(file: Path | BinaryIO, *, name: str) -> dict[str, str]:
-    """Return what a picture file says about itself, by property; the recipe as ``lithograph:recipe``.
+    """Return what a picture file says about itself unsigned, by property; the recipe as ``lithograph:recipe``.
 
     Raises ``RecipeError`` for a file that is no picture or too large, and for one of a format that carries nothing.
     """

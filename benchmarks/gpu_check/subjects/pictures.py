@@ -16,7 +16,7 @@ from service.wire.events import ErrorEvent, Event, ResultEvent
 from service.wire.limits import Limits
 from service.wire.messages import GenerateCommand
 from service.wire.picture import ModelIdentity, PictureWriter
-from service.wire.provenance import ProvenanceConfig
+from service.wire.provenance.settings import ProvenanceConfig
 from service.wire.schema import GenerateRequest
 
 _WAIT_SECONDS = 0.05

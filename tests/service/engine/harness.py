@@ -18,7 +18,7 @@ from service.engine.slot_table import Adapter
 from service.wire.events import ErrorEvent, Event, ResultEvent, StepEvent
 from service.wire.messages import GenerateCommand
 from service.wire.picture import ModelIdentity, PictureWriter
-from service.wire.provenance import ProvenanceConfig
+from service.wire.provenance.settings import ProvenanceConfig
 from service.wire.schema import NORMAL, AdapterChoice, Priority, ResolvedRequest
 from tests.longcat.sampling.test_layers_beside_blocks import beside
 from tests.longcat.sampling.test_slots import random_lora

@@ -9,15 +9,8 @@ The label is machine-readable, as Article 50 of the EU's AI Act and China's labe
 import hashlib
 import json
 import re
-from typing import Annotated, Literal
 from xml.sax.saxutils import escape
 
-from pydantic import Field
-
-from longcat.options import Configuration
-
-PRODUCER = "Lithograph"
-_LONGEST_PRODUCER = 200
 _NAMESPACES = {
     "Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/",
     "TC260": "http://www.tc260.org.cn/ns/AIGC/1.0/",
@@ -35,22 +28,6 @@ LARGEST_PACKET_BYTES = 65_000
 
 _LARGEST_READ_BYTES = 2**20
 """Largest packet of any program that is read: a tree of XML takes a hundred times its text."""
-
-
-class ProvenanceConfig(Configuration):
-    """The metadata of picture files."""
-
-    picture_label: Literal["on", "off"] = "on"
-    """Mark each picture file as made by a model: IPTC's DigitalSourceType, and the implicit label of China's GB 45438."""
-    picture_producer: Annotated[str, Field(min_length=1, max_length=_LONGEST_PRODUCER)] = PRODUCER
-    """Producer in that label (ContentProducer): the name or the code of the organization that runs the service."""
-    picture_recipe: Literal["on", "off"] = "on"
-    """Write into each picture file what made it, prompt included, so that it can be made again; off leaves it out."""
-
-    @property
-    def producer(self) -> str | None:
-        """The producer that files name; None without the label."""
-        return self.picture_producer if self.picture_label == "on" else None
 
 
 def xmp_packet(*, producer: str | None, recipe: str | None, content_id: str) -> bytes:

@@ -18,14 +18,14 @@ from PIL import Image
 from lithograph.__main__ import cli
 from longcat.errors import ConfigError, RecipeError
 from service.wire.picture import ModelIdentity, PictureWriter, Recipe, encode_picture, metadata_in, read_recipe
-from service.wire.provenance import (
+from service.wire.provenance.packet import (
     GENERATED_SOURCE,
     LARGEST_PACKET_BYTES,
-    ProvenanceConfig,
     content_id_of,
     properties_of,
     xmp_packet,
 )
+from service.wire.provenance.settings import ProvenanceConfig
 from service.wire.schema import ResolvedRequest
 
 FORMATS = ("png", "jpeg", "webp")
