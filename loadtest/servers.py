@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED = ROOT / "longcat" / "embedded"
 
 _ENVIRONMENT = ("OMP_WAIT_POLICY=passive", "GOMP_SPINCOUNT=0")
