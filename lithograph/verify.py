@@ -8,13 +8,9 @@ from typing import Any
 import click
 
 from lithograph.terminal import echo_table
-from longcat.errors import ConfigError
 from longcat.problem import show
-from longcat.storage.regular import open_regular
-from service.wire.picture import Recipe, metadata_in, recipe_of
 from service.wire.provenance.credential import read_roots
-from service.wire.provenance.packet import GENERATED_SOURCE, content_id_of
-from service.wire.provenance.verification import ManifestUnreadableError, read_manifest
+from service.wire.provenance.inspection import PictureOrigin, origin_of
 
 
 @click.command()
@@ -30,7 +26,7 @@ def verify(file: Path, trust: Path | None, as_json: bool) -> None:
     not hold.
     """
     roots = None if trust is None else read_roots(trust)
-    facts = _facts(file) | _signature(file, roots)
+    facts = _facts(file, roots)
     if as_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
@@ -39,36 +35,32 @@ def verify(file: Path, trust: Path | None, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _facts(file: Path) -> dict[str, Any]:
-    found = metadata_in(file, name=str(file))
-    label = _label_of(found.get("TC260:AIGC"))
-    recipe = recipe_of(found, name=str(file)) if "lithograph:recipe" in found else None
+def _facts(file: Path, roots: str | None) -> dict[str, Any]:
+    origin = origin_of(file, name=str(file), trust=roots)
     return {
         "file": str(file),
-        "made by a model": found.get("Iptc4xmpExt:DigitalSourceType") == GENERATED_SOURCE,
-        "producer": label.get("ContentProducer"),
-        "id": label.get("ProduceID"),
-        "recipe": None if recipe is None else json.loads(recipe.as_json()),
-        "label and recipe agree": _agree(label, recipe),
+        "made by a model": origin.is_labelled,
+        "producer": origin.producer,
+        "id": origin.content_id,
+        "recipe": None if origin.recipe is None else json.loads(origin.recipe.as_json()),
+        "label and recipe agree": origin.agrees,
+        "signed": origin.is_signed,
+        **_signature(origin, roots),
     }
 
 
-def _signature(file: Path, roots: str | None) -> dict[str, Any]:
-    """Return what the C2PA manifest of a file says. ``metadata_in`` has checked the file's size."""
-    with open_regular(file) as stream:
-        content = stream.read()
-    try:
-        manifest = read_manifest(content, trust=roots)
-    except ManifestUnreadableError as error:
-        return {"signed": True, "intact": False, "problems": [str(error)]}
-    except ConfigError as error:
-        return {"signed": None, "not checked": error.problems[0].problem}
+def _signature(origin: PictureOrigin, roots: str | None) -> dict[str, Any]:
+    """Return what the C2PA manifest of a file says."""
+    if origin.unchecked is not None:
+        return {"not checked": origin.unchecked}
+    if origin.damage is not None:
+        return {"intact": False, "problems": list(origin.problems)}
+    manifest = origin.manifest
     if manifest is None:
-        return {"signed": False}
+        return {}
     return {
-        "signed": True,
         "intact": manifest.is_intact,
-        "problems": list(manifest.failures),
+        "problems": list(origin.problems),
         "signed by": manifest.signer,
         "issuer": _issuer(manifest.is_trusted, roots),
         "software": manifest.software,
@@ -81,22 +73,6 @@ def _issuer(is_trusted: bool, roots: str | None) -> str:
     if is_trusted:
         return "known, by --trust"
     return "unknown: give root certificates with --trust" if roots is None else "unknown: none of the roots in --trust"
-
-
-def _label_of(text: str | None) -> dict[str, Any]:
-    """Return the fields of China's implicit label; none for one that is no JSON object."""
-    try:
-        fields = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
-
-
-def _agree(label: dict[str, Any], recipe: Recipe | None) -> bool | None:
-    """Return whether the label's id is that of the recipe; None if one of them is missing."""
-    if recipe is None or "ProduceID" not in label:
-        return None
-    return bool(label["ProduceID"] == content_id_of(recipe.as_json()))
 
 
 def _shown(value: object) -> str:

@@ -19,13 +19,15 @@ from studio.connection.service_connection import ServiceConnection
 from studio.context import StudioContext, TrainingServices
 from studio.datasets import bulk_pages
 from studio.datasets import pages as dataset_pages
-from studio.generate import composer, gallery_pages, picture_pages
+from studio.generate import composer, gallery_pages
 from studio.generate import pages as generate_pages
 from studio.generate.editing import pages as edit_pages
 from studio.generate.gallery import Gallery
 from studio.generate.generations import Generations
 from studio.generate.grid import pages as grid_pages
 from studio.generate.grid.grids import Grids
+from studio.generate.viewing import origin
+from studio.generate.viewing import pages as picture_pages
 from studio.jobs import pages as job_pages
 from studio.training import pages as train_pages
 from studio.web import preferences
@@ -37,8 +39,8 @@ from studio.web.pages import Pages
 from studio.web.static_files import StaticAssets
 
 _PAGES = (
-    preferences, composer, gallery_pages, picture_pages, grid_pages, edit_pages, generate_pages, dataset_pages, bulk_pages,
-    train_pages, job_pages, adapter_pages,
+    preferences, composer, gallery_pages, picture_pages, origin, grid_pages, edit_pages, generate_pages, dataset_pages,
+    bulk_pages, train_pages, job_pages, adapter_pages,
 )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ async def read_picture(request: Request) -> Response:
     async with request.form(max_files=1, max_fields=1) as form:
         file = form.get("picture")
         if not isinstance(file, UploadFile):
-            raise FormError("no_picture_sent", "no file", remedy="choose a PNG", field="picture")
+            raise FormError("no_picture_sent", "no file", remedy="choose a PNG, JPEG or WebP", field="picture")
         carried = await asyncio.to_thread(recipe_in, file.file, name=file.filename or "")
     composer = Composer(recipe=PictureRecipe.of_file(carried), decided="all")
     context = await composer.context(studio)

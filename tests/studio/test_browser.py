@@ -11,7 +11,7 @@ from studio.web.navigation import NAVIGATION
 from tests.longcat.adapter.foreign.test_reading import PREFIXED, layers_of
 from tests.studio.browser import LANGUAGES, RunningStudio, check_accessibility, draw, visit
 
-PATHS = [page.path for page in NAVIGATION]
+PATHS = [*(page.path for page in NAVIGATION), "/verify"]
 
 
 def pixels_differ(page: Page) -> bool:

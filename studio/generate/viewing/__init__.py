@@ -1,0 +1,1 @@
+"""One picture: its page, and what its file says about its origin."""

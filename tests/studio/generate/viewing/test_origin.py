@@ -1,0 +1,112 @@
+"""What the studio shows of a picture's origin: of any file that is sent, and of the gallery's."""
+
+import re
+import sys
+import zlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from service.wire.picture import PictureWriter
+from service.wire.provenance.settings import ProvenanceConfig
+from studio.app import create_app
+from studio.config import StudioConfig
+from studio.generate.gallery import GalleryPicture, new_id
+from studio.generate.recipe import PictureRecipe
+from tests.service.wire.provenance.authority import Authority
+from tests.service.wire.provenance.test_packet import FORMATS, MODEL, PIXELS, a_request, file_of
+from tests.studio.context import studio_of
+
+HERE = "http://127.0.0.1:8001"
+INTACT, CHANGED, UNSIGNED = "Signed, and intact", "Changed after it was signed", "Not signed"
+
+
+@pytest.fixture
+def visitor(tmp_path: Path) -> TestClient:
+    return TestClient(create_app(StudioConfig(home=tmp_path / "home")), base_url=HERE)
+
+
+def signed(folder: Path, output_format: str) -> bytes:
+    certificate, key = Authority(folder).issue()
+    writer = PictureWriter(MODEL, ProvenanceConfig(c2pa_certificate=certificate, c2pa_key=key))
+    return writer.file_of(PIXELS, a_request(output_format), 0, ())
+
+
+def with_checksums(png: bytes) -> bytes:
+    """Return a PNG whose chunks have the checksums of their bytes, as a program writes them that changes one."""
+    at, parts = 8, [png[:8]]
+    while at < len(png):
+        end = at + 8 + int.from_bytes(png[at : at + 4])
+        parts += [png[at:end], zlib.crc32(png[at + 4 : end]).to_bytes(4)]
+        at = end + 4
+    return b"".join(parts)
+
+
+def shown(visitor: TestClient, content: bytes, **headers: str) -> str:
+    reply = visitor.post("/verify", files={"picture": ("<a>.png", content)}, headers={"HX-Request": "true", **headers})
+    assert reply.status_code == 200
+    return re.sub(r"\s+", " ", reply.text)
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_a_signed_file_is_intact_until_its_recipe_is_exchanged(
+    visitor: TestClient, tmp_path: Path, output_format: str
+) -> None:
+    content = signed(tmp_path, output_format)
+    text = shown(visitor, content)
+    assert INTACT in text
+    assert "Tests Ltd · issuer unknown" in text
+    assert "c2pa.created trainedAlgorithmicMedia" in text
+    assert MODEL.hash in text
+    assert "carried, and agrees with the label" in text
+    assert content.count(b'"seed":4') == 1
+    exchanged = content.replace(b'"seed":4', b'"seed":5')
+    text = shown(visitor, with_checksums(exchanged) if output_format == "png" else exchanged)
+    assert (INTACT in text, CHANGED in text) == (False, True)
+    assert "dataHash.mismatch" in text
+    assert "another one than the label was made for" in text
+
+
+def test_an_unsigned_file_is_said_to_be_so_on_a_whole_page_too(visitor: TestClient) -> None:
+    assert UNSIGNED in shown(visitor, file_of("jpeg"))
+    assert "&lt;a&gt;.png" in shown(visitor, file_of("jpeg"))
+    assert "没有签名" in shown(visitor, file_of("jpeg"), Cookie="language=zh")
+    page = visitor.post("/verify", files={"picture": ("a.webp", file_of("webp"))}).text
+    assert UNSIGNED in page
+    assert "<html" in page
+    assert UNSIGNED not in visitor.get("/verify").text
+
+
+def test_without_the_library_the_label_is_shown_and_the_rest_said_to_be_unchecked(
+    visitor: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = signed(tmp_path, "png")
+    monkeypatch.setitem(sys.modules, "c2pa", None)
+    text = shown(visitor, content)
+    assert "c2pa-python is not installed" in text
+    assert (INTACT in text, UNSIGNED in text) == (False, False)
+    assert "made by a model" in text
+
+
+def test_the_gallery_shows_what_its_files_say(visitor: TestClient, tmp_path: Path) -> None:
+    created = datetime.now(UTC)
+    recipe = PictureRecipe(prompt="x", width=64, height=64, steps=1, guidance_scale=1, seed=1)
+    picture = GalleryPicture(
+        id=new_id(created), created=created, recipe=recipe, flavour="embedded", model_hash="0" * 64, seconds=1,
+        drawn_prompt="x",
+    )  # fmt: skip
+    studio_of(visitor).gallery.add(signed(tmp_path, "png"), picture)
+    address = f"/gallery/{picture.id}"
+    assert f'hx-get="{address}/origin"' in visitor.get(address).text
+    assert INTACT in visitor.get(f"{address}/origin").text
+    assert visitor.get("/gallery/20260101-000000000000-aaaaaa/origin").status_code == 404
+
+
+@pytest.mark.parametrize(("content", "problem"), [(b"no picture", "is not a picture"), (b"", "is not a picture")])
+def test_a_file_that_is_no_picture_is_refused(visitor: TestClient, content: bytes, problem: str) -> None:
+    reply = visitor.post("/verify", files={"picture": ("a.png", content)}, headers={"HX-Request": "true"})
+    assert reply.status_code == 422
+    assert problem in reply.text
+    assert visitor.post("/verify", data={"picture": "text"}).status_code == 422
