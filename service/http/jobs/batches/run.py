@@ -142,6 +142,9 @@ class BatchRun:
             stopped.cancel()
             everything.cancel()
             await asyncio.wait(workers)
+            await asyncio.wait({everything})
+            if not everything.cancelled():
+                everything.exception()  # asyncio logs those that nobody has looked at
 
     async def _lines(self, source: InputFile, numbers: Iterator[int], generation: LineGeneration) -> None:
         for i in numbers:

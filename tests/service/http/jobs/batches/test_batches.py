@@ -324,6 +324,7 @@ def test_batches_of_a_server_that_was_killed_go_on_are_cancelled_and_expire(
     assert cancelled.cancelling_at is not None
     assert cancelled.cancelled_at is not None
     assert expired.expired_at is not None
+    assert "never retrieved" not in server.log_text()
     with httpx.Client(base_url=server.url) as http:
         assert metric(http, "lithograph_batches_total", status="expired") == 1
         assert metric(http, "lithograph_batches_in_progress") == 0
