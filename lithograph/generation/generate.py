@@ -11,7 +11,14 @@ from click.core import ParameterSource
 from pydantic import Field
 
 from lithograph.generation.pictures import EDIT_OPTIONS, edit_fields
-from lithograph.generation.recipe import FIXED_BY_RECIPE, check_size, come_with, fields_of_recipe, model_of
+from lithograph.generation.recipe import (
+    FIXED_BY_RECIPE,
+    check_size,
+    come_with,
+    fields_of_recipe,
+    mark_of_recipe,
+    model_of,
+)
 from lithograph.output import output_error
 from longcat.errors import UserError
 from longcat.model.flavour import Flavour, resolve
@@ -110,14 +117,14 @@ def generate(
         raise click.UsageError(f"--{needless[0].replace('_', '-')} needs --server")
     defaulted: tuple[str, ...] = ()
     if recipe is not None:
-        signing = {name: labels.pop(name) for name in ("c2pa_certificate", "c2pa_key")}
+        own = {name: labels.pop(name) for name in ("c2pa_certificate", "c2pa_key", "visible_mark_font")}
         explicit = _explicit(context, (*FIXED_BY_RECIPE, *options, *labels, "uses", "strength", "expand"))
         if prompt is not None or explicit:
             raise click.UsageError("--recipe repeats an image as it is: give no prompt and no request options with it")
         follow_flavour = context.get_parameter_source("flavour") is ParameterSource.DEFAULT
         made = read_recipe(recipe)
         labels = {"picture_label": "off"} if made.producer is None else {"picture_producer": made.producer}
-        labels |= signing
+        labels |= own | mark_of_recipe(made, recipe, own["visible_mark_font"])
         _check_format(output, made)
         config, flavour = model_of(made, recipe, chosen, follow_flavour=follow_flavour, has_adapters=source is not None)
         body = validated(GenerateRequest, fields_of_recipe(made, recipe, sources))

@@ -15,6 +15,7 @@ from service.config import ModelConfig
 from service.memory.flavour_choice import settled
 from service.wire.editing.fields import ResolvedEdit
 from service.wire.picture import ModelIdentity, Recipe
+from service.wire.provenance.settings import ProvenanceConfig
 from service.wire.schema import ResolvedRequest
 
 _SHOWN_HASH = 12
@@ -104,6 +105,24 @@ def fields_of_recipe(recipe: Recipe, path: Path, given: dict[str, Any]) -> dict[
     if edit is not None and edit.is_reference and (request.width % GRID_PX or request.height % GRID_PX):
         del fields["width"], fields["height"]  # of the canvas, which follows from the picture
     return fields if edit is None else fields | _settings(edit)
+
+
+def mark_of_recipe(recipe: Recipe, path: Path, font: Path | None) -> dict[str, Any]:
+    """Return the options of a recipe's visible mark. Raises ``RecipeError`` unless ``font`` is the mark's own."""
+    if (mark := recipe.mark) is None:
+        return {}
+    options = {"visible_mark": mark.text, "visible_mark_position": mark.position}
+    painter = configure(ProvenanceConfig, options | {"visible_mark_font": font}).painter() if font else None
+    if (None if painter is None else painter.mark.font_sha256) != mark.font_sha256:
+        raise RecipeError(
+            "recipe_needs_font",
+            "has a visible mark in another font, with SHA-256 {checksum}",
+            remedy="give that font's file with --visible-mark-font, or none for Pillow's own",
+            field="--recipe",
+            value=str(path),
+            checksum=mark.font_sha256 or "none (Pillow)",
+        )
+    return options
 
 
 def _settings(edit: ResolvedEdit) -> dict[str, Any]:

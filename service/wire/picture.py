@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from longcat.errors import RecipeError
 from longcat.problem import reason_of
 from longcat.storage.regular import open_regular
+from service.wire.provenance.mark import VisibleMark
 from service.wire.provenance.packet import content_id_of, properties_of, xmp_packet
 from service.wire.provenance.settings import ProvenanceConfig
 from service.wire.provenance.signing import Ingredient
@@ -64,10 +65,14 @@ class Recipe(BaseModel):
     adapters: tuple[AppliedAdapter, ...] = ()
     producer: str | None = None
     """Producer in the file's label; None for a file without one."""
+    mark: VisibleMark | None = None
+    """Visible mark on the picture; None for a picture without one."""
 
     def as_json(self) -> str:
-        """Return the recipe as files carry it, without a producer or an edit if there is none."""
-        absent: dict[str, bool | set[str]] = {} if self.producer is not None else {"producer": True}
+        """Return the recipe as files carry it, without a producer, a mark or an edit if there is none."""
+        absent: dict[str, bool | set[str]] = {
+            name: True for name, value in (("producer", self.producer), ("mark", self.mark)) if value is None
+        }
         if self.request.edit is None:
             absent["request"] = {"edit"}
         return self.model_dump_json(exclude=absent)
@@ -95,27 +100,32 @@ class Recipe(BaseModel):
         adapters: tuple[AppliedAdapter, ...],
         *,
         producer: str | None = None,
+        mark: VisibleMark | None = None,
     ) -> "Recipe":
         """Return the recipe of picture ``index`` of a request: a request for it alone, with the adapter versions in use."""
         choices = tuple(AdapterChoice(name=applied.reference, scale=applied.scale) for applied in adapters)
         alone = request.model_copy(update={"seed": request.seed + index, "num_images": 1, "adapters": choices})
-        return cls(request=alone, model=model, adapters=adapters, producer=producer)
+        return cls(request=alone, model=model, adapters=adapters, producer=producer, mark=mark)
 
 
 class PictureWriter:
     """Makes the files of a model's pictures."""
 
     def __init__(self, model: ModelIdentity, provenance: ProvenanceConfig) -> None:
-        """Read the signing certificate, if there is one. Raises ``ConfigError``."""
+        """Read the signing certificate and the font of a mark, if there are any. Raises ``ConfigError``."""
         self.model = model
         self._provenance = provenance
         self._signer = provenance.signer()
+        self._painter = provenance.painter()
 
     def file_of(
         self, pixels: np.ndarray, request: ResolvedRequest, index: int, adapters: tuple[AppliedAdapter, ...]
     ) -> bytes:
         """Return the file of picture ``index`` of a request. ``pixels``: (H, W, 3) in uint8."""
-        recipe = Recipe.of_image(request, index, self.model, adapters, producer=self._provenance.producer)
+        mark = None if self._painter is None else self._painter.mark
+        recipe = Recipe.of_image(request, index, self.model, adapters, producer=self._provenance.producer, mark=mark)
+        if self._painter is not None:
+            pixels = self._painter.painted(pixels)
         content = encode_picture(pixels, recipe, with_recipe=self._provenance.picture_recipe == "on")
         if self._signer is None:
             return content

@@ -3,17 +3,19 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from longcat.errors import LithographError
 from longcat.options import Configuration, Flag
 from longcat.problem import Problem
 from longcat.validation import ProblemValueError
 from service.wire.provenance.credential import Credential, read_credential
+from service.wire.provenance.mark import MarkPainter, Position
 from service.wire.provenance.signing import ManifestSigner
 
 PRODUCER = "Lithograph"
 _LONGEST_PRODUCER = 200
+_LONGEST_MARK = 40
 
 
 class ProvenanceConfig(Configuration):
@@ -30,6 +32,45 @@ class ProvenanceConfig(Configuration):
     root. It is read at start."""
     c2pa_key: Annotated[Path | None, Flag(metavar="FILE")] = None
     """PEM file with that certificate's private key, without a passphrase: EC, Ed25519 or RSA."""
+
+    visible_mark: Annotated[str | None, Field(min_length=1, max_length=_LONGEST_MARK)] = None
+    """Paint this text on each picture, such as "AI": capitals are 5 % of its shorter side high, as GB 45438 asks for."""
+    visible_mark_position: Position = "bottom-right"
+    """Corner of that text."""
+    visible_mark_font: Annotated[Path | None, Flag(metavar="FILE")] = None
+    """TrueType or OpenType font of that text, which Chinese needs; without it, Pillow's own, for Latin letters."""
+
+    @field_validator("visible_mark")
+    @classmethod
+    def _check_text(cls, given: str | None) -> str | None:
+        if given is not None and not (given.isprintable() and given.strip()):
+            raise ProblemValueError(
+                Problem(
+                    code="visible_mark_unprintable",
+                    template="not one line of printable text",
+                    remedy_template="give text without line breaks and control characters",
+                )
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _check_mark(self) -> Self:
+        """Load the font, so that a character that it lacks ends the start."""
+        if self.visible_mark is None and self.visible_mark_font is not None:
+            raise ProblemValueError(
+                Problem(
+                    code="visible_mark_font_alone",
+                    template="there is no text to paint in this font",
+                    remedy_template="give --visible-mark, too",
+                    field="visible_mark_font",
+                    value=str(self.visible_mark_font),
+                )
+            )
+        try:
+            self.painter()
+        except LithographError as error:
+            raise ProblemValueError(error.problems[0]) from error
+        return self
 
     @model_validator(mode="after")
     def _check_signing(self) -> Self:
@@ -57,8 +98,18 @@ class ProvenanceConfig(Configuration):
     @property
     def fixed(self) -> dict[str, object]:
         """The settings that decide the bytes of a picture file, as JSON has them. A signature is new each time."""
-        kept = self.model_dump(exclude={"c2pa_certificate", "c2pa_key"})
-        return kept if self.c2pa_certificate is None else kept | {"c2pa": True}
+        fixed: dict[str, object] = self.model_dump(include={"picture_label", "picture_producer", "picture_recipe"})
+        if self.c2pa_certificate is not None:
+            fixed["c2pa"] = True
+        if (painter := self.painter()) is not None:
+            fixed["visible_mark"] = painter.mark.model_dump()
+        return fixed
+
+    def painter(self) -> MarkPainter | None:
+        """Read the mark's font; None without a mark. Raises ``ConfigError``."""
+        if self.visible_mark is None:
+            return None
+        return MarkPainter(self.visible_mark, self.visible_mark_position, self.visible_mark_font)
 
     def signer(self) -> ManifestSigner | None:
         """Read the certificate and its key; None without them. Raises ``ConfigError``."""
