@@ -227,7 +227,7 @@ def _dtype_to_load(flavour: Flavour, part: str, dtype: torch.dtype, precision: P
     with _file_errors(flavour):
         for path in sorted((flavour.folder / part).glob("*.safetensors")):
             with safe_open(path, framework="pt") as stream:
-                names |= {stream.get_slice(name).get_dtype() for name in stream.keys()}  # noqa: SIM118
+                names |= {stream.get_slice(name).get_dtype() for name in list(stream.keys())}
     return _STORED.get(names.pop(), dtype) if len(names) == 1 else dtype
 
 

@@ -98,7 +98,8 @@ def test_a_plain_png_stays_byte_for_byte_and_others_are_made_plain(visitor: Test
     upright = source(visitor, opened(visitor, turned()))
     assert upright.size == (40, 60)
     top, bottom = upright.getpixel((20, 5)), upright.getpixel((20, 55))
-    assert isinstance(top, tuple) and isinstance(bottom, tuple)  # noqa: PT018
+    assert isinstance(top, tuple)
+    assert isinstance(bottom, tuple)
     assert top[0] > 200 > bottom[0]
     assert upright.info.keys().isdisjoint({"exif", "icc_profile"})
     cyan = source(visitor, opened(visitor, file_of(Image.new("CMYK", (64, 64), (255, 0, 0, 0)), "JPEG")))
