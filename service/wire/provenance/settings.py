@@ -1,5 +1,6 @@
 """The configuration of what picture files say, a group of the service's options."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -95,9 +96,12 @@ class ProvenanceConfig(Configuration):
         """The producer that files name; None without the label."""
         return self.picture_producer if self.picture_label == "on" else None
 
-    @property
+    @cached_property
     def fixed(self) -> dict[str, object]:
-        """The settings that decide the bytes of a picture file, as JSON has them. A signature is new each time."""
+        """The settings that decide the bytes of a picture file, as JSON has them. A signature is new each time.
+
+        Cached, because the checksum of a font of 20 MB takes as long as some requests.
+        """
         fixed: dict[str, object] = self.model_dump(include={"picture_label", "picture_producer", "picture_recipe"})
         if self.c2pa_certificate is not None:
             fixed["c2pa"] = True
