@@ -57,7 +57,14 @@ def read_manifest(content: bytes, *, trust: str | None = None) -> SignedManifest
         return None
     except (C2paError, ValueError, RecursionError) as error:
         raise ManifestUnreadableError(reason_of(error)) from error
-    return _manifest_of(report)
+    try:
+        return _manifest_of(report)
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:  # the library reads some manifests that are not as C2PA has them
+        raise ManifestUnreadableError("the manifest has not the structure that C2PA gives it") from error
 
 
 def _manifest_of(report: Mapping[str, Any]) -> SignedManifest:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -132,6 +133,21 @@ def test_one_changed_byte_is_found(writer: PictureWriter, output_format: str) ->
         except ManifestUnreadableError:
             continue
         assert manifest is None or not manifest.is_intact, at
+
+
+def test_a_damaged_manifest_is_an_error_of_ours(writer: PictureWriter) -> None:
+    content = signed(writer, "png")
+    references = [found.start() for found in re.finditer(b"self#jumbf=c2pa.assertions", content)]
+    assert references
+    problems = set()
+    for at in (reference + 9 for reference in references):
+        for changed_at in range(at - 12, at + 12):
+            changed = content[:changed_at] + bytes([content[changed_at] ^ 1]) + content[changed_at + 1 :]
+            try:
+                read_manifest(changed)
+            except ManifestUnreadableError as error:
+                problems.add(str(error))
+    assert "the manifest has not the structure that C2PA gives it" in problems
 
 
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
