@@ -32,6 +32,8 @@ class Credential:
     """PEM, PKCS #8."""
     algorithm: str
     """The signature's name in C2PA: ``es256``, ``ps256``, ``ed25519`` ..."""
+    end: datetime
+    """Time at which the certificate expires."""
 
 
 def read_credential(certificate: Path, key: Path) -> Credential:
@@ -70,6 +72,7 @@ def read_credential(certificate: Path, key: Path) -> Credential:
         chain=b"".join(each.public_bytes(encoding.PEM) for each in chain),
         key=private.private_bytes(encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
         algorithm=algorithm,
+        end=chain[0].not_valid_after_utc,
     )
 
 

@@ -10,9 +10,8 @@ from longcat.errors import LithographError
 from longcat.options import Configuration, Flag
 from longcat.problem import Problem
 from longcat.validation import ProblemValueError
-from service.wire.provenance.credential import Credential, read_credential
 from service.wire.provenance.mark import MarkPainter, Position
-from service.wire.provenance.signing import ManifestSigner
+from service.wire.provenance.rotation import RotatingSigner
 
 PRODUCER = "Lithograph"
 _LONGEST_PRODUCER = 200
@@ -30,7 +29,7 @@ class ProvenanceConfig(Configuration):
     """Write into each picture file what made it, prompt included, so that it can be made again; off leaves it out."""
     c2pa_certificate: Annotated[Path | None, Flag(metavar="FILE")] = None
     """Sign each picture file with a C2PA manifest: PEM file with the signing certificate, and then those between it and its
-    root. It is read at start."""
+    root. It is read again when it changes."""
     c2pa_key: Annotated[Path | None, Flag(metavar="FILE")] = None
     """PEM file with that certificate's private key, without a passphrase: EC, Ed25519 or RSA."""
 
@@ -85,8 +84,7 @@ class ProvenanceConfig(Configuration):
                 )
             )
         try:
-            if (signer := self.signer()) is not None:
-                signer.check(field="c2pa_certificate", value=str(self.c2pa_certificate))
+            self.signer()
         except LithographError as error:
             raise ProblemValueError(error.problems[0]) from error
         return self
@@ -115,12 +113,8 @@ class ProvenanceConfig(Configuration):
             return None
         return MarkPainter(self.visible_mark, self.visible_mark_position, self.visible_mark_font)
 
-    def signer(self) -> ManifestSigner | None:
+    def signer(self) -> RotatingSigner | None:
         """Read the certificate and its key; None without them. Raises ``ConfigError``."""
-        credential = self._credential()
-        return None if credential is None else ManifestSigner(credential)
-
-    def _credential(self) -> Credential | None:
         if self.c2pa_certificate is None or self.c2pa_key is None:
             return None
-        return read_credential(self.c2pa_certificate, self.c2pa_key)
+        return RotatingSigner(self.c2pa_certificate, self.c2pa_key)

@@ -128,7 +128,7 @@ class ManifestSigner:
             raise EngineError(
                 "c2pa_signing_failed",
                 "the picture could not be signed: {reason}",
-                remedy="check that the certificate of --c2pa-certificate is still valid, and start the server again",
+                remedy="check that the certificate of --c2pa-certificate is still valid, and replace it",
                 reason=reason_of(error),
             ) from error
         return signed.getvalue()

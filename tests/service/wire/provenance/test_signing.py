@@ -2,11 +2,13 @@
 
 import io
 import json
+import logging
 import re
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from PIL import Image
 from lithograph.__main__ import cli
 from longcat.errors import ConfigError, EngineError, LithographError
 from service.wire.picture import PictureWriter, read_recipe
+from service.wire.provenance import rotation
 from service.wire.provenance.credential import Credential
 from service.wire.provenance.settings import ProvenanceConfig
 from service.wire.provenance.signing import ManifestSigner
@@ -233,16 +236,52 @@ def test_files_that_are_no_pair_are_refused(tmp_path: Path) -> None:
 def test_the_key_is_in_no_representation(authority: Authority) -> None:
     certificate, key = authority.issue()
     secret = key.read_text().splitlines()[1]
-    credential = Credential(chain=certificate.read_bytes(), key=key.read_bytes(), algorithm="es256")
+    credential = Credential(
+        chain=certificate.read_bytes(), key=key.read_bytes(), algorithm="es256", end=datetime.now(UTC)
+    )
     config = ProvenanceConfig(c2pa_certificate=certificate, c2pa_key=key)
     assert secret not in repr(credential) + repr(config) + json.dumps(config.fixed)
 
 
 def test_a_certificate_that_expired_since_fails_the_picture_not_silently(tmp_path: Path) -> None:
     certificate, key = Authority(tmp_path).issue(days=(-3, -1))
-    signer = ManifestSigner(Credential(chain=certificate.read_bytes(), key=key.read_bytes(), algorithm="es256"))
+    signer = ManifestSigner(
+        Credential(chain=certificate.read_bytes(), key=key.read_bytes(), algorithm="es256", end=datetime.now(UTC))
+    )
     with pytest.raises(EngineError, match=r"not valid at time of signing.*--c2pa-certificate"):
         signer.sign(file_of("png"), "image/png", ())
+
+
+def test_a_certificate_that_is_replaced_is_used_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rotation, "CHECK_SECONDS", 0.0)
+    caplog.set_level(logging.INFO, logger="lithograph")
+    old, new = Authority(tmp_path, "Old Root"), Authority(tmp_path, "New Root")
+    certificate, key = old.issue(days=(-1, 3))
+    signer = ProvenanceConfig(c2pa_certificate=certificate, c2pa_key=key).signer()
+    assert signer is not None
+
+    def is_signed_by(authority: Authority) -> bool | None:
+        content = signer.sign(file_of("png"), "image/png", ())
+        return read_manifest(content, trust=authority.root.read_text()).is_trusted
+
+    assert is_signed_by(old)
+    assert is_signed_by(old)
+    assert caplog.text.count("c2pa certificate expires") == 1  # three days before its end
+    before = key.read_bytes()
+    new.issue(days=(-1, 30))
+    after = key.read_bytes()
+    key.write_bytes(before)  # the certificate is there, its key not yet
+    assert is_signed_by(old)
+    assert is_signed_by(old)
+    assert caplog.text.count("c2pa certificate not read") == 1
+    key.write_bytes(after)
+    assert is_signed_by(new)
+    assert "c2pa certificate read" in caplog.text
+    key.unlink()
+    assert is_signed_by(new)
+    assert "PRIVATE" not in caplog.text
 
 
 def test_threads_share_a_signer(writer: PictureWriter) -> None:
