@@ -115,6 +115,7 @@ class Admission:
         request_id: str,
         begin: float,
         seconds: float | None = None,
+        previews: int | None = 0,
         **fields: Any,
     ) -> GenerateCommand:
         """Return the command of a caller's request, as ``take`` does.
@@ -134,7 +135,6 @@ class Admission:
             deadline=deadline,
             wait_seconds=self.exchange.wait_seconds,
         )
-        previews = fields.pop("previews", 0)
         return GenerateCommand(
             id=unique_id,
             request_id=request_id,
