@@ -46,8 +46,7 @@ def serve(plan: bool, gpu_gib: float | None, as_json: bool, **options: Any) -> N
         raise click.UsageError("--gpu-gib and --json need --plan")
     if options["adapters"] is None and (given := [name for name in _OF_ADAPTERS if options[name]]):
         raise click.UsageError(f"--{given[0].replace('_', '-')} needs --adapters")
-    with run_folder(os.environ.get(METRICS_VARIABLE), temporary=os.environ.get("TMPDIR")) as (folder, metrics):
-        os.environ[METRICS_VARIABLE] = str(metrics)
+    with run_folder(os.environ.get(METRICS_VARIABLE), temporary=os.environ.get("TMPDIR")) as (folder, _):
         config = configure(ServiceConfig, options | {"adapter_folder": folder / "adapters"})
         sys.exit(_run(config, folder / "adapters"))
 

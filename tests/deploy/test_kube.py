@@ -22,7 +22,7 @@ from tests.deploy.kube_cluster import REPOSITORY, Cluster, connected, own_cluste
 from tests.deploy.kube_jobs import SPACE, container_of, ended, job_named, log_of, pods_of, submit, told
 from tests.deploy.kube_manifests import FAILURE_POLICIES, Manifest, find, rendered
 
-pytestmark = pytest.mark.kube
+pytestmark = [pytest.mark.kube, pytest.mark.timeout(3600)]  # Kubernetes is built first, once a machine
 
 SERVICE_PODS = "--selector=app.kubernetes.io/component=service"
 # After a few steps a style is faint; its effect is not tested here.
