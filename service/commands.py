@@ -1,9 +1,11 @@
 """``lithograph serve``: options to configuration, then run."""
 
+import contextlib
 import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +48,26 @@ def serve(plan: bool, gpu_gib: float | None, as_json: bool, **options: Any) -> N
         raise click.UsageError("--gpu-gib and --json need --plan")
     if options["adapters"] is None and (given := [name for name in _OF_ADAPTERS if options[name]]):
         raise click.UsageError(f"--{given[0].replace('_', '-')} needs --adapters")
-    with run_folder(os.environ.get(METRICS_VARIABLE), temporary=os.environ.get("TMPDIR")) as (folder, _):
+    with (
+        run_folder(os.environ.get(METRICS_VARIABLE), temporary=os.environ.get("TMPDIR")) as (folder, metrics),
+        _metrics_in(metrics),
+    ):
         config = configure(ServiceConfig, options | {"adapter_folder": folder / "adapters"})
         sys.exit(_run(config, folder / "adapters"))
+
+
+@contextlib.contextmanager
+def _metrics_in(metrics: Path) -> Iterator[None]:
+    """Have prometheus-client put metrics there, also those of child processes."""
+    before = os.environ.get(METRICS_VARIABLE)
+    os.environ[METRICS_VARIABLE] = str(metrics)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[METRICS_VARIABLE]
+        else:
+            os.environ[METRICS_VARIABLE] = before
 
 
 def _show_plan(config: ServiceConfig, gpu_gib: float | None, *, as_json: bool) -> None:

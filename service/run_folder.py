@@ -36,8 +36,6 @@ _VALUES = re.compile(r"(counter|gauge_[a-z]+|histogram|summary)_[0-9]+\.(db|part
 def run_folder(given: str | None, *, temporary: str | None = None) -> Iterator[tuple[Path, Path]]:
     """Create the directory of this run, yield it with the directory of its metrics, and remove it at the end.
 
-    Until then, ``PROMETHEUS_MULTIPROC_DIR`` names the latter, for child processes too.
-
     ``given``, an operator's ``PROMETHEUS_MULTIPROC_DIR``, is used for metrics, and cleared of the files of earlier runs.
     ``temporary``, an operator's ``TMPDIR``, is never replaced by another directory, as Python does if it cannot be written:
     ``/tmp`` may be in memory, and too small for downloads.
@@ -62,7 +60,6 @@ def run_folder(given: str | None, *, temporary: str | None = None) -> Iterator[t
         with writing(metrics):
             metrics.mkdir(exist_ok=True)
             (metrics / LOCK_FILE).touch()
-        stack.enter_context(_metrics_in(metrics))
         yield folder, metrics
 
 
@@ -114,20 +111,6 @@ def _taken(metrics: Path) -> Iterator[None]:
                 if _VALUES.fullmatch(path.name):
                     path.unlink()
         yield
-
-
-@contextlib.contextmanager
-def _metrics_in(metrics: Path) -> Iterator[None]:
-    """Have prometheus-client put metrics there, also those of child processes."""
-    before = os.environ.get(METRICS_VARIABLE)
-    os.environ[METRICS_VARIABLE] = str(metrics)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[METRICS_VARIABLE]
-        else:
-            os.environ[METRICS_VARIABLE] = before
 
 
 @contextlib.contextmanager

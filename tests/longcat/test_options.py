@@ -96,6 +96,14 @@ def test_an_option_about_adapters_needs_their_storage(arguments: tuple[str, ...]
     assert METRICS_VARIABLE not in os.environ
 
 
+def test_a_refused_start_leaves_no_variable_to_what_runs_after_it(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(
+        serve_command, ["--adapters", str(tmp_path), "--api-keys-file", str(tmp_path / "none")]
+    )
+    assert (refused.exit_code, "--api-keys-file" in str(refused.output) + str(refused.exception)) == (1, True)
+    assert METRICS_VARIABLE not in os.environ
+
+
 def test_every_secret_can_be_a_file_and_none_is_shown() -> None:
     secrets = {
         option.name: option

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from longcat.errors import ConfigError, StorageError
-from service.run_folder import METRICS_VARIABLE, run_folder
+from service.run_folder import run_folder
 from tests.conftest import fill
 
 
@@ -37,8 +37,6 @@ def test_it_is_removed_in_the_end(own_temporary_folder: Path) -> None:
         assert folder.parent == own_temporary_folder
         assert metrics.parent == folder
         assert metrics.is_dir()
-        assert os.environ[METRICS_VARIABLE] == str(metrics)
-    assert METRICS_VARIABLE not in os.environ
     assert not list(own_temporary_folder.iterdir())
 
 
