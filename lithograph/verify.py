@@ -40,6 +40,7 @@ def _facts(file: Path, roots: str | None) -> dict[str, Any]:
     return {
         "file": str(file),
         "made by a model": origin.is_labelled,
+        "from another picture": origin.is_edit if origin.is_labelled else None,
         "producer": origin.producer,
         "id": origin.content_id,
         "recipe": None if origin.recipe is None else json.loads(origin.recipe.as_json()),

@@ -21,7 +21,7 @@ from longcat.errors import RecipeError
 from longcat.problem import reason_of
 from longcat.storage.regular import open_regular
 from service.wire.provenance.mark import VisibleMark
-from service.wire.provenance.packet import content_id_of, properties_of, xmp_packet
+from service.wire.provenance.packet import EDITED_SOURCE, GENERATED_SOURCE, content_id_of, properties_of, xmp_packet
 from service.wire.provenance.settings import ProvenanceConfig
 from service.wire.provenance.signing import Ingredient
 from service.wire.schema import AdapterChoice, AppliedAdapter, OutputFormat, ResolvedRequest
@@ -76,6 +76,11 @@ class Recipe(BaseModel):
         if self.request.edit is None:
             absent["request"] = {"edit"}
         return self.model_dump_json(exclude=absent)
+
+    @property
+    def source_type(self) -> str:
+        """IPTC's digital source type of the picture."""
+        return GENERATED_SOURCE if self.request.edit is None else EDITED_SOURCE
 
     @property
     def ingredients(self) -> tuple[Ingredient, ...]:
@@ -139,7 +144,9 @@ def encode_picture(pixels: np.ndarray, recipe: Recipe, *, with_recipe: bool = Tr
     text = recipe.as_json()
     kind = recipe.request.output_format
     in_packet = text if with_recipe and kind != "png" else None
-    packet = xmp_packet(producer=recipe.producer, recipe=in_packet, content_id=content_id_of(text))
+    packet = xmp_packet(
+        source=recipe.source_type, producer=recipe.producer, recipe=in_packet, content_id=content_id_of(text)
+    )
     match kind:
         case "png":
             chunks = PngImagePlugin.PngInfo()

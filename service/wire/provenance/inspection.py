@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 from longcat.errors import ConfigError
 from longcat.storage.regular import open_regular
 from service.wire.picture import Recipe, metadata_in, recipe_of
-from service.wire.provenance.packet import GENERATED_SOURCE, content_id_of
+from service.wire.provenance.packet import EDITED_SOURCE, GENERATED_SOURCE, SOURCE_PROPERTY, content_id_of
 from service.wire.provenance.verification import ManifestUnreadableError, SignedManifest, read_manifest
 
 
@@ -16,8 +16,8 @@ from service.wire.provenance.verification import ManifestUnreadableError, Signed
 class PictureOrigin:
     """The statements of a picture file about its origin."""
 
-    is_labelled: bool
-    """True if IPTC's digital source type says that a model made it."""
+    source_type: str | None
+    """IPTC's digital source type, as the file has it."""
     producer: str | None
     content_id: str | None
     recipe: Recipe | None
@@ -26,6 +26,16 @@ class PictureOrigin:
     """Reason why its manifest cannot be read."""
     unchecked: str | None = None
     """Reason why no manifest was looked for: c2pa's library is not installed."""
+
+    @property
+    def is_labelled(self) -> bool:
+        """True if its label says that a model made it, or changed it."""
+        return self.source_type in (GENERATED_SOURCE, EDITED_SOURCE)
+
+    @property
+    def is_edit(self) -> bool:
+        """True if its label says that a model made it from another picture."""
+        return self.source_type == EDITED_SOURCE
 
     @property
     def agrees(self) -> bool | None:
@@ -57,7 +67,7 @@ def origin_of(file: Path | BinaryIO, *, name: str, trust: str | None = None) -> 
     found = metadata_in(file, name=name)
     label = _label_of(found.get("TC260:AIGC"))
     stated: dict[str, Any] = {
-        "is_labelled": found.get("Iptc4xmpExt:DigitalSourceType") == GENERATED_SOURCE,
+        "source_type": found.get(SOURCE_PROPERTY),
         "producer": _text(label.get("ContentProducer")),
         "content_id": _text(label.get("ProduceID")),
         "recipe": recipe_of(found, name=name) if "lithograph:recipe" in found else None,

@@ -1,8 +1,9 @@
-"""The metadata of a picture file, as an XMP packet in a PNG, JPEG or WebP: that a model made it, and its recipe.
+"""The metadata of a picture file, as an XMP packet in a PNG, JPEG or WebP: its label as made by a model, and its recipe.
 
 The label is machine-readable, as Article 50 of the EU's AI Act and China's labelling rules ask for:
 
-- IPTC's ``DigitalSourceType`` ``trainedAlgorithmicMedia`` (https://cv.iptc.org/newscodes/digitalsourcetype/).
+- IPTC's ``DigitalSourceType`` (https://cv.iptc.org/newscodes/digitalsourcetype/): ``trainedAlgorithmicMedia``, and
+  ``compositeWithTrainedAlgorithmicMedia`` for a picture that was made from another one.
 - The implicit label of GB 45438-2025, appendix E, in the XMP property that TC260-PG-20258A gives for images.
 """
 
@@ -17,7 +18,11 @@ _NAMESPACES = {
     "lithograph": "https://lithograph.dev/ns/1.0/",
 }
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-GENERATED_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+_SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+GENERATED_SOURCE = f"{_SOURCE_TYPES}trainedAlgorithmicMedia"
+EDITED_SOURCE = f"{_SOURCE_TYPES}compositeWithTrainedAlgorithmicMedia"
+"""IPTC's "edited using generative AI": img2img, inpainting, outpainting and edits by instruction."""
+SOURCE_PROPERTY = "Iptc4xmpExt:DigitalSourceType"
 _IS_GENERATED = "1"
 """GB 45438's value of ``Label`` for what certainly is generated; 2 is possibly, 3 is suspected."""
 _NOT_IN_XML = re.compile("[\ufffe\uffff]")
@@ -30,15 +35,15 @@ _LARGEST_READ_BYTES = 2**20
 """Largest packet of any program that is read: a tree of XML takes a hundred times its text."""
 
 
-def xmp_packet(*, producer: str | None, recipe: str | None, content_id: str) -> bytes:
+def xmp_packet(*, source: str, producer: str | None, recipe: str | None, content_id: str) -> bytes:
     """Return the packet of a file; empty if it has nothing to carry.
 
-    ``recipe``: as JSON. ``content_id``: the producer's id of this content. A recipe that would make the packet larger than
-    ``LARGEST_PACKET_BYTES`` is left out.
+    ``source``: IPTC's digital source type. ``recipe``: as JSON. ``content_id``: the producer's id of this content.
+    A recipe that would make the packet larger than ``LARGEST_PACKET_BYTES`` is left out.
     """
     properties = {}
     if producer is not None:
-        properties["Iptc4xmpExt:DigitalSourceType"] = GENERATED_SOURCE
+        properties[SOURCE_PROPERTY] = source
         properties["TC260:AIGC"] = _json(_implicit_label(producer, content_id))
     labelled = _packet(properties)
     if recipe is None:

@@ -16,9 +16,8 @@ from PIL import Image
 from longcat.errors import ConfigError, EngineError
 from longcat.problem import reason_of
 from service.wire.provenance.credential import Credential, not_installed
-from service.wire.provenance.packet import GENERATED_SOURCE
+from service.wire.provenance.packet import EDITED_SOURCE, GENERATED_SOURCE
 
-COMPOSITE_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 _AGENT = "Lithograph"
 _OFFLINE: Mapping[str, Any] = {
     "version": 1,
@@ -72,7 +71,7 @@ def claim_of(ingredients: Iterable[Ingredient]) -> dict[str, Any]:
     if parents:
         actions: list[dict[str, Any]] = [
             {"action": "c2pa.opened", "softwareAgent": agent, "parameters": {"ingredientIds": parents}},
-            {"action": "c2pa.edited", "digitalSourceType": COMPOSITE_SOURCE, **made},
+            {"action": "c2pa.edited", "digitalSourceType": EDITED_SOURCE, **made},
         ]
     else:
         actions = [{"action": "c2pa.created", "digitalSourceType": GENERATED_SOURCE, **made}]

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from service.wire.picture import Recipe
+from service.wire.provenance.inspection import origin_of
 from tests.longcat.sampling.encoding.test_source import middle, photo
 from tests.service.http.replies import APPLE, metric, pixels, problem
 
@@ -61,12 +62,15 @@ def test_what_the_mask_keeps_stays_and_the_recipe_names_the_inputs(client: httpx
     edit = recipe_of(content).request.edit
     assert edit is not None
     assert (len(edit.image_sha256), len(edit.mask_sha256 or ""), edit.strength) == (64, 64, 1.0)
+    assert origin_of(io.BytesIO(content), name="x").is_edit
     assert metric(client, "lithograph_pictures_by_kind_total", kind="inpaint") == before + 1
 
 
 def test_a_request_without_a_picture_has_the_recipe_that_it_had_before(client: httpx.Client) -> None:
-    text = Image.open(io.BytesIO(edited(client))).info["lithograph"]
+    content = edited(client)
+    text = Image.open(io.BytesIO(content)).info["lithograph"]
     assert "edit" not in json.loads(text)["request"]
+    assert not origin_of(io.BytesIO(content), name="x").is_edit
 
 
 def test_strength_decides_the_steps_that_a_stream_reports(client: httpx.Client) -> None:

@@ -17,8 +17,10 @@ from PIL import Image
 
 from lithograph.__main__ import cli
 from longcat.errors import ConfigError, RecipeError
+from service.wire.editing.fields import kind_of
 from service.wire.picture import ModelIdentity, PictureWriter, Recipe, encode_picture, metadata_in, read_recipe
 from service.wire.provenance.packet import (
+    EDITED_SOURCE,
     GENERATED_SOURCE,
     LARGEST_PACKET_BYTES,
     content_id_of,
@@ -83,6 +85,29 @@ def test_other_programs_read_the_label(tmp_path: Path, output_format: str) -> No
     assert "Warning" not in json.dumps(tags)
 
 
+EDITS = {
+    "img2img": {"strength": 0.6},
+    "inpaint": {"strength": 1.0, "mask_sha256": "c" * 64},
+    "outpaint": {"strength": 1.0, "expand": {"left": 64}},
+    "edit": {"strength": 1.0, "is_reference": True},
+}
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+@pytest.mark.parametrize("kind", EDITS)
+def test_a_picture_made_from_another_one_is_labelled_as_such(tmp_path: Path, output_format: str, kind: str) -> None:
+    fields = {"edit": {"image_sha256": "b" * 64} | EDITS[kind]}
+    request = ResolvedRequest.model_validate(a_request(output_format).model_dump() | fields)
+    assert kind_of(request.edit) == kind
+    path = tmp_path / "picture"
+    path.write_bytes(PictureWriter(MODEL, ProvenanceConfig()).file_of(PIXELS, request, 0, ()))
+    read = subprocess.run(["exiftool", "-j", "-G1", path], capture_output=True, text=True, check=True)
+    assert json.loads(read.stdout)[0]["XMP-iptcExt:DigitalSourceType"] == EDITED_SOURCE
+    facts = verified(path)
+    assert (facts["made by a model"], facts["from another picture"]) == (True, True)
+    assert facts["label and recipe agree"] is True
+
+
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_label_and_recipe_can_be_left_out_and_change_no_pixel(tmp_path: Path, output_format: str) -> None:
     both, bare = file_of(output_format), file_of(output_format, picture_label="off", picture_recipe="off")
@@ -110,7 +135,7 @@ def test_a_recipe_too_long_for_a_jpeg_is_left_out_and_the_label_is_not(tmp_path:
     path = written(tmp_path, "jpeg", prompt="猫" * 30_000)
     assert metadata_in(path, name="x").keys() == {"Iptc4xmpExt:DigitalSourceType", "TC260:AIGC"}
     assert read_recipe(written(tmp_path, "png", prompt="猫" * 30_000)).request.prompt == "猫" * 30_000
-    packet = xmp_packet(producer="p", recipe='"' + "&" * 20_000 + '"', content_id="1")
+    packet = xmp_packet(source=GENERATED_SOURCE, producer="p", recipe='"' + "&" * 20_000 + '"', content_id="1")
     assert len(packet) <= LARGEST_PACKET_BYTES
 
 
@@ -202,8 +227,10 @@ def test_verify_shows_what_a_file_carries(tmp_path: Path, output_format: str) ->
     facts = verified(written(tmp_path, output_format, picture_producer="ACME"))
     assert (facts["made by a model"], facts["producer"], facts["label and recipe agree"]) == (True, "ACME", True)
     assert facts["recipe"]["request"]["seed"] == 4
+    assert facts["from another picture"] is False
     bare = verified(written(tmp_path, output_format, picture_label="off", picture_recipe="off"))
-    assert (bare["made by a model"], bare["recipe"], bare["label and recipe agree"]) == (False, None, None)
+    assert (bare["made by a model"], bare["from another picture"], bare["recipe"]) == (False, None, None)
+    assert bare["label and recipe agree"] is None
 
 
 def test_verify_finds_an_exchanged_recipe(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from service.wire.picture import PictureWriter
 from service.wire.provenance.settings import ProvenanceConfig
+from service.wire.schema import ResolvedRequest
 from studio.app import create_app
 from studio.config import StudioConfig
 from studio.generate.gallery import GalleryPicture, new_id
@@ -77,6 +78,15 @@ def test_an_unsigned_file_is_said_to_be_so_on_a_whole_page_too(visitor: TestClie
     assert UNSIGNED in page
     assert "<html" in page
     assert UNSIGNED not in visitor.get("/verify").text
+
+
+def test_a_picture_made_from_another_one_is_said_to_be_so(visitor: TestClient) -> None:
+    edit = {"edit": {"image_sha256": "b" * 64, "strength": 0.6}}
+    request = ResolvedRequest.model_validate(a_request("webp").model_dump() | edit)
+    content = PictureWriter(MODEL, ProvenanceConfig()).file_of(PIXELS, request, 0, ())
+    assert "<dd>made by a model from another picture</dd>" in shown(visitor, content)
+    assert "由模型基于另一张图片生成" in shown(visitor, content, Cookie="language=zh")
+    assert "<dd>made by a model</dd>" in shown(visitor, file_of("webp"))
 
 
 def test_without_the_library_the_label_is_shown_and_the_rest_said_to_be_unchecked(
