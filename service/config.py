@@ -243,6 +243,7 @@ class ServiceConfig(Configuration):
             webhook_hosts=self.jobs.webhook_hosts,
             max_timeout_seconds=self.timeout_seconds,
             pictures=self.pictures,
+            keeps_manifests=self.provenance.signs,
         )
 
 

@@ -139,7 +139,7 @@ def generate(
     else:
         raise click.UsageError("give a PROMPT, or --recipe PICTURE")
     provenance = configure(ProvenanceConfig, labels)
-    resolved = _resolve(body, flavour, has_adapters=source is not None)
+    resolved = _resolve(body, flavour, has_adapters=source is not None, signs=provenance.signs)
     if recipe is not None:
         check_size(resolved[0], made, recipe)
     _generate_here(config, flavour, resolved, output, source, provenance, defaulted)
@@ -185,13 +185,14 @@ def _adapter_choice(text: str) -> AdapterChoice:
         ) from error
 
 
-def _resolve(request: GenerateRequest, flavour: Flavour, *, has_adapters: bool) -> _Resolved:
+def _resolve(request: GenerateRequest, flavour: Flavour, *, has_adapters: bool, signs: bool) -> _Resolved:
     """Resolve a request, and read its picture; locally, only the model limits it."""
     from longcat.model.tokenizer import load_tokenizer, plain_ids  # transformers: half of the time of ``--server``
 
     tokenize = plain_ids(load_tokenizer(flavour.folder))
     has_adapters = has_adapters or come_with(flavour, [choice.name for choice in request.adapters])
-    return Limits.of_model(flavour, has_adapters=has_adapters).resolve_with_picture(request, tokenize)
+    limits = Limits.of_model(flavour, has_adapters=has_adapters, keeps_manifests=signs)
+    return limits.resolve_with_picture(request, tokenize)
 
 
 def _generate_here(

@@ -180,7 +180,9 @@ class Workers:
         decoded = device_time(self._model.device)
         timeline.end(Phase.DECODE, decoded, index)
         timeline.begin(Phase.ENCODE, decoded, index)
-        content = self._pictures.file_of(pixels, state.request, index, state.applied)
+        source = state.command.picture
+        parent = None if source is None else source.manifest
+        content = self._pictures.file_of(pixels, state.request, index, state.applied, parent=parent)
         timeline.end(Phase.ENCODE, time.monotonic(), index)
         if state.add_picture(index, Picture(seed=state.request.seed + index, content=content)):
             on_last(state)

@@ -20,6 +20,7 @@ from longcat.sampling.prompt import Tokenize, tokenize_prompt
 from longcat.sampling.quality import Tolerances, tolerances_of
 from service.wire.editing.fields import Expansion
 from service.wire.editing.reading import PictureLimits, ReadPictures, read_pictures
+from service.wire.provenance.parent import parent_of
 from service.wire.schema import LARGEST_SEED, GenerateRequest, ResolvedRequest
 from service.wire.webhook_host import WebhookHost, may_call
 
@@ -45,9 +46,11 @@ class Limits:
     max_timeout_seconds: float = math.inf
     pictures: PictureLimits = dataclasses.field(default_factory=PictureLimits)
     """Of the pictures that a request gives."""
+    keeps_manifests: bool = False
+    """True if files are signed, so that the C2PA manifest of a picture that is changed is kept for them."""
 
     @classmethod
-    def of_model(cls, flavour: Flavour, *, has_adapters: bool = False) -> Self:
+    def of_model(cls, flavour: Flavour, *, has_adapters: bool = False, keeps_manifests: bool = False) -> Self:
         """Return the model's own limits only, for local use."""
         return cls(
             settings=flavour.settings,
@@ -57,6 +60,7 @@ class Limits:
             max_images=sys.maxsize,
             has_adapters=has_adapters,
             pictures=PictureLimits(max_image_bytes=_LARGEST_FILE_BYTES, max_image_pixels=MAX_PIXELS),
+            keeps_manifests=keeps_manifests,
         )
 
     def resolve_with_picture(
@@ -67,7 +71,10 @@ class Limits:
         resolved = self.resolve(request, tokenize, pictures)
         if pictures is None or (edit := resolved.edit) is None:
             return resolved, None
-        return resolved, pictures.at(width_px=resolved.width, height_px=resolved.height, edit=edit)
+        picture = pictures.at(width_px=resolved.width, height_px=resolved.height, edit=edit)
+        if self.keeps_manifests and request.image is not None:
+            picture = replace(picture, manifest=parent_of(request.image, sha256=edit.image_sha256))
+        return resolved, picture
 
     def resolve(
         self, request: GenerateRequest, tokenize: Tokenize, pictures: ReadPictures | None = None

@@ -93,7 +93,7 @@ class Recipe(BaseModel):
             for adapter in self.adapters
         ]
         if edit is not None:
-            used.append(Ingredient(kind="picture", name="image", version=None, sha256=edit.image_sha256))
+            used.append(Ingredient.of_picture(edit.image_sha256))
         return tuple(used)
 
     @classmethod
@@ -124,9 +124,18 @@ class PictureWriter:
         self._painter = provenance.painter()
 
     def file_of(
-        self, pixels: np.ndarray, request: ResolvedRequest, index: int, adapters: tuple[AppliedAdapter, ...]
+        self,
+        pixels: np.ndarray,
+        request: ResolvedRequest,
+        index: int,
+        adapters: tuple[AppliedAdapter, ...],
+        *,
+        parent: bytes | None = None,
     ) -> bytes:
-        """Return the file of picture ``index`` of a request. ``pixels``: (H, W, 3) in uint8."""
+        """Return the file of picture ``index`` of a request.
+
+        ``pixels``: (H, W, 3) in uint8. ``parent``: C2PA manifest of the picture that was changed, from ``parent_of``.
+        """
         mark = None if self._painter is None else self._painter.mark
         recipe = Recipe.of_image(request, index, self.model, adapters, producer=self._provenance.producer, mark=mark)
         if self._painter is not None:
@@ -134,7 +143,7 @@ class PictureWriter:
         content = encode_picture(pixels, recipe, with_recipe=self._provenance.picture_recipe == "on")
         if self._signer is None:
             return content
-        return self._signer.sign(content, MEDIA_TYPES[request.output_format], recipe.ingredients)
+        return self._signer.sign(content, MEDIA_TYPES[request.output_format], recipe.ingredients, parent)
 
 
 def encode_picture(pixels: np.ndarray, recipe: Recipe, *, with_recipe: bool = True) -> bytes:

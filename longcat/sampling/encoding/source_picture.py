@@ -43,6 +43,8 @@ class SourcePicture:
     """Rows of pixels, three bytes each."""
     mask: _Bytes | None = field(default=None, repr=False)
     """A byte for each pixel: 255 where the picture may change, 0 where it stays. None: it may change everywhere."""
+    manifest: _Bytes | None = field(default=None, repr=False)
+    """C2PA manifest of the picture's file, for the files that are made from it; None if there is none to keep."""
 
     @classmethod
     def of(cls, pixels_HW3: np.ndarray, mask_HW: np.ndarray | None = None) -> "SourcePicture":

@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -41,14 +41,16 @@ class RotatingSigner:
         self._next_look = time.monotonic() + CHECK_SECONDS
         self._next_warning = 0.0
 
-    def sign(self, content: bytes, media_type: str, ingredients: Iterable[Ingredient]) -> bytes:
-        """Return a picture file with a manifest. Raises ``EngineError``, as for a certificate that has expired since."""
+    def sign(
+        self, content: bytes, media_type: str, ingredients: Sequence[Ingredient], parent: bytes | None = None
+    ) -> bytes:
+        """Return a picture file with a manifest, as ``ManifestSigner.sign`` does. Raises ``EngineError``."""
         with self._lock:
             if time.monotonic() >= self._next_look:
                 self._look()
                 self._next_look = time.monotonic() + CHECK_SECONDS
             signer = self._signer
-        return signer.sign(content, media_type, ingredients)
+        return signer.sign(content, media_type, ingredients, parent)
 
     def _look(self) -> None:
         """Read the files again if they have changed, and warn of the certificate's end."""

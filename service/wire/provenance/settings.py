@@ -94,6 +94,11 @@ class ProvenanceConfig(Configuration):
         """The producer that files name; None without the label."""
         return self.picture_producer if self.picture_label == "on" else None
 
+    @property
+    def signs(self) -> bool:
+        """True if files are signed."""
+        return self.c2pa_certificate is not None
+
     @cached_property
     def fixed(self) -> dict[str, object]:
         """The settings that decide the bytes of a picture file, as JSON has them. A signature is new each time.
@@ -101,7 +106,7 @@ class ProvenanceConfig(Configuration):
         Cached, because the checksum of a font of 20 MB takes as long as some requests.
         """
         fixed: dict[str, object] = self.model_dump(include={"picture_label", "picture_producer", "picture_recipe"})
-        if self.c2pa_certificate is not None:
+        if self.signs:
             fixed["c2pa"] = True
         if (painter := self.painter()) is not None:
             fixed["visible_mark"] = painter.mark.model_dump()

@@ -6,7 +6,8 @@ differ in the manifest alone: c2pa's library gives each one random ids, and most
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
@@ -14,11 +15,16 @@ from typing import Any, Literal
 from PIL import Image
 
 from longcat.errors import ConfigError, EngineError
+from longcat.logs import log_event
 from longcat.problem import reason_of
 from service.wire.provenance.credential import Credential, not_installed
 from service.wire.provenance.packet import EDITED_SOURCE, GENERATED_SOURCE
 
+log = logging.getLogger("lithograph")
+
 _AGENT = "Lithograph"
+PARENT_LABEL = "parent"
+"""Label of the picture that was changed, by which actions refer to it."""
 _OFFLINE: Mapping[str, Any] = {
     "version": 1,
     "core": {"allowed_network_hosts": []},
@@ -45,6 +51,11 @@ class Ingredient:
     version: str | None
     sha256: str
 
+    @classmethod
+    def of_picture(cls, sha256: str) -> "Ingredient":
+        """Return the picture that was changed, by the checksum of its file."""
+        return cls(kind="picture", name="image", version=None, sha256=sha256)
+
     def definition(self, label: str) -> dict[str, Any]:
         """Return the ingredient for the library; actions refer to it by ``label``."""
         named: dict[str, Any] = {
@@ -61,16 +72,18 @@ class Ingredient:
         return named
 
 
-def claim_of(ingredients: Iterable[Ingredient]) -> dict[str, Any]:
-    """Return the claim of a picture, which is an edit if another picture is among the ingredients."""
-    defined = [(each, each.definition(f"ingredient-{i}")) for i, each in enumerate(ingredients)]
-    models = [definition["label"] for each, definition in defined if each.kind != "picture"]
-    parents = [definition["label"] for each, definition in defined if each.kind == "picture"]
+def claim_of(ingredients: Sequence[Ingredient], *, with_parent: bool = True) -> dict[str, Any]:
+    """Return the claim of a picture, which is an edit if another picture is among the ingredients.
+
+    ``with_parent``: define that picture; False if it is added to the claim with its manifest.
+    """
+    models = [each.definition(f"ingredient-{i}") for i, each in enumerate(ingredients) if each.kind != "picture"]
+    parents = [each.definition(PARENT_LABEL) for each in ingredients if each.kind == "picture"]
     agent = {"name": _AGENT, "version": version("lithograph")}
-    made = {"softwareAgent": agent, "parameters": {"ingredientIds": models}}
+    made = {"softwareAgent": agent, "parameters": {"ingredientIds": [each["label"] for each in models]}}
     if parents:
         actions: list[dict[str, Any]] = [
-            {"action": "c2pa.opened", "softwareAgent": agent, "parameters": {"ingredientIds": parents}},
+            {"action": "c2pa.opened", "softwareAgent": agent, "parameters": {"ingredientIds": [PARENT_LABEL]}},
             {"action": "c2pa.edited", "digitalSourceType": EDITED_SOURCE, **made},
         ]
     else:
@@ -78,7 +91,7 @@ def claim_of(ingredients: Iterable[Ingredient]) -> dict[str, Any]:
     return {
         "claim_version": 2,
         "claim_generator_info": [agent],
-        "ingredients": [definition for _, definition in defined],
+        "ingredients": [*models, *parents] if with_parent else models,
         "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": actions}}],
     }
 
@@ -115,15 +128,26 @@ class ManifestSigner:
         except EngineError as error:
             raise _unsuited(error.__cause__ or error, field=field, value=value) from error
 
-    def sign(self, content: bytes, media_type: str, ingredients: Iterable[Ingredient]) -> bytes:
-        """Return a picture file with a manifest. Raises ``EngineError``, as for a certificate that has expired since."""
+    def sign(
+        self, content: bytes, media_type: str, ingredients: Sequence[Ingredient], parent: bytes | None = None
+    ) -> bytes:
+        """Return a picture file with a manifest.
+
+        ``parent``: the manifest of the picture that was changed, from ``parent_of``; without it if that cannot be added.
+        Raises ``EngineError``, as for a certificate that has expired since.
+        """
         from c2pa import Builder, C2paError
 
         signed = io.BytesIO()
         try:
-            with Builder(json.dumps(claim_of(ingredients)), self._context) as builder:
+            with Builder(json.dumps(claim_of(ingredients, with_parent=parent is None)), self._context) as builder:
+                if parent is not None:
+                    builder.add_ingredient_from_archive(io.BytesIO(parent))
                 builder.sign(media_type, io.BytesIO(content), signed)
         except C2paError as error:
+            if parent is not None:
+                log_event(log, "c2pa_parent_ignored", logging.DEBUG, reason=reason_of(error))
+                return self.sign(content, media_type, ingredients)
             raise EngineError(
                 "c2pa_signing_failed",
                 "the picture could not be signed: {reason}",

@@ -29,7 +29,7 @@ class SignedManifest:
     actions: tuple[str, ...]
     """Such as ``c2pa.created trainedAlgorithmicMedia``."""
     ingredients: tuple[str, ...]
-    """Name, version and digest of what the file was made from."""
+    """Name, version and digest of what the file was made from, and the signer of a picture with a manifest of its own."""
 
     @property
     def is_intact(self) -> bool:
@@ -78,7 +78,7 @@ def _manifest_of(report: Mapping[str, Any]) -> SignedManifest:
         signer=_joined(signature.get("issuer"), signature.get("common_name")),
         software=_joined(generators[0].get("name"), generators[0].get("version")),
         actions=tuple(_action(action) for action in _actions_of(manifest)),
-        ingredients=tuple(_ingredient(each) for each in manifest.get("ingredients") or ()),
+        ingredients=tuple(_ingredient(each, report["manifests"]) for each in manifest.get("ingredients") or ()),
     )
 
 
@@ -106,11 +106,14 @@ def _action(action: Mapping[str, Any]) -> str:
     return _joined(action.get("action"), source) or ""
 
 
-def _ingredient(ingredient: Mapping[str, Any]) -> str:
+def _ingredient(ingredient: Mapping[str, Any], manifests: Mapping[str, Any]) -> str:
     noted = ingredient.get("metadata") or {}
     digest = noted.get("lithograph.sha256")
     named = _joined(ingredient.get("title"), noted.get("lithograph.version")) or ""
-    return f"{named} (sha256 {digest})" if digest else named
+    own = (manifests.get(ingredient.get("active_manifest") or "") or {}).get("signature_info") or {}
+    signer = _joined(own.get("issuer"), own.get("common_name"))
+    notes = [text for text, value in ((f"sha256 {digest}", digest), (f"C2PA: {signer}", signer)) if value]
+    return f"{named} ({', '.join(notes)})" if notes else named
 
 
 def _joined(*parts: object) -> str | None:

@@ -173,6 +173,16 @@ def png_with(*chunks: tuple[bytes, bytes]) -> bytes:
     return buffer.getvalue()[:end_of_header] + added + buffer.getvalue()[end_of_header:]
 
 
+def with_checksums(png: bytes) -> bytes:
+    """Return a PNG whose chunks have the checksums of their bytes, as a program writes them that changes one."""
+    at, parts = 8, [png[:8]]
+    while at < len(png):
+        end = at + 8 + int.from_bytes(png[at : at + 4])
+        parts += [png[at:end], zlib.crc32(png[at + 4 : end]).to_bytes(4)]
+        at = end + 4
+    return b"".join(parts)
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

@@ -2,7 +2,6 @@
 
 import re
 import sys
-import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from studio.config import StudioConfig
 from studio.generate.gallery import GalleryPicture, new_id
 from studio.generate.recipe import PictureRecipe
 from tests.service.wire.provenance.authority import Authority
-from tests.service.wire.provenance.test_packet import FORMATS, MODEL, PIXELS, a_request, file_of
+from tests.service.wire.provenance.test_packet import FORMATS, MODEL, PIXELS, a_request, file_of, with_checksums
 from tests.studio.context import studio_of
 
 HERE = "http://127.0.0.1:8001"
@@ -33,16 +32,6 @@ def signed(folder: Path, output_format: str) -> bytes:
     certificate, key = Authority(folder).issue()
     writer = PictureWriter(MODEL, ProvenanceConfig(c2pa_certificate=certificate, c2pa_key=key))
     return writer.file_of(PIXELS, a_request(output_format), 0, ())
-
-
-def with_checksums(png: bytes) -> bytes:
-    """Return a PNG whose chunks have the checksums of their bytes, as a program writes them that changes one."""
-    at, parts = 8, [png[:8]]
-    while at < len(png):
-        end = at + 8 + int.from_bytes(png[at : at + 4])
-        parts += [png[at:end], zlib.crc32(png[at + 4 : end]).to_bytes(4)]
-        at = end + 4
-    return b"".join(parts)
 
 
 def shown(visitor: TestClient, content: bytes, **headers: str) -> str:

@@ -62,7 +62,7 @@ class Replica:
             prompt="a cat", negative_prompt="", width=64, height=64, steps=4, guidance_scale=4.0, seed=3, num_images=1,
             cfg_renorm=True, rewrite_prompt=False, output_format="png", adapters=(AdapterChoice(name="ink@3", scale=0.5),),
         )  # fmt: skip
-        picture = SourcePicture(width_px=64, height_px=64, pixels=bytes(range(256)) * 48)
+        picture = SourcePicture(width_px=64, height_px=64, pixels=bytes(range(256)) * 48, manifest=bytes(range(256)))
         command = GenerateCommand(
             id=str(uuid.uuid4()), request_id="r", request=request, picture=picture, submitted_at=now, deadline=now + 60,
             key="team-a",
