@@ -232,7 +232,7 @@ class Server(litserve.LitServer):
         """Start an engine process in the context for its device. Takes as long as a fork server's imports."""
         device = lit_api.config.engines[worker_id].device
         process = engine_context(device).Process(
-            target=inference_worker,
+            target=_engine_process,
             args=(
                 lit_api,
                 device,
@@ -283,6 +283,15 @@ class Server(litserve.LitServer):
             self._transport.send(message, consumer_id=0)
             # The engine was waiting for a command, and the manager process still waits on its behalf: the next one is lost.
             self._command_queues[number].put((time.monotonic(), CancelCommand(id="")))
+
+
+def _engine_process(lit_api: GenerateAPI, *arguments: Any) -> None:
+    """Run LitServe's loop in an engine process, unless the server has ended while the process started."""
+    try:
+        inference_worker(lit_api, *arguments)
+    except (OSError, EOFError):  # the manager process has ended
+        if not lit_api.state.is_shutting_down:
+            raise
 
 
 def _begin_manager() -> None:
