@@ -36,7 +36,10 @@ def name_of(folder: Path) -> str:
 
 def by_hand(namespace: str) -> Objects:
     """Return the Secrets that operators create themselves, as docs/kubernetes.md describes."""
-    return [{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "lithograph-studio", "namespace": namespace}}]
+    names = ("lithograph-studio", "lithograph-c2pa")
+    return [
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": each, "namespace": namespace}} for each in names
+    ]
 
 
 def beside(overlay: Path) -> Objects:
@@ -240,7 +243,14 @@ def test_the_documented_submission_refers_to_objects_of_its_overlay(
 
 @pytest.mark.parametrize("overlay", ["cpu-demo", "gpu"])
 @pytest.mark.parametrize(
-    "components", [["s3"], ["monitoring", "autoscale/hpa"], ["autoscale/keda", "s3", "monitoring"], ["studio", "s3"]]
+    "components",
+    [
+        ["s3"],
+        ["monitoring", "autoscale/hpa"],
+        ["autoscale/keda", "s3", "monitoring"],
+        ["studio", "s3"],
+        ["c2pa", "s3"],
+    ],
 )
 def test_components_go_together_in_a_namespace_of_ones_own(overlay: str, components: list[str], tmp_path: Path) -> None:
     here = Path(os.path.relpath(K8S, tmp_path))
@@ -261,6 +271,23 @@ def test_components_go_together_in_a_namespace_of_ones_own(overlay: str, compone
     (deployment,) = [each for each in of_kind("Deployment", objects) if each["metadata"]["name"] == "lithograph"]
     images = {each["image"] for each in containers(deployment["spec"]["template"])}
     assert images == {"registry.example.com/pictures:0.1.0"}
+
+
+def test_the_signing_certificate_and_its_key_are_those_of_a_tls_secret() -> None:
+    (deployment,) = of_kind("Deployment", render(K8S / "overlays/c2pa"))
+    pod = deployment["spec"]["template"]["spec"]
+    (service,) = pod["containers"]
+    (volume,) = [each for each in pod["volumes"] if each.get("secret", {}).get("secretName") == "lithograph-c2pa"]
+    (mount,) = [each for each in service["volumeMounts"] if each["name"] == volume["name"]]
+    assert mount["readOnly"] is True
+    assert "subPath" not in mount, "a mount of one file does not follow changes"
+    assert volume["secret"]["defaultMode"] == 0o440
+    assert pod["securityContext"]["fsGroup"]
+    options = {each["name"]: each["value"] for each in service["env"] if "C2PA" in each["name"]}
+    assert options == {
+        "LITHOGRAPH_SERVE_C2PA_CERTIFICATE": f"{mount['mountPath']}/tls.crt",
+        "LITHOGRAPH_SERVE_C2PA_KEY": f"{mount['mountPath']}/tls.key",
+    }
 
 
 _VERBS = {"read": "get", "list": "list", "create": "create", "patch": "patch", "delete": "delete"}

@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import re
 import socket
 import subprocess
@@ -21,7 +20,6 @@ from PIL import Image
 from lithograph.__main__ import cli
 from longcat.errors import ConfigError, EngineError, LithographError
 from service.wire.picture import PictureWriter, read_recipe
-from service.wire.provenance import rotation
 from service.wire.provenance.credential import Credential
 from service.wire.provenance.settings import ProvenanceConfig
 from service.wire.provenance.signing import ManifestSigner
@@ -250,38 +248,6 @@ def test_a_certificate_that_expired_since_fails_the_picture_not_silently(tmp_pat
     )
     with pytest.raises(EngineError, match=r"not valid at time of signing.*--c2pa-certificate"):
         signer.sign(file_of("png"), "image/png", ())
-
-
-def test_a_certificate_that_is_replaced_is_used_without_a_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(rotation, "CHECK_SECONDS", 0.0)
-    caplog.set_level(logging.INFO, logger="lithograph")
-    old, new = Authority(tmp_path, "Old Root"), Authority(tmp_path, "New Root")
-    certificate, key = old.issue(days=(-1, 3))
-    signer = ProvenanceConfig(c2pa_certificate=certificate, c2pa_key=key).signer()
-    assert signer is not None
-
-    def is_signed_by(authority: Authority) -> bool | None:
-        content = signer.sign(file_of("png"), "image/png", ())
-        return read_manifest(content, trust=authority.root.read_text()).is_trusted
-
-    assert is_signed_by(old)
-    assert is_signed_by(old)
-    assert caplog.text.count("c2pa certificate expires") == 1  # three days before its end
-    before = key.read_bytes()
-    new.issue(days=(-1, 30))
-    after = key.read_bytes()
-    key.write_bytes(before)  # the certificate is there, its key not yet
-    assert is_signed_by(old)
-    assert is_signed_by(old)
-    assert caplog.text.count("c2pa certificate not read") == 1
-    key.write_bytes(after)
-    assert is_signed_by(new)
-    assert "c2pa certificate read" in caplog.text
-    key.unlink()
-    assert is_signed_by(new)
-    assert "PRIVATE" not in caplog.text
 
 
 def test_threads_share_a_signer(writer: PictureWriter) -> None:
