@@ -25,7 +25,7 @@ def verify(file: Path, trust: Path | None, as_json: bool) -> None:
     again: they are only compared with each other. No other host is called. Exits with 1 if there is a signature and it does
     not hold.
     """
-    roots = None if trust is None else read_roots(trust)
+    roots = None if trust is None else read_roots(trust, field="--trust")
     facts = _facts(file, roots)
     if as_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False))

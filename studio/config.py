@@ -2,13 +2,14 @@
 
 import ipaddress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from longcat.errors import StorageError
+from longcat.errors import LithographError, StorageError
 from longcat.options import Configuration, Directories, Flag
 from longcat.problem import Problem
 from longcat.storage.address import parse_address
@@ -60,6 +61,8 @@ class StudioConfig(Configuration):
     """Name of the model at the caption endpoint."""
     caption_key: Annotated[str | None, Field(repr=False), Flag(is_secret=True)] = None
     """Key of the caption endpoint."""
+    c2pa_trust: Annotated[Path | None, Flag(metavar="FILE", default="no issuer is trusted")] = None
+    """PEM file of root certificates, read at the start: the issuers of signatures that "Verify a picture" trusts."""
     parallel_jobs: _Count = 1
     """Trainings that run at once on this machine; further ones are queued."""
     stop_jobs: bool = False
@@ -143,6 +146,25 @@ class StudioConfig(Configuration):
                 )
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_trust(self) -> Self:
+        try:
+            _ = self.trusted_roots
+        except LithographError as error:
+            raise ProblemValueError(error.problems[0]) from error
+        return self
+
+    @cached_property
+    def trusted_roots(self) -> str | None:
+        """Return the root certificates of ``c2pa_trust`` in PEM. Raises ``ConfigError``."""
+        if self.c2pa_trust is None:
+            return None
+        from lithograph.client.origin import (
+            read_roots,
+        )  # here: its libraries take half a second to import
+
+        return read_roots(self.c2pa_trust, field="c2pa_trust")
 
     @property
     def is_local(self) -> bool:

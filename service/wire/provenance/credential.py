@@ -94,9 +94,9 @@ def read_certificates(path: Path, *, field: str) -> list[Certificate]:
         ) from error
 
 
-def read_roots(path: Path) -> str:
-    """Return root certificates, in PEM, that `--trust` names. Raises ``ConfigError``."""
-    certificates = read_certificates(path, field="--trust")
+def read_roots(path: Path, *, field: str) -> str:
+    """Return the root certificates of a PEM file that errors call ``field``. Raises ``ConfigError``."""
+    certificates = read_certificates(path, field=field)
     from cryptography.hazmat.primitives.serialization import Encoding
 
     return "".join(each.public_bytes(Encoding.PEM).decode() for each in certificates)

@@ -29,7 +29,7 @@ async def verify_file(request: Request) -> Response:
         if not isinstance(file, UploadFile) or not file.filename:
             raise FormError("no_picture_sent", "no file", remedy="choose a PNG, JPEG or WebP", field="picture")
         name = file.filename
-        origin = await asyncio.to_thread(origin_of, file.file, name=name)
+        origin = await asyncio.to_thread(origin_of, file.file, name=name, trust=_roots(request))
     template = "verify/result.html" if is_fragment(request) else "verify/page.html"
     return render(request, template, origin=origin, name=name)
 
@@ -38,5 +38,9 @@ async def verify_file(request: Request) -> Response:
 async def origin_of_picture(request: Request, picture_id: str) -> Response:
     """Show what the file of a picture of the gallery says."""
     path = studio_of(request).gallery.file(picture_id, "picture.png")
-    origin = await asyncio.to_thread(origin_of, path, name=path.name)
+    origin = await asyncio.to_thread(origin_of, path, name=path.name, trust=_roots(request))
     return render(request, "verify/origin.html", origin=origin)
+
+
+def _roots(request: Request) -> str | None:
+    return studio_of(request).config.trusted_roots

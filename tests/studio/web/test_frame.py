@@ -200,7 +200,7 @@ def test_static_files_are_kept_for_ever_at_their_own_address_and_compressed(visi
 
 
 def test_every_field_that_a_page_names_has_a_label() -> None:
-    options = {"caption_model", "host", "token"}  # of the command line, which is English
+    options = {"c2pa_trust", "caption_model", "host", "token"}  # of the command line, which is English
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "studio").rglob("*.py"))
     fields = set(re.findall(r'field="(\w+)"', sources)) | CaptionEdit.model_fields.keys() - {"kind"}
     for language in load_languages().values():

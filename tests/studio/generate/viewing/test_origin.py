@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from starlette.testclient import TestClient
 
+from lithograph.__main__ import cli
 from service.wire.picture import PictureWriter
 from service.wire.provenance.settings import ProvenanceConfig
 from service.wire.schema import ResolvedRequest
@@ -40,6 +42,18 @@ def shown(visitor: TestClient, content: bytes, **headers: str) -> str:
     return re.sub(r"\s+", " ", reply.text)
 
 
+def kept_in_gallery(visitor: TestClient, content: bytes) -> str:
+    """Return the id of a picture that is put into the gallery."""
+    created = datetime.now(UTC)
+    recipe = PictureRecipe(prompt="x", width=64, height=64, steps=1, guidance_scale=1, seed=1)
+    picture = GalleryPicture(
+        id=new_id(created), created=created, recipe=recipe, flavour="embedded", model_hash="0" * 64, seconds=1,
+        drawn_prompt="x",
+    )  # fmt: skip
+    studio_of(visitor).gallery.add(content, picture)
+    return picture.id
+
+
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_a_signed_file_is_intact_until_its_recipe_is_exchanged(
     visitor: TestClient, tmp_path: Path, output_format: str
@@ -69,6 +83,34 @@ def test_an_unsigned_file_is_said_to_be_so_on_a_whole_page_too(visitor: TestClie
     assert UNSIGNED not in visitor.get("/verify").text
 
 
+def test_an_issuer_is_trusted_whose_root_the_operator_gave(tmp_path: Path) -> None:
+    content = signed(tmp_path, "png")
+    root, other = tmp_path / "Test-Root.pem", Authority(tmp_path, "Other Root").root
+    both = tmp_path / "both.pem"
+    both.write_bytes(other.read_bytes() + root.read_bytes())
+    for trust, expected in ((root, "issuer trusted"), (both, "issuer trusted"), (other, "issuer unknown: anybody")):
+        studio = create_app(StudioConfig(home=tmp_path / trust.stem, c2pa_trust=trust))
+        visitor = TestClient(studio, base_url=HERE)
+        assert f"Tests Ltd · {expected}" in shown(visitor, content)
+        picture = kept_in_gallery(visitor, content)
+        assert f"Tests Ltd · {expected}" in visitor.get(f"/gallery/{picture}/origin").text
+    assert "签发者未知" in shown(visitor, content, Cookie="language=zh")
+
+
+def test_roots_that_cannot_be_read_end_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.pem").write_text("text")
+    for name, problem in (
+        ("none.pem", "cannot be read"),
+        ("text.pem", "has no certificate in PEM"),
+        (".", "cannot be read"),
+    ):
+        ended = CliRunner().invoke(cli, ["server", "--home", "home", "--c2pa-trust", name])
+        assert ended.exit_code == 2
+        assert f"Error: --c2pa-trust = {name}: {problem}" in ended.output
+    assert not Path("home").exists()
+
+
 def test_a_picture_made_from_another_one_is_said_to_be_so(visitor: TestClient) -> None:
     edit = {"edit": {"image_sha256": "b" * 64, "strength": 0.6}}
     request = ResolvedRequest.model_validate(a_request("webp").model_dump() | edit)
@@ -90,14 +132,7 @@ def test_without_the_library_the_label_is_shown_and_the_rest_said_to_be_unchecke
 
 
 def test_the_gallery_shows_what_its_files_say(visitor: TestClient, tmp_path: Path) -> None:
-    created = datetime.now(UTC)
-    recipe = PictureRecipe(prompt="x", width=64, height=64, steps=1, guidance_scale=1, seed=1)
-    picture = GalleryPicture(
-        id=new_id(created), created=created, recipe=recipe, flavour="embedded", model_hash="0" * 64, seconds=1,
-        drawn_prompt="x",
-    )  # fmt: skip
-    studio_of(visitor).gallery.add(signed(tmp_path, "png"), picture)
-    address = f"/gallery/{picture.id}"
+    address = f"/gallery/{kept_in_gallery(visitor, signed(tmp_path, 'png'))}"
     assert f'hx-get="{address}/origin"' in visitor.get(address).text
     assert INTACT in visitor.get(f"{address}/origin").text
     assert visitor.get("/gallery/20260101-000000000000-aaaaaa/origin").status_code == 404
