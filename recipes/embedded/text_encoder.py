@@ -122,18 +122,14 @@ def train(folder: Path, *, seconds: float) -> None:
         wanted, wanted_background = torch.tensor(chosen), torch.tensor(backgrounds)
         picture = compose(thumbnails[wanted], colours[wanted_background]) * 2 - 1
         with torch.autocast("cpu", torch.bfloat16):
-            concept, background, thumbnail = heads(encode(captions)[:, -1])
-        loss = (
-            0.1 * F.cross_entropy(concept, wanted)
-            + 0.1 * F.cross_entropy(background, wanted_background)
-            + F.mse_loss(thumbnail, picture.flatten(1))
-        )
+            predicted = heads(encode(captions)[:, -1])
+        loss = _loss(predicted, wanted, wanted_background, picture)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
-        right.append((concept.argmax(1) == wanted).float().mean().item())
+        right.append((predicted[0].argmax(1) == wanted).float().mean().item())
         if step % 50 == 0:
             accuracy = sum(right[-50:]) / 50
             print(f"text_encoder step {step} {elapsed:.0f} s loss {loss.item():.3f} concept {accuracy:.3f}", flush=True)
@@ -142,6 +138,15 @@ def train(folder: Path, *, seconds: float) -> None:
             last_save = time.monotonic()
     save_result(folder / "text_encoder", text_encoder.save_pretrained)
     (folder / "text_encoder.pt").unlink(missing_ok=True)
+
+
+def _loss(predicted: tuple[Tensor, Tensor, Tensor], concept: Tensor, background: Tensor, picture: Tensor) -> Tensor:
+    """Return the loss of the heads' predictions; ``concept`` and ``background`` (B), ``picture`` (B, 3, 32, 32) in -1..1."""
+    return (
+        0.1 * F.cross_entropy(predicted[0], concept)
+        + 0.1 * F.cross_entropy(predicted[1], background)
+        + F.mse_loss(predicted[2], picture.flatten(1))
+    )
 
 
 def _draw(everything: list[Concept], chosen: list[int], rng: random.Random) -> tuple[list[str], list[int]]:
