@@ -10,13 +10,11 @@ import contextlib
 import functools
 import logging
 import multiprocessing
-import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator
-from multiprocessing.managers import SyncManager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -40,6 +38,7 @@ from service.http.error_responses import error_body
 from service.http.exchange.exchange import Exchange
 from service.process.engine_process import EngineProcess
 from service.process.engine_start import ctrl_c_held, engine_context, ignore_ctrl_c
+from service.process.manager import start_manager
 from service.process.port import check_port_is_free, port_errors
 from service.process.supervisor import Supervisor
 from service.wire.limits import Limits
@@ -177,8 +176,7 @@ class Server(litserve.LitServer):
         library_log = logging.getLogger("litserve")  # its lines take the form of ours
         library_log.handlers.clear()
         library_log.propagate = True
-        manager: Any = SyncManager()
-        manager.start(initializer=_begin_manager)
+        manager: Any = start_manager()
         self.workers_setup_status = manager.dict()
         self._shutdown_event = manager.Event()
         self._transport = MPQueueTransport(manager, [manager.Queue() for _ in range(num_api_servers)])
@@ -292,17 +290,6 @@ def _engine_process(lit_api: GenerateAPI, *arguments: Any) -> None:
     except (OSError, EOFError):  # the manager process has ended
         if not lit_api.state.is_shutting_down:
             raise
-
-
-def _begin_manager() -> None:
-    """Run first in the manager process."""
-    end_with_parent()
-
-    def pass_on(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getppid(), signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, pass_on)  # requests that drain still need this process
 
 
 def _error_json(error: LithographError, request_id: str) -> tuple[int, bytes]:

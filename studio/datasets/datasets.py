@@ -24,12 +24,13 @@ from longcat.model.flavour import describe
 from longcat.model.shape import GRID_PX
 from longcat.problem import Problem, reason_of
 from longcat.sampling.encoding.picture_file import MAX_PIXELS
-from trainer.config.dataset_options import DatasetConfig, parse_sizes
+from trainer.config.dataset_options import DatasetConfig
 from trainer.config.options import TrainConfig
+from trainer.config.reading.sizes import parse_sizes
 from trainer.data.inventory import Inventory
 from trainer.data.pictures import ENDINGS
 from trainer.data.scan import prompt_limit, scan, scan_options
-from trainer.data.scanning.dataset_scan import ScanOptions
+from trainer.data.scanning.options import ScanOptions
 
 Strategy = Literal["textfile", "filename", "csv", "json", "jsonl"]
 _NAME = re.compile(r"\w[\w .-]{0,63}")

@@ -34,7 +34,7 @@ from trainer.data.buckets import bucket_choices
 from trainer.data.captions.compose import tag_orders, with_trigger_words
 from trainer.data.captions.language import detect_language
 from trainer.data.scan import scan
-from trainer.data.scanning.dataset_scan import PromptLimit, ScanOptions
+from trainer.data.scanning.options import PromptLimit, ScanOptions
 from trainer.loop.continuation import continue_with, recorded_options
 
 NAMED = st.sampled_from(sorted(TrainConfig.model_fields))

@@ -3,47 +3,20 @@
 Names are SimpleTuner's; ``trainer.config.simpletuner.datasets`` takes its other options.
 """
 
-import os
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from longcat.errors import StorageError
 from longcat.problem import Problem
 from longcat.storage.address import S3Address, parse_address
 from longcat.validation import ProblemValueError
-
-
-def _expanded(given: object) -> object:
-    """Return a path with ``~`` replaced by the home directory.
-
-    Raises ``ProblemValueError`` for what only a shell replaces, which would name a directory ``$HOME`` or ``~nobody``. The
-    environment is not read: an error or a log line would show a secret of it.
-    """
-    if not isinstance(given, str):
-        return given
-    path = os.path.expanduser(given)
-    if _UNEXPANDED.match(path):
-        raise ProblemValueError(
-            Problem(
-                code="path_not_expanded", template="variables and other users' homes are not replaced here",
-                remedy_template="write the path out, or start it with ~/; ./ before it takes it as it stands",
-            )
-        )  # fmt: skip
-    return path
-
-
-PathText = Annotated[str, BeforeValidator(_expanded)]
-"""A path, or something else where no path is given: an ``s3://`` URI, a hub id."""
-FilePath = Annotated[Path, BeforeValidator(_expanded)]
+from trainer.config.reading.paths import PathText
+from trainer.config.reading.sizes import parse_sizes
 
 LANGUAGES = ("zh", "en", "other")
 """Languages by which captions are distinguished."""
-_SIZE = re.compile(r"\s*([0-9]+)\s*[xX×]\s*([0-9]+)\s*")
-_UNEXPANDED = re.compile(r"~|\$\{?[A-Za-z_]|%[A-Za-z_]\w*%")
-"""The start of a path with a variable or with the home of a user who does not exist."""
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
@@ -280,39 +253,3 @@ def _bucket_and_prefix(uri: str) -> tuple[str, str]:
         raise ProblemValueError(error.problems[0]) from error
     assert isinstance(address, S3Address)
     return address.bucket, address.prefix
-
-
-def parse_sizes(given: Any) -> Any:
-    """Parse a number, ``1024x1024,1344x768``, or a list of both to a tuple of numbers and ``WIDTHxHEIGHT``."""
-    if given is None:
-        return None
-    parts = given.split(",") if isinstance(given, str) else given if isinstance(given, list | tuple) else [given]
-    return tuple(_size(part) for part in parts)
-
-
-def _size(part: Any) -> str | float:
-    if isinstance(part, str) and (match := _SIZE.fullmatch(part)):
-        return f"{int(match[1])}x{int(match[2])}"
-    try:
-        number = float(part)
-    except (TypeError, ValueError, OverflowError):
-        raise ProblemValueError(
-            Problem(
-                code="not_a_size", template="{size} is neither a number nor WIDTHxHEIGHT",
-                remedy_template="give one such as 1024 or 1024x768", details={"size": str(part)},
-            )
-        ) from None  # fmt: skip
-    if not 0 < number < float("inf"):
-        raise ProblemValueError(
-            Problem(
-                code="size_not_positive", template="{size} is not positive",
-                remedy_template="give a positive number", details={"size": str(part)},
-            )
-        )  # fmt: skip
-    return number
-
-
-def width_and_height(size: str) -> tuple[int, int]:
-    """Parse ``1024x768`` to width and height in px."""
-    width, _, height = size.partition("x")
-    return int(width), int(height)

@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from longcat.problem import Problem
 from longcat.validation import ProblemValueError
-from trainer.config.dataset_options import DatasetConfig, FilePath
+from trainer.config.dataset_options import DatasetConfig
+from trainer.config.reading.paths import FilePath
 
 _Steps = Annotated[int, Field(ge=1, le=1000)]
 

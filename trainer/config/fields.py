@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from longcat.model.shape import GRID_PX
-from trainer.config.dataset_options import DatasetConfig, FilePath, PathText
+from trainer.config.dataset_options import DatasetConfig
 from trainer.config.distillation import DistillationConfig
+from trainer.config.reading.paths import FilePath, PathText
 from trainer.config.simpletuner.lycoris import LycorisConfig
 from trainer.config.simpletuner.validation_input import ValidationInput, parse_inputs
 

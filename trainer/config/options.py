@@ -25,10 +25,11 @@ from longcat.storage.address import parse_address
 from longcat.validation import ProblemValueError, problems_of
 from trainer.config.card_options import card_problems
 from trainer.config.consistency import consistency_problems
-from trainer.config.dataset_options import DatasetConfig, parse_sizes, width_and_height
+from trainer.config.dataset_options import DatasetConfig
 from trainer.config.fields import TrainFields
 from trainer.config.links import editing_problems
 from trainer.config.reading.json_text import unusable_text
+from trainer.config.reading.sizes import parse_sizes, width_and_height
 
 
 class TrainConfig(TrainFields):

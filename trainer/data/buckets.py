@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from longcat.errors import ConfigError
-from trainer.config.dataset_options import DatasetConfig, width_and_height
+from trainer.config.dataset_options import DatasetConfig
+from trainer.config.reading.sizes import width_and_height
 
 _WIDEST = 2.0
 """Largest aspect ratio of the usual set, and its inverse the smallest: the range that LongCat-Image was trained on."""

@@ -17,9 +17,10 @@ from trainer.data.advice import advice
 from trainer.data.held_out import hold_out, nothing_held_out, without_trained
 from trainer.data.inventory import Inventory
 from trainer.data.report import write_report
-from trainer.data.scanning.dataset_scan import DatasetScan, PromptLimit, ScanOptions
+from trainer.data.scanning.dataset_scan import DatasetScan
 from trainer.data.scanning.index import Index
 from trainer.data.scanning.limits import unusable
+from trainer.data.scanning.options import PromptLimit, ScanOptions
 from trainer.data.sources import OUTPUT_MARK
 
 REPORT_FILE = "dataset.json"

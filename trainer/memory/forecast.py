@@ -10,9 +10,9 @@ from longcat.errors import ConfigError
 from longcat.model.flavour import Description, Flavour, structure
 from longcat.model.memory.device import device_bytes, readable, usable_bytes
 from longcat.model.precision import Precision
-from trainer.config.dataset_options import width_and_height
 from trainer.config.links import editing_problems
 from trainer.config.options import TrainConfig
+from trainer.config.reading.sizes import width_and_height
 from trainer.config.targets import check_fit
 from trainer.data.buckets import Bucket, bucket_choices
 from trainer.memory.alternatives import alternatives, choose, fits

@@ -10,9 +10,9 @@ from longcat.errors import ConfigError
 from longcat.model.precision import Precision
 from longcat.model.shape import canvas_within
 from longcat.problem import Problem
-from trainer.config.dataset_options import width_and_height
 from trainer.config.distillation import DistillationConfig
 from trainer.config.reading.file import read_prompts
+from trainer.config.reading.sizes import width_and_height
 from trainer.config.simpletuner.validation_input import ValidationInput
 from trainer.data.buckets import Bucket
 from trainer.data.captions.language import detect_language

@@ -12,7 +12,7 @@ from longcat.problem import Problem
 from trainer.config.dataset_options import DatasetConfig
 from trainer.data.inventory import Inventory
 from trainer.data.scan import scan
-from trainer.data.scanning.dataset_scan import ScanOptions
+from trainer.data.scanning.options import ScanOptions
 
 OPTIONS = {option.name for option in dataclasses.fields(ScanOptions)}
 

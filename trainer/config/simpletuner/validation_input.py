@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer.config.dataset_options import FilePath
+from trainer.config.reading.paths import FilePath
 
 
 class ValidationInput(BaseModel):

@@ -6,14 +6,13 @@ Facts about pictures are kept in an index from scan to scan; captions are read e
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from longcat.errors import DataError
 from longcat.problem import Problem
-from longcat.sampling.encoding.picture_file import MAX_PIXELS
 from longcat.storage.interface import Entry
 from trainer.config.dataset_options import DatasetConfig
 from trainer.data.advice import some
@@ -26,6 +25,7 @@ from trainer.data.sample import LinkedPicture, PairReference, Sample
 from trainer.data.scanning.index import Index
 from trainer.data.scanning.limits import excluded, nothing_usable, too_long
 from trainer.data.scanning.linked import MASKS, REFERENCES, LinkedReader, folder_within
+from trainer.data.scanning.options import ScanOptions
 from trainer.data.sources import Listing, Source, open_source, source_name
 
 _OTHER_ENDINGS = CAPTION_ENDINGS | {
@@ -35,33 +35,6 @@ _OTHER_ENDINGS = CAPTION_ENDINGS | {
 """Endings of files that are obviously not pictures: they are skipped without a problem."""
 _STORE_THREADS = 8
 """Threads that read from a bucket: most of the time is spent waiting."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScanOptions:
-    """The requirements that a scan checks pictures and captions against."""
-
-    resolution: tuple[str | float, ...]
-    """Resolution of datasets that give none, as ``resolution_type``."""
-    resolution_type: str
-    alignment_px: int
-    """Sides of buckets are multiples of it."""
-    max_pixels: int = MAX_PIXELS
-    """Larger pictures are dropped as possible decompression bombs."""
-    prompt_limit: "Callable[[], PromptLimit] | None" = None
-    """Returns the limit that captions are held against; called once a usable picture is found."""
-    on_picture: Callable[[int, int], None] | None = None
-    """Called after each picture of a dataset with the number of pictures done, and of all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptLimit:
-    """The longest prompt of a model."""
-
-    max_tokens: int
-    """Captions with more tokens are dropped."""
-    count: Callable[[str], int]
-    """Counts the tokens of a caption."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from tests.trainer.data.scans import codes, config, look, picture, warnings
 from trainer.data.captions.compose import compose_caption, possible_captions
 from trainer.data.report import describe, report
 from trainer.data.sample import Sample
-from trainer.data.scanning.dataset_scan import PromptLimit
+from trainer.data.scanning.options import PromptLimit
 from trainer.randomness import python_rng
 
 DRAWS = 3000

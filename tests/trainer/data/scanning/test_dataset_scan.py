@@ -12,7 +12,7 @@ from longcat.errors import DataError
 from longcat.storage.atomic import write_atomically
 from tests import ROOT
 from tests.trainer.data.scans import codes, config, keys, look, picture, problem_of, problems_of, reasons, warnings
-from trainer.data.scanning.dataset_scan import PromptLimit
+from trainer.data.scanning.options import PromptLimit
 from trainer.data.sources import OUTPUT_MARK
 
 
@@ -241,7 +241,7 @@ def test_no_torch(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     code = (
         "import sys\n"
-        "from trainer.data.scanning.dataset_scan import ScanOptions\n"
+        "from trainer.data.scanning.options import ScanOptions\n"
         "from trainer.data.scan import scan\n"
         "from trainer.config.dataset_options import DatasetConfig\n"
         "from trainer.data.report import describe\n"
