@@ -154,6 +154,31 @@ ADAPTERS = [
           description="Versions published within the last hour but not served; GET /v1/adapters has the reasons."),
 ]  # fmt: skip
 
+LASTING = [
+    Panel(title="Jobs in storage", unit="none",
+          queries={"open": "max(lithograph_jobs_open{$S})", "abandoned": "max(lithograph_jobs_abandoned{$S})",
+                   "in progress, {{instance}}": "lithograph_jobs_in_progress{$S}"},
+          description="open: not ended, or their webhook is not delivered. abandoned: their server has ended and none has room for "
+                      "them, or the model. Only with --jobs-storage, but for those in progress."),
+    Panel(title="Jobs taken up and expired", kind="bars", unit="none",
+          queries={"taken up": "sum(increase(lithograph_jobs_taken_total{$S}[$__rate_interval]))",
+                   "expired": "sum(increase(lithograph_jobs_expired_total{$S}[$__rate_interval]))"},
+          description="taken up: from servers that ended or were stopped. expired: removed from storage after --job-ttl-seconds."),
+    Panel(title="Webhooks", kind="bars", unit="none", stacked=True,
+          queries={"{{result}}": "sum by (result) (increase(lithograph_webhooks_total{$S}[$__rate_interval]))"},
+          description="postponed: the receiver failed, and is called again later. given_up: it never got the result; the log names the job."),
+    Panel(title="Failed calls to the storage of jobs", kind="bars", unit="none", stacked=True,
+          queries={"{{call}}": "sum by (call) (increase(lithograph_job_storage_errors_total{$S}[$__rate_interval]))"},
+          description="All kinds: it cannot be reached. create and replace alone: it is full, or must not be written."),
+    Panel(title="Batches", kind="bars", unit="none",
+          queries={"in progress": "sum(lithograph_batches_in_progress{$S})",
+                   "{{status}}": "sum by (status) (increase(lithograph_batches_total{$S}[$__rate_interval]))"},
+          description="Under way, and ended by status. failed: their file was wrong. expired: not done within 24 hours."),
+    Panel(title="Lines of batches", kind="bars", unit="none", stacked=True,
+          queries={"{{result}}": "sum by (result) (increase(lithograph_batch_lines_total{$S}[$__rate_interval]))"},
+          description="Lines with a result: pictures, or an error."),
+]  # fmt: skip
+
 KEYS = [
     Panel(title="Pictures by key", kind="bars", unit="none", stacked=True,
           queries={"{{key}}": "sum by (key) (increase(lithograph_key_pictures_total{$S}[$__rate_interval]))"},
@@ -214,6 +239,7 @@ ROWS = {
     "Requests": REQUESTS,
     "Engine": ENGINE,
     "Adapters": ADAPTERS,
+    "Lasting jobs and batches": LASTING,
     "Keys": KEYS,
     "Training": TRAINING,
 }

@@ -38,7 +38,7 @@ class Service:
 
 @contextmanager
 def serving(folder: Path, port: int, storage: Storage) -> Iterator[Service]:
-    """Start a service with fewer slots than adapters, and a short queue."""
+    """Start a service with fewer slots than adapters, a short queue, and jobs that last."""
     log = folder / "serve.log"
     options = [
         "--adapters",
@@ -49,6 +49,8 @@ def serving(folder: Path, port: int, storage: Storage) -> Iterator[Service]:
         str(_RANK),
         "--max-queue",
         "5",
+        "--jobs-storage",
+        (folder / "jobs").as_uri(),
     ]
     with log.open("wb") as stream:
         process = subprocess.Popen(

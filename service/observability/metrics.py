@@ -97,6 +97,24 @@ JOBS = Counter("lithograph_jobs", "Finished asynchronous jobs, by the HTTP statu
 WEBHOOKS = Counter(
     "lithograph_webhooks", "Webhooks: delivered, given up, or postponed to another round of attempts.", ["result"]
 )
+JOBS_IN_PROGRESS = Gauge(
+    "lithograph_jobs_in_progress",
+    "Asynchronous jobs that this server works on, until their webhook is delivered.",
+    multiprocess_mode="livesum",
+)
+JOBS_OPEN = Gauge(
+    "lithograph_jobs_open",
+    "Jobs in the storage of jobs on which work is left, whichever server does it.",
+    multiprocess_mode="livemostrecent",
+)
+JOBS_ABANDONED = Gauge(
+    "lithograph_jobs_abandoned",
+    "Jobs in the storage of jobs whose server has ended, and that no other has taken up.",
+    multiprocess_mode="livemostrecent",
+)
+JOBS_EXPIRED = Counter(
+    "lithograph_jobs_expired", "Jobs that this server has removed from the storage of jobs after their time."
+)
 JOBS_TAKEN = Counter(
     "lithograph_jobs_taken", "Jobs of other replicas, or of an earlier start, that this server has taken up."
 )
@@ -105,7 +123,9 @@ BATCH_LINES = Counter("lithograph_batch_lines", "Lines of batches with a result:
 BATCHES_HELD = Gauge(
     "lithograph_batches_in_progress", "Batches that this server works on.", multiprocess_mode="livesum"
 )
-JOB_STORAGE_ERRORS = Counter("lithograph_job_storage_errors", "Failed calls to the storage of jobs.")
+JOB_STORAGE_ERRORS = Counter(
+    "lithograph_job_storage_errors", "Failed calls to the storage of jobs and batches, by kind.", ["call"]
+)
 REJECTED = Counter(
     "lithograph_rejected_requests", "Requests rejected before the engine, by the error's code.", ["reason"]
 )
@@ -187,6 +207,9 @@ for _counter, _values in {
     KEY_REFUSALS: ("missing", "unknown", "role", "adapter", "priority", "requests", "pixel_steps"),
     JOBS: ("200", "404", "499", "500", "503", "504"),
     WEBHOOKS: ("delivered", "given_up", "postponed"),
+    BATCHES: ("completed", "failed", "expired", "cancelled"),
+    BATCH_LINES: ("completed", "failed"),
+    JOB_STORAGE_ERRORS: ("read", "download", "create", "replace", "delete", "list"),
     ADAPTER_REFUSALS: ("unfit", "incomplete", "unreadable"),
     ADAPTER_CACHE: ("memory", "disk", "storage"),
     PROMPT_CACHE: ("memory", "disk", "miss"),

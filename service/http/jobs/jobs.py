@@ -133,6 +133,8 @@ class ImageJobs:
         job.task = asyncio.create_task(self._run(job, mailbox, stack))
         self._tasks.add(job.task)  # the event loop itself would let go of it
         job.task.add_done_callback(self._tasks.discard)
+        metrics.JOBS_IN_PROGRESS.inc()
+        job.task.add_done_callback(lambda _: metrics.JOBS_IN_PROGRESS.dec())
 
     async def _run(self, job: ImageJob, mailbox: Mailbox | None, stack: AsyncExitStack) -> None:
         """Do all work on a job; ``mailbox``: of its command, if that is sent, which exiting ``stack`` cancels."""

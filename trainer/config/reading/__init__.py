@@ -1,1 +1,1 @@
-"""Reading of a configuration: files in any encoding, JSON text, assignments of flags and environment, paths, sizes. No torch."""
+"""Reading of a configuration: files in any encoding, JSON text, assignments of flags and environment, paths, sizes."""

@@ -150,8 +150,8 @@ class ImageBatches:
             wake.clear()
             try:
                 await work()
-            except StorageError as error:
-                log_event(log, "job_storage_down", logging.WARNING, reason=str(error))
+            except StorageError:  # an outage, which ``StorageCalls`` has logged
+                pass
             except Exception:  # any: the other batches go on
                 log.exception("the work on batches failed")
             with suppress(TimeoutError):
@@ -202,8 +202,8 @@ class ImageBatches:
             await run.work()
         except BatchLostError:
             log_event(log, "batch_lost", logging.WARNING, batch=run.record.id, key=run.record.key)
-        except StorageError as error:  # it is taken again once its lease ends
-            log_event(log, "job_storage_down", logging.WARNING, reason=str(error))
+        except StorageError:  # it is taken again once its lease ends
+            pass
         except Exception:  # any: no caller awaits this task
             log.exception("batch %s failed", run.record.id)
         finally:

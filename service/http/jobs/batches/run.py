@@ -170,8 +170,7 @@ class BatchRun:
             except StorageConflictError:  # of a replica that was only stopped: the pictures are the same
                 self._sizes[kind] |= _sizes(await self._calls.list(self._key(kind, i)))
                 return
-            except StorageError as error:
-                log_event(log, "job_storage_down", logging.WARNING, reason=str(error))
+            except StorageError:
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 self._sizes[kind][i] = len(content)
@@ -237,10 +236,8 @@ class BatchRun:
                 async with asyncio.timeout(self._renew_seconds):
                     await self._is_changed.wait()
             self._is_changed.clear()
-            try:
+            with suppress(StorageError):  # the next renewal comes before the lease ends
                 await self._held.save(counts=self._counts())
-            except StorageError as error:
-                log_event(log, "job_storage_down", logging.WARNING, reason=str(error))
 
     def _counts(self) -> RequestCounts:
         completed, failed = (len(self._sizes[kind]) for kind in _KINDS)

@@ -8,6 +8,7 @@ from collections.abc import Container
 from datetime import UTC, datetime, timedelta
 
 from service.http.jobs.lasting.files import JobFiles
+from service.observability import metrics
 
 _SHARE = 0.1
 _LONGEST_INTERVAL_SECONDS = 600.0
@@ -34,6 +35,7 @@ class Retention:
                 self._ends[job_id] = end
             if job_id in self._ends and datetime.now(UTC) - self._ends[job_id] >= self._kept:
                 await self._files.remove(job_id)
+                metrics.JOBS_EXPIRED.inc()
 
     async def _end_of(self, job_id: str) -> datetime | None:
         """Return the time of a job's end; of a request that was never accepted, that of its arrival."""

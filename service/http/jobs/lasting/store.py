@@ -14,6 +14,7 @@ import random
 import re
 import uuid
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from service.http.jobs.lasting.observation import Observation
 from service.http.jobs.lasting.retention import Retention
 from service.http.jobs.settings import JobConfig
 from service.http.jobs.store import JobStore
+from service.observability import metrics
 from service.wire.errors import UnavailableError
 from service.wire.events import ErrorEvent, ResultEvent
 from service.wire.job import JobStatus
@@ -72,7 +74,6 @@ class LastingJobs(JobStore):
         self._requests: dict[str, JobRequest] = {}
         self._observation = Observation(config.lease_seconds)
         self._retention = Retention(files, config.kept_seconds)
-        self._is_down = False
 
     async def add(self, job: ImageJob) -> None:
         """Store the request, then the lease. Once both are there, other replicas can take it."""
@@ -135,8 +136,7 @@ class LastingJobs(JobStore):
                 if (held := self._held.get(job.id)) is not None:
                     held.has_end = True
                 await self._renew(job.id)
-            except StorageError as error:
-                self._note_outage(error)
+            except StorageError:
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 job.outcome = None if isinstance(job.outcome, ResultEvent) else job.outcome  # it is in storage
@@ -145,10 +145,8 @@ class LastingJobs(JobStore):
     async def close(self, job: ImageJob) -> None:
         """Remove the lease. One that cannot be removed makes another replica send the webhook again."""
         if self._held.pop(job.id, None) is not None and not job.is_lost:
-            try:
+            with suppress(StorageError):
                 await self._files.remove_lease(job.id)
-            except StorageError as error:
-                self._note_outage(error)
 
     async def cancel(self, job: ImageJob) -> None:
         """Store the end, which stands from then on, and have the replica that generates the job stop."""
@@ -195,20 +193,17 @@ class LastingJobs(JobStore):
             await asyncio.sleep(seconds * _RANDOM.uniform(0.8, 1.2))  # replicas do not all act at once
             try:
                 await work()
-                self._note_recovery()
-            except StorageError as error:
-                self._note_outage(error)
+            except StorageError:  # an outage, which ``StorageCalls`` has logged
+                pass
             except Exception:  # any: the other jobs go on
                 log.exception("the work on stored jobs failed")
 
     async def _renew_all(self) -> None:
-        await asyncio.gather(*(self._renew_or_note(job_id) for job_id in list(self._held)))
+        await asyncio.gather(*(self._try_to_renew(job_id) for job_id in list(self._held)))
 
-    async def _renew_or_note(self, job_id: str) -> None:
-        try:
+    async def _try_to_renew(self, job_id: str) -> None:
+        with suppress(StorageError):  # the next renewal comes before the lease ends
             await self._renew(job_id)
-        except StorageError as error:
-            self._note_outage(error)
 
     async def _renew(self, job_id: str) -> None:
         """Renew a lease; find out why if it has changed."""
@@ -235,12 +230,15 @@ class LastingJobs(JobStore):
 
     async def _take_up(self, take: Callable[[ImageJob], None], has_room: Callable[[], bool]) -> None:
         """Take the jobs whose leases have ended, as far as there is room."""
-        ended = self._observation.note(await self._files.leases())
+        leases = await self._files.leases()
+        ended = self._observation.note(leases)
         for job_id in _RANDOM.sample(ended, len(ended)):
             if not has_room():
-                return
+                break
             if job_id not in self._held and (job := await self._taken(job_id)) is not None:
                 take(job)
+        metrics.JOBS_OPEN.set(len(leases))
+        metrics.JOBS_ABANDONED.set(sum(job_id not in self._held for job_id in ended))
 
     async def _taken(self, job_id: str) -> ImageJob | None:
         """Take a job; return None if another replica was faster, or the job was removed or is another model's."""
@@ -280,16 +278,6 @@ class LastingJobs(JobStore):
         shown = ImageJob(request=job.request, command=job.command)
         _show_progress(shown, self._lease(job, 0))
         return shown
-
-    def _note_outage(self, error: StorageError) -> None:
-        if not self._is_down:
-            self._is_down = True
-            log_event(log, "job_storage_down", logging.WARNING, reason=str(error))
-
-    def _note_recovery(self) -> None:
-        if self._is_down:
-            self._is_down = False
-            log_event(log, "job_storage_up")
 
 
 def _show_progress(job: ImageJob, lease: JobLease) -> None:
