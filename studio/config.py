@@ -160,9 +160,7 @@ class StudioConfig(Configuration):
         """Return the root certificates of ``c2pa_trust`` in PEM. Raises ``ConfigError``."""
         if self.c2pa_trust is None:
             return None
-        from lithograph.client.origin import (
-            read_roots,
-        )  # here: its libraries take half a second to import
+        from service.wire.provenance.credential import read_roots  # here: half a second
 
         return read_roots(self.c2pa_trust, field="c2pa_trust")
 

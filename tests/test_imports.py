@@ -30,6 +30,7 @@ ALLOWED = {
     "trainer": ("longcat", "trainer"),
     "studio": (
         "longcat", "studio", "lithograph.client", "lithograph.kubernetes", "service.http.edge",
+        "service.wire.editing", "service.wire.picture", "service.wire.provenance",
         "trainer.config", "trainer.data", "trainer.memory", "trainer.record",
     ),
     "lithograph.client": ("longcat", "lithograph.client", "service.wire"),

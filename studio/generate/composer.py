@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse, Response
 
 from lithograph.client.errors import ServiceError
 from lithograph.client.protocol import AdapterStatus
-from lithograph.client.recipe import recipe_in
 from longcat.adapter.manifest import Sampling
 from longcat.model.shape import GRID_PX
 from longcat.validation import problems_of
+from service.wire.picture import recipe_in
 from studio.connection.service_connection import ConnectionState
 from studio.context import StudioContext, studio_of
 from studio.generate.editing.address import editor_url

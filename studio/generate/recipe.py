@@ -7,9 +7,9 @@ from typing import Annotated, Any, cast
 from pydantic import BaseModel, ConfigDict, Field
 
 from lithograph.client.protocol import Options, body_of
-from lithograph.client.recipe import Recipe
 from longcat.model.shape import GRID_PX
 from longcat.sampling.quality import Quality
+from service.wire.picture import Recipe
 
 LARGEST_SEED = 2**63 - 1
 LARGEST_SCALE = 10.0

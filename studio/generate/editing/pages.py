@@ -10,8 +10,9 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
-from lithograph.client.editing import IMG2IMG_STRENGTH, INPAINT_STRENGTH, ReadPictures
 from longcat.errors import UserError
+from service.wire.editing.fields import IMG2IMG_STRENGTH, INPAINT_STRENGTH
+from service.wire.editing.reading import ReadPictures
 from studio.context import StudioContext, studio_of
 from studio.generate.composer import Composer, adapters_in
 from studio.generate.editing.address import editor_url

@@ -7,7 +7,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lithograph.client.origin import origin_of
+from service.wire.provenance.inspection import origin_of
 from studio.context import studio_of
 from studio.web.errors import FormError
 from studio.web.pages import is_fragment, render
