@@ -7,7 +7,7 @@ from service.wire.schema import HIGHEST, NORMAL, Priority, rank_of
 
 @dataclass(frozen=True, kw_only=True)
 class Allowance:
-    """What one key may use of the device."""
+    """The limits of one key's use of the device."""
 
     share: float = 1.0
     """Part of the device's pixel-steps while other keys wait, relative to their shares."""

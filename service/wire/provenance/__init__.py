@@ -1,1 +1,1 @@
-"""What picture files say about their origin: labels, signatures, and the settings of both."""
+"""The origin of picture files, in the files: labels, signatures, and the settings of both."""

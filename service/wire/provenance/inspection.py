@@ -1,4 +1,4 @@
-"""What a picture file says about how it was made, and whether its parts agree: its label, its recipe and its signature."""
+"""The origin of a picture file by its label, its recipe and its signature, and whether these agree."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the C2PA manifest of a picture file says, and whether the file is as it was signed. No other host is called."""
+"""The C2PA manifest of a picture file, and the check that the file is as it was signed. No other host is called."""
 
 import io
 import json

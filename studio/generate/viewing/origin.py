@@ -1,4 +1,4 @@
-"""What a picture says about its origin, and whether it is intact: one of the gallery, or any file."""
+"""Pages with the origin of a picture, of the gallery or of any file, and whether it is intact."""
 
 import asyncio
 

@@ -222,7 +222,7 @@ def _translated(options: Mapping[str, Any], field: str, problems: list[Problem])
                 problems.append(outcome.within(field=f"{field}.{name}", value=given))
             else:
                 translated |= outcome
-    for name in ("metadata_backend", "caption_strategy"):  # what became of the table is said already
+    for name in ("metadata_backend", "caption_strategy"):  # its table is translated above
         if translated.get(name) == "parquet" and "parquet" in options:
             del translated[name]
     if isinstance(boxes := translated.get("grounding"), dict) and is_off(boxes.get("enabled")):

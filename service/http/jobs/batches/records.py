@@ -1,4 +1,4 @@
-"""What is stored of files and batches, and how.
+"""The records of files and batches in the storage of jobs.
 
 ::
 

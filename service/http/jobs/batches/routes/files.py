@@ -105,7 +105,7 @@ async def delete_file(file_id: str, batches: BatchesDependency, caller: CallerDe
     responses=_LINES,
 )
 async def file_content(file_id: str, batches: BatchesDependency, caller: CallerDependency) -> StreamingResponse:
-    """What was uploaded, or the results of a batch: a line for each request."""
+    """Return the lines of a file: those that were uploaded, or the results of a batch, one for each request."""
     record = await batches.files.get(file_id, caller)
     stream = batches.files.stream(record)
     first = await anext(stream, b"")  # a storage that is down has a status of its own

@@ -146,6 +146,11 @@ def test_a_storage_that_is_down_refuses_jobs_with_its_reason_and_ends_none(
     with client(second, secrets["team-a"]) as http:
         done, running = submit(http), submit(http, steps=60)
         wait_until_over(http, done)
+        lease = folder / "jobs" / "open" / done.rpartition("/")[2]
+        deadline = time.monotonic() + 60
+        while lease.exists():  # until it is gone, its server answers without storage
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         shutil.move(folder / "jobs", folder / "away")
         (folder / "jobs").write_text("no directory")
         try:
