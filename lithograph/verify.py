@@ -53,7 +53,7 @@ def _facts(file: Path, roots: str | None) -> dict[str, Any]:
 def _signature(origin: PictureOrigin, roots: str | None) -> dict[str, Any]:
     """Return what the C2PA manifest of a file says."""
     if origin.unchecked is not None:
-        return {"not checked": origin.unchecked}
+        return {"not checked": origin.unchecked.problem}
     if origin.damage is not None:
         return {"intact": False, "problems": list(origin.problems)}
     manifest = origin.manifest

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from longcat.errors import ConfigError
+from longcat.errors import UserError
+from longcat.problem import Problem
 from longcat.storage.regular import open_regular
 from service.wire.picture import Recipe, metadata_in, recipe_of
 from service.wire.provenance.packet import EDITED_SOURCE, GENERATED_SOURCE, SOURCE_PROPERTY, content_id_of
@@ -24,8 +25,8 @@ class PictureOrigin:
     manifest: SignedManifest | None = None
     damage: str | None = None
     """Reason why its manifest cannot be read."""
-    unchecked: str | None = None
-    """Reason why no manifest was looked for: c2pa's library is not installed."""
+    unchecked: Problem | None = None
+    """Reason why its manifest, if any, was not checked: c2pa's library is not installed, or the manifest is too large."""
 
     @property
     def is_labelled(self) -> bool:
@@ -76,8 +77,8 @@ def origin_of(file: Path | BinaryIO, *, name: str, trust: str | None = None) -> 
         return PictureOrigin(**stated, manifest=read_manifest(_content(file), trust=trust))
     except ManifestUnreadableError as error:
         return PictureOrigin(**stated, damage=str(error))
-    except ConfigError as error:
-        return PictureOrigin(**stated, unchecked=error.problems[0].problem)
+    except UserError as error:
+        return PictureOrigin(**stated, unchecked=error.problems[0])
 
 
 def _content(file: Path | BinaryIO) -> bytes:

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from longcat.errors import UserError
 from longcat.problem import reason_of
 from service.wire.provenance.credential import not_installed
+from service.wire.provenance.extent import extent_of
 from service.wire.provenance.signing import offline_context
 
 _TRUSTED, _UNTRUSTED = "signingCredential.trusted", "signingCredential.untrusted"
 _OF_CERTIFICATE = "signingCredential."
+_MOST_BYTES, _MOST_BOXES = 8 * 2**20, 3000
+"""Largest manifest that is checked, which takes seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +48,22 @@ class ManifestUnreadableError(ValueError):
 def read_manifest(content: bytes, *, trust: str | None = None) -> SignedManifest | None:
     """Return the active manifest of a picture file; None if it has none. ``trust``: root certificates in PEM.
 
-    Raises ``ConfigError`` without c2pa's library, or ``ManifestUnreadableError``.
+    Raises ``ConfigError`` without c2pa's library, ``UserError`` for a manifest that is too large to be checked, or
+    ``ManifestUnreadableError``.
     """
     try:
         from c2pa import C2paError, Reader
     except ImportError as error:
         raise not_installed("", "") from error
+    extent = extent_of(content)
+    if extent is not None and not extent.is_within(size_bytes=_MOST_BYTES, boxes=_MOST_BOXES):
+        raise UserError(
+            "c2pa_manifest_too_large",
+            "the manifest has more than {mib} MiB or {boxes} boxes",
+            remedy="check it with another program",
+            mib=_MOST_BYTES // 2**20,
+            boxes=_MOST_BOXES,
+        )
     try:
         with Reader(None, io.BytesIO(content), context=offline_context(trust=trust)) as reader:
             report = json.loads(reader.json())

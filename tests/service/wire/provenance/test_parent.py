@@ -177,24 +177,32 @@ def in_jpeg(parts: int, *, after_scan: bool) -> bytes:
     return content[:at] + part * parts + content[at:]
 
 
+def in_tiny_parts(boxes: int) -> bytes:
+    """Return a JPEG with boxes whose names are cut by the parts of a manifest."""
+    content, part = file_of("jpeg"), b"JP\0\1" + bytes(4)
+    parts = (b"\xff\xeb" + (2 + len(part) + len(each)).to_bytes(2) + part + each for each in (b"jum", b"d") * boxes)
+    return content[:2] + b"".join(parts) + content[2:]
+
+
 def in_webp(size: int) -> bytes:
     content = file_of("webp") + b"C2PA" + size.to_bytes(4, "little") + size.to_bytes(4) + b"jumb" + bytes(size - 8)
     return b"RIFF" + (len(content) - 8).to_bytes(4, "little") + content[8:]
 
 
-BOX = (28).to_bytes(4) + b"jumb" + (20).to_bytes(4) + b"jumd" + bytes(12)
+EMPTY_BOX = (28).to_bytes(4) + b"jumb" + (20).to_bytes(4) + b"jumd" + bytes(12)
 
 
 @pytest.mark.parametrize(
     "content",
     [
         png_with((b"caBX", (2**21).to_bytes(4) + b"jumb" + bytes(2**21))),
-        png_with((b"caBX", (28 * 20_000 + 8).to_bytes(4) + b"jumb" + BOX * 20_000)),
+        png_with((b"caBX", (28 * 20_000 + 8).to_bytes(4) + b"jumb" + EMPTY_BOX * 20_000)),
         in_jpeg(20, after_scan=False),
         in_jpeg(20, after_scan=True),
+        in_tiny_parts(300),
         in_webp(2**21),
     ],
-    ids=["png", "boxes", "jpeg", "jpeg after the scan", "webp"],
+    ids=["png", "boxes", "jpeg", "jpeg after the scan", "jpeg in tiny parts", "webp"],
 )
 def test_a_huge_manifest_is_not_read(
     content: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

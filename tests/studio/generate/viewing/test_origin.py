@@ -18,7 +18,16 @@ from studio.config import StudioConfig
 from studio.generate.gallery import GalleryPicture, new_id
 from studio.generate.recipe import PictureRecipe
 from tests.service.wire.provenance.authority import Authority
-from tests.service.wire.provenance.test_packet import FORMATS, MODEL, PIXELS, a_request, file_of, with_checksums
+from tests.service.wire.provenance.test_packet import (
+    FORMATS,
+    MODEL,
+    PIXELS,
+    a_request,
+    file_of,
+    png_with,
+    with_checksums,
+)
+from tests.service.wire.provenance.test_parent import EMPTY_BOX
 from tests.studio.context import studio_of
 
 HERE = "http://127.0.0.1:8001"
@@ -126,9 +135,19 @@ def test_without_the_library_the_label_is_shown_and_the_rest_said_to_be_unchecke
     content = signed(tmp_path, "png")
     monkeypatch.setitem(sys.modules, "c2pa", None)
     text = shown(visitor, content)
-    assert "c2pa-python is not installed" in text
+    assert "Signatures were not checked: the package c2pa-python, which" in text
     assert (INTACT in text, UNSIGNED in text) == (False, False)
     assert "made by a model" in text
+
+
+def test_a_manifest_that_takes_too_long_to_check_is_not_read(visitor: TestClient) -> None:
+    content = png_with((b"caBX", (28 * 4000 + 8).to_bytes(4) + b"jumb" + EMPTY_BOX * 4000))
+    text = shown(visitor, content)
+    assert (
+        "were not checked: the manifest has more than 8 MiB or 3000 boxes; check it with another program.</p>" in text
+    )
+    assert (INTACT in text, UNSIGNED in text, CHANGED in text) == (False, False, False)
+    assert "未检查签名：清单超过 8 MiB 或 3000 个数据块" in shown(visitor, content, Cookie="language=zh")
 
 
 def test_the_gallery_shows_what_its_files_say(visitor: TestClient, tmp_path: Path) -> None:
