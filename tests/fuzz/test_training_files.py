@@ -183,6 +183,33 @@ def test_no_dataset_option_raises_another_exception() -> None:
     try_all("dataset options", check, changed(DATASET, DATASET_VALUES), cases=80)
 
 
+def caption_files(strategy: str) -> st.SearchStrategy[bytes]:
+    """Return contents of the caption file that a dataset of this strategy reads."""
+    rows = st.fixed_dictionaries({"filename": st.one_of(st.just("a.png"), TEXTS), "caption": st.one_of(TEXTS, VALUES)})
+    match strategy:
+        case "json":
+            return json_bytes(st.one_of(st.fixed_dictionaries({"caption": st.one_of(TEXTS, VALUES)}), VALUES))
+        case "jsonl":
+            return st.lists(json_bytes(rows), max_size=3).map(b"\n".join)
+        case "json-table":
+            return json_bytes(st.one_of(st.lists(rows, max_size=3), st.dictionaries(TEXTS, VALUES, max_size=3)))
+        case "csv":
+            return broken(
+                st.lists(
+                    st.tuples(st.one_of(st.just("a.png"), TEXTS), TEXTS, st.sampled_from([",", "\t", ";", '"', "\0"])),
+                    max_size=3,
+                ).map(
+                    lambda lines: (
+                        b"filename,caption\n" + b"\n".join(f"{a}{c}{b}".encode("utf-8", "replace") for a, b, c in lines)
+                    )
+                )
+            )
+        case _:
+            return st.one_of(
+                broken(st.just("一只猫, a cat".encode())), TEXTS.map(lambda t: t.encode("utf-8", "surrogatepass"))
+            )
+
+
 @pytest.mark.parametrize("strategy", ["textfile", "json", "jsonl", "csv", "json-table", "filename"])
 def test_no_caption_file_stops_a_scan(tmp_path: Path, strategy: str) -> None:
     for name in ("a.png", "b.png"):
@@ -214,30 +241,7 @@ def test_no_caption_file_stops_a_scan(tmp_path: Path, strategy: str) -> None:
         for dropped in found.dropped:
             json.dumps(dropped.problem.to_json())
 
-    rows = st.fixed_dictionaries({"filename": st.one_of(st.just("a.png"), TEXTS), "caption": st.one_of(TEXTS, VALUES)})
-    match strategy:
-        case "json":
-            contents = json_bytes(st.one_of(st.fixed_dictionaries({"caption": st.one_of(TEXTS, VALUES)}), VALUES))
-        case "jsonl":
-            contents = st.lists(json_bytes(rows), max_size=3).map(b"\n".join)
-        case "json-table":
-            contents = json_bytes(st.one_of(st.lists(rows, max_size=3), st.dictionaries(TEXTS, VALUES, max_size=3)))
-        case "csv":
-            contents = broken(
-                st.lists(
-                    st.tuples(st.one_of(st.just("a.png"), TEXTS), TEXTS, st.sampled_from([",", "\t", ";", '"', "\0"])),
-                    max_size=3,
-                ).map(
-                    lambda lines: (
-                        b"filename,caption\n" + b"\n".join(f"{a}{c}{b}".encode("utf-8", "replace") for a, b, c in lines)
-                    )
-                )
-            )
-        case _:
-            contents = st.one_of(
-                broken(st.just("一只猫, a cat".encode())), TEXTS.map(lambda t: t.encode("utf-8", "surrogatepass"))
-            )
-    try_all(f"captions: {strategy}", check, contents, cases=40)
+    try_all(f"captions: {strategy}", check, caption_files(strategy), cases=40)
 
 
 def test_no_caption_raises_another_exception() -> None:

@@ -18,6 +18,10 @@ from tests.service.test_serving import APPLE
 MIB = 2**20
 
 
+def styled(http: httpx.Client, name: str) -> httpx.Response:
+    return http.post("/generate", json=APPLE | {"adapters": [{"name": name}]})
+
+
 def test_a_full_disk_kills_nothing_and_is_named(
     small_disk: Path,
     tmp_path: Path,
@@ -37,11 +41,8 @@ def test_a_full_disk_kills_nothing_and_is_named(
     ):
         family = {process.pid for process in psutil.Process(server.process.pid).children(recursive=True)}
         plain = http.post("/generate", json=APPLE).content
-        pictures = {}
-        for name in names:
-            reply = http.post("/generate", json=APPLE | {"adapters": [{"name": name}]})
-            assert reply.status_code == 200, reply.text
-            pictures[name] = reply.content
+        replies = {name: styled(http, name) for name in names}
+        assert {reply.status_code for reply in replies.values()} == {200}
         cached = list(small_disk.glob("lithograph-run-*/adapters/*.safetensors"))
         assert cached
         assert sum(path.stat().st_size for path in cached) < 8 * MIB * 0.95 - 18 * 65536, size
@@ -56,7 +57,7 @@ def test_a_full_disk_kills_nothing_and_is_named(
             assert reply.status_code == 200
             assert reply.content == plain
         assert metric(http, "lithograph_requests_total", status="200") == before + 3
-        refused = [http.post("/generate", json=APPLE | {"adapters": [{"name": name}]}) for name in names]
+        refused = [styled(http, name) for name in names]
         full = [reply.json()["error"] for reply in refused if reply.status_code != 200]
         assert full, "all of them are still in memory"
         assert {error["code"] for error in full} == {"disk_full"}
@@ -67,7 +68,7 @@ def test_a_full_disk_kills_nothing_and_is_named(
 
         filler.unlink()
         for name in names:
-            assert http.post("/generate", json=APPLE | {"adapters": [{"name": name}]}).content == pictures[name]
+            assert styled(http, name).content == replies[name].content
         assert family == {process.pid for process in psutil.Process(server.process.pid).children(recursive=True)}
         assert "Traceback" not in server.log_text()
     assert not list(small_disk.glob("lithograph-*"))
