@@ -1,5 +1,6 @@
 """Edits on a simulated GPU: the vision tower, references, sources and masks, in the engine, as on a CPU."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ def draw(model: Components, *, background: bool) -> dict[str, np.ndarray]:
     return {name: pixels(harness.pictures(name)[0]) for name in harness.outcomes}
 
 
+@cache
+def on_cpu(folder: Path, precision: Precision) -> dict[str, np.ndarray]:
+    return draw(load(resolve(str(folder)), device="cpu", dtype="bfloat16", precision=precision), background=True)
+
+
 @pytest.mark.parametrize(
     ("precision", "offload"),
     [
@@ -47,9 +53,8 @@ def draw(model: Components, *, background: bool) -> dict[str, np.ndarray]:
     ],
 )
 def test_edits_are_those_of_a_cpu(edit_folder: Path, precision: Precision, offload: Offload) -> None:
-    flavour = resolve(str(edit_folder))
-    expected = draw(load(flavour, device="cpu", dtype="bfloat16", precision=precision), background=True)
-    model = load(flavour, device="cuda", dtype="bfloat16", precision=precision, offload=offload)
+    expected = on_cpu(edit_folder, precision)
+    model = load(resolve(str(edit_folder)), device="cuda", dtype="bfloat16", precision=precision, offload=offload)
     actual = draw(model, background=offload is Offload.NONE)
     differences = {name: float(np.abs(actual[name] - expected[name]).mean()) for name in expected}
     assert max(differences.values()) < TOLERANCE, differences
