@@ -121,6 +121,7 @@ format: $(VENV)/dev.stamp ## Format the code and apply lint's automatic fixes.
 .PHONY: eval-embedded
 eval-embedded: $(VENV)/dev.stamp ## Measure the embedded model and its turbo adapter; rewrites their results and sheets (INK=FILE: a style to stack).
 	$(BIN)/python -m recipes.embedded.evaluate
+	$(BIN)/python -m recipes.embedded.sizes
 	$(BIN)/python -m recipes.turbo.evaluate $(if $(INK),--ink $(INK))
 
 .PHONY: turbo

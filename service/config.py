@@ -15,7 +15,7 @@ from longcat.model.flavour import Flavour
 from longcat.model.precision import parse_precision
 from longcat.options import LONGEST_SECONDS, Configuration, Directories, Flag
 from longcat.problem import Problem
-from longcat.sampling.quality import tolerances_of
+from longcat.sampling.quality import sizes_of, tolerances_of
 from longcat.storage.address import parse_address
 from longcat.validation import ProblemValueError, check_http_url
 from service.access.settings import AccessConfig
@@ -236,6 +236,7 @@ class ServiceConfig(Configuration):
         return Limits(
             settings=settings,
             tolerances=tolerances_of(flavour.folder),
+            sizes=sizes_of(flavour.folder),
             max_pixels=max_pixels,
             max_steps=self.max_steps,
             max_images=self.max_images,

@@ -38,11 +38,14 @@ COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 SETTINGS_FILE = "lithograph.json"
 QUALITY_FILE = "quality.json"
 """Beside a model, but no part of it and its hash (``longcat.sampling.quality``)."""
+SIZES_FILE = "sizes.json"
+"""The same: the sizes at which the model was measured."""
 
 ALL_FILES = [
     "model_index.json",
     SETTINGS_FILE,
     QUALITY_FILE,
+    SIZES_FILE,
     *(f"{part}/*" for part in (*COMPONENTS, "text_processor")),
 ]
 _CONFIGURATIONS = ["model_index.json", SETTINGS_FILE, *(f"{part}/*.json" for part in COMPONENTS)]

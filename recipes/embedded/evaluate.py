@@ -85,6 +85,8 @@ class PictureSampler:
     adapters: tuple[LoraWeights, ...] = ()
     reuse: Reuse | None = None
     """The state of step reuse at the start of each image."""
+    size: tuple[int, int] | None = None
+    """Width and height in px; the model's default if None."""
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[np.ndarray]:
         """Generate a picture of each prompt, (H, W, 3) in uint8, as the service does."""
@@ -102,6 +104,7 @@ class PictureSampler:
             )
 
         empty, slots = encode(""), self._slots()
+        width_px, height_px = self.size or (settings.default_size_px, settings.default_size_px)
         forward = Forward(model.transformer, model.device)
         pictures, rows = [], 0
         for first in tqdm.trange(0, len(prompts), TOGETHER, desc="drawing", unit_scale=TOGETHER):
@@ -111,8 +114,8 @@ class PictureSampler:
                     forward,
                     embeds_1LJ=encode(prompt),
                     negative_embeds_1LJ=empty,
-                    height_px=settings.default_size_px,
-                    width_px=settings.default_size_px,
+                    height_px=height_px,
+                    width_px=width_px,
                     steps=self.steps,
                     guidance_scale=self.guidance_scale,
                     cfg_renorm=True,
@@ -154,13 +157,15 @@ def judge(cases: list[EvaluationCase], pictures: list[np.ndarray], sprites: torc
         references = compose(small, colours[case.background].expand(len(small), -1))
         distances = (references - F.avg_pool2d(pixels, 4)).square().mean((1, 2, 3))
         nearer = int((distances < distances[case.concept]).sum())
-        corners = torch.cat([pixels[:, y, x].flatten(1) for y in _EDGES for x in _EDGES], dim=1).median(1).values
-        background = int((colours - corners).square().sum(1).argmin())
+        background = int((colours - corner_colour(pixels)).square().sum(1).argmin())
         judged.append({"top1": nearer == 0, "top5": nearer < 5, "background": background == case.background})
     return judged
 
 
-_EDGES = (slice(0, 6), slice(-6, None))
+def corner_colour(pixels_3HW: torch.Tensor) -> torch.Tensor:
+    """Return the median colour of the corners, (3,)."""
+    edges = (slice(0, 6), slice(-6, None))
+    return torch.cat([pixels_3HW[:, y, x].flatten(1) for y in edges for x in edges], dim=1).median(1).values
 
 
 def summarise(cases: list[EvaluationCase], judged: list[dict[str, bool]]) -> dict[str, dict[str, float]]:

@@ -17,7 +17,7 @@ from longcat.problem import Problem
 from longcat.sampling.encoding.picture_file import MAX_PIXELS
 from longcat.sampling.encoding.source_picture import SourcePicture
 from longcat.sampling.prompt import Tokenize, tokenize_prompt
-from longcat.sampling.quality import Tolerances, tolerances_of
+from longcat.sampling.quality import Size, Tolerances, sizes_of, tolerances_of
 from service.wire.editing.fields import Expansion
 from service.wire.editing.reading import PictureLimits, ReadPictures, read_pictures
 from service.wire.provenance.parent import parent_of
@@ -34,6 +34,8 @@ class Limits:
 
     settings: ModelSettings
     tolerances: Tolerances
+    sizes: tuple[Size, ...]
+    """Those at which the model was measured to draw well; none where nothing was measured. Others are drawn, too."""
     max_pixels: int
     """Largest width times height."""
     max_steps: int
@@ -55,6 +57,7 @@ class Limits:
         return cls(
             settings=flavour.settings,
             tolerances=tolerances_of(flavour.folder),
+            sizes=sizes_of(flavour.folder),
             max_pixels=flavour.settings.max_pixels,
             max_steps=sys.maxsize,
             max_images=sys.maxsize,

@@ -27,6 +27,8 @@ class GenerationLimits:
     max_steps: int = 100
     max_images: int = 8
     cfg_renorm: bool = True
+    trained_sizes: tuple[tuple[int, int], ...] = ()
+    """Widths and heights at which the model draws well; empty for one that does at every size."""
     edits: bool = False
     """The model changes a picture as the prompt says, and needs one."""
     takes_pictures: bool = True
@@ -49,6 +51,7 @@ class GenerationLimits:
             max_steps=limits["max_steps"],
             max_images=limits["max_images"],
             cfg_renorm=defaults.get("cfg_renorm", cls.cfg_renorm),
+            trained_sizes=tuple((width, height) for width, height in info.get("sizes", cls.trained_sizes)),
             edits=info.get("edits", cls.edits),
             takes_pictures="max_image_bytes" in limits,
             max_image_bytes=limits.get("max_image_bytes", cls.max_image_bytes),
@@ -69,9 +72,11 @@ class GenerationLimits:
         return self.max_pixels // GRID_PX // GRID_PX * GRID_PX
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Return the usual shapes at the default area, then larger squares, all within the limits."""
-        found = [self._shape(ratio) for ratio in _RATIOS]
-        found += [(_on_grid(self.width * factor), _on_grid(self.height * factor)) for factor in _LARGER]
+        """Return the model's own sizes, or usual shapes at the default area and larger squares, all within the limits."""
+        found = [*self.trained_sizes] or [
+            *(self._shape(ratio) for ratio in _RATIOS),
+            *((_on_grid(self.width * factor), _on_grid(self.height * factor)) for factor in _LARGER),
+        ]
         return [size for size in dict.fromkeys(found) if math.prod(size) <= self.max_pixels]
 
     def _shape(self, ratio: float) -> tuple[int, int]:

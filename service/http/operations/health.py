@@ -102,6 +102,7 @@ async def info(admission: AdmissionDependency, caller: CallerDependency) -> dict
             "cfg_renorm": settings.default_cfg_renorm,
         },
         "edits": settings.edits,
+        "sizes": admission.limits.sizes,
         "reuse_tolerances": admission.limits.tolerances.model_dump(exclude={"measured"}),
         "versions": {
             "lithograph": VERSION,

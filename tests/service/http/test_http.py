@@ -50,6 +50,12 @@ def test_a_reply_gives_seed_model_and_timings_and_the_png_carries_its_recipe(cli
     assert recipe.model.hash == info["model"]["hash"]
 
 
+def test_the_sizes_at_which_the_model_draws_well_are_told(client: httpx.Client) -> None:
+    sizes = client.get("/v1/info").json()["sizes"]
+    assert [128, 128] in sizes
+    assert [192, 192] not in sizes
+
+
 def test_the_same_request_gives_the_same_bytes_and_no_seed_a_new_one(client: httpx.Client) -> None:
     first, second = (client.post("/generate", json=APPLE) for _ in range(2))
     assert first.content == second.content

@@ -1,13 +1,14 @@
 """Qualities of requests: their tolerances, OpenAI's names for them, and recipes from before there were any."""
 
+import json
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from longcat.errors import FlavourError
-from longcat.model.flavour import QUALITY_FILE, Flavour
-from longcat.sampling.quality import Tolerances, tolerances_of
+from longcat.model.flavour import QUALITY_FILE, SIZES_FILE, Flavour
+from longcat.sampling.quality import Tolerances, sizes_of, tolerances_of
 from service.http.compat.openai_schema import ImagesRequest, answered_quality
 from service.wire.limits import Limits
 from service.wire.schema import GenerateRequest, ResolvedRequest
@@ -68,3 +69,14 @@ def test_a_models_file_gives_its_tolerances(tmp_path: Path) -> None:
     (tmp_path / QUALITY_FILE).write_text('{"balanced": 5}')
     with pytest.raises(FlavourError, match=r"quality\.json is invalid: balanced"):
         tolerances_of(tmp_path)
+
+
+def test_a_models_file_gives_the_sizes_at_which_it_draws_well(tmp_path: Path) -> None:
+    assert sizes_of(tmp_path) == ()
+    shares = [(128, 192, 0.95, 1.0), (192, 192, 0.5, 1.0), (64, 64, 1.0, 0.2)]
+    results = [{"width": w, "height": h, "thing": thing, "background": back} for w, h, thing, back in shares]
+    (tmp_path / SIZES_FILE).write_text(json.dumps({"prompts": 20, "results": results}))
+    assert sizes_of(tmp_path) == ((128, 192),)
+    (tmp_path / SIZES_FILE).write_text('{"results": [{"width": "wide"}]}')
+    with pytest.raises(FlavourError, match=r"sizes\.json is invalid: results"):
+        sizes_of(tmp_path)

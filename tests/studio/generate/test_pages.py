@@ -226,6 +226,8 @@ def test_the_usual_sizes_are_ones_that_can_be_drawn() -> None:
     assert real.sizes()[:3] == [(1024, 1024), (896, 1152), (1152, 896)]
     small = GenerationLimits(width=128, height=128, max_pixels=128 * 128)
     assert small.sizes() == [(128, 128)]
+    named = GenerationLimits(width=128, height=128, max_pixels=128 * 192, trained_sizes=((128, 192), (192, 192)))
+    assert named.sizes() == [(128, 192)]
 
 
 def test_the_recipe_of_an_edit_fills_the_form_with_a_note_of_what_it_lacks(visitor: TestClient) -> None:
