@@ -20,7 +20,9 @@ PROMPT_TOKENS = 32
 
 def write_edit_model(folder: Path, **settings: Any) -> Path:
     """Write the model; ``settings`` are those of its lithograph.json beside the embedded model's sizes."""
-    ignored = shutil.ignore_patterns("*.safetensors.*", "README.md", "adapters", "quality.json", "turbo.json", "*.png")
+    ignored = shutil.ignore_patterns(
+        "*.safetensors.*", "README.md", "adapters", "sizes.json", "quality.json", "turbo.json", "*.png"
+    )
     shutil.copytree(EMBEDDED_FOLDER, folder, ignore=ignored)
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "LongCatImageEditPipeline"}))
