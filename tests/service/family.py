@@ -1,5 +1,6 @@
 """The processes of a running server, by role."""
 
+import time
 from contextlib import suppress
 
 import psutil
@@ -47,9 +48,13 @@ class Family:
         return self.fork_server.children()
 
     def _forked(self) -> list[psutil.Process]:
-        own = self.main.cmdline()
-        children = [child for child in self.main.children() if child.cmdline() == own and not is_fork_server(child)]
-        return sorted(children, key=lambda child: child.pid)
+        deadline = time.monotonic() + 10
+        while True:  # a process that was just forked or renamed may have another command line for a moment
+            own = self.main.cmdline()
+            children = [child for child in self.main.children() if child.cmdline() == own and not is_fork_server(child)]
+            if len(children) >= 2 or time.monotonic() > deadline:
+                return sorted(children, key=lambda child: child.pid)
+            time.sleep(0.1)
 
     def kill(self) -> None:
         """Kill the remaining processes."""
