@@ -74,12 +74,14 @@ class MeasuredSizes(BaseModel):
     results: tuple[SizeShares, ...] = ()
 
 
-def sizes_of(folder: Path) -> tuple[Size, ...]:
-    """Return the sizes at which a model's directory says that it draws well; none where nothing was measured.
+def sizes_of(folder: Path) -> tuple[Size, ...] | None:
+    """Return the sizes at which a model's directory says that it draws well; None where nothing was measured.
 
     Raises ``FlavourError`` if the file is invalid.
     """
     measured = read_settings(MeasuredSizes, folder / SIZES_FILE, flavour=folder.name)
+    if not measured.results:
+        return None
     return tuple(
         (each.width, each.height) for each in measured.results if min(each.thing, each.background) >= GOOD_SHARE
     )

@@ -34,8 +34,8 @@ class Limits:
 
     settings: ModelSettings
     tolerances: Tolerances
-    sizes: tuple[Size, ...]
-    """Those at which the model was measured to draw well; none where nothing was measured. Others are drawn, too."""
+    sizes: tuple[Size, ...] | None
+    """Those at which the model was measured to draw well; None where nothing was measured. Others are drawn, too."""
     max_pixels: int
     """Largest width times height."""
     max_steps: int

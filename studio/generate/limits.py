@@ -28,7 +28,7 @@ class GenerationLimits:
     max_images: int = 8
     cfg_renorm: bool = True
     trained_sizes: tuple[tuple[int, int], ...] = ()
-    """Widths and heights at which the model draws well; empty for one that does at every size."""
+    """Widths and heights at which the model was measured to draw well; empty where there is none or nothing was measured."""
     edits: bool = False
     """The model changes a picture as the prompt says, and needs one."""
     takes_pictures: bool = True
@@ -51,7 +51,7 @@ class GenerationLimits:
             max_steps=limits["max_steps"],
             max_images=limits["max_images"],
             cfg_renorm=defaults.get("cfg_renorm", cls.cfg_renorm),
-            trained_sizes=tuple((width, height) for width, height in info.get("sizes", cls.trained_sizes)),
+            trained_sizes=tuple((width, height) for width, height in info.get("sizes") or ()),
             edits=info.get("edits", cls.edits),
             takes_pictures="max_image_bytes" in limits,
             max_image_bytes=limits.get("max_image_bytes", cls.max_image_bytes),

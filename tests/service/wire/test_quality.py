@@ -72,11 +72,13 @@ def test_a_models_file_gives_its_tolerances(tmp_path: Path) -> None:
 
 
 def test_a_models_file_gives_the_sizes_at_which_it_draws_well(tmp_path: Path) -> None:
-    assert sizes_of(tmp_path) == ()
+    assert sizes_of(tmp_path) is None
     shares = [(128, 192, 0.95, 1.0), (192, 192, 0.5, 1.0), (64, 64, 1.0, 0.2)]
     results = [{"width": w, "height": h, "thing": thing, "background": back} for w, h, thing, back in shares]
     (tmp_path / SIZES_FILE).write_text(json.dumps({"prompts": 20, "results": results}))
     assert sizes_of(tmp_path) == ((128, 192),)
+    (tmp_path / SIZES_FILE).write_text(json.dumps({"prompts": 20, "results": results[1:]}))
+    assert sizes_of(tmp_path) == ()
     (tmp_path / SIZES_FILE).write_text('{"results": [{"width": "wide"}]}')
     with pytest.raises(FlavourError, match=r"sizes\.json is invalid: results"):
         sizes_of(tmp_path)
